@@ -23,14 +23,16 @@ FRAME = synthetic_study(Truth(num_items=20))
 SCALE = net_scale(FRAME, "med", ())
 
 
-def decided(*columns: float | np.ndarray) -> Answer:
-    """The decision by these net gains of r=2, 8, 32 and full fine-tuning, (100,) draws each."""
+def decided(*columns: float | np.ndarray, **first: object) -> Answer:
+    """The decision by these net gains of r=2, 8, 32 and full fine-tuning, (100,) draws each;
+    ``first`` are fields of the first arm."""
     draws = np.column_stack([np.broadcast_to(c, 100) for c in columns])
     posterior, places = Posterior(draws, 0.02), tuple(range(len(columns)))
     found = arms_by_label(FRAME)
     arms = tuple(
         found[label].updated(
-            expected=_expected(posterior, place, posterior.draws[:, place], None, None)
+            expected=_expected(posterior, place, posterior.draws[:, place], None, None),
+            **({} if place else first),
         )
         for place, label in enumerate(ARMS[: len(columns)])
     )
@@ -66,6 +68,23 @@ def test_the_fewest_parameters_within_a_quarter_of_the_margin_win(
     # An answer without a recommendation describes the arm that comes closest.
     assert answer.subject.summary.label == ARMS[int(np.argmax(nets))] or chosen
     assert answer.p_within_margin == 1
+
+
+@pytest.mark.parametrize(
+    ("nets", "verdict"),
+    [
+        ((0.126, 0.13, 0.13), "Use the prompt 5-shot without fine-tuning (over 99 % likely within"),
+        ((0.124, 0.13, 0.12), "Use LoRA r=8"),
+        ((0.004, 0.003, 0.0), "Do not fine-tune"),  # the base reads fewer tokens
+        ((0.006, 0.003, 0.0), "Use the prompt"),
+    ],
+)
+def test_a_prompt_has_no_parameters_and_more_tokens_than_the_base(
+    nets: tuple[float, ...], verdict: str
+) -> None:
+    prompt = {"method": "prompt", "rank": None, "alpha": None, "trainable_parameters": 0}
+    answer = decided(*nets, **prompt, label="prompt 5-shot", tokens_per_item=100.0)
+    assert answer.verdict.startswith(verdict)
 
 
 def test_regret_is_expected_and_not_that_of_the_expected_arm() -> None:

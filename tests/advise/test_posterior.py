@@ -22,6 +22,7 @@ from rankscope.advise.posterior import (
     likeliest_posteriors,
     posterior,
 )
+from rankscope.advise.value import values_of_trials
 
 MARGIN = 0.02
 MANY = 1e6  # Seeds of which the mean has no error
@@ -60,6 +61,20 @@ def test_one_arm_has_the_flat_prior(mean: float) -> None:
     assert found.p_best == pytest.approx(stats.norm.cdf([-z, z]), abs=FOUR_ERRORS)
     lost = [0.02 * (stats.norm.pdf(z) + s * z * stats.norm.cdf(s * z)) for s in (1, -1)]
     assert found.regret == pytest.approx(lost, abs=4 * error)
+
+
+def test_an_arm_without_anything_random_is_as_doubtful_as_its_items() -> None:
+    one = replace(evidence([0.02], seeds=1, squares=0.0, item=0.02), varies=np.zeros(1))
+    for found in (posterior(one, MARGIN), flat_posterior(one, MARGIN)):
+        error = 0.02 / np.sqrt(POSTERIOR_DRAWS)
+        assert found.intervals[:, 0] == pytest.approx(
+            [0.02 - 0.0392, 0.02 + 0.0392], abs=12 * error
+        )
+    two = evidence([0.02, 0.0], seeds=1, squares=0.0, item=0.004)
+    certain = replace(two, varies=np.array([1.0, 0.0]))
+    assert values_of_trials(certain, MARGIN)[1] == 0 < values_of_trials(two, MARGIN)[1]
+    widths = [np.diff(posterior(e, MARGIN).intervals, axis=0)[0] for e in (two, certain)]
+    assert widths[1][1] < 0.7 * widths[0][1]
 
 
 def test_two_arms_by_hand() -> None:

@@ -83,7 +83,7 @@ def test_a_good_file_loads_with_the_protocol_as_defaults(write: Write) -> None:
 
 # --- the table of faults --------------------------------------------------------------------------
 
-METHODS = "lora, dora, eva, full, lora+, nested, pissa, rslora"
+METHODS = "lora, dora, eva, full, lora+, nested, pissa, prompt, rslora"
 ITEM = "    rank: [2, 8]\n"
 PEFT_KEYS = "method 'peft' takes its settings from PEFT's configuration, under PEFT's names"
 
@@ -98,7 +98,7 @@ FAULTS: list[tuple[str | bytes, str, str, str, str]] = [
     (replaced("train:\n  ep", "trian:\n  ep"), "14: trian", "", "", "did you mean 'train'?"),
     (GOOD + '"a\\u202Eb": 1\n', "16: 'a\\u202eb'", "an unknown key", "one of name, model, ", ""),
     (GOOD + "seeds: 3\n", "16: seeds", "a second value of this key, which line 13 has too", "", ""),
-    (replaced("    lr: 1e-3\n", ""), "8: arms.0.lr", "nothing", "a value (Peak learning rate",
+    (replaced("    lr: 1e-3\n", ""), "8: arms.0", "no 'lr'", "a peak learning rate",
      "add"),
     # what must not be executed, or grow
     ("a: &a [x, x]\nb: &b [*a, *a]\n", "2", "text that is not YAML (aliases (*name) are not",

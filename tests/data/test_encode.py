@@ -370,3 +370,51 @@ def test_a_tokenizer_that_cannot_be_used_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=expected):
         Encoder(tokenizer, "auto", 64)
+
+
+@pytest.mark.parametrize("name", ["plain", "chatml", "llama3", "qwen3"])
+def test_a_system_text_stands_before_every_prompt_but_before_no_bare_text(name: str) -> None:
+    tokenizer, text = FORMATS[name][0](), "You know sums."
+    bare, told = encoder_of(name), Encoder(tokenizer, "auto", 512, text)
+    owned = dataclasses.replace(
+        DIALOGUE, messages=(Message("system", "Answer in words."), *DIALOGUE.messages)
+    )
+    shown = dataclasses.replace(QUESTION, fewshot=(("1 + 1?", "two"),))
+    for item in (QUESTION, DIALOGUE, shown, owned):
+        prompt = decoded(told, told.prompt_ids(item))
+        assert prompt.count(text) == 1
+        rest = decoded(bare, bare.prompt_ids(item))
+        last = rest[rest.rindex("Question" if item.completion == "five" else "And") :]
+        assert prompt.endswith(last)
+    assert f"{text}\n\nAnswer in words." in decoded(told, told.prompt_ids(owned))
+    assert told.prompt_ids(TEXT) == bare.prompt_ids(TEXT)
+    assert encoded(told, TEXT) == encoded(bare, TEXT)
+    if name == "plain":
+        assert decoded(told, told.prompt_ids(shown)).endswith(
+            f"{text}\n\n1 + 1? two\n\n{QUESTION.prompt}"
+        )
+    # An answer is cut where it is without the text.
+    short = len(encoded(bare, QUESTION).input_ids) - 3
+    cut = [
+        encoded(Encoder(tokenizer, "auto", short, own), QUESTION, "completion")
+        for own in ("", text)
+    ]
+    assert labeled_ids(cut[0]) == labeled_ids(cut[1])
+    assert cut[0].truncated
+
+
+TURNS = "{% for message in messages %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "found"),
+    [
+        (MISTRAL, "expected a chat template that renders the turns system, user"),
+        (UNENDED.replace(TURNS, TURNS + "{% if message['role'] != 'system' %}", 1)
+         .replace("{% endfor %}", "{% endif %}{% endfor %}"), "leaves as it is"),
+    ],
+)  # fmt: skip
+def test_a_template_without_system_turns_is_refused(template: str, found: str) -> None:
+    with pytest.raises(UserError, match=found) as raised:
+        Encoder(byte_tokenizer(template), "auto", None, "Be brief.")
+    assert "prompt_format: plain" in raised.value.do

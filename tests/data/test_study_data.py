@@ -10,8 +10,8 @@ from rankscope.config.task import TaskConfig
 from rankscope.data.encode import EncodedRow, EncodedRows, Encoder, encode_rows
 from rankscope.data.items import Item
 from rankscope.data.study_data import (
+    CachingEncoder,
     by_length,
-    caching_encoder,
     num_characters,
     prepare_data,
     stand_ins,
@@ -122,7 +122,7 @@ def test_each_row_has_a_stand_in_of_about_its_length() -> None:
 
 
 def test_an_item_is_tokenized_once() -> None:
-    encoder, item = caching_encoder(TOKENIZER, "plain", 64), items(1)[0]
+    encoder, item = CachingEncoder(TOKENIZER, "plain", 64), items(1)[0]
     assert encoder.training_row(item, "completion") is encoder.training_row(item, "completion")
     plain = Encoder(TOKENIZER, "plain", 64)
     assert encoder.prompt_ids(item) == plain.prompt_ids(item)
@@ -135,7 +135,7 @@ def test_tokens_of_real_rows_are_counted_within_two_percent(data_dir: Path) -> N
         task = load_task(TaskConfig(name=name), data_dir, 0, trained_on=[name])
         exact = encode_rows(Encoder(TOKENIZER, "plain", 1024), task.train, "completion")
         estimate = encode_rows(
-            caching_encoder(TOKENIZER, "plain", 1024), stand_ins(task).train, "completion"
+            CachingEncoder(TOKENIZER, "plain", 1024), stand_ins(task).train, "completion"
         )
         assert len(estimate.rows) == len(exact.rows)
         assert abs(estimate.num_tokens / exact.num_tokens - 1) < 0.02

@@ -41,7 +41,7 @@ OVERLAP_KINDS = {"exact": "exact match", "ngram13": "13-gram match"}
 def trust_checks(results: TaskResults, subject: Arm | None) -> tuple[TrustCheck, ...]:
     """Every check that applies to the task or to the arm ``subject``."""
     checks = [_retention(results, subject), _contamination(results)]
-    if subject is not None:
+    if subject is not None and subject.summary.trains:
         checks += [_learning_rate(results, subject), *_loss(results, subject)]
     if results.fit_failed is not None:
         text = (
@@ -221,12 +221,14 @@ def _training_share(trials: Sequence[TrialRecords]) -> float:
     whole: dict[tuple[object, ...], float] = {}
     spent = 0
     for trial in trials:
-        if (train := trial.training) is not None:
+        if (train := trial.training) is not None and train.steps:
             steps = train.steps if trial.stop is None else trial.stop.num_steps
             whole[trial.spec.arm] = train.num_tokens * steps / train.steps
             spent += train.num_tokens
     mean = sum(whole.values()) / max(1, len(whole))
-    planned = sum(whole.get(t.spec.arm, mean) for t in trials if t.status not in FAILED)
+    planned = sum(
+        whole.get(t.spec.arm, mean) for t in trials if t.spec.trains and t.status not in FAILED
+    )
     return spent / planned if planned else 1.0
 
 

@@ -1,9 +1,10 @@
 """Decide for one training task: an adapter, full fine-tuning, or no fine-tuning.
 
 One rule: among all arms and the base, take the fewest trainable parameters whose expected regret
-is at most ``CLOSE`` margins above the least. The regret of an arm is the net gain that it loses
-against the best of all arms and the base, expected over the posterior (``posterior.py``). *Do not
-fine-tune* is the base winning. Arms that probably exceed the limit on forgetting are left out.
+is at most ``CLOSE`` margins above the least; of the base and prompts, which train none, the one
+that reads the fewest tokens. The regret of an arm is the net gain that it loses against the best of
+all arms and the base, expected over the posterior (``posterior.py``). *Do not fine-tune* is the
+base winning. Arms that probably exceed the limit on forgetting are left out.
 
 The verb follows the probability of being within the margin of the best. Few items, few seeds and
 stopped trials widen the posterior, so they need no rule of their own.
@@ -12,11 +13,12 @@ stopped trials widen the posterior, so they need no rule of their own.
 from dataclasses import dataclass
 from math import inf
 
-from rankscope.advise.arms import Arm
+from rankscope.advise.arms import Arm, tokens_read
 from rankscope.advise.messages import arm_name, capitalized, verdict_name
 from rankscope.advise.results import TaskResults, expected
 from rankscope.formatting import amount, count, difference, margin_text, percent, score_text, signed
 from rankscope.records import (
+    BASE,
     ArmSummary,
     Confidence,
     Decision,
@@ -58,7 +60,8 @@ def decide(results: TaskResults) -> Answer:
         return _all_over_limit(results)
     arms = [results.arms[i] for i in results.allowed]
     regrets = posterior.regret.tolist()  # The base first
-    sizes = [0, *(_size(arm.summary) for arm in arms)]
+    tokens = tokens_read(results.study, BASE, results.task) or 0.0
+    sizes = [(0.0, tokens), *(_size(arm.summary, tokens) for arm in arms)]
     # Nobody can use an arm that was stopped before its end.
     whole = [0, *(k for k, arm in enumerate(arms, start=1) if arm.finished)]
     least = min(regrets[k] for k in whole)
@@ -92,9 +95,10 @@ def decide(results: TaskResults) -> Answer:
     )
 
 
-def _size(arm: ArmSummary) -> float:
-    """Trainable parameters, or of imported scores without them, the rank."""
-    return arm.trainable_parameters or arm.rank or inf
+def _size(arm: ArmSummary, base_tokens: float) -> tuple[float, float]:
+    """Trainable parameters, or of imported scores without them, the rank; and tokens per item."""
+    parameters = arm.trainable_parameters or arm.rank or (inf if arm.trains else 0.0)
+    return parameters, arm.tokens_per_item or base_tokens
 
 
 def _verb(p: float, plain: str, leaning: str) -> str:

@@ -24,7 +24,7 @@ def diagnostics(results: TaskResults, subject: Arm | None) -> Iterator[str]:
     """Every pattern that the task's arms, or ``subject``, show."""
     yield from _worse_than_base(results)
     yield from _saturated(results)
-    if subject is not None:
+    if subject is not None and subject.summary.trains:
         yield from _negative_transfer(results, subject)
         yield from _over_forgetting(results, subject)
         yield from _capacity(results, subject)
@@ -32,7 +32,8 @@ def diagnostics(results: TaskResults, subject: Arm | None) -> Iterator[str]:
 
 
 def _worse_than_base(results: TaskResults) -> Iterator[str]:
-    gains = [(a.summary, a.summary.gain) for a in results.arms if a.summary.gain is not None]
+    arms = [arm.summary for arm in results.arms if arm.summary.trains]
+    gains = [(arm, arm.gain) for arm in arms if arm.gain is not None]
     worse = [(arm, gain) for arm, gain in gains if gain.value < 0 and _is_significant(gain)]
     if not worse:
         return

@@ -142,6 +142,7 @@ def measure(
         means=means + np.array(rise),
         item_covariance=covariance,
         seeds=np.array(seeds, dtype=np.float64),
+        varies=np.array([float(arms[i][0].spec.prompt is None) for i in places]),
         squares=np.array(squares),
         answer_noise=np.array(noise),
         kinds=[arms[i][0].spec.kind for i in places],

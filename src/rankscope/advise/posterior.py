@@ -57,6 +57,7 @@ class NetGains:
     means: Array  # Net gains, (A,)
     item_covariance: Array  # Of their errors due to the choice of items, (A, A)
     seeds: Array  # Trained models of each arm, (A,)
+    varies: Array  # 1 if seeds of the arm differ; 0 if nothing about it is random, (A,)
     squares: Array
     """Squared deviations of the seeds' net gains from their arm's, summed, (A,)."""
     answer_noise: Array
@@ -73,6 +74,7 @@ class NetGains:
             means=self.means[kept],
             item_covariance=self.item_covariance[np.ix_(kept, kept)],
             seeds=self.seeds[kept],
+            varies=self.varies[kept],
             squares=self.squares[kept],
             answer_noise=self.answer_noise[kept],
             kinds=[self.kinds[i] for i in kept],
@@ -159,7 +161,8 @@ def flat_posterior(evidence: NetGains, margin: float, seed: int = 0) -> Posterio
     """What the arms' own scores say of them, without a prior; for evidence that none fits."""
     freedom = SPREAD_FREEDOM + float((evidence.seeds - 1).sum())
     pooled = SPREAD_FREEDOM * (TYPICAL_SPREAD * margin) ** 2 + float(evidence.squares.sum())
-    error = np.diag(evidence.item_covariance) + pooled / freedom / evidence.seeds + evidence.extra
+    of_seeds = _arm_variance(evidence, np.full(len(evidence.seeds), pooled / freedom))
+    error = np.diag(evidence.item_covariance) + of_seeds
     error = np.sqrt(np.where(np.isfinite(error), error, (FLAT_PRIOR * margin) ** 2))
     means = np.where(np.isfinite(evidence.means), evidence.means, 0.0)
     normal = np.random.default_rng(seed).standard_normal((POSTERIOR_DRAWS, len(error)))
@@ -187,7 +190,7 @@ def likeliest_posteriors(
     mixture = _mixture(evidence, margin, tried)
     found = []
     for k in np.argsort(-mixture.weights)[:most]:
-        own = mixture.own_squares[k] / (OWN_FREEDOM + evidence.seeds)
+        own = evidence.varies * mixture.own_squares[k] / (OWN_FREEDOM + evidence.seeds)
         inverse = np.linalg.inv(mixture.kernels[k] + _noise(evidence, own[None])[0])
         mean = taken_off + mixture.kernels[k] @ inverse @ evidence.means
         weight = float(mixture.weights[k])
@@ -257,7 +260,7 @@ def _mixture(evidence: NetGains, margin: float, scales: Array) -> _Mixture:
     )
     squares, own = known, known / freedom
     for _ in range(2 if number <= MOST_UPDATED else 0):
-        error = own / evidence.seeds  # Variance of an arm's mean due to its seeds, (K, A)
+        error = evidence.varies * own / evidence.seeds  # Of an arm's mean, by seeds, (K, A)
         inverse = np.linalg.inv(kernels + _noise(evidence, own))
         deviation = error * (inverse @ evidence.means)
         left = error - error**2 * np.diagonal(inverse, axis1=1, axis2=2)
@@ -304,7 +307,7 @@ def _squares_likelihood(evidence: NetGains, margin: float, spreads: Array) -> Ar
 
 def _arm_variance(evidence: NetGains, own: Array) -> Array:
     """Variance of every arm's mean that no other arm shares."""
-    return np.asarray(own / evidence.seeds + evidence.extra)
+    return np.asarray(evidence.varies * own / evidence.seeds + evidence.extra)
 
 
 def _noise(evidence: NetGains, own: Array) -> Array:

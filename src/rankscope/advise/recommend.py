@@ -106,7 +106,7 @@ def _advise(results: TaskResults) -> TaskAdvice:
 
 def _answer_rows(results: TaskResults, answer: Answer) -> tuple[AnswerRow, ...]:
     """The recommended arm, the smaller ranks that the verdict names, the best arm, the best full
-    one, and a LoRA arm."""
+    one and the best prompt, and a LoRA arm."""
     arms = {arm.summary.label: arm.summary for arm in results.arms}
     roles: dict[str, list[RowRole]] = {}
     full, lora = results.best_full, results.best_lora
@@ -115,6 +115,7 @@ def _answer_rows(results: TaskResults, answer: Answer) -> tuple[AnswerRow, ...]:
         ("closest" if answer.chosen is None else "recommended", answer.subject),
         ("best", best),
         ("full", full),
+        ("prompt", results.best_prompt),
     ]
     labels: list[tuple[RowRole, str]] = [(r, a.summary.label) for r, a in named if a is not None]
     chosen_rank = answer.subject.summary.rank if answer.subject else None

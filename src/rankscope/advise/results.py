@@ -120,6 +120,10 @@ class TaskResults:
     def best_lora(self) -> Arm | None:
         return next((a for a in self.candidates if a.summary.is_lora and a.finished), None)
 
+    @property
+    def best_prompt(self) -> Arm | None:
+        return next((a for a in self.candidates if not a.summary.trains and a.finished), None)
+
     @cached_property
     def comparisons(self) -> tuple[ArmComparison, ...]:
         return tuple(_compared(self))

@@ -41,6 +41,7 @@ def with_untried(evidence: NetGains, untried: Sequence[Untried], margin: float) 
         means=np.append(evidence.means, np.zeros(number)),
         item_covariance=covariance,
         seeds=np.append(evidence.seeds, np.ones(number)),
+        varies=np.append(evidence.varies, np.ones(number)),
         squares=np.append(evidence.squares, np.zeros(number)),
         answer_noise=np.append(evidence.answer_noise, np.zeros(number)),
         kinds=[*evidence.kinds, *(kind for kind, _ in untried)],

@@ -173,7 +173,7 @@ class ArmConfig(ConfigSection):
     such as ``shrink --parameters`` writes; or every target's rank by module path."""
     alpha: OneOrMore[Alpha] = ["2r"]
     """LoRA alpha: a number, or a multiple of the rank such as ``2r``."""
-    lr: OneOrMore[PositiveFloat]
+    lr: OneOrMore[PositiveFloat] | None = None
     """Peak learning rate; no default, because a rank sweep at one rate measures the rate."""
     lr_ratio: OneOrMore[PositiveFloat] | None = None
     """``lora+`` only: learning rate of B over that of A, which is ``lr``; by default 16."""
@@ -190,6 +190,12 @@ class ArmConfig(ConfigSection):
     rows: OneOrMore[PositiveInt | Literal["all"]] | None = None
     """Training rows: so many of each task, or ``all``. Fewer rows are part of more: the first of
     one shuffled order. The steps follow from the epochs."""
+    num_fewshot: OneOrMore[Annotated[int, Field(ge=0)]] | None = None
+    """``prompt`` only: solved examples before each item of the training task, from its training
+    rows; by default those that the task shows anyway."""
+    system: OneOrMore[str] | None = None
+    """``prompt`` only: text before every item of every task, as the system turn of the chat
+    template, or else before the prompt; an empty one is none."""
     init_from: PathText = None
     """Folder of a LoRA or DoRA adapter in PEFT's format to continue training from."""
     batch_size: OneOrMore[PositiveInt] | None = None
@@ -237,11 +243,16 @@ class ArmConfig(ConfigSection):
         return self
 
     def _check_fields(self, methods: Sequence[Method]) -> None:
-        fields = self.own_fields()
-        if misplaced := ", ".join(sorted((adapter_fields() & self.model_fields_set) - fields)):
+        fields, of_some = self.own_fields(), adapter_fields()
+        if not self.trains:
+            of_some = frozenset(type(self).model_fields) - {"method"}
+        elif self.lr is None:
+            raise Unfit("no 'lr'", "a peak learning rate, or several", "add this key")
+        wrong = (of_some & self.model_fields_set) - fields
+        if misplaced := ", ".join(sorted(wrong)):
             name = repr(methods[0].name) if methods else "of the adapter"
             note = methods[0].arm_note if methods else ""
-            owners = [m.name for m in all_methods() if fields < set(m.arm_fields)]
+            owners = [m.name for m in all_methods() if wrong <= set(m.arm_fields)]
             rule = f"none: method {name} {note}" if note else f"none with method {name}"
             do = f"remove {misplaced}" if note else f"remove it, or use {' or '.join(owners)}"
             raise Unfit(misplaced, rule, do)
@@ -264,6 +275,10 @@ class ArmConfig(ConfigSection):
     @property
     def is_full(self) -> bool:
         return any(method.trains_base for method in self.methods)
+
+    @property
+    def trains(self) -> bool:
+        return all(method.trains for method in self.methods)
 
     def own_fields(self) -> set[str]:
         """Adapter settings that the arm's methods have."""
@@ -289,7 +304,7 @@ class ArmConfig(ConfigSection):
                 axes["alpha"] = self.alpha
             if isinstance(self.rank_pattern, dict):
                 axes["rank_pattern"] = [tuple(sorted(self.rank_pattern.items()))]
-            axes["lr"] = self.lr
+            axes["lr"] = self.lr or [0.0]
             for setting, default in method.field_defaults.items():
                 axes[setting] = getattr(self, setting) or [default]
             if method.has_rank:

@@ -337,8 +337,8 @@ class StudyConfig(ConfigSection):
         if self.budget is not None and self.strategy == "grid":
             found = "'budget' with 'strategy: grid'"
             raise Unfit(found, "an adaptive study", "set 'strategy: adaptive'")
-        if self.strategy == "adaptive" and not self.arms:
-            raise Unfit("'strategy: adaptive' without 'arms'", "arms to choose among")
+        if self.strategy == "adaptive" and not any(arm.trains for arm in self.arms):
+            raise Unfit("'strategy: adaptive' without 'arms' that train", "arms to choose among")
         if self.rungs is not None and self.rungs != sorted(set(self.rungs)):
             rule = "shares of the steps, each larger than the one before"
             raise Unfit(f"rungs {short_repr(self.rungs)}", rule)

@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from rankscope.data.chat import (
+    PLAIN_FORMAT,
     ChatTemplate,
     TextSegment,
     plain_turns,
@@ -94,8 +95,9 @@ class Encoder:
     """Turns items into token ids for one tokenizer.
 
     ``prompt_format``: ``auto`` renders the chat template if there is one. ``max_length``: most
-    tokens of a training row; None is no limit. Raises UserError for ``chat`` without a template, an
-    unusable template, or a tokenizer without an end token.
+    tokens of a training row; None is no limit. ``system``: a text before every prompt, as the first
+    turn of the chat template; a text without a prompt has none. Raises UserError for ``chat``
+    without a template, an unusable template, or a tokenizer without an end token.
     """
 
     prompt_format: PromptFormat  # ``auto`` resolved
@@ -108,6 +110,7 @@ class Encoder:
         tokenizer: "PreTrainedTokenizerBase",
         prompt_format: Literal["auto", "chat", "plain"],
         max_length: int | None,
+        system: str = "",
     ) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
@@ -142,6 +145,14 @@ class Encoder:
             if self._chat.end:
                 self._end_ids["turn"] = self._tokenize_continuation(self._chat.end)
         self.stop_ids = frozenset({self._eos_id, self._end_ids["turn"][-1]})
+        self.system, self._num_system = "", 0
+        if system:
+            probe = Item(prompt="a", source_row="the system text of a prompt")
+            before, self.system = self.prompt_ids(probe), system
+            if (after := self.prompt_ids(probe)) == before:
+                found, rule = "a chat template whose text it leaves as it is", "one that renders it"
+                raise UserError(probe.location, found, rule, PLAIN_FORMAT)
+            self._num_system = len(after) - len(before)
         self.notes = []
         if prompt_format == "auto" and self.prompt_format == "plain":
             note = "no chat template in this tokenizer: prompts are formatted as plain text"
@@ -188,7 +199,9 @@ class Encoder:
         # The end of the last answer is always a label, so this cuts no label.
         length = len(ids) - is_label[::-1].index(True)
         first = is_label.index(True)
-        kept = length if self.max_length is None else min(length, self.max_length)
+        # As many tokens of the answer as without the system text.
+        room = 0 if _is_plain_text(item) else self._num_system
+        kept = length if self.max_length is None else min(length, self.max_length + room)
         if first >= kept:
             return None
         marks = is_label[:kept] if labels == "completion" else [True] * kept
@@ -237,14 +250,21 @@ class Encoder:
                 for prompt, answer in (*item.fewshot, (item.prompt, item.completion))
                 for message in (Message("user", prompt.rstrip()), Message("assistant", answer))
             ]
-            return self._chat.segments(turns, item.location)
+            return self._chat.segments(self._after_system(turns), item.location)
         if item.messages:
-            return plain_turns(item.messages)
+            return plain_turns(self._after_system(item.messages))
         answer = with_leading_space(item.prompt, item.completion)
-        examples = "".join(
+        examples = f"{self.system}\n\n" * bool(self.system) + "".join(
             f"{asked}{with_leading_space(asked, reply)}\n\n" for asked, reply in item.fewshot
         )
         return [TextSegment(examples + item.prompt), TextSegment(answer, is_label=True, end="eos")]
+
+    def _after_system(self, turns: Sequence[Message]) -> Sequence[Message]:
+        """The turns of a row after the system text, which stands before the row's own."""
+        if not self.system:
+            return turns
+        own = [turn.content for turn in turns[:1] if turn.role == "system"]
+        return [Message("system", "\n\n".join([self.system, *own])), *turns[len(own) :]]
 
     def _encode(self, segments: Sequence[TextSegment], bos: bool) -> tuple[list[int], list[bool]]:
         """(ids, is_label) of the concatenated segments, after one BOS if ``bos``."""

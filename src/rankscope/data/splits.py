@@ -192,7 +192,7 @@ def with_examples(
         for number, item in enumerate(kept):
             subject = item.subject if spec.fewshot_by_subject else None
             if subject not in by_subject:
-                by_subject[subject] = _choose_examples(spec, pool, file, subject, seed)
+                by_subject[subject] = choose_examples(spec, pool, file, subject, seed)
             kept[number] = replace(item, fewshot=by_subject[subject])
         prepared[split] = tuple(kept)
     source = EXAMPLE_SOURCES[file]
@@ -202,7 +202,7 @@ def with_examples(
     return prepared, notes
 
 
-def _choose_examples(
+def choose_examples(
     spec: TaskSpec, pool: Sequence[Item], file: str, subject: str | None, seed: int
 ) -> tuple[tuple[str, str], ...]:
     """(prompt, answer) of each."""

@@ -38,6 +38,17 @@ class StudyData:
     replay_rows: Mapping[str, EncodedRows]  # By task whose rows some arm replays, or source's
     notes: tuple[str, ...]  # What readers of the results should know, one sentence each
 
+    def seen_by(self, trial: TrialSpec) -> "StudyData":
+        """The data that a trial is scored on: items after its prompt, if it has one."""
+        prompt, own, tasks = trial.prompt, self.encoder, dict(self.tasks)
+        if prompt is None:
+            return self
+        if prompt.num_fewshot is not None:
+            tasks[trial.task] = tasks[trial.task].shown_after(prompt.examples)
+        if prompt.system:
+            own = type(own)(own.tokenizer, own.prompt_format, own.max_length, prompt.system)
+        return replace(self, encoder=own, tasks=tasks)
+
     def rows_of(self, trial: TrialSpec) -> EncodedRows:
         """What a trial is trained on."""
         return (
@@ -50,7 +61,7 @@ def prepare_data(
 ) -> StudyData:
     """Read, check, split and encode the rows of a study; ``whole`` False encodes stand-ins and does
     not search for contamination."""
-    kind = Encoder if whole else caching_encoder
+    kind = Encoder if whole else CachingEncoder
     max_length = config.train.max_length if config.arms else None  # items are scored whole
     encoder = kind(tokenizer, config.model.prompt_format, max_length)
     tasks = _load_tasks(config, compare=whole)
@@ -266,12 +277,13 @@ def unknown_token_notes(rows: Mapping[str, EncodedRows], unknown_id: int | None)
 SPANS = 512  # Most rows of one split that are tokenized
 
 
-def caching_encoder(*args: Any) -> Encoder:
-    """An encoder that tokenizes an item once, however many it stands for."""
-    encoder = Encoder(*args)
-    for name in ("prompt_ids", "answer_ids", "training_row"):
-        setattr(encoder, name, cache(getattr(encoder, name)))
-    return encoder
+class CachingEncoder(Encoder):
+    """Tokenizes an item once, however many it stands for."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        for name in ("prompt_ids", "answer_ids", "training_row"):
+            setattr(self, name, cache(getattr(self, name)))
 
 
 def stand_ins(task: LoadedTask) -> LoadedTask:

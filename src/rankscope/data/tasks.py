@@ -26,6 +26,7 @@ from rankscope.data.sources import DEV
 from rankscope.data.splits import (
     EXAMPLE_SOURCES,
     NO_CONTAMINATION,
+    choose_examples,
     contamination_notes,
     example_file,
     find_contamination,
@@ -72,6 +73,25 @@ class LoadedTask:
     row_shape: str = ""  # Name of the rows' shape, such as ``alpaca``
     parts: tuple["LoadedTask", ...] = ()
     """The tasks of a mixture, each with its own prompt and scorer."""
+
+    def solved(self, num: int, seed: int) -> tuple[tuple[str, str, str], ...]:
+        """(task, question, answer) of so many training rows; of a mixture, of each part's."""
+        if self.parts or not num:
+            return tuple(chain.from_iterable(part.solved(num, seed) for part in self.parts))
+        spec = replace(self.spec, num_fewshot=num, fewshot_by_subject=False)
+        get_scorer(spec.scorer).check_task(spec)
+        file = example_file(spec, {"train": self.train})
+        pool, _ = without([*self.train], self.validation + self.test)
+        pairs = choose_examples(spec, pool, file, None, seed)
+        return tuple((spec.name, *pair) for pair in pairs)
+
+    def shown_after(self, examples: Sequence[tuple[str, str, str]]) -> "LoadedTask":
+        """The task whose items follow other solved examples, (task, question, answer) of each."""
+        own = tuple((asked, reply) for task, asked, reply in examples if task == self.spec.name)
+        validation = tuple(replace(item, fewshot=own) for item in self.validation)
+        test = tuple(replace(item, fewshot=own) for item in self.test)
+        parts = tuple(part.shown_after(examples) for part in self.parts)
+        return replace(self, validation=validation, test=test, parts=parts)
 
 
 def load_task(

@@ -78,7 +78,7 @@ def fit_to_context(split: EncodedSplit, where: str) -> EncodedSplit:
             f"context of {split.max_tokens} tokens; the longest, {split.items[longest].location}, "
             f"needs {lengths[longest]}",
             "items that fit",
-            "remove these rows, use a model with a longer context, or cut prompts at their "
+            "shorten the prompt, remove these rows, use a model with a longer context, or cut the "
             "beginning: 'evaluate.too_long: truncate_left'",
         )
     encoded = list(split.encoded)

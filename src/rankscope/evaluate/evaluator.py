@@ -76,6 +76,8 @@ def evaluate_task(
     with base.multi_lora.dropout_off(), torch.inference_mode():
         scores = encoded.scorer.run(base, encoded, list(models))
     prompts = [item.prompt or item.question for item in encoded.items]
+    pairs = zip(encoded.items, encoded.encoded, strict=True)
+    read = sum(encoded.scorer.item_tokens(encoder, i, ids, 0).read for i, ids in pairs)
     evaluations, failures = {}, {}
     for name, of_model in scores.items():
         if of_model.failure or of_model.metrics.get("not_finite") == 1:
@@ -84,6 +86,7 @@ def evaluate_task(
         items = of_model.items
         if models[name] == BASE:
             items = [replace(i, prompt=p) for i, p in zip(items, prompts, strict=True)]
+        of_model.num_read = read
         record = _make_record(of_model, task, split, models[name], encoded.truncated)
         evaluations[name] = record, items
     return evaluations, failures
@@ -166,6 +169,7 @@ def _make_record(
         truncated=truncated,
         seconds=scores.seconds,
         num_tokens=scores.num_tokens,
+        num_read=scores.num_read,
     )
 
 
@@ -216,6 +220,7 @@ def _merged_evaluation(task: LoadedTask, split: Split, parts: Sequence[Evaluatio
         metrics,
         seconds=sum(record.seconds for record in records),
         num_tokens=sum(record.num_tokens for record in records),
+        num_read=sum(record.num_read for record in records),
     )
     truncated = sum(record.truncated for record in records)
     return _make_record(scores, task, split, records[0].trial_id, truncated), results

@@ -19,6 +19,7 @@ class ModelScores:
     metrics: dict[str, float]
     seconds: float = 0.0
     num_tokens: int = 0  # Tokens computed, padding not counted
+    num_read: int = 0  # As of ``EvalRecord``
     failure: str = ""  # Why the model cannot be scored
 
 

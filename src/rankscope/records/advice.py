@@ -58,6 +58,8 @@ class ArmSummary(Record):
     seconds: float | None  # Mean training time of one trial
     peak_memory_bytes: int | None = None
     """Largest peak of its trials' groups; adapters trained together share it."""
+    tokens_per_item: float | None = None
+    """Tokens that are read for an item of its task, if the arm is a prompt and that is known."""
     on_pareto_front: bool = False
     """No other arm is better in score, forgetting and trainable parameters together."""
     expected: ExpectedGain | None = None  # None if it has no score on some task that counts
@@ -65,6 +67,10 @@ class ArmSummary(Record):
     @property
     def is_full(self) -> bool:
         return get_method(self.method).trains_base
+
+    @property
+    def trains(self) -> bool:
+        return get_method(self.method).trains
 
     @property
     def net_gain(self) -> Estimate | None:
@@ -118,10 +124,10 @@ def confidence_of(p: float) -> Confidence:
     return "sure" if p >= SURE else "probable" if p >= PROBABLE else "leaning"
 
 
-RowRole = Literal["recommended", "closest", "smaller", "best", "full", "lora"]
+RowRole = Literal["recommended", "closest", "smaller", "best", "full", "prompt", "lora"]
 """``closest``: the arm that an answer without a recommendation describes. ``smaller``: of the
-smaller ranks that may do as well, the likeliest. ``best``: the highest expected net gain. ``full``:
-the best full fine-tuning arm. ``lora``: the best LoRA arm, if none of the others is one."""
+smaller ranks that may do as well, the likeliest. ``best``: the highest expected net gain. ``full``,
+``prompt``: the best of these. ``lora``: the best LoRA arm, if none of the others is one."""
 
 
 class AnswerRow(Record):

@@ -34,6 +34,9 @@ class EvalRecord(Record):
     truncated: int = 0  # Items cut at the start to fit the context, or at ``max_length``
     seconds: float
     num_tokens: int
+    num_read: int = 0
+    """Tokens of all prompts and of the answers offered; ``num_tokens`` counts a beginning that
+    items share once."""
 
 
 class CurvePoint(Record):

@@ -25,6 +25,15 @@ class GivenModel(Record):
     """Trial of the study in ``folder`` whose stored scores it has; its weights are not read."""
 
 
+class Prompt(Record):
+    """What the base is shown besides an item."""
+
+    system: str  # Before every item of every task; may be empty
+    num_fewshot: int | None  # Solved examples before the items of its task; None: the task's own
+    examples: tuple[tuple[str, str, str], ...] = ()
+    """(task, question, answer) of each; the task is the training task, or a part of a mixture."""
+
+
 class TrialSpec(Record):
     """One method, one point of the grid, one seed, one training task; or a given model."""
 
@@ -61,6 +70,7 @@ class TrialSpec(Record):
     early_stop: int | None = None  # Stops after so many points without a better score
     validation_sha256: str | None = None  # Of the items that decide when to stop
     given: GivenModel | None = None  # Only for a model that was trained elsewhere
+    prompt: Prompt | None = None  # Only for ``prompt``
 
     @field_validator("peft")
     @classmethod
@@ -79,6 +89,11 @@ class TrialSpec(Record):
     @property
     def is_full(self) -> bool:
         return get_method(self.method).trains_base
+
+    @property
+    def trains(self) -> bool:
+        """Whether the study trains it."""
+        return self.given is None and get_method(self.method).trains
 
     @property
     def trains_alone(self) -> bool:
@@ -152,6 +167,7 @@ class TrialSpec(Record):
             *self.overrides.items(),
             *self.mitigations.items(),
             *(["by module"] if self.rank_pattern else []),
+            self.prompt,
         )
 
     @property
@@ -162,6 +178,10 @@ class TrialSpec(Record):
             return self.given.name
         if self.peft is not None:
             parts = _peft_label(self.peft)
+        elif self.prompt is not None:
+            shots, system = self.prompt.num_fewshot, self.prompt.system
+            parts = [self.method] + ([] if shots is None else [f"{shots}-shot"])
+            parts += [f"system={sha256_json(system)[:8]}"] if system else []
         elif self.rank is None:
             parts = ["full"]
         else:

@@ -32,6 +32,7 @@ ROW_ROLES = {
     "smaller": "Smaller rank that may do",
     "best": "Highest expected net gain",
     "full": "Best full fine-tuning",
+    "prompt": "Best prompt",
     "lora": "Best LoRA",
 }
 BYTES_PER_PARAMETER = 4
@@ -106,9 +107,7 @@ def _role_text(row: AnswerRow) -> str:
 
 
 def _cells(view: StudyView, arm: ArmSummary) -> Cells:
-    size, of, numbers = arm.trainable_parameters, arm.expected, view.numbers(arm)
-    total = view.study.model.num_parameters  # 0 if imported scores do not tell it
-    share = f", {number(100 * size / total)} % of the model" if total else ""
+    of, numbers = arm.expected, view.numbers(arm)
     # An arm over the limit on forgetting may be better than the best that is allowed.
     regret = signed(max(0.0, of.regret), view.net_unit(arm.task)).removeprefix("+") if of else ""
     return (
@@ -121,14 +120,22 @@ def _cells(view: StudyView, arm: ArmSummary) -> Cells:
         else (UNKNOWN, "not scored"),
         _cell(*numbers["score"]),
         _cell(*numbers["retention_change"], sign=True),
-        (
-            byte_size(BYTES_PER_PARAMETER * size),
-            f"{compact(size)} parameters{share}; float32",
-        )
-        if size
-        else (UNKNOWN, "not known"),
-        (duration(arm.seconds), "per trial"),
+        _size_cell(view, arm),
+        (duration(arm.seconds), "per trial") if arm.trains else ("none", ""),
     )
+
+
+def _size_cell(view: StudyView, arm: ArmSummary) -> tuple[str, str]:
+    """Of what is trained; of a prompt, by the tokens that it adds to every item."""
+    size, total = arm.trainable_parameters, view.study.model.num_parameters
+    if arm.tokens_per_item:
+        base = view.base(arm.task)
+        of_base = f"; {base.num_read / base.n:,.0f} by the base" if base else ""
+        return f"{arm.tokens_per_item:,.0f} tokens", f"read for an item{of_base}"
+    if not size:
+        return UNKNOWN, "not known"
+    share = f", {number(100 * size / total)} % of the model" if total else ""  # 0: not known
+    return byte_size(BYTES_PER_PARAMETER * size), f"{compact(size)} parameters{share}; float32"
 
 
 def _cell(estimate: Estimate | None, unit: Unit, *, sign: bool = False) -> tuple[str, str]:

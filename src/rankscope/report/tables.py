@@ -36,6 +36,7 @@ STUDY_COLUMNS = {
     "retention_unit": Column("unit of retention", words=_WORDS),
     "p_holm": Column("p, Holm"),
     "seconds": Column("seconds a trial", digits=1),
+    "tokens_per_item": Column("tokens read for an item", digits=0),
     "peak_memory_bytes": Column("peak memory, MB", Unit(1e-6, "MB", "MB", 0)),
     "label": Column("trial"),
     "failure": Column("reason"),
@@ -137,7 +138,7 @@ def paper_table(view: StudyView) -> pd.DataFrame:
                 title = f"retention change, {lost.difference}"
                 columns["retention_change"] = Column(title, lost)
                 row |= _with_interval("retention_change", view.retention_change(arm))
-                row["parameters"] = arm.trainable_parameters or None
+                row["parameters"] = arm.trainable_parameters or (None if arm.trains else 0)
     return table(list(rows.values()) if len(rows) > 1 else [], columns, tuple(columns))
 
 
@@ -183,9 +184,10 @@ def arm_row(view: StudyView, arm: ArmSummary) -> TableRow:
         "net_unit": _score_unit(numbers["expected_net_gain"][1]),
         "score_unit": _score_unit(numbers["score"][1]),
         "retention_unit": _score_unit(numbers["retention_change"][1]),
-        "trainable_parameters": arm.trainable_parameters or None,
+        "trainable_parameters": arm.trainable_parameters or (None if arm.trains else 0),
         "seconds": arm.seconds,
         "peak_memory_bytes": arm.peak_memory_bytes,
+        **({} if arm.trains else {"tokens_per_item": arm.tokens_per_item}),
         "recommended": arm == view.advice(arm.task).chosen,
     }
 
@@ -372,8 +374,9 @@ def training_table(view: StudyView) -> pd.DataFrame:
     The finished trials of a task usually agree; if they differ, the smallest and the largest value
     have a column each.
     """
+    trials = [trial for trial in view.study.trials if trial.spec.prompt is None]
     trained = {
-        task: [t.train for t in view.study.trials if t.spec.task == task and t.train]
+        task: [t.train for t in trials if t.spec.task == task and t.train]
         for task in view.training_tasks
     }
     rows: list[TableRow] = [

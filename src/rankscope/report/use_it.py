@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Literal
 
+from rankscope.formatting import safe_text
 from rankscope.models.methods import get_lora_method, lora_methods
-from rankscope.records import ArmSummary, StudyRecords, TrialSpec
+from rankscope.records import ArmSummary, Prompt, StudyRecords, TrialSpec
 from rankscope.report.page import template_environment
 from rankscope.report.study_view import StudyView
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # Values of vLLM's ``--max-lora-rank`` from 8 on
+ASK = "Ask in the form of the task's items; of a mixture, the examples of one part are shown."
 HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 """What the hub accepts as ``base_model``."""
 
@@ -189,6 +191,8 @@ def steps_for_task(view: StudyView, task: str, folder: str) -> tuple[_UseStep, .
     if arm is None or not trials or not view.study.config.arms:  # imported scores: no weights
         return ()
     spec = trials[0].spec
+    if spec.prompt is not None:
+        return _prompt_steps(view, spec.prompt)
     name = folder_name(f"{task}-{arm.short_label.replace('=', '')}")
     command = f"rankscope export {shlex.quote(folder)} {_selection(view, arm)}"
     steps = [_UseStep("Export it", f"{command} --out {name}")]
@@ -199,6 +203,21 @@ def steps_for_task(view: StudyView, task: str, folder: str) -> tuple[_UseStep, .
     base = base_source(view.study, {})
     chat = view.study.model.prompt_format == "chat"
     return (*steps, *use_steps(base, settings, name, name, chat=chat))
+
+
+def _prompt_steps(view: StudyView, prompt: Prompt) -> tuple[_UseStep, ...]:
+    """The base, and the prompt before a question: as messages, or as the text that was scored."""
+    pairs = [pair for task, *pair in prompt.examples if task == prompt.examples[0][0]]
+    if view.study.model.prompt_format == "chat":
+        turns = [("system", prompt.system)] * bool(prompt.system)
+        turns += [turn for pair in pairs for turn in zip(("user", "assistant"), pair, strict=True)]
+        messages = [{"role": r, "content": text} for r, text in [*turns, ("user", "...")]]
+        code = f"messages = {json.dumps(messages, indent=1, ensure_ascii=False)}"
+    else:
+        solved = (asked + " " * (not asked[-1:].isspace()) + reply for asked, reply in pairs)
+        code = "\n\n".join([*[prompt.system] * bool(prompt.system), *solved, "..."])
+    serve = _UseStep("Serve the base with vLLM", f"vllm serve {base_source(view.study, {}).shell}")
+    return serve, _UseStep("Put this before each question", safe_text(code, 20_000), "python", ASK)
 
 
 def _selection(view: StudyView, arm: ArmSummary) -> str:

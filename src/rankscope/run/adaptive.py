@@ -68,8 +68,8 @@ class _AdaptiveStudy:
         first = first_trials(self.declared)
         begun = {trial.trial_id for trial in first}
         seed = self.declared.config.seeds[0]
-        given = [t for t in self.declared.trials if t.given is not None]
-        of_seed = {t.trial_id for t in self.declared.trials if t.seed == seed and t.given is None}
+        untrained = [t for t in self.declared.trials if not t.trains]
+        of_seed = {t.trial_id for t in self.declared.trials if t.seed == seed and t.trains}
         self.over_budget = self.first_over_budget = of_seed - begun
         self.remove_points_without_items(first)
         rungs = len(self.declared.rungs)
@@ -77,7 +77,8 @@ class _AdaptiveStudy:
             label = f"rung {rung + 1} of {rungs},"
             self.round(first, Round(rung=rung, is_last=False, label=label))
             self.stop_trials(rung)
-        self.round(first, Round(is_last=False, label="first seed,"))
+        prompts = [t for t in untrained if t.prompt is not None]
+        self.round([*first, *prompts], Round(is_last=False, label="first seed,"))
         # A round that was killed is finished before anything is decided anew.
         further = self.ledger.round_trials()
         while True:
@@ -88,7 +89,7 @@ class _AdaptiveStudy:
                 break
             further = [trial.trial_id for trial in new]
             self.ledger.put_round(further)
-        last = [*given, *(trial for arm in self.finalists() for trial in arm)]
+        last = [*untrained, *(trial for arm in self.finalists() for trial in arm)]
         self.round(last, Round(label="finalists,"))
         self.end()
 
@@ -155,7 +156,7 @@ class _AdaptiveStudy:
 
     def next_trials(self) -> list[TrialSpec]:
         view = self.validated()
-        own = [trial for trial in self.declared.trials if trial.given is None]
+        own = [trial for trial in self.declared.trials if trial.trains]
         tokens = {trial.trial_id: float(self.declared.training_tokens(trial)) for trial in own}
         until = self.declared.config.until
         by_task = [next_trials(view, task, until, tokens) for task in self.declared.data.rows]
@@ -188,7 +189,7 @@ class _AdaptiveStudy:
         budget, records = self.declared.config.budget, self.ledger.load()
         if budget is None:
             return list(trials)
-        own = [trial for trial in records.trials if trial.spec.given is None]
+        own = [trial for trial in records.trials if trial.spec.trains]
         begun = [trial for trial in own if trial.status not in ("planned", "skipped")]
         num_trials, tokens = len(begun), float(sum(self.tokens(trial) for trial in begun))
         hours = (records.total_seconds + time.monotonic() - self.begun_at) / 3600
@@ -227,7 +228,7 @@ def expected_shares(study: PreparedStudy) -> dict[str, float]:
     limit both; its hours do not, for they depend on the machine.
     """
     seed = study.config.seeds[0]
-    trials = [trial for trial in study.trials if trial.given is None]
+    trials = [trial for trial in study.trials if trial.trains]
     first = [trial for trial in trials if trial.seed == seed]
     arms = Counter(trial.task for trial in first)
     shares = {t.trial_id: min(1.0, TYPICAL_FINALISTS / arms[t.task]) for t in trials}

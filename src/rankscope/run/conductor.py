@@ -138,7 +138,8 @@ class Conductor:
         )
 
     def lacks_analysis(self, trial: TrialSpec) -> bool:
-        return any(stage.missing((trial,)) for stage in self.analysis_stages)
+        stages = self.analysis_stages if trial.prompt is None else ()
+        return any(stage.missing((trial,)) for stage in stages)
 
     def remove_orphans(self) -> None:
         """In the last round, remove checkpoints that no remaining training would read. A run that

@@ -90,7 +90,7 @@ class CostModel:
     def training(self, group: Group) -> dict[str, float]:
         """Seconds of training each trial of a group, by trial id, if ``train.devices`` share the
         work evenly; what they send each other is not counted. Slices of a nested run share its."""
-        if group[0].given is not None:
+        if not group[0].trains:
             return {trial.trial_id: 0.0 for trial in group}
         by_nest = {trial.nest: self._trial_training(trial) for trial in self.inputs.trained(group)}
         sizes, devices = Counter(trial.nest for trial in group), self.inputs.config.train.devices
@@ -123,7 +123,7 @@ class CostModel:
 
     def parameters(self, trial: TrialSpec) -> int:
         """That it trains and stores."""
-        if trial.given is not None:
+        if not trial.trains:
             return 0
         base = self.inputs.base
         return get_method(trial.method).trainable_parameters(trial, base)
@@ -136,7 +136,7 @@ class CostModel:
     def num_checkpoints(self, group: Group) -> int:
         """How often a group is stored while it trains: after each ``checkpoint_seconds`` of
         training, and at each rung."""
-        if group[0].given is not None:
+        if not group[0].trains:
             return 0
         seconds = sum(self.training(group).values())
         steps = max(map(self.inputs.num_steps, group))
@@ -152,7 +152,7 @@ class CostModel:
 
     def stored_bytes(self, trial: TrialSpec) -> int:
         """Of its weights and snapshots."""
-        if trial.given is not None:
+        if not trial.trains:
             return 0
         return FLOAT32_BYTES * self.parameters(trial) * (1 + len(self.inputs.snapshot_steps(trial)))
 

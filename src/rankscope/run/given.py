@@ -1,4 +1,4 @@
-"""Models that a study does not train, while it runs: stored as trained, loaded to be scored."""
+"""What a study does not train, while it runs: stored as trained, loaded to be scored."""
 
 import shutil
 from collections.abc import Sequence
@@ -21,20 +21,21 @@ from rankscope.store import Artifact, Ledger, items_path
 
 
 def store_given(context: RunContext) -> None:
-    """Enter the given models that the ledger does not have yet as trained, with the scores that
-    another study has of them."""
+    """Enter prompts and given models that the ledger does not have yet as trained, with the scores
+    that another study has of them."""
     study, ledger, statuses = context.study, context.ledger, context.ledger.statuses()
     for trial in study.trials:
-        if trial.given is None:
+        if trial.trains:
             continue
-        is_new = statuses[trial.trial_id] == "planned"
-        if trial.given.scores_of is not None:
+        is_new, given = statuses[trial.trial_id] == "planned", trial.given
+        if given is not None and given.scores_of is not None:
             missing = ledger.missing_evals(study.wanted_evals(trial.trial_id, trial.task))
             if is_new or missing:
-                _copy_scores(context, trial, trial.given, [key[1:] for key in missing])
+                _copy_scores(context, trial, given, [key[1:] for key in missing])
         elif is_new:
-            num_parameters = num_trained_parameters(trial, study.base.shapes.num_parameters)
-            ledger.commit([given_record(trial, num_parameters)])
+            num_of_base = study.base.shapes.num_parameters
+            number = 0 if given is None else num_trained_parameters(trial, num_of_base)
+            ledger.commit([given_record(trial, number)])
 
 
 def _copy_scores(
@@ -61,15 +62,14 @@ def _copy_scores(
 
 
 def given_record(trial: TrialSpec, num_parameters: int) -> TrainRecord:
-    """The training record of a given model of so many trained numbers."""
-    assert trial.given is not None
+    """The training record of a given model of so many trained numbers, or of a prompt."""
     record = {
         "trial_id": trial.trial_id,
         "group_id": group_id((trial,)),
         "group_size": 1,
         "trainable_parameters": num_parameters,
         "losses": (),
-        "weights_sha256": trial.given.sha256,
+        "weights_sha256": trial.given.sha256 if trial.given else "",
     }
     return TrainRecord.model_validate(record | dict.fromkeys(NOT_TRAINED, 0))
 
@@ -78,7 +78,7 @@ NOT_TRAINED = (
     *("steps", "num_tokens", "num_label_tokens", "rows", "rows_dropped", "rows_truncated"),
     *("seconds", "peak_memory_bytes"),
 )
-"""What a given model did not take of this study."""
+"""What a given model, or a prompt, did not take of this study."""
 
 
 def load_given(base: Base, trial: TrialSpec) -> Base:
@@ -87,7 +87,8 @@ def load_given(base: Base, trial: TrialSpec) -> Base:
     Raises IntegrityError: it is not what it was when the study was prepared.
     """
     given = trial.given
-    assert given is not None
+    if given is None:  # a prompt
+        return base
     folder = Path(given.folder)
     sha256 = weights_sha256(folder) if trial.is_full else adapter_sha256(folder)
     if sha256 != given.sha256:

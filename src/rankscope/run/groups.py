@@ -147,8 +147,8 @@ class Grouping:
         return RowCounts.longer(counts)
 
     def memory(self, group: Group, train: TrainConfig) -> GroupMemory:
-        if group[0].given is not None:
-            return self.model.of_scored(group, train)
+        if not group[0].trains:  # a prompt holds nothing besides the base
+            return self.model.of_scored(() if group[0].prompt else group, train)
         return self.model.of_group(group, self.counts_of(group), train)
 
     def groups(self, trials: Sequence[TrialSpec], config: StudyConfig) -> list[Group]:

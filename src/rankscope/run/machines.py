@@ -204,7 +204,7 @@ def measured_machine(inputs: PreparedStudy) -> Machine:
     limit_kernel_cache()
     machine = _this_machine(inputs.device, inputs.dtype, _widest(inputs))
     train = inputs.config.train
-    lora = [t for t in inputs.trials if not t.trains_alone and t.given is None]
+    lora = [t for t in inputs.trials if not t.trains_alone and t.trains]
     if not lora or train.devices > 1 or inputs.config.quantize != "none":
         return machine
     ranks = sorted(trial.rank or 1 for trial in lora)

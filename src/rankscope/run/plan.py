@@ -177,7 +177,7 @@ def _expected(
     if inputs.config.strategy == "grid":
         return {}
     shares = expected_shares(inputs)
-    trained = [trial for trial in inputs.trials if trial.given is None]
+    trained = [trial for trial in inputs.trials if trial.trains]
     tokens = sum(shares[t.trial_id] * inputs.training_tokens(t) for t in trained)
     taken = sum(share * sum(costs[trial_id].values()) for trial_id, share in shares.items())
     share = taken / sum(sum(costs[trial_id].values()) for trial_id in shares)
@@ -244,7 +244,7 @@ def _trial_costs(
 ) -> dict[str, Seconds]:
     """By trial id; ``scoring`` keeps the seconds of trials that are scored alike."""
     inputs, training, stored = model.inputs, model.training(group), model.storing(group)
-    analyses = enabled_analyses(inputs.config)
+    analyses = () if group[0].prompt else enabled_analyses(inputs.config)
     costs = {}
     for trial in group:
         kind = _scored_alike(inputs, trial)
@@ -269,14 +269,14 @@ def _scored_alike(inputs: PreparedStudy, trial: TrialSpec) -> tuple[object, ...]
     """Equal for trials that are scored on the same items equally often."""
     is_scored = trial.given is not None and trial.given.scores_of is not None
     num_points, num_others = len(inputs.scored_steps(trial)), len(inputs.analysis_evals(trial))
-    return trial.task, num_points, num_others, is_scored
+    return trial.task, num_points, num_others, is_scored, trial.prompt
 
 
 def _evaluated_items(inputs: PreparedStudy, trial: TrialSpec) -> list[ItemTokens]:
     """Every item that a trial is scored on, during training and after, once for each time."""
     if trial.given is not None and trial.given.scores_of is not None:
         return []
-    few, items = inputs.config.train.evaluate_items, inputs.items
+    few, items = inputs.config.train.evaluate_items, inputs.items_of(trial)
     after = inputs.wanted_evals(trial.trial_id, trial.task) + inputs.analysis_evals(trial)
     point = [i for task in inputs.curve_tasks(trial.task) for i in items[task, "validation"][:few]]
     return point * len(inputs.scored_steps(trial)) + [

@@ -1,5 +1,7 @@
 """From a study file to everything that can be known before weights are loaded."""
 
+from statistics import fmean
+
 from rankscope.advise.checks import notes_beforehand
 from rankscope.config.study import StudyConfig
 from rankscope.data.study_data import prepare_data
@@ -12,9 +14,10 @@ from rankscope.device import (
 from rankscope.evaluate.evaluator import scored_items
 from rankscope.models.study_base import check_machine, resolve_base
 from rankscope.progress import ProgressReporter
+from rankscope.records import TrialSpec
 from rankscope.run.groups import USABLE_SHARE, Grouping
 from rankscope.run.machines import Machine
-from rankscope.run.prepared import PreparedStudy, check_prepared, resolve_rungs
+from rankscope.run.prepared import Items, PreparedStudy, check_prepared, resolve_rungs
 from rankscope.run.trials import duplicate_grid_notes, study_trials
 from rankscope.train.memory import MemoryModel, RowCounts
 
@@ -51,12 +54,16 @@ def prepare(
     reporter.advance(2, "trials and groups")
     tasks, items = scored_items(config, base, data)
     trials, labels = study_trials(config, base, data, tasks, whole=not is_plan)
+    prompted = {
+        t.trial_id: scored_items(config, base, data.seen_by(t))[1] for t in trials if t.prompt
+    }
     rungs, rung_notes = resolve_rungs(config, data, labels)
     memory, rows = MemoryModel(base.config, dtype, device), {**data.replay_rows, **data.rows}
     counts = {name: RowCounts.of(encoded.rows) for name, encoded in rows.items()}
     free_bytes /= config.train.devices if memory.device.type == "cpu" else 1  # shards share it
     room = config.memory_limit or round(USABLE_SHARE * free_bytes)
-    notes = (*base.notes, *data.encoder.notes, *data.notes, *notes_beforehand(config, tasks))
+    notes = [*base.notes, *data.encoder.notes, *data.notes, *notes_beforehand(config, tasks)]
+    notes += [_tokens_note(t, items, prompted[t.trial_id]) for t in trials if t.prompt]
     study = PreparedStudy(
         config=config,
         base=base,
@@ -68,6 +75,7 @@ def prepare(
         trials=trials,
         grouping=Grouping(memory, counts, room),
         rungs=rungs,
+        prompted=prompted,
         notes=(*notes, *duplicate_grid_notes(config), *rung_notes),
     )
     check_prepared(study)
@@ -75,3 +83,9 @@ def prepare(
     if machine is None:
         check_machine(study.config, study.trials, device, dtype)
     return study
+
+
+def _tokens_note(trial: TrialSpec, items: Items, prompted: Items) -> str:
+    """How much longer a prompt makes what a model reads."""
+    own, base = (fmean(i.read for i in of[trial.task, "test"]) for of in (prompted, items))
+    return f"{trial.task} {trial.arm_label}: reads {own:,.0f} tokens an item, the base {base:,.0f}"

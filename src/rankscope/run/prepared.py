@@ -1,7 +1,7 @@
 """A study file resolved on one machine: everything that can be known before weights are loaded."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -22,6 +22,8 @@ from rankscope.run.groups import Group, Grouping
 from rankscope.train.step_schedule import due_steps, rung_steps, trial_protocol, trial_steps
 
 SPLITS: tuple[Split, ...] = ("validation", "test")
+Items = Mapping[tuple[str, Split], Sequence[ItemTokens]]
+"""By task and split that is scored, what a model does for each item."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,7 @@ class PreparedStudy:
     device: torch.device
     dtype: torch.dtype
     data: StudyData
-    items: Mapping[tuple[str, Split], Sequence[ItemTokens]]
-    """By task and split that is scored, what a model does for each item."""
+    items: Items
     task_records: tuple[TaskRecord, ...]  # One per task, as stored
     trials: tuple[TrialSpec, ...]
     grouping: Grouping
@@ -40,6 +41,8 @@ class PreparedStudy:
     rungs: tuple[float, ...] = ()
     """Shares of a trial's steps after which an adaptive study may stop it."""
     chosen: tuple[Group, ...] | None = None  # Groups of a round or unit; None: of all trials
+    prompted: Mapping[str, Items] = field(default_factory=dict)
+    """By trial that is a prompt, the items after it."""
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -61,6 +64,10 @@ class PreparedStudy:
         """Trials to train for this group. A nested run trains once, at its largest rank."""
         return tuple(dict.fromkeys(self._largest_of_nest[trial.nest] for trial in group))
 
+    def items_of(self, trial: TrialSpec) -> Items:
+        """``items`` as a trial is scored on them, after its prompt if it has one."""
+        return self.prompted.get(trial.trial_id, self.items)
+
     @cached_property
     def _scoring(self) -> list[Callable[[Group], int]]:
         """Memory of scoring each split, by group."""
@@ -69,9 +76,11 @@ class PreparedStudy:
 
     def scoring_bytes(self, group: Group) -> int:
         """Memory of scoring a group's trials, or the base alone, besides their weights."""
-        needed = self._scoring
+        needed, model, settings = self._scoring, self.grouping.model, self.config.evaluate
+        if group and group[0].prompt is not None:
+            prompted = self.items_of(group[0]).values()
+            return max(scoring_memory(model, items, settings)(()) for items in prompted)
         if not group and (written := self.rows_to_write()):
-            model, settings = self.grouping.model, self.config.evaluate
             needed = [*needed, scoring_memory(model, written, settings)]
         return max((of_split(group) for of_split in needed), default=0)
 
@@ -90,12 +99,12 @@ class PreparedStudy:
 
     def analysis_evals(self, trial: TrialSpec) -> list[EvalKey]:
         """What the study's analyses score besides, in order."""
-        enabled = enabled_analyses(self.config)
+        enabled = enabled_analyses(self.config) if trial.prompt is None else ()
         return [key for analysis in enabled for key in analysis.wanted_evals(self, trial)]
 
     def num_steps(self, trial: TrialSpec) -> int:
-        """Optimizer steps of its training; 0 for a given model."""
-        if trial.given is not None:
+        """Optimizer steps of its training; 0 for one that does not train."""
+        if not trial.trains:
             return 0
         rows = self.data.rows_of(trial)
         return trial_steps(trial, len(rows.rows), rows.num_tokens, self.config.train)
@@ -106,7 +115,7 @@ class PreparedStudy:
 
     def rung_steps(self, trial: TrialSpec) -> tuple[int, ...]:
         """Optimizer steps after which an adaptive study may stop a trial; none of later seeds."""
-        if trial.seed != self.config.seeds[0] or trial.given is not None:
+        if trial.seed != self.config.seeds[0] or not trial.trains:
             return ()
         return rung_steps(self.rungs, self.num_steps(trial))
 
@@ -116,7 +125,7 @@ class PreparedStudy:
 
     def own_tokens(self, trial: TrialSpec) -> int:
         """Tokens of its own task that a trial trains on, if every row has the mean length."""
-        if trial.given is not None:
+        if not trial.trains:
             return 0
         rows, protocol = self.data.rows_of(trial), trial_protocol(trial, self.config.train)
         rows_per_step = min(len(rows.rows), protocol.batch_size * protocol.gradient_accumulation)
@@ -138,7 +147,7 @@ class PreparedStudy:
 
     def due_steps(self, trial: TrialSpec, every: Interval) -> tuple[int, ...]:
         """Steps of a trial at an interval, see ``step_schedule.due_steps``."""
-        if every is None or trial.given is not None:
+        if every is None or not trial.trains:
             return ()
         rows, train = self.data.rows_of(trial), self.config.train
         return due_steps(every, len(rows.rows), rows.num_tokens, trial_protocol(trial, train))
@@ -171,7 +180,7 @@ def first_trials(study: PreparedStudy) -> list[TrialSpec]:
     """The first seed of every arm, as many as the budget pays for if none of them is stopped."""
     budget, kept, tokens = study.config.budget, list[TrialSpec](), 0
     seed = study.config.seeds[0]
-    for trial in (t for t in study.trials if t.seed == seed and t.given is None):
+    for trial in (t for t in study.trials if t.seed == seed and t.trains):
         tokens += study.training_tokens(trial)
         if budget is not None and not budget.pays_for(len(kept) + 1, tokens):
             break
@@ -196,7 +205,7 @@ def _check_adaptive(study: PreparedStudy) -> None:
             "'strategy: grid'",
         )
     if not first_trials(study):
-        tokens = study.training_tokens(study.trials[0])
+        tokens = study.training_tokens(next(t for t in study.trials if t.trains))
         raise UserError("budget", "less than one trial", f"at least {tokens:,} tokens")
 
 

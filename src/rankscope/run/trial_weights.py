@@ -39,7 +39,7 @@ def model_with_weights(context: RunContext, group: Group) -> Base | None:
     """
     model = context.base
     for trial in group:
-        if trial.given is not None:
+        if not trial.trains:
             model = load_given(model, trial)
             continue
         folder = context.ledger.checked_path(weights_path(trial))

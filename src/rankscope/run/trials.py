@@ -7,7 +7,7 @@ stopped early has whole arms rather than many arms with one seed each.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rankscope.analyses import enabled_analyses
@@ -22,6 +22,7 @@ from rankscope.models.methods import get_method
 from rankscope.models.study_base import StudyBase, check_distinct, trial_of_given
 from rankscope.records import (
     GivenModel,
+    Prompt,
     StudyRecords,
     TaskRecord,
     TrialRecords,
@@ -78,9 +79,15 @@ def study_trials(
             for name, of_task in data.fewer_rows.items()
             for n, rows in of_task.items()
         },
+        solved=lambda task, num: data.tasks[task].solved(num, config.data_seed),
     )
     labels: dict[int, str] = {}
     for trial in trials:
+        if not trial.trains:
+            if data.seen_by(trial) == data:
+                found, do = "the base itself, which is scored in any case", "change or remove it"
+                raise UserError(f"{trial.task}: {trial.arm_label}", found, "another prompt", do)
+            continue
         rows = data.rows_of(trial)
         num_steps = trial_steps(trial, len(rows.rows), rows.num_tokens, config.train)
         labels.setdefault(num_steps, trial.label)
@@ -97,6 +104,7 @@ def make_trials(
     replay_sha256: Mapping[str, str] = {},
     validation_sha256: Mapping[str, str] = {},
     fewer_sha256: Mapping[tuple[str, int], str] = {},
+    solved: Callable[[str, int], tuple[tuple[str, str, str], ...]] = lambda task, num: (),
 ) -> list[TrialSpec]:
     """Every trial of the study, equal ones once, in the order this module documents.
 
@@ -110,11 +118,13 @@ def make_trials(
     count by how they are made.
     validation_sha256: by training task, hash of what early stopping scores.
     fewer_sha256: by training task and number, as ``data_sha256``, of the rows of arms with fewer.
+    solved: by training task and number, the examples that prompts show.
     """
     trials: dict[str, TrialSpec] = {}
     for task in config.tasks:
         for arm in config.arms:
-            for point, seed in itertools.product(_arm_points(arm, config.train), config.seeds):
+            seeds = config.seeds if arm.trains else [0]  # nothing about a prompt is random
+            for point, seed in itertools.product(_arm_points(arm, config.train), seeds):
                 values = {"trial_id": "", "task": task.name, "seed": seed, **point}
                 if arm.init_from is not None:
                     values["init_sha256"] = adapter_sha256[arm.init_from]
@@ -122,10 +132,13 @@ def make_trials(
                     values["replay_sha256"] = replay_sha256[point["replay"]]
                 if point.get("early_stop") is not None:
                     values["validation_sha256"] = validation_sha256[task.name]
+                if (prompt := point.get("prompt")) is not None:
+                    shown = {"examples": solved(task.name, prompt.num_fewshot or 0)}
+                    values["prompt"] = prompt.model_copy(update=shown)
                 spec = TrialSpec.model_validate(values)
                 few = (task.name, spec.rows or 0)
                 data = fewer_sha256[few] if spec.rows else data_sha256[task.name]
-                shared = _shared_identity(config, base_sha256, data)
+                shared = _shared_identity(config, base_sha256, data if spec.trains else "")
                 trial_id = sha256_json({**shared, **own_identity(spec, config.train)})[:ID_LENGTH]
                 trials.setdefault(trial_id, spec.model_copy(update={"trial_id": trial_id}))
     return list(trials.values())
@@ -170,8 +183,10 @@ def own_identity(trial: TrialSpec, train: TrainConfig) -> dict[str, object]:
     """
     nowhere = {"trial_id", "schema_version", "given", "init_from", "replay", *TRAIN_OVERRIDES}
     nowhere |= {"rows"}  # Their hash counts
-    nowhere |= {name for name in ("nested", "rank_pattern") if getattr(trial, name) is None}
+    nowhere |= {n for n in ("nested", "rank_pattern", "prompt") if getattr(trial, n) is None}
     settings = trial.model_dump(mode="json", exclude=nowhere)
+    if not trial.trains:
+        return settings
     aside = NOT_TRAINING if trial.early_stop is None else NOT_TRAINING - STOPPING
     protocol = trial_protocol(trial, train).model_dump(exclude=set(aside))
     if train.max_steps is not None or train.tokens is not None:
@@ -203,6 +218,9 @@ def _arm_points(arm: ArmConfig, train: TrainConfig) -> Iterator[dict[str, Any]]:
                     ranks = sorted(set(arm.rank))
                     point["nested"] = tuple((r, resolved_alpha(alpha, r)) for r in ranks)
                 point["alpha"] = resolved_alpha(alpha, point["rank"])
+            if not arm.trains:
+                num, system = point.pop("num_fewshot"), point.pop("system").strip()
+                point["prompt"] = Prompt(system=system, num_fewshot=num)
             if point.get("rows") == "all":
                 del point["rows"]
             aside = {name for name in TRAIN_OVERRIDES if point.get(name) == getattr(train, name)}

@@ -328,9 +328,10 @@ class Ledger:
         return [key for key in wanted if ("eval", key[0], f"{key[1]}/{key[2]}") not in keys]
 
     def without_record(self, kind: str, trials: Sequence[TrialSpec]) -> list[TrialSpec]:
-        """The trained ones of ``trials`` that have no record of a kind, in order."""
+        """The trained ones of ``trials`` without a record of a kind, in order; none of a prompt."""
         keys, statuses = self._record_keys(), self.statuses()
         trained = [t for t in trials if statuses[t.trial_id] in ("trained", "done")]
+        trained = [trial for trial in trained if trial.prompt is None]
         return [trial for trial in trained if (kind, trial.trial_id, "") not in keys]
 
     def has_reached(self, trials: Sequence[TrialSpec], step: int) -> bool:

@@ -77,6 +77,9 @@ def _weights(ledger: Ledger, trial: TrialRecords, step: int | None) -> str:
     if spec.given is not None and spec.given.folder:
         found, do = "a given model", f"use its own folder, {spec.given.folder}"
         raise UserError(where, found, "a trial that was trained here", do)
+    if spec.prompt is not None:
+        do = "give the base the prompt itself: 'Use it' in report.html shows the recommended one"
+        raise UserError(where, "a prompt, which has no weights", "a trained arm", do)
     if step is None or step == last:
         if ledger.artifacts(path := weights_path(spec)):
             return path

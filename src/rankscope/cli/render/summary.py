@@ -60,7 +60,8 @@ def _numbers(view: StudyView, arm: ArmSummary) -> Iterator[str]:
     yield percent(arm.expected.p_within_margin) if arm.expected else UNKNOWN
     yield plus_minus(*numbers["score"])
     yield plus_minus(*numbers["retention_change"], sign=True)
-    yield compact(arm.trainable_parameters) if arm.trainable_parameters else UNKNOWN
+    is_known = arm.trainable_parameters or not arm.trains
+    yield compact(arm.trainable_parameters) if is_known else UNKNOWN
     yield clock(arm.seconds)
 
 

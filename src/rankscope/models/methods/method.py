@@ -32,6 +32,7 @@ class Method:
     arm_note: ClassVar[str] = ""  # Why its arms have other settings, after "method NAME"
     arm_fields: ClassVar[tuple[str, ...]] = ()  # Of a study's arm, besides those of all methods
     field_defaults: ClassVar[Mapping[str, Any]] = {}  # Of optional ``arm_fields``
+    trains: ClassVar[bool] = True  # Changes weights
     has_rank: ClassVar[bool] = False  # Trains A (r, in) and B (out, r) of each target
     trains_base: ClassVar[bool] = False  # Trains every weight of the base
     takes_settings: ClassVar[bool] = False  # An arm names it by a mapping, ``{name: settings}``

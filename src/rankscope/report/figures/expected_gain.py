@@ -38,7 +38,12 @@ def draw_expected_gain(view: StudyView, task: str) -> Figure | None:
         for arm in sorted(view.candidates(task), key=lambda arm: arm != view.focus(task))
         if arm.expected
     }
-    plot = rank_plot(axis, [Panel(frame, gain, [Reference("base", 0.0)], words)], names)
+    references = [Reference("base", 0.0)]
+    prompts = [row.arm.expected for row in view.advice(task).rows if "prompt" in row.roles]
+    for of in filter(None, prompts):
+        net, low, high = (unit.scale * end for end in (of.net, of.low, of.high))
+        references.append(Reference("prompt", net, low, high, dash="dash"))
+    plot = rank_plot(axis, [Panel(frame, gain, references, words)], names)
     return Figure(
         key=view.key("expected-gain", task),
         title=f"Expected net gain {axis.against}, {task}",

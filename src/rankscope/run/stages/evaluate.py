@@ -66,10 +66,13 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
 
     def score_trials(self, model: Base, batch: EvalBatch) -> Scored:
         study, (name, split, model_ids) = self.context.study, batch
+        data = study.data
+        for model_id in model_ids.values():  # a prompt is scored alone
+            data = data.seen_by(study.trial(model_id))
         evaluations, reasons = evaluate_task(
             model,
-            study.data.encoder,
-            study.data.tasks[name],
+            data.encoder,
+            data.tasks[name],
             split,
             model_ids,
             study.config.evaluate,
