@@ -14,7 +14,7 @@ from rankscope.errors import UserError
 from rankscope.records import BASE, EvalKey, StudyRecords, TrialRecords
 from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.outputs import write_outputs
-from rankscope.run.prepare import outline, prepare
+from rankscope.run.prepare import prepare
 from rankscope.store import Ledger
 from rankscope.tools.evaluate import score
 from rankscope.tools.export import ExportRequest, export_trial
@@ -182,7 +182,7 @@ def test_a_prompt_that_cannot_be_is_refused(
 def test_a_mixture_shows_examples_of_each_part(tmp_path: Path) -> None:
     both = {"name": "both", "mixture": ["pocket_med", "pocket_law"]}
     changes = {"tasks": [both], "arms": [LORA, SHOTS]}
-    study = outline(small_study(tmp_path, **SHORT | changes).config)
+    study = prepare(small_study(tmp_path, **SHORT | changes).config, is_plan=True)
     (trial,) = [t for t in study.trials if t.prompt]
     assert [task for task, *_ in trial.prompt.examples] == ["pocket_med"] * 3 + ["pocket_law"] * 3
     for part in study.data.seen_by(trial).tasks["both"].parts:
