@@ -21,7 +21,7 @@ from rankscope.models.adapters.folder import (
     opened_weights,
     recorded_base,
 )
-from rankscope.models.adapters.settings import CONFIG, READABLE_INITS, WEIGHTS, read_adapter_config
+from rankscope.models.adapters.settings import CONFIG, WEIGHTS, read_adapter_config
 from rankscope.models.adapters.warm_start import (
     load_adapter_for,
     resolve_rank_patterns,
@@ -228,8 +228,8 @@ def _adapter_fields(folder: Path, base: Path, shapes: Architecture) -> dict[str,
             "peft": canonical_json({"peft_type": kind}),
             "targets": (),
         }
-    settings = read_adapter_config(folder, READABLE_INITS)
-    adapter = load_adapter_for(shapes, folder, READABLE_INITS, has_copies=True)
+    settings = read_adapter_config(folder, readable=True)
+    adapter = load_adapter_for(shapes, folder, readable=True)
     return {
         "method": adapter.method,
         "rank": settings.r,

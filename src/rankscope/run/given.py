@@ -7,7 +7,6 @@ from pathlib import Path
 from rankscope.errors import IntegrityError
 from rankscope.hashing import weights_sha256
 from rankscope.models.adapters.folder import adapter_sha256, load_adapter
-from rankscope.models.adapters.settings import READABLE_INITS
 from rankscope.models.base import Base
 from rankscope.models.load import load_trained_model
 from rankscope.models.methods import get_lora_method
@@ -106,7 +105,7 @@ def load_given(base: Base, trial: TrialSpec) -> Base:
         changes = {} if given.other_base is None else {"sha256": given.other_base}
         return load_tuner(base, folder, base.record.model_copy(update=changes))
     method = get_lora_method(trial.method)
-    adapter = load_adapter(folder, trial.trial_id, inits=READABLE_INITS, has_copies=True)
+    adapter = load_adapter(folder, trial.trial_id, readable=True)
     if method.init_is_part_of_base:
         linears = base.linears()
         for name in adapter.a:

@@ -24,7 +24,7 @@ from rankscope.models.adapters.folder import (
     rewrite,
     save_adapter,
 )
-from rankscope.models.adapters.settings import READABLE_INITS, read_adapter_config
+from rankscope.models.adapters.settings import read_adapter_config
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.lora import Adapter, adapter_of
 from rankscope.models.low_rank_update import LowRankUpdate, StoredFactors
@@ -89,7 +89,7 @@ class SourceAdapter:
         if reader is not None:
             sha256 = weights_sha256(reader.folder) if recorded_base(folder) else ""
             recorded_other_base(folder, reader.folder, sha256, force=any_base)
-            check_adapter_fits(folder, tuned.adapter, reader.shapes, READABLE_INITS)
+            check_adapter_fits(folder, tuned.adapter, reader.shapes)
         return cls(folder, tuned, tuned.adapter, reader, list(tuned.adapter.a))
 
     def weight(self, name: str) -> Tensor:
@@ -104,9 +104,7 @@ class SourceAdapter:
         if self.base is not None:
             return self.base.num_layers
         indices = {layer_index(name) for name in self.adapter.a} - {None}
-        is_partial = (
-            read_adapter_config(self.folder, READABLE_INITS).layers_to_transform is not None
-        )
+        is_partial = read_adapter_config(self.folder, readable=True).layers_to_transform is not None
         if is_partial or not indices or indices != set(range(len(indices))):
             raise UserError(
                 f"adapter {self.folder}",
@@ -247,7 +245,7 @@ def _write_edited(
     for out in actions:
         check_taken(out)
     is_full = source.tuned.model is not None
-    settings = None if is_full else read_adapter_config(source.folder, READABLE_INITS)
+    settings = None if is_full else read_adapter_config(source.folder, readable=True)
 
     def stored(name: str, update: LowRankUpdate) -> StoredFactors:
         a, b, m = update.to_stored(settings.scaling_of(name) if settings else 1.0)

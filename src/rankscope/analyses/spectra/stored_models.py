@@ -18,7 +18,7 @@ from rankscope.analyses.spectra.spectra import (
 )
 from rankscope.errors import UserError
 from rankscope.models.adapters.folder import check_adapter_fits, load_adapter
-from rankscope.models.adapters.settings import CONFIG, READABLE_INITS
+from rankscope.models.adapters.settings import CONFIG
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate, to_float64
@@ -41,7 +41,7 @@ class StoredTunedModel:
     def open(cls, folder: Path, name: str) -> "StoredTunedModel":
         if not (folder / CONFIG).is_file() and (folder / "config.json").is_file():
             return cls(name, folder, FullMethod.name, model=CheckpointReader(folder))
-        adapter = load_adapter(folder, name, inits=READABLE_INITS, has_copies=True)
+        adapter = load_adapter(folder, name, readable=True)
         return cls(name, folder, adapter.method, adapter=adapter)
 
     @property
@@ -99,7 +99,7 @@ def matrices_to_compare(
         if model.adapter is None:
             full.append(model)
             continue
-        check_adapter_fits(model.folder, model.adapter, base.shapes, READABLE_INITS)
+        check_adapter_fits(model.folder, model.adapter, base.shapes)
         for name in model.adapter.a:
             changed.setdefault(name, []).append(model)
     names = list(changed) or list(base.layers)

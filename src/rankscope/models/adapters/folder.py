@@ -24,7 +24,6 @@ from rankscope.formatting import count
 from rankscope.hashing import sha256_file, sha256_json
 from rankscope.models.adapters.settings import (
     CONFIG,
-    PLAIN_INITS,
     WEIGHTS,
     AdapterSettings,
     read_adapter_config,
@@ -119,28 +118,27 @@ def load_adapter(
     folder: Path,
     name: str,
     base: ModelRecord | None = None,
-    inits: Collection[object] = PLAIN_INITS,
     *,
-    has_copies: bool = False,
+    readable: bool = False,
 ) -> Adapter:
     """Read a LoRA or DoRA adapter that PEFT or Rankscope wrote, strictly.
 
     If PEFT's ``alpha_pattern`` gives a module another scaling, its B absorbs the difference. An
-    adapter whose recorded base is not ``base`` is refused. ``inits`` are the accepted values of
-    ``init_lora_weights``. ``has_copies`` skips PEFT's copy of an output head, which the caller
-    compares with the base's.
+    adapter whose recorded base is not ``base`` is refused. ``readable`` accepts one that cannot be
+    continued: its start was a part of the base, or it holds PEFT's copy of an output head, which
+    the caller compares with the base's.
 
     Raises UserError for an adapter that cannot be used, IntegrityError for a damaged one. A module
     without both A and B is noticed by :func:`check_adapter_fits`, which knows the base's layers.
     """
-    settings = read_adapter_config(folder, inits)
+    settings = read_adapter_config(folder, readable=readable)
     path = folder / WEIGHTS
     tensors, metadata = read_weights(path)
     if base is not None:
         check_same_base(folder, metadata.get(BASE_HASH), base.sha256)
     # What the adapter started as is missing in the copy of the head, too.
     subtracts = get_lora_method(settings.method_name).init_is_part_of_base
-    a, b, magnitude = _parts_of(tensors, path, has_copies and not subtracts).values()
+    a, b, magnitude = _parts_of(tensors, path, readable and not subtracts).values()
     _check_parts(a, b, magnitude, settings, path)
     for module, factor in b.items():
         ratio = settings.scaling_of(module) / settings.scaling
@@ -163,7 +161,6 @@ def check_adapter_fits(
     folder: Path,
     adapter: Adapter,
     shapes: Mapping[str, tuple[int, int]],
-    inits: Collection[object] = PLAIN_INITS,
 ) -> None:
     """Check that an adapter changes linear layers of a model, in the same shapes, and all of those
     that its configuration names.
@@ -182,7 +179,7 @@ def check_adapter_fits(
         if shape != expected:
             found = f"{name!r} with (out, in) = {shape}"
             raise UserError(place, found, f"{expected} as in this model", do)
-    settings = read_adapter_config(folder, inits)
+    settings = read_adapter_config(folder, readable=True)
     if settings.target_modules in (None, "all-linear"):
         return
     named = {name for name in shapes if settings.is_target(name)}

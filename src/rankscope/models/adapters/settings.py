@@ -172,8 +172,9 @@ def read_settings(path: Path) -> AdapterSettings:
     return settings
 
 
-def read_adapter_config(folder: Path, inits: Collection[object] = PLAIN_INITS) -> AdapterSettings:
-    """``adapter_config.json`` of a LoRA adapter with an accepted ``init_lora_weights``."""
+def read_adapter_config(folder: Path, *, readable: bool = False) -> AdapterSettings:
+    """``adapter_config.json`` of a LoRA adapter that leaves the base as it is, or, if ``readable``
+    is enough, changes it by a function of its weights."""
     if not (folder / WEIGHTS).is_file():
         if (folder / "adapter_model.bin").is_file():
             found = "adapter_model.bin, a pickle, which can run code when loaded"
@@ -182,7 +183,9 @@ def read_adapter_config(folder: Path, inits: Collection[object] = PLAIN_INITS) -
         found = f"no {WEIGHTS}" if folder.is_dir() else "no such folder"
         raise UserError(f"adapter {folder}", found, "a PEFT adapter folder")
     settings, config = read_settings(folder / CONFIG), read_json_object(folder / CONFIG)
-    init = config.get("init_lora_weights", True)
+    init, inits = config.get("init_lora_weights", True), PLAIN_INITS
+    if readable:
+        inits = READABLE_INITS
     if init not in inits:
         found = f"init_lora_weights {init!r}, which changes the base's weights"
         expected = f"one of {', '.join(map(str, inits))}, whose A and B fit the plain base"

@@ -2,7 +2,6 @@
 (``init_from``), or its ranks by module (``rank_pattern``)."""
 
 import math
-from collections.abc import Collection
 from pathlib import Path
 
 from rankscope.config.arm import ArmConfig, resolved_alpha
@@ -16,7 +15,6 @@ from rankscope.models.adapters.folder import (
     recorded_base,
 )
 from rankscope.models.adapters.settings import (
-    PLAIN_INITS,
     AdapterSettings,
     read_adapter_config,
     read_settings,
@@ -153,17 +151,11 @@ def filled_arm(arm: ArmConfig, folder: Path, shapes: Architecture) -> ArmConfig:
     return arm.model_copy(update=update)
 
 
-def load_adapter_for(
-    shapes: Architecture,
-    folder: Path,
-    inits: Collection[object] = PLAIN_INITS,
-    *,
-    has_copies: bool = False,
-) -> Adapter:
+def load_adapter_for(shapes: Architecture, folder: Path, *, readable: bool = False) -> Adapter:
     """A user's adapter, checked to change modules of the model, in the same shapes, and all that
-    its configuration names; ``inits`` and ``has_copies`` as of ``load_adapter``."""
-    adapter = load_adapter(folder, "start", inits=inits, has_copies=has_copies)
-    check_adapter_fits(folder, adapter, shapes.linear_shapes, inits)
+    its configuration names; ``readable`` as of ``load_adapter``."""
+    adapter = load_adapter(folder, "start", readable=readable)
+    check_adapter_fits(folder, adapter, shapes.linear_shapes)
     return adapter
 
 
