@@ -101,16 +101,9 @@ def output_folder(out: Path | None) -> Iterator[None]:
     place = out.resolve()  # "x/.." would make x
     new = [folder for folder in (place, *place.parents) if not folder.exists()]
     try:
-        try:
+        with reading(f"--out {out}", "a folder to write to", do="give another"):
             place.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=place).close()
-        except OSError as error:
-            raise UserError(
-                f"--out {out}",
-                f"a folder that cannot be made or written to ({error.strerror})",
-                "a writable place",
-                "give another",
-            ) from error
         yield
     except BaseException:
         for folder in new:

@@ -28,8 +28,13 @@ class ProgressReporter:
     """Receives the progress of a run; every method must be cheap and must not raise. This one
     reports nothing, which is the default of the Python API."""
 
+    name = ""  # Of the stage
+    total = 0
+    begun = last_line = 0.0  # When the stage began, and when a line of it was written last
+
     def stage(self, name: str, total: int) -> None:
         """A stage of ``total`` steps begins."""
+        self.name, self.total, self.begun = name, total, time.monotonic()
 
     def advance(self, done: int, detail: str = "", **values: float | None) -> None:
         """``done`` steps of the stage are done; ``values`` are the numbers in ``detail``."""
@@ -60,9 +65,6 @@ class ConsoleReporter(ProgressReporter):
             disable=not console.is_terminal,
         )
         self.bar: TaskID | None = None
-        self.name = ""
-        self.total = 0
-        self.begun = self.last_line = 0.0
 
     def __enter__(self) -> Self:
         self.bars.start()
@@ -72,8 +74,8 @@ class ConsoleReporter(ProgressReporter):
         self.bars.stop()
 
     def stage(self, name: str, total: int) -> None:
-        self.name, self.total = safe_text(name), total
-        self.begun = self.last_line = time.monotonic()
+        super().stage(safe_text(name), total)
+        self.last_line = self.begun
         self.bar = self.bars.add_task(self.name, total=max(1, total), detail="")
 
     def advance(self, done: int, detail: str = "", **values: float | None) -> None:
@@ -128,9 +130,6 @@ class JsonlReporter(ProgressReporter):
     def __init__(self, inner: ProgressReporter, path: Path) -> None:
         self.inner = inner
         self.path = path
-        self.name = ""
-        self.total = 0
-        self.begun = self.last_line = 0.0
 
     def write(self, event: str, **values: object) -> None:
         """Append one event with its time; a log that cannot be written does not stop a study."""
@@ -141,7 +140,7 @@ class JsonlReporter(ProgressReporter):
             file.write(line + "\n")
 
     def stage(self, name: str, total: int) -> None:
-        self.name, self.total, self.begun = name, total, time.monotonic()
+        super().stage(name, total)
         self.write("stage", name=name, total=total)
         self.inner.stage(name, total)
 

@@ -27,7 +27,7 @@ from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
 from rankscope.models.adapters.folder import save_adapter
 from rankscope.models.adapters.settings import CONFIG
-from rankscope.models.adapters.warm_start import resolve_rank_patterns
+from rankscope.models.adapters.warm_start import resolve_adapters
 from rankscope.models.init_context import new_adapter
 from rankscope.models.methods import get_lora_method
 from rankscope.models.parameters import architecture
@@ -62,7 +62,7 @@ def study(**arm: Any) -> StudyConfig:
 
 
 def resolved(**arm: Any) -> ArmConfig:
-    return resolve_rank_patterns(study(**arm), SHAPES).arms[0]
+    return resolve_adapters(study(**arm), SHAPES)[0].arms[0]
 
 
 @pytest.mark.parametrize("method", ["lora", "rslora", "dora"])

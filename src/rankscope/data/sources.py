@@ -92,7 +92,8 @@ def _list_of_rows(value: Any, path: Path) -> list[Any]:
         return value
     lists = {}
     if isinstance(value, dict):
-        lists = {k: v for k, v in value.items() if isinstance(v, list) and v and _is_objects(v)}
+        lists = {k: v for k, v in value.items() if isinstance(v, list) and v}
+        lists = {k: v for k, v in lists.items() if all(isinstance(row, dict) for row in v)}
     if len(lists) != 1:
         found = "an object" if isinstance(value, dict) else f"one {type(value).__name__}"
         keys = f" with the lists {', '.join(lists)}" if lists else " without a list of rows"
@@ -100,10 +101,6 @@ def _list_of_rows(value: Any, path: Path) -> list[Any]:
         do = "write one (pandas: to_json(orient='records'))"
         raise UserError(path, found + keys, rule, do)
     return next(iter(lists.values()))
-
-
-def _is_objects(values: list[Any]) -> bool:
-    return all(isinstance(value, dict) for value in values)
 
 
 def _parse_json(text: str) -> Any:

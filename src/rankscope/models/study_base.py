@@ -24,8 +24,7 @@ from rankscope.models.adapters.folder import (
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS, read_adapter_config
 from rankscope.models.adapters.warm_start import (
     load_adapter_for,
-    resolve_rank_patterns,
-    resolve_warm_starts,
+    resolve_adapters,
     shortest_targets,
 )
 from rankscope.models.checkpoint_reader import CheckpointReader
@@ -74,8 +73,7 @@ def resolve_base(config: StudyConfig, weights: bool) -> tuple[StudyConfig, Study
         expected = "a transformer such as Llama, Qwen, Mistral or Gemma"
         raise UserError(f"model folder {folder}", found, expected, "choose another model")
     shapes = architecture(model_config)
-    config = resolve_rank_patterns(with_matched_ranks(config, shapes), shapes)
-    config, warm_starts = resolve_warm_starts(config, shapes)
+    config, warm_starts = resolve_adapters(with_matched_ranks(config, shapes), shapes)
     notes = rank_notes(config, shapes)  # checks targets before rows are read, which can take long
     notes += [
         f"adapter {name}: it does not record the weights it was made for; its modules fit this "

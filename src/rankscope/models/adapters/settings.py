@@ -128,16 +128,9 @@ def match_pattern(folder: Path, pattern: str, module: str) -> Any:
     Raises UserError for an expression that is none, or that is slow by construction: the file may
     come from anybody.
     """
-    where = f"adapter {folder}: {CONFIG}: {pattern!r}"
-    try:
+    expected = f"a regular expression that takes {PATH_SECONDS} s at most on {module!r}"
+    with reading(f"adapter {folder}: {CONFIG}: {pattern!r}", expected, do="write the names out"):
         return compile_pattern(pattern).fullmatch(module, timeout=PATH_SECONDS)
-    except TimeoutError:
-        found = f"a match that takes longer than {PATH_SECONDS} s on {module!r}"
-        expected = "names of modules or a simpler regular expression"
-        raise UserError(where, found, expected, "write the names out") from None
-    except ValueError as error:
-        expected = "a module's name or a regular expression"
-        raise UserError(where, f"a pattern that {error}", expected, "correct it") from None
 
 
 def as_list(values: Any) -> list[Any]:

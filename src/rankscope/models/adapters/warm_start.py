@@ -25,43 +25,32 @@ from rankscope.models.parameters import Architecture, target_shapes
 MAX_SHOWN_TARGETS = 4  # Module names shown in a message
 
 
-def resolve_warm_starts(
+def resolve_adapters(
     config: StudyConfig, shapes: Architecture
 ) -> tuple[StudyConfig, dict[str, tuple[str, str | None]]]:
-    """Fill method, rank, alpha and targets of arms with ``init_from`` from their adapters.
+    """Fill in what arms take from files of adapters: every target's rank by module path, with
+    ``rank`` as the one of as many parameters (``rank_pattern``); method, rank, alpha and targets
+    (``init_from``).
 
-    Returns the filled configuration, and by folder, as the study names it, the hashes of the
-    adapter's files and of its base, None if it records none.
+    Returns the filled configuration, and by folder to continue from, as the study names it, the
+    hashes of the adapter's files and of its base, None if it records none.
     """
     hashes: dict[str, tuple[str, str | None]] = {}
     arms = []
     for index, arm in enumerate(config.arms):
-        if arm.init_from is not None:
-            folder = Path(arm.init_from)
-            try:
+        key = "rank_pattern"
+        try:
+            if arm.rank_pattern is not None:
+                arm = _with_ranks_by_module(arm, shapes)
+            if arm.init_from is not None:
+                key, folder = "init_from", Path(arm.init_from)
                 arm = filled_arm(arm, folder, shapes)
                 hashes[str(arm.init_from)] = adapter_sha256(folder), recorded_base(folder)
-            except UserError as error:
-                raise UserError(
-                    f"arms.{index}.init_from: {error.where}", error.found, error.expected, error.do
-                ) from error
+        except UserError as error:
+            place = f"arms.{index}.{key}: {error.where}"
+            raise UserError(place, error.found, error.expected, error.do) from error
         arms.append(arm)
-    return (config.model_copy(update={"arms": arms}) if hashes else config), hashes
-
-
-def resolve_rank_patterns(config: StudyConfig, shapes: Architecture) -> StudyConfig:
-    """Replace files of ``rank_pattern`` by what they say: every target's rank by module path, with
-    ``rank`` as the one of as many parameters."""
-    arms = []
-    for index, arm in enumerate(config.arms):
-        if arm.rank_pattern is not None:
-            try:
-                arm = _with_ranks_by_module(arm, shapes)
-            except UserError as error:
-                place = f"arms.{index}.rank_pattern: {error.where}"
-                raise UserError(place, error.found, error.expected, error.do) from error
-        arms.append(arm)
-    return config.model_copy(update={"arms": arms})
+    return config.model_copy(update={"arms": arms}), hashes
 
 
 def _with_ranks_by_module(arm: ArmConfig, shapes: Architecture) -> ArmConfig:
