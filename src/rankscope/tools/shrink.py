@@ -74,17 +74,11 @@ class SourceAdapter:
             adapter = Adapter(folder.name, 1, 1.0, 1.0, of_full.adapter_targets)
             return cls(folder, tuned, adapter, of_full, list(of_full.layers), left_out)
         if base is None and get_method(tuned.kind).delta_needs_base:
-            raise UserError(
-                f"adapter {folder}",
-                f"an update of {tuned.kind}, which depends on the base",
-                do=GIVE_BASE,
-            )
+            found = f"an update of {tuned.kind}, which depends on the base"
+            raise UserError(f"adapter {folder}", found, do=GIVE_BASE)
         if base is None and base_weight_copies(folder):
-            raise UserError(
-                f"adapter {folder}",
-                "a copy of the output head, which has to equal the base's",
-                do=GIVE_BASE,
-            )
+            found = "a copy of the output head, which has to equal the base's"
+            raise UserError(f"adapter {folder}", found, do=GIVE_BASE)
         reader = None if base is None else CheckpointReader(shapes_folder(str(base)))
         if reader is not None:
             sha256 = weights_sha256(reader.folder) if recorded_base(folder) else ""
@@ -256,11 +250,13 @@ def _write_edited(
     sizes = dict.fromkeys(actions, 0)
     for name in source.names:
         before = source.update(name)
-        for (out, action), (after, found) in zip(actions.items(), edit(name, before), strict=True):
+        for (out, action), (after, count) in zip(actions.items(), edit(name, before), strict=True):
             if after is not before or is_full:
                 written[out][name] = stored(name, after)
-                _check_fits_float32(name, action, written[out][name])
-            matrices[out].append(_matrix_change(name, before, after, found))
+                if not all(t is None or bool(t.isfinite().all()) for t in written[out][name]):
+                    found = f"numbers above float32's largest, 3.4e38, when {action}"
+                    raise UserError(name, found, do="choose a smaller --scale or --layer-scale")
+            matrices[out].append(_matrix_change(name, before, after, count))
             sizes[out] += after.A.numel() + after.B.numel()
     changes = []
     for out, action in actions.items():
@@ -300,16 +296,6 @@ def _write_full(
     with folder_in_one_step(out) as partial:
         save_adapter(adapter_of(out.name, pairs, source.adapter.targets), base, partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
-
-
-def _check_fits_float32(name: str, action: str, factors: StoredFactors) -> None:
-    for tensor in factors:
-        if tensor is not None and not bool(torch.isfinite(tensor).all()):
-            raise UserError(
-                name,
-                f"numbers above float32's largest, 3.4e38, when {action}",
-                do="choose a smaller --scale or --layer-scale",
-            )
 
 
 def _matrix_change(

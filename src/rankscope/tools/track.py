@@ -96,22 +96,15 @@ def _run(study: StudyRecords, trial: TrialRecords | None, common: dict[str, obje
         costs = {n: float(row[n]) for n in TRAINING_COLUMNS if row.get(n) is not None}  # type: ignore[arg-type]
         last = costs | _scores(study, trial_id)
     history.setdefault(max(history, default=0), {}).update(last)
-    settings = _scalars(config)
+    # Unknown values are left out; what is no scalar is text.
+    known = {name: value for name, value in config.items() if value is not None}
+    settings = {n: v if isinstance(v, Scalar) else str(v) for n, v in known.items()}
     points = tuple(sorted(history.items()))
     # Studies that share a project may share trials, scored on other tasks.
     identity = sha256_json([study.name, trial_id])[:16]
     content = sha256_json([name, settings, points])[:16]
     created = study.provenance.created
     return TrackedRun(f"{identity}-{content}", name, group, settings, points, created)
-
-
-def _scalars(values: dict[str, object]) -> dict[str, Scalar]:
-    """Without unknown values, and with everything else that is no scalar as text."""
-    return {
-        name: value if isinstance(value, Scalar) else str(value)
-        for name, value in values.items()
-        if value is not None
-    }
 
 
 def _history(trial: TrialRecords) -> dict[int, dict[str, float]]:

@@ -23,12 +23,9 @@ class Mlflow:
         self.experiment = mlflow.set_experiment(project).experiment_id
 
     def runs(self) -> Iterator[tuple[str, Callable[[], object]]]:
-        page = self.client.search_runs([self.experiment])
-        found = list(page)
-        while page.token:
-            page = self.client.search_runs([self.experiment], page_token=page.token)
-            found += page
-        for run in found:
+        import mlflow
+
+        for run in mlflow.search_runs([self.experiment], output_format="list"):
             if run_id := run.data.tags.get(RUN):
                 is_complete = run.info.status in ("FINISHED", "FAILED")
                 delete = partial(self.client.delete_run, run.info.run_id)
