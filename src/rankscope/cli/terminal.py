@@ -13,18 +13,11 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, TextIO, cast
 
-from rich.console import (
-    Console,
-    ConsoleOptions,
-    ConsoleRenderable,
-    RenderableType,
-    RenderHook,
-    RenderResult,
-)
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
@@ -40,28 +33,18 @@ class Reply:
     exit_code: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Harmless:
-    """A renderable without control characters of its own; rich's colors come after it."""
+class _HarmlessConsole(Console):
+    """Prints no control character of what it renders; its own colors come after it."""
 
-    inner: ConsoleRenderable
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for segment in console.render(self.inner, options):
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
             text = safe_text(segment.text, len(segment.text))
             yield segment if segment.control else Segment(text, segment.style)
 
 
-class _HarmlessText(RenderHook):
-    """Makes everything harmless that a console prints."""
-
-    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
-        return [_Harmless(renderable) for renderable in renderables]
-
-
-out_console, err_console = Console(), Console(stderr=True)
-out_console.push_render_hook(_HarmlessText())
-err_console.push_render_hook(_HarmlessText())
+out_console, err_console = _HarmlessConsole(), _HarmlessConsole(stderr=True)
 
 
 class HarmlessStream:
