@@ -1,4 +1,4 @@
-"""Every attention head removed by itself: in one walk, against scoring again from scratch.
+"""Every attention head removed by itself: from its layer on, against scoring again from scratch.
 
     python benchmarks/heads.py --data-dir DATA                 # the race, and how numbers differ
     python benchmarks/heads.py --data-dir DATA --dtype float32 --layers 7,22 --scratch-heads 4
