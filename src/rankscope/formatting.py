@@ -267,3 +267,10 @@ def markdown_text(text: str, limit: int = MAX_TEXT) -> str:
     """
     line = " ".join(safe_text(text, limit).split())
     return _MARKDOWN.sub(lambda match: "\\" + match[0], line)
+
+
+def with_leading_space(prompt: str, answer: str) -> str:
+    """An answer with a space that separates it from a plain prompt, unless one is there."""
+    if prompt[-1:].isspace() or answer[:1].isspace():
+        return answer
+    return " " + answer

@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from advice import advice_on, advise, arms_by_label, random_study, texts
-from synthetic_study import Truth, synthetic_study, with_objective
+from synthetic_study import Truth, synthetic_study, with_objective, with_prompt
 
 from rankscope.advise.arms import summarize_arms
 from rankscope.advise.decide import Answer, decide
 from rankscope.advise.posterior import Posterior
 from rankscope.advise.recommend import recommend
-from rankscope.advise.results import TaskResults, _expected, task_results
+from rankscope.advise.results import TaskResults, _costs, _expected, task_results
 from rankscope.advise.retention import net_scale
 from rankscope.records import Recommendation, TaskAdvice
 
@@ -85,6 +85,29 @@ def test_a_prompt_has_no_parameters_and_more_tokens_than_the_base(
     prompt = {"method": "prompt", "rank": None, "alpha": None, "trainable_parameters": 0}
     answer = decided(*nets, **prompt, label="prompt 5-shot", tokens_per_item=100.0)
     assert answer.verdict.startswith(verdict)
+
+
+def test_a_prompt_costs_nothing_and_moves_no_cost() -> None:
+    lora = arms_by_label(FRAME)[ARMS[0]].summary
+    arms = [lora.model_copy(update={"trainable_parameters": n}) for n in (10, 100, 1000)]
+    prompt = lora.model_copy(update={"method": "prompt", "trainable_parameters": 0})
+    assert _costs(arms) == pytest.approx([0, 0.5, 1])
+    assert _costs([prompt, *arms]) == pytest.approx([0, 0, 0.5, 1])
+    assert _costs([prompt]) == pytest.approx([0])
+
+
+def test_beside_a_prompt_rate_and_loss_are_of_the_best_arm_that_trains() -> None:
+    """For an arm that trains on may take its place."""
+    alike = synthetic_study(Truth(ranks=(2, 8), full_lrs=(), accuracy=lambda rank, lr: 0.8))
+    text = "Answer with one\nletter, and with nothing besides."
+    advice = advice_on(with_prompt(alike, 2, system=text, num_fewshot=None))
+    assert advice.chosen.method == "prompt"
+    assert ' ("Answer with one letter, and with noth...") without fine-tuning' in advice.verdict
+    checks = {check.name: check for check in advice.checks}
+    assert checks["learning_rate"].text.startswith("LoRA r=8: Only one rate was tried")
+    assert checks["loss"].text.startswith("LoRA r=8: The training loss")
+    trained = {check.name: check for check in advice_on(alike).checks}
+    assert trained["learning_rate"].text.startswith("Only one rate was tried")
 
 
 def test_regret_is_expected_and_not_that_of_the_expected_arm() -> None:

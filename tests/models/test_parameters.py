@@ -13,9 +13,11 @@ from rankscope.errors import UserError
 from rankscope.models.model_folder import pocket_folder
 from rankscope.models.multi_lora import target_linears
 from rankscope.models.parameters import (
+    Architecture,
     architecture,
     largest_useful_rank,
     lora_parameters,
+    rank_notes,
     read_model_config,
     target_shapes,
     with_matched_ranks,
@@ -143,3 +145,11 @@ def test_ranks_that_train_as_many_parameters_by_hand(tmp_path: Path) -> None:
     few = small_study(tmp_path, arms=[arms[0] | {"rank": [2]}]).config
     with pytest.raises(UserError, match=r"7,680 parameters at the closest rank 2 of .*8,192"):
         with_matched_ranks(few, shapes)
+
+
+def test_a_prompt_needs_no_target_in_the_model(tmp_path: Path) -> None:
+    shapes = Architecture(16, {"fc": (4, 4)}, None)
+    prompt, lora = {"method": "prompt", "system": "x"}, {"method": "lora", "rank": 8, "lr": 1e-3}
+    assert rank_notes(small_study(tmp_path, arms=[prompt]).config, shapes) == []
+    with pytest.raises(UserError, match="no linear layer of this model"):
+        rank_notes(small_study(tmp_path, arms=[prompt, lora]).config, shapes)

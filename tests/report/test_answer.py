@@ -10,17 +10,17 @@ from advice import chat_study
 from html_elements import Elements
 from report_studies import card_of, study_and_advice
 from rich.console import Console
-from synthetic_study import Truth, synthetic_study, with_specs
+from synthetic_study import Truth, synthetic_study, with_prompt, with_specs, with_tasks
 
 from rankscope.advise.recommend import recommend
 from rankscope.cli.render.summary import CHOSEN, summary_table
 from rankscope.formatting import CONFIDENCES, compact, percent, signed
-from rankscope.records import LEFT_OUT, Recommendation, Status, StudyRecords
+from rankscope.records import BASE, LEFT_OUT, Recommendation, Status, StudyRecords
 from rankscope.report.answer import answer_card, answer_html, answer_lines
 from rankscope.report.figures.expected_gain import draw_expected_gain
 from rankscope.report.study_page import render_study
 from rankscope.report.study_view import StudyView
-from rankscope.report.tables import study_tables
+from rankscope.report.tables import arms_table, study_tables
 from rankscope.tools.frames import _AnswerText
 
 SMALL: dict[str, Any] = {"num_items": 60, "lrs": (1e-3, 3e-3)}
@@ -128,6 +128,30 @@ def test_measured_numbers_are_those_of_the_test_split_in_their_own_unit(shown: S
     assert card.columns[3] == f"Retention change, {kept.difference}"
     assert f"{compact(arm.trainable_parameters)} parameters" in size[1]
     assert seconds[1] == "per trial"
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_prompt_is_shown_whole_and_with_what_both_models_read(counted: bool) -> None:
+    """Of validation items, as an adaptive study scores test items of some models only."""
+    system = ("Answer with one letter. " * 2000).strip()
+    alike = Truth(num_items=60, ranks=(2, 8), full_lrs=(), accuracy=lambda rank, lr: 0.8)
+    study = with_prompt(synthetic_study(alike), 2, system=system, num_fewshot=None)
+    read = {"validation": 10 * counted, "test": 30 * counted}
+    evals = {
+        key: e.model_copy(update={"num_read": e.n * (read[key[2]] if key[0] == BASE else 15)})
+        for key, e in study.evals.items()
+    }
+    study = with_tasks(replace(study, evals=evals), med={"num_fewshot": 3})
+    view = StudyView(study, recommend(study))
+    (role, label, cells), *_ = answer_card(view, "med").rows
+    assert label == view.advice("med").chosen.label
+    assert role.endswith('system "Answer with one letter. Answer with o..."')
+    assert cells[4] == ("15 tokens", "read for an item" + "; 10 by the base" * counted)
+    assert arms_table(view).set_index("arm")["lr"].isna()[label]
+    assert f"P{label[1:]}: " in draw_expected_gain(view, "med").finding
+    page = render_study(view)
+    assert system in page
+    assert "show the task&#39;s own 3 solved examples, too." in page
 
 
 @pytest.mark.parametrize(

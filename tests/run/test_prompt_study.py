@@ -12,6 +12,8 @@ from pocket_study import Undisturbed, changed, results, run_interrupted, small_s
 from rankscope.advise.recommend import recommend
 from rankscope.errors import UserError
 from rankscope.records import BASE, EvalKey, StudyRecords, TrialRecords
+from rankscope.report.study_view import StudyView
+from rankscope.report.use_it import _prompt_steps
 from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.outputs import write_outputs
 from rankscope.run.prepare import prepare
@@ -118,12 +120,24 @@ def test_the_answer_counts_no_parameter_and_the_tokens_of_an_item(prompted: Path
     assert (shots.trainable_parameters, shots.seeds, lora.tokens_per_item) == (0, 1, None)
     study = prepare(small_study(prompted.parent, **SHORT).config)
     trial = next(t for t in study.trials if t.arm_label == shots.label)
-    read = np.mean([item.read for item in study.items_of(trial)["pocket_med", "test"]])
+    read = np.mean([item.read for item in study.items_of(trial)["pocket_med", "validation"]])
     assert shots.tokens_per_item == pytest.approx(read)
     assert f"{shots.label}: reads {read:,.0f} tokens an item, the base" in "".join(study.notes)
     (row,) = [row for row in advice.rows if "prompt" in row.roles]
     best = max((a for a in advice.arms if not a.trains), key=lambda a: a.expected.net)
     assert row.arm == best
+
+
+def test_the_text_on_the_page_is_the_text_that_was_scored(prompted: Path) -> None:
+    records = Ledger.read(prompted)
+    view = StudyView(records, recommend(records))
+    study = prepare(small_study(prompted.parent, **SHORT).config)
+    for trial in (t for t in study.trials if t.prompt):
+        seen = study.data.seen_by(trial)
+        encoder, item = seen.encoder, seen.tasks["pocket_med"].test[0]
+        shown = _prompt_steps(view, "pocket_med", trial.prompt)[1].code
+        ids = encoder.text_ids(shown.removesuffix("...") + item.prompt)
+        assert encoder.prompt_ids(item) == [*encoder.bos_ids, *ids]
 
 
 def test_it_is_shown_and_not_exported(prompted: Path, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankscope.advise.evidence import SCORED_SPLITS
 from rankscope.advise.retention import (
     has_gold_logprobs,
     mean_fall,
@@ -181,16 +180,11 @@ def summarize(study: StudyRecords, trials: Sequence[TrialRecords]) -> ArmSummary
         retention={name: change for name, change in changes.items() if name in names},
         trainable_parameters=trained[0].trainable_parameters if trained else 0,
         rows=(trained[0].rows or None) if trained else None,
-        tokens_per_item=tokens_read(study, spec.trial_id, spec.task) if spec.prompt else None,
+        tokens_per_item=study.tokens_read(spec.trial_id, spec.task) if spec.prompt else None,
+        system=spec.prompt.opening if spec.prompt else "",
         seconds=float(np.mean(seconds)) if any(seconds) else None,
         peak_memory_bytes=max((t.peak_memory_bytes for t in trained), default=0) or None,
     )
-
-
-def tokens_read(study: StudyRecords, model: str, task: str) -> float | None:
-    """Mean tokens that a model reads for an item; None if that is not known."""
-    found = (study.evals.get((model, task, split)) for split in SCORED_SPLITS[::-1])
-    return next((r.num_read / r.n for r in found if r is not None and r.num_read), None)
 
 
 def pareto_front(arms: Sequence[ArmSummary]) -> list[bool]:

@@ -6,6 +6,7 @@ One line per fact, with a status: *bad* can make the answer worthless, *weak* co
 from collections.abc import Iterator, Sequence
 
 from rankscope.advise.arms import Arm
+from rankscope.advise.messages import capitalized, verdict_name
 from rankscope.advise.posterior import TYPICAL_SPREAD
 from rankscope.advise.results import TaskResults
 from rankscope.advise.retention import retention_tasks, scale_notes
@@ -41,8 +42,12 @@ OVERLAP_KINDS = {"exact": "exact match", "ngram13": "13-gram match"}
 def trust_checks(results: TaskResults, subject: Arm | None) -> tuple[TrustCheck, ...]:
     """Every check that applies to the task or to the arm ``subject``."""
     checks = [_retention(results, subject), _contamination(results)]
-    if subject is not None and subject.summary.trains:
-        checks += [_learning_rate(results, subject), *_loss(results, subject)]
+    # A prompt wins against the best arm that trains, which another rate or more steps may improve.
+    found = [arm for arm in (subject, *results.candidates) if arm and arm.summary.trains]
+    for arm in found[:1] if subject else ():
+        of_arm = (_learning_rate(results, arm), *_loss(results, arm))
+        name = "" if arm is subject else f"{capitalized(verdict_name(arm.summary))}: "
+        checks += [c.model_copy(update={"text": f"{name}{c.text}"}) for c in of_arm]
     if results.fit_failed is not None:
         text = (
             f"The posterior could not be computed ({results.fit_failed}), so the probabilities are "

@@ -13,7 +13,7 @@ stopped trials widen the posterior, so they need no rule of their own.
 from dataclasses import dataclass
 from math import inf
 
-from rankscope.advise.arms import Arm, tokens_read
+from rankscope.advise.arms import Arm
 from rankscope.advise.messages import arm_name, capitalized, verdict_name
 from rankscope.advise.results import TaskResults, expected
 from rankscope.formatting import amount, count, difference, margin_text, percent, score_text, signed
@@ -60,7 +60,7 @@ def decide(results: TaskResults) -> Answer:
         return _all_over_limit(results)
     arms = [results.arms[i] for i in results.allowed]
     regrets = posterior.regret.tolist()  # The base first
-    tokens = tokens_read(results.study, BASE, results.task) or 0.0
+    tokens = results.study.tokens_read(BASE, results.task) or 0.0
     sizes = [(0.0, tokens), *(_size(arm.summary, tokens) for arm in arms)]
     # Nobody can use an arm that was stopped before its end.
     whole = [0, *(k for k, arm in enumerate(arms, start=1) if arm.finished)]

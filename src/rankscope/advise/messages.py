@@ -26,7 +26,8 @@ def arm_name(arm: ArmSummary) -> str:
 def verdict_name(arm: ArmSummary) -> str:
     """The arm in a few words: ``LoRA r=32``, ``full fine-tuning``, ``vera``."""
     if not arm.trains:
-        return f"the {arm.label} without fine-tuning"
+        opening = f' ("{arm.system}")' if arm.system else ""
+        return f"the {arm.label}{opening} without fine-tuning"
     if arm.is_full:
         return "full fine-tuning"
     return arm.short_label if arm.alpha is None else f"{get_method(arm.method).label} r={arm.rank}"

@@ -30,8 +30,9 @@ def recommend(study: StudyRecords) -> Recommendation:
     """Answer every training task of the study; missing results never raise an error.
 
     ``use`` and ``use_full``: the arm of fewest parameters that is expected to lose at most a
-    quarter of the margin more than the best choice. ``do_not_fine_tune``: that is the base, or
-    every arm probably exceeds the limit on forgetting. ``not_decided``: nothing was scored.
+    quarter of the margin more than the best choice; of base and prompts, which have none, the one
+    that reads the fewest tokens. ``do_not_fine_tune``: that is the base, or every arm probably
+    exceeds the limit on forgetting. ``not_decided``: nothing was scored.
     """
     results = [task_results(study, task, arms) for task, arms in summarize_arms(study).items()]
     advice = tuple(map(_advise, results))
@@ -68,12 +69,13 @@ def _method_text(objective: ObjectiveConfig, scales: Mapping[str, str], margins:
     text = f"""
         Every arm has a net gain over the base, {objective.formula}. {weighed} All scored items and
         seeds are evidence for one posterior of the net gains of all arms: items and seeds are
-        crossed, arms pool the variance between seeds, and ranks and rates that are neighbors are
-        shrunk toward each other. The arm of fewest trainable parameters is chosen whose expected
-        regret is at most a quarter of the margin ({margins}) above the least; the base is
-        one of the choices.{limit} A trial that failed counts as no gain. Raw scores are of the
-        test split, with 95 % intervals from a bootstrap over items (over whole subjects or passages
-        if there are ten or more) and Student's t over seeds."""
+        crossed, arms pool the variance between seeds (a prompt has none), and ranks and
+        rates that are neighbors are shrunk toward each other. The arm of fewest trainable
+        parameters is chosen whose expected regret is at most a quarter of the margin ({margins})
+        above the least; the base is one of the choices, and of those without parameters the one
+        that reads the fewest tokens is taken.{limit} A trial that failed counts as no gain. Raw
+        scores are of the test split, with 95 % intervals from a bootstrap over items (over whole
+        subjects or passages if there are ten or more) and Student's t over seeds."""
     return " ".join(text.split())
 
 

@@ -312,6 +312,8 @@ def _shares_finished(arms: Sequence[ArmSummary]) -> Array:
 
 
 def _costs(arms: Sequence[ArmSummary]) -> Array:
-    """The logarithm of the trainable parameters, from 0 for the fewest to 1 for the most."""
-    sizes = np.array([log(max(1, arm.trainable_parameters)) for arm in arms])
+    """The logarithm of the trainable parameters, from 0 for the fewest to 1 for the most of the
+    arms that train; a prompt costs 0."""
+    fewest = min((arm.trainable_parameters for arm in arms if arm.trains), default=0)
+    sizes = np.array([log(max(1, fewest, arm.trainable_parameters)) for arm in arms])
     return np.asarray((sizes - sizes.min()) / (np.ptp(sizes) or 1.0))

@@ -71,9 +71,7 @@ Retry = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    Option(
-        metavar="N", min=1, help="Run groups in N processes; default: one per GPU, or this one."
-    ),
+    Option(metavar="N", help="Run groups in N processes; default: one per GPU, or this one."),
 ]
 
 

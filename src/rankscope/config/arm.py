@@ -254,7 +254,8 @@ class ArmConfig(ConfigSection):
             note = methods[0].arm_note if methods else ""
             owners = [m.name for m in all_methods() if wrong <= set(m.arm_fields)]
             rule = f"none: method {name} {note}" if note else f"none with method {name}"
-            do = f"remove {misplaced}" if note else f"remove it, or use {' or '.join(owners)}"
+            do = f"remove {misplaced}"
+            do += f", or use {' or '.join(owners)}" if owners and not note else ""
             raise Unfit(misplaced, rule, do)
         if isinstance(self.rank_pattern, str) and (self.rank or self.init_from is not None):
             beside = "rank" if self.rank else "init_from"

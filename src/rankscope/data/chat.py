@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from rankscope.config.section import short_repr
 from rankscope.data.items import Message
 from rankscope.errors import UserError, reading
+from rankscope.formatting import with_leading_space
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -157,10 +158,3 @@ def plain_turns(turns: Sequence[Message]) -> list[TextSegment]:
         else:
             text += f" {turn.content.strip()}\n\n"
     return segments
-
-
-def with_leading_space(prompt: str, answer: str) -> str:
-    """An answer with a space that separates it from a plain prompt, unless one is there."""
-    if prompt[-1:].isspace() or answer[:1].isspace():
-        return answer
-    return " " + answer

@@ -17,15 +17,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from rankscope.data.chat import (
-    PLAIN_FORMAT,
-    ChatTemplate,
-    TextSegment,
-    plain_turns,
-    with_leading_space,
-)
+from rankscope.data.chat import PLAIN_FORMAT, ChatTemplate, TextSegment, plain_turns
 from rankscope.data.items import Item, Message
 from rankscope.errors import UserError, reading
+from rankscope.formatting import with_leading_space
 from rankscope.hashing import sha256_json
 
 if TYPE_CHECKING:

@@ -161,7 +161,7 @@ def rank_notes(config: StudyConfig, shapes: Architecture) -> list[str]:
     """Ranks that are of no use. Raises UserError for targets that match nothing."""
     notes: list[str] = []
     for arm in config.arms:
-        if arm.is_full:
+        if arm.is_full or not arm.trains:
             continue
         for targets in arm.target_sets():
             cap = largest_useful_rank(shapes, targets)

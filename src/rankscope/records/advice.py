@@ -60,6 +60,7 @@ class ArmSummary(Record):
     """Largest peak of its trials' groups; adapters trained together share it."""
     tokens_per_item: float | None = None
     """Tokens that are read for an item of its task, if the arm is a prompt and that is known."""
+    system: str = ""  # First words of a prompt's system text
     on_pareto_front: bool = False
     """No other arm is better in score, forgetting and trainable parameters together."""
     expected: ExpectedGain | None = None  # None if it has no score on some task that counts

@@ -36,7 +36,7 @@ class EvalRecord(Record):
     num_tokens: int
     num_read: int = 0
     """Tokens of all prompts and of the answers offered; ``num_tokens`` counts a beginning that
-    items share once."""
+    items share once. 0: not counted, as in older studies."""
 
 
 class CurvePoint(Record):

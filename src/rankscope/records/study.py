@@ -126,6 +126,14 @@ class StudyRecords:
                 return task
         raise KeyError(name)
 
+    def tokens_read(self, model: str, task: str) -> float | None:
+        """Mean tokens that a model reads for an item; None if that is not known.
+
+        Of validation items first: an adaptive study scores test items of some models only.
+        """
+        found = (self.evals.get((model, task, "validation")), self.evals.get((model, task, "test")))
+        return next((r.num_read / r.n for r in found if r is not None and r.num_read), None)
+
 
 def failures(study: StudyRecords) -> list[str]:
     """One sentence per trial that failed."""

@@ -33,6 +33,12 @@ class Prompt(Record):
     examples: tuple[tuple[str, str, str], ...] = ()
     """(task, question, answer) of each; the task is the training task, or a part of a mixture."""
 
+    @property
+    def opening(self) -> str:
+        """The first words of the system text, on one line."""
+        text = " ".join(self.system.split())
+        return text if len(text) <= MAX_OPENING else f"{text[: MAX_OPENING - 3].rstrip()}..."
+
 
 class TrialSpec(Record):
     """One method, one point of the grid, one seed, one training task; or a given model."""
@@ -226,6 +232,7 @@ class TrialSpec(Record):
         return f"{self.task} {self.arm_label} seed={self.seed}" if self.task else self.arm_label
 
 
+MAX_OPENING = 40  # Characters of a system text beside a label
 MAX_FOLDER_NAME = 40  # Characters of a folder's name in a label
 
 OVERRIDE_LABELS = {

@@ -103,6 +103,7 @@ def _role_text(row: AnswerRow) -> str:
     first, *others = (ROW_ROLES[role] for role in row.roles)
     texts = [first, *(f"{name[0].lower()}{name[1:]}" for name in others)]
     texts += [] if row.arm.alpha is None else [f"alpha {row.arm.alpha:g}"]
+    texts += [f'system "{row.arm.system}"'] if row.arm.system else []
     return ", ".join(texts)
 
 
@@ -126,11 +127,11 @@ def _cells(view: StudyView, arm: ArmSummary) -> Cells:
 
 
 def _size_cell(view: StudyView, arm: ArmSummary) -> tuple[str, str]:
-    """Of what is trained; of a prompt, by the tokens that it adds to every item."""
+    """Of what is trained; of a prompt, by the tokens that are read for an item."""
     size, total = arm.trainable_parameters, view.study.model.num_parameters
     if arm.tokens_per_item:
-        base = view.base(arm.task)
-        of_base = f"; {base.num_read / base.n:,.0f} by the base" if base else ""
+        base = view.study.tokens_read(BASE, arm.task)
+        of_base = f"; {base:,.0f} by the base" if base else ""
         return f"{arm.tokens_per_item:,.0f} tokens", f"read for an item{of_base}"
     if not size:
         return UNKNOWN, "not known"

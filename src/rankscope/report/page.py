@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from rankscope.formatting import CONFIDENCES, duration, number, safe_text
 from rankscope.records import Provenance, Record
@@ -104,6 +104,7 @@ def _environment() -> Environment:
         "duration": duration,
         "facts": _facts,
         "html_table": html_table,
+        "whole": lambda text: escape(safe_text(text, len(text))),
     }
     return template_environment(
         lambda value: safe_text(value, 20_000), filters, autoescape=True, lstrip_blocks=True

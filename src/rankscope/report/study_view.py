@@ -115,12 +115,11 @@ class StudyView:
         return {gain: self.unit(task).digits + 1, retained: kept.digits + 1}
 
     def point_names(self, task: str) -> dict[str, str]:
-        """By arm, the text at its point: ``r=8``; full fine-tuning at two rates shows them."""
-        several = sum(arm.is_full for arm in self.arms(task)) > 1
-        return {
-            arm.label: f"full {arm.lr:g}" if several and arm.is_full else arm.short_label
-            for arm in self.arms(task)
-        }
+        """By arm, the text at its point: ``r=8``; full fine-tuning at two rates shows them, and
+        a prompt its label."""
+        arms, full = self.arms(task), self.full(task)
+        names = {arm.label: arm.short_label if arm.trains else arm.label for arm in arms}
+        return names | {arm.label: f"full {arm.lr:g}" for arm in full if len(full) > 1}
 
     def front(self, task: str) -> list[str]:
         """Arms that no other arm beats in gain and retention together, by rising gain.

@@ -170,7 +170,7 @@ def arm_row(view: StudyView, arm: ArmSummary) -> TableRow:
         "method": arm.method,
         "rank": arm.rank,
         "alpha": arm.alpha,
-        "lr": arm.lr,
+        "lr": arm.lr or None,
         "seeds": arm.seeds,
         "failed": arm.failed,
         **cells["expected_net_gain"],

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Literal
 
-from rankscope.formatting import safe_text
+from rankscope.formatting import count, with_leading_space
 from rankscope.models.methods import get_lora_method, lora_methods
 from rankscope.records import ArmSummary, Prompt, StudyRecords, TrialSpec
 from rankscope.report.page import template_environment
@@ -192,7 +192,7 @@ def steps_for_task(view: StudyView, task: str, folder: str) -> tuple[_UseStep, .
         return ()
     spec = trials[0].spec
     if spec.prompt is not None:
-        return _prompt_steps(view, spec.prompt)
+        return _prompt_steps(view, task, spec.prompt)
     name = folder_name(f"{task}-{arm.short_label.replace('=', '')}")
     command = f"rankscope export {shlex.quote(folder)} {_selection(view, arm)}"
     steps = [_UseStep("Export it", f"{command} --out {name}")]
@@ -205,19 +205,21 @@ def steps_for_task(view: StudyView, task: str, folder: str) -> tuple[_UseStep, .
     return (*steps, *use_steps(base, settings, name, name, chat=chat))
 
 
-def _prompt_steps(view: StudyView, prompt: Prompt) -> tuple[_UseStep, ...]:
+def _prompt_steps(view: StudyView, task: str, prompt: Prompt) -> tuple[_UseStep, ...]:
     """The base, and the prompt before a question: as messages, or as the text that was scored."""
-    pairs = [pair for task, *pair in prompt.examples if task == prompt.examples[0][0]]
+    pairs = [(q, reply) for part, q, reply in prompt.examples if part == prompt.examples[0][0]]
     if view.study.model.prompt_format == "chat":
         turns = [("system", prompt.system)] * bool(prompt.system)
-        turns += [turn for pair in pairs for turn in zip(("user", "assistant"), pair, strict=True)]
+        turns += [t for q, reply in pairs for t in (("user", q.rstrip()), ("assistant", reply))]
         messages = [{"role": r, "content": text} for r, text in [*turns, ("user", "...")]]
         code = f"messages = {json.dumps(messages, indent=1, ensure_ascii=False)}"
     else:
-        solved = (asked + " " * (not asked[-1:].isspace()) + reply for asked, reply in pairs)
+        solved = (q + with_leading_space(q, reply) for q, reply in pairs)
         code = "\n\n".join([*[prompt.system] * bool(prompt.system), *solved, "..."])
+    own = view.study.task(task).num_fewshot if prompt.num_fewshot is None else 0
+    note = f" Before the question, show the task's own {count(own, 'solved example')}, too."
     serve = _UseStep("Serve the base with vLLM", f"vllm serve {base_source(view.study, {}).shell}")
-    return serve, _UseStep("Put this before each question", safe_text(code, 20_000), "python", ASK)
+    return serve, _UseStep("Put this before each question", code, "python", ASK + note * bool(own))
 
 
 def _selection(view: StudyView, arm: ArmSummary) -> str:

@@ -87,5 +87,5 @@ def prepare(
 
 def _tokens_note(trial: TrialSpec, items: Items, prompted: Items) -> str:
     """How much longer a prompt makes what a model reads."""
-    own, base = (fmean(i.read for i in of[trial.task, "test"]) for of in (prompted, items))
+    own, base = (fmean(i.read for i in of[trial.task, "validation"]) for of in (prompted, items))
     return f"{trial.task} {trial.arm_label}: reads {own:,.0f} tokens an item, the base {base:,.0f}"

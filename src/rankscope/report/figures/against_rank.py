@@ -24,8 +24,8 @@ def draw_against_rank(view: StudyView, task: str) -> Figure:
     }
     rows = []
     for arm in view.arms(task):
-        row = {"arm": arm.label, "rank": arm.rank, "learning rate": arm.lr, "seeds": arm.seeds}
-        row |= interval_cells(score, arm.score, unit)
+        row = {"arm": arm.label, "rank": arm.rank, "learning rate": arm.lr or None}
+        row |= {"seeds": arm.seeds, **interval_cells(score, arm.score, unit)}
         for name, title in changes.items():
             row |= interval_cells(title, arm.retention.get(name), view.unit(name))
         rows.append(row)

@@ -62,4 +62,8 @@ def _finding(view: StudyView, task: str) -> str:
         text = f"Ranks that may be within {margin} of the best: {join_names(ranks, 12)}."
     if full and full.expected:
         text += f" Full fine-tuning: {percent(full.expected.p_within_margin)}."
+    for row in view.advice(task).rows:
+        name, of = row.arm.label, row.arm.expected
+        if "prompt" in row.roles and of:
+            text += f" {name[0].upper()}{name[1:]}: {percent(of.p_within_margin)}."
     return text

@@ -140,7 +140,10 @@ def with_executor(config: "StudyConfig", name: str | None) -> "StudyConfig":
 
 def start_executor(config: "StudyConfig", num_workers: int | None = None) -> Executor | None:
     """The study's executor; without one worker processes of this machine if a number of them is
-    asked for or a group takes several devices, else None: groups run in this process."""
+    asked for or a group takes several devices, else None: groups run in this process.
+    Raises UserError: no worker is asked for, or it cannot start on this machine."""
+    if num_workers is not None and num_workers < 1:
+        raise UserError("--workers", str(num_workers), "at least 1")
     if config.executor is None and num_workers is None and config.train.devices == 1:
         return None
     chosen = config.executor or executor_section().model_validate("local")
