@@ -415,8 +415,8 @@ def test_folders_that_no_ledger_tells_of_are_left_alone(tmp_path: Path, name: st
 def test_a_ledger_of_another_version_is_refused(tmp_path: Path) -> None:
     run_everything(tmp_path)
     (tmp_path / "ledger.sha256").unlink()  # earlier versions had none
-    for version in (99, 4):
+    for version in (99, 5):
         change_rows(tmp_path, f"PRAGMA user_version = {version}")
         for write in (False, True):
-            with pytest.raises(UserError, match=f"ledger version {version}, expected 5"):
+            with pytest.raises(UserError, match=f"ledger version {version}, expected 6"):
                 Ledger.open(tmp_path, write=write)

@@ -226,6 +226,7 @@ class TaskAdvice(Record):
 class Recommendation(Record):
     """``recommendation.json``: one answer per training task."""
 
+    schema_version: int = 2  # 2: messages and next steps are texts, without values
     study: str
     advice: tuple[TaskAdvice, ...]
     method: str  # How the choice was made, one paragraph

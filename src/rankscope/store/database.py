@@ -38,7 +38,7 @@ from rankscope.records import (
 from rankscope.store.artifacts import ARTIFACTS, CHECKPOINTS, STAGING, UNITS
 from rankscope.store.row_hashes import LEDGER, LEDGER_REMEDY, keep_counts, row_sha256
 
-LEDGER_VERSION = 5
+LEDGER_VERSION = 6
 SCHEMA = """
 CREATE TABLE study (
     key TEXT PRIMARY KEY,
