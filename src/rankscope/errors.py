@@ -145,13 +145,15 @@ def reading(
 
 @contextmanager
 def installed(where: object, extra: str) -> Iterator[None]:
-    """Raise UserError if a package that is imported inside is missing; an extra of Rankscope has
-    it."""
+    """Raise UserError if an import inside fails, of a package that an extra of Rankscope has."""
     try:
         yield
     except ImportError as error:
+        found, expected = f"no package {error.name}", "it to be installed"
+        if not isinstance(error, ModuleNotFoundError):
+            found, expected = f"an import that fails ({first_line(error)})", "fitting versions"
         do = f"install it with pip install 'rankscope[{extra}]'"
-        raise UserError(where, f"no package {error.name}", "it to be installed", do) from error
+        raise UserError(where, found, expected, do) from error
 
 
 def reason_of(error: BaseException) -> str:

@@ -68,7 +68,7 @@ INSIDE = of(ONE, lrs=(LOW, MID, 1e-2), accuracy=lambda r, lr: 0.9 if lr == MID e
 SLOW, SETTLED = (trained(losses=[4 * f**i for i in range(40)]) for f in (0.95, 0.7))
 CHECKS = [
     ("retention fine 1 retention task", of(), "The base is above chance"),
-    ("retention weak forgetting unknown", of(retention=()), "The study has no retention task."),
+    ("retention weak forgetting unknown", of(retention=()), "Add one to the study file."),
     ("retention weak general not above chance", AT_CHANCE, "guessing gives 25.0 %), so accuracy"),
     ("contamination fine no overlap", of(), "No test row overlaps the training set."),
     ("contamination weak 1 of 200 test rows", contaminated(1, 0), "(1 by exact match)"),
@@ -81,7 +81,7 @@ CHECKS = [
     ),
     ("learning_rate fine 3 learning rates tried", INSIDE, "lies inside the 3 tried for it."),
     ("loss bad still falling after 6 steps", trained(losses=[3.5, 3.2, 2.9, 2.6, 2.3, 2.0]), "may"),
-    ("loss bad only 5 steps", trained(losses=[2.0, 2.1, 1.9, 2.0, 2.0]), "Too few to see whether"),
+    ("loss bad only 5 steps", trained(losses=[2.0, 2.1, 1.9, 2.0, 2.0]), "Train at least 20"),
     ("loss weak still falling", SLOW, "longer training may change the order of arms."),
     # A loss near zero falls by half of itself, and by nothing of what it was.
     ("loss fine has settled", SETTLED, "has leveled off by the end of 40 steps."),

@@ -166,6 +166,17 @@ def test_without_a_browser_the_error_says_what_to_do(
         draw_files([figures[0]], tmp_path, "svg", {})
 
 
+def test_an_error_of_a_drawing_is_no_missing_browser(
+    figures: list[Figure], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no such color")
+
+    monkeypatch.setattr("kaleido.write_fig_from_object_sync", broken)
+    with pytest.raises(RuntimeError, match="no such color"):
+        draw_files([figures[0]], tmp_path, "svg", {})
+
+
 def test_a_full_disk_is_named_and_titles_are_escaped(
     figures: list[Figure], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

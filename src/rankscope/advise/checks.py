@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from rankscope.advise.arms import Arm
 from rankscope.advise.messages import capitalized, verdict_name
 from rankscope.advise.posterior import TYPICAL_SPREAD
-from rankscope.advise.results import TaskResults
+from rankscope.advise.results import FEWEST_STEPS, TaskResults
 from rankscope.advise.retention import retention_tasks, scale_notes
 from rankscope.config.study import StudyConfig
 from rankscope.formatting import (
@@ -68,7 +68,7 @@ def _retention(results: TaskResults, subject: Arm | None) -> TrustCheck:
     if not tasks or (arm is not None and arm.forgetting is None):
         text = "The retention tasks have no scores yet."
         if not tasks:
-            text = "The study has no retention task."
+            text = "The study has no retention task. Add one to the study file."
         text += " The limit on forgetting could not be applied." if has_limit else ""
         counts = bool(tasks) and (has_limit or results.objective.retention > 0)
         return _check("retention", "bad" if counts and arm else "weak", "forgetting unknown", text)
@@ -168,7 +168,7 @@ def _loss(results: TaskResults, subject: Arm) -> Iterator[TrustCheck]:
     elif is_barely_trained:
         text = (
             "Too few to see whether the training loss has leveled off: longer training may change "
-            "the order of arms."
+            f"the order of arms. Train at least {FEWEST_STEPS} steps."
         )
         yield _check("loss", "bad", f"only {steps}", text)
     elif trend is not None:

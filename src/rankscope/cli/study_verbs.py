@@ -198,7 +198,14 @@ def _status_command(
 
     records = Ledger.read(folder, with_analyses=False)
     if watch:
-        with Live(console=err_console, transient=True, auto_refresh=False) as live:
+        live = Live(
+            console=err_console,
+            transient=True,
+            auto_refresh=False,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        with live:
             while running_process(folder):
                 live.update(status_table(status_data(records, folder)), refresh=True)
                 time.sleep(WATCH_SECONDS)
@@ -223,7 +230,8 @@ def _stop_command(folder: StudyFolder) -> Reply:
     if process is None or host != socket.gethostname():
         found = "no process that runs it" if process is None else f"process {process}"
         raise UserError(folder, found, "a process of this machine that does")
-    with reading(f"process {number} of {folder}", "one of yours, which has not ended"):
+    do = "ask its owner to stop it, or see 'rankscope status'"
+    with reading(f"process {number} of {folder}", "one of yours, which has not ended", do=do):
         os.kill(int(number), signal.SIGTERM)
     status = shlex.join(["rankscope", "status", str(folder)])
     text = f"asked process {number} to stop; to see when it has: {status}"
@@ -339,6 +347,9 @@ def _compare_command(
     Example: rankscope compare studies/pocket studies/mine --out compared.html
     """
     for folder in folders:
+        if (folder / "adapter_config.json").is_file():
+            do = "compare scores: rankscope eval BASE --tasks TASK --adapter A --adapter B"
+            raise UserError(folder, "an adapter", "the folder of a study", do)
         check_study(folder)
     from rankscope.cli.render.comparison import comparison_tables
     from rankscope.tools.compare import check_page, compare, render_comparison

@@ -6,7 +6,7 @@ from typing import Literal
 
 import plotly.graph_objects as go
 
-from rankscope.errors import installed, reading, reporting_shortages
+from rankscope.errors import UserError, first_line, installed, reporting_shortages
 from rankscope.filesystem import check_folder, replace_text
 from rankscope.formatting import markdown_text
 from rankscope.records import Recommendation, StudyRecords
@@ -68,6 +68,7 @@ def draw_files(
     ``lines`` are names for a legend, by dash.
     """
     import kaleido
+    from choreographer.errors import BrowserFailedError, ChromeNotFoundError
 
     paths = [out / f"{figure.key}.{file_format}" for figure in figures]
     scale = PRINT_SCALE if file_format == "png" else 1
@@ -76,9 +77,12 @@ def draw_files(
         plot = static_plot(figure, lines)
         size = {"width": plot.layout.width, "height": plot.layout.height, "scale": scale}
         specs.append({"fig": plot, "path": str(path), "opts": {"format": file_format, **size}})
-    do = "install one, or set BROWSER_PATH to it"
-    with reading("--figures", "Chrome or Chromium to draw them", do=do):
+    try:
         kaleido.write_fig_from_object_sync(specs, kopts={"mathjax": False})
+    except (ChromeNotFoundError, BrowserFailedError) as error:
+        found, wanted = f"no browser that starts ({first_line(error)})", "Chrome or Chromium"
+        do = "install one, or set BROWSER_PATH to it"
+        raise UserError("--figures", found, f"{wanted} to draw them", do) from error
     return paths
 
 

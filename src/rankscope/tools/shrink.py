@@ -214,6 +214,8 @@ def mitigate(source: SourceAdapter, out: Path, factor: float) -> list[AdapterCha
     if source.base is None:
         found = "no base, by which intruders are found"
         raise UserError("--mitigate intruders", found, do=GIVE_BASE)
+    if not 0 <= factor <= 1:
+        raise UserError(f"--lambda {factor}", expected="0 (remove intruders) to 1 (change nothing)")
     svds = SvdCache(max_bytes=0, folder=svd_cache_folder())
 
     def edit(name: str, update: LowRankUpdate) -> list[tuple[LowRankUpdate, int | None]]:
@@ -254,8 +256,10 @@ def _write_edited(
             if after is not before or is_full:
                 written[out][name] = stored(name, after)
                 if not all(t is None or bool(t.isfinite().all()) for t in written[out][name]):
-                    found = f"numbers above float32's largest, 3.4e38, when {action}"
-                    raise UserError(name, found, do="choose a smaller --scale or --layer-scale")
+                    large = "numbers above float32's largest, 3.4e38"
+                    found = f"{large}, or a row of a DoRA weight that becomes zero, when {action}"
+                    do = "choose a smaller --scale or --layer-scale, or one slightly different"
+                    raise UserError(name, found, do=do)
             matrices[out].append(_matrix_change(name, before, after, count))
             sizes[out] += after.A.numel() + after.B.numel()
     changes = []

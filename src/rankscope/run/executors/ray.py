@@ -159,11 +159,15 @@ class RayExecutor:
 def _connect_ray(address: str | None) -> Any:
     """Ray, connected to the cluster at ``address``, or started on this machine. Raises UserError:
     Ray is not installed, or no cluster answers."""
-    place = "executor ray" if address is None else f"executor.ray.address: {address}"
-    do = "start a cluster with 'ray start --head', or leave the address out to use this machine"
+    place, do = "executor ray", ""
+    if address is not None:
+        place = f"executor.ray.address: {address}"
+        do = "start a cluster with 'ray start --head', or leave the address out to use this machine"
     if address is not None and address != "auto":  # Ray itself would try for a minute
         host, _, port = address.removeprefix("ray://").rpartition(":")
-        with reading(place, "auto, HOST:PORT or ray://HOST:PORT of a cluster that answers", do=do):
+        if not host or not port.isdecimal():
+            raise UserError(place, expected="auto, HOST:PORT or ray://HOST:PORT")
+        with reading(place, "a cluster that answers", do=do):
             socket.create_connection((host, int(port)), timeout=5).close()
     with installed("executor ray", "ray"):
         import ray

@@ -186,9 +186,10 @@ class SlurmExecutor:
     def __init__(
         self, settings: SlurmSettings, devices: int = 1, num_workers: int | None = None
     ) -> None:
-        if shutil.which("sbatch") is None:
-            found, do = "no 'sbatch' on this machine", "run this on a login node"
-            raise UserError("executor slurm", found, "SLURM's commands", do)
+        for command in ("sbatch", "squeue", "scancel"):
+            if shutil.which(command) is None:
+                found, do = f"no {command!r} on this machine", "run this on a login node"
+                raise UserError("executor slurm", found, "SLURM's commands", do)
         self.settings, self.max_running = settings, num_workers
         self.cpus = settings.cpus or devices * (stated_threads() or CPUS_PER_DEVICE)
         self.threads = max(1, self.cpus // devices)  # Of each of a worker's processes
