@@ -2,12 +2,12 @@
 
 :func:`zeroed` is the slow, obvious way: a context in which anything may be scored. :func:`ablate`
 gives the same numbers to rounding. What enters a layer does not depend on which of its heads is
-removed, so the intact model runs first, and every ablation begins at its own layer with what left
-the layer before.
+removed, so the intact model runs layer by layer, and every ablation begins at its own layer with
+what left the layer before. The states of one layer are kept at a time.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -54,43 +54,44 @@ def ablate(
     intact, *ablated = [SummedLogprobs(len(trees)) for _ in (None, *ablations)]
     with base.multi_lora.dropout_off(), torch.inference_mode():
         for prefix, batches in prefix_groups(trees, model.batch_tokens, base):
-            for batch in batches:  # one at a time: its states are kept for every layer
-                group = (prefix, [batch])
-                with _leaving(layers) as states:
-                    intact.add(base, name, group)
-                for heads, scores in zip(ablations, ablated, strict=True):
-                    first = min(heads)[0]
-                    with zeroed(model, heads), _begun_after(layers[:first], states):
-                        scores.add(base, name, group)
+            for batch in batches:  # one at a time: the states that leave a layer are kept
+                group, states = (prefix, [batch]), list[Tensor]()
+                for index in range(len(layers)):
+                    before, after = layers[:index], layers[index + 1 :]
+                    for heads, scores in zip(ablations, ablated, strict=True):
+                        if min(heads)[0] == index:
+                            with zeroed(model, heads), _skipped(before, states):
+                                scores.add(base, name, group)
+                    with _skipped(before, states), _skipped(after), _leaving(layers[index]) as kept:
+                        intact.add(base, name, group)  # only the last layer's logits stay
+                    states = kept
     return intact.values, [scores.values for scores in ablated]
 
 
 @contextmanager
-def _leaving(layers: Sequence[nn.Module]) -> Iterator[list[list[Tensor]]]:
-    """The hidden states that leave each layer, (1, N, E), by pass; filled while inside."""
-    states: list[list[Tensor]] = [[] for _ in layers]
-    with ExitStack() as hooks:
-        for layer, own in zip(layers, states, strict=True):
-            keep = partial(lambda own, module, args, out: own.append(out), own)
-            hooks.callback(layer.register_forward_hook(keep).remove)
+def _leaving(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """The hidden states that leave a layer, (1, N, E), by pass; filled while inside."""
+    states: list[Tensor] = []
+    hook = layer.register_forward_hook(lambda module, args, out: states.append(out))
+    try:
         yield states
+    finally:
+        hook.remove()
 
 
 @contextmanager
-def _begun_after(
-    skipped: Sequence[nn.Module], states: Sequence[Sequence[Tensor]]
-) -> Iterator[None]:
-    """While inside, passes skip the first layers: the last of these gives what left it before."""
-    again = iter(states[len(skipped) - 1])
-    before = [vars(layer).get("forward") for layer in skipped]
+def _skipped(layers: Sequence[nn.Module], states: Sequence[Tensor] = ()) -> Iterator[None]:
+    """While inside, passes skip the layers; the last one returns its kept output, if given."""
+    again = iter(states)
+    before = [vars(layer).get("forward") for layer in layers]
     try:
-        for layer in skipped:
+        for layer in layers:
             vars(layer)["forward"] = _skip_layer
-        if skipped:
-            vars(skipped[-1])["forward"] = lambda *args, **settings: next(again)
+        if states:
+            vars(layers[-1])["forward"] = lambda *args, **settings: next(again)
         yield
     finally:
-        for layer, forward in zip(skipped, before, strict=True):
+        for layer, forward in zip(layers, before, strict=True):
             del vars(layer)["forward"]
             if forward is not None:
                 vars(layer)["forward"] = forward
