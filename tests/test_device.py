@@ -68,11 +68,14 @@ def test_a_device_is_the_best_there_is_or_the_one_that_is_named() -> None:
         choose_device("cuda:99")
 
 
-def test_dtype_follows_the_name_or_the_machine() -> None:
+def test_dtype_follows_the_name_or_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     assert choose_dtype("float32", CPU) == torch.float32
     assert choose_dtype("bfloat16", CPU) == torch.bfloat16
     native = {"avx512_bf16", "amx_bf16"} & processor_flags()
     assert choose_dtype("auto", CPU) == (torch.bfloat16 if native else torch.float32)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert choose_dtype("auto", CPU) == torch.float32
 
 
 def test_peak_memory_sees_a_block_that_is_gone_and_can_start_anew() -> None:

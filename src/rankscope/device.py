@@ -32,6 +32,10 @@ KEPT_KERNELS = 32
 
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 """Processor flags with which bfloat16 products are faster than float32 ones."""
+WITHOUT_BFLOAT16 = frozenset(
+    {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}
+)
+"""Values of ONEDNN_MAX_CPU_ISA that keep oneDNN from using those instructions."""
 
 
 def keep_freed_memory() -> None:
@@ -105,7 +109,8 @@ def choose_dtype(text: str, device: torch.device) -> torch.dtype:
     Native are CUDA from compute capability 8.0 on, and processors with AVX512-BF16 or AMX.
     """
     if text == "auto":
-        is_native = device.type == "cpu" and BFLOAT16_FLAGS & processor_flags()
+        limited = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in WITHOUT_BFLOAT16
+        is_native = device.type == "cpu" and not limited and BFLOAT16_FLAGS & processor_flags()
         if device.type == "cuda":
             is_native = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if is_native else torch.float32

@@ -176,12 +176,15 @@ def _write_svd(path: Path, decomposition: SVD) -> None:
 
 
 def evict_least_recent(folder: Path, max_bytes: int = MAX_CACHE_BYTES) -> None:
-    with contextlib.suppress(OSError):  # another process may remove files meanwhile
-        stats = {path: path.stat() for path in folder.glob("*.safetensors")}
-        total = sum(stat.st_size for stat in stats.values())
-        for path, stat in sorted(stats.items(), key=lambda file: file[1].st_mtime):
-            if total <= max_bytes:
-                return
-            with contextlib.suppress(OSError):  # another user's
-                path.unlink()
-                total -= stat.st_size
+    stats = {}
+    with contextlib.suppress(OSError):
+        for path in folder.glob("*.safetensors"):
+            with contextlib.suppress(OSError):  # another process may remove files meanwhile
+                stats[path] = path.stat()
+    total = sum(stat.st_size for stat in stats.values())
+    for path, stat in sorted(stats.items(), key=lambda file: file[1].st_mtime):
+        if total <= max_bytes:
+            return
+        with contextlib.suppress(OSError):  # another user's
+            path.unlink(missing_ok=True)
+            total -= stat.st_size
