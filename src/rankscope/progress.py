@@ -63,6 +63,8 @@ class ConsoleReporter(ProgressReporter):
             TextColumn("{task.fields[detail]}", style="dim", markup=False),
             console=console,
             disable=not console.is_terminal,
+            redirect_stdout=False,  # else the console writes its own codes to HarmlessStream
+            redirect_stderr=False,
         )
         self.bar: TaskID | None = None
 

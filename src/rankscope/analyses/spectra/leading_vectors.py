@@ -241,7 +241,8 @@ def dense_triples(base: SVD, tuned: Tensor, k: int, spare: int, *, iterate: bool
 
 
 def dense_leading_vectors(base: SVD, tuned: Tensor, k: int) -> Triples:
-    """The same of a dense tuned weight (m, n)."""
+    """The ``k`` leading triples of a dense tuned weight (m, n); vectors are cosines to every vector
+    of W0, (d, k)."""
     smallest, share = DENSE_ITERATE_IF
     is_large = len(base.S) >= smallest and share * k <= len(base.S)
     triples = dense_triples(base, tuned, k, max(16, k // 5), iterate=is_large)

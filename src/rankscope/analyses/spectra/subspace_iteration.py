@@ -52,11 +52,14 @@ class _Operator(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Triples:
-    """Singular triples of K, largest first, with error bounds."""
+    """Singular triples of K, largest first, with error bounds.
 
-    U: Tensor  # Left vectors, (m, k)
+    U and V are singular vectors or, in ``leading_vectors``, their cosines to every vector of W0.
+    """
+
+    U: Tensor  # Left, (m, k); cosines (d, k)
     S: Tensor  # Singular values, (k,)
-    V: Tensor  # Right vectors, (n, k)
+    V: Tensor  # Right, (n, k); cosines (d, k)
     residuals: Tensor
     """|K^T u - sigma v|, (k,). K has a singular value within this distance of sigma (Weyl), since
     K v = sigma u holds to rounding."""

@@ -166,8 +166,8 @@ def read_settings(path: Path) -> AdapterSettings:
 
 
 def read_adapter_config(folder: Path, *, readable: bool = False) -> AdapterSettings:
-    """``adapter_config.json`` of a LoRA adapter that leaves the base as it is, or, if ``readable``
-    is enough, changes it by a function of its weights."""
+    """``adapter_config.json`` of a LoRA adapter that leaves the base as it is, or, with
+    ``readable``, one whose start is computed from the base's weights."""
     if not (folder / WEIGHTS).is_file():
         if (folder / "adapter_model.bin").is_file():
             found = "adapter_model.bin, a pickle, which can run code when loaded"

@@ -15,7 +15,8 @@ from rankscope.report.charts.figure import Figure
 
 
 class Section(NamedTuple):
-    """A section of the pages; ``place`` orders them."""
+    """A section of the pages. SECTIONS states its place, which orders them, title, lead and whether
+    it is folded; a page adds its key and figures."""
 
     place: float
     title: str
