@@ -63,7 +63,6 @@ REFUSED = [
     (SHRINK + "--mitigate intruders", "together with '--lambda L'"),
     (SHRINK + "--mitigate intruders --lambda 0.5", "give --base"),
     (SHRINK + "--base {base} --mitigate intruders --lambda 2", "should be less than or equal to 1"),
-    (SHRINK + "--base {base} --mitigate intruders --lambda nan", "0 (remove intruders) to 1"),
     (SHRINK + "--rank 2,x", "--rank '2,x': found a fault"),
     (SHRINK + "--parameters 100", "found 100 parameters, expected at least 768, rank 1 of each of"),
     ("shrink {base} --scale 0.5 --out {new}", "use --rank or --parameters to make it one"),

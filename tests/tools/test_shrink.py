@@ -99,6 +99,9 @@ def test_what_changes_nothing_changes_no_bit(base: Path, adapter: Path, tmp_path
     layer_scale(source, tmp_path / "layers", 1, 1)
     truncate(source, tmp_path / "rank", [64])
     mitigate(source, tmp_path / "mitigate", 1)
+    for factor in (-1, 1.5, float("nan")):
+        with pytest.raises(UserError, match="expected 0 \\(remove intruders\\) to 1"):
+            mitigate(source, tmp_path / "other", factor)
     written = ["layers", "rank", "mitigate/mitigated", "mitigate/control"]
     for name in written:
         for file in FILES:
