@@ -24,11 +24,11 @@ from transformers import AutoConfig
 
 from rankscope.config.study import TrainConfig
 from rankscope.config.task import TaskConfig
-from rankscope.data.chat import with_leading_space
 from rankscope.data.encode import EncodedRow, Encoder
 from rankscope.data.sampler import RowSampler
 from rankscope.data.tasks import load_task
 from rankscope.device import choose_device, choose_dtype, keep_freed_memory, provenance
+from rankscope.formatting import with_leading_space
 from rankscope.models.load import load_tokenizer
 from rankscope.records import TrialSpec
 from rounding import rounding, terms_of_pass

@@ -35,9 +35,9 @@ from evaluate_choice import TOLERANCE as LOGPROB_TOLERANCE
 from race import Rows, Setting, Times, announce, heading, parity_of, run_side
 from rankscope.advise.recommend import recommend
 from rankscope.config.task import TaskConfig
-from rankscope.data.chat import with_leading_space
 from rankscope.data.items import Item
 from rankscope.data.tasks import load_task
+from rankscope.formatting import with_leading_space
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.fetch import cached_model_folder
 from rankscope.models.load import load_tokenizer
