@@ -158,10 +158,11 @@ def test_a_whole_study_has_the_losses_and_scores_of_the_scripts(
             return in_its_process(module, function, given)
         return getattr(import_module(module), function)(given)
 
-    def run(command: list[str], *, env: dict[str, str], **_: object) -> None:
+    def run(command: list[str], *, env: dict[str, str], **_: object) -> SimpleNamespace:
         cache = {"RANKSCOPE_CACHE": env["RANKSCOPE_CACHE"]}
         ran = launcher.run(*command[1:], environment=cache)
         assert ran.code == 0, ran.err
+        return SimpleNamespace(returncode=ran.code)
 
     monkeypatch.setattr(evaluation_race, "run_side", run_side)
     monkeypatch.setattr(whole_study, "subprocess", SimpleNamespace(run=run))

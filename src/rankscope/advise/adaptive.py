@@ -18,7 +18,7 @@ import numpy as np
 from rankscope.advise.arms import Arm, summarize_arms
 from rankscope.advise.decide import MAY_DO, Answer, decide
 from rankscope.advise.evidence import Part, measure
-from rankscope.advise.posterior import FAR_BELOW, Array
+from rankscope.advise.posterior import Array, lowest_of
 from rankscope.advise.results import (
     TaskResults,
     drawn_posterior,
@@ -77,7 +77,7 @@ def stops_at_rung(
     scored = [arms[i] for i in places]
     margin = study.config.objective.margin_on(scale.name)
     rises = measured.means - _means_before(before, task, parts, scored)
-    usual = rises[measured.means > -FAR_BELOW * margin]  # Not of models that broke
+    usual = rises[measured.means > lowest_of(measured.means, margin)]  # Not of models that broke
     evidence = replace(
         measured,
         means=measured.means + HEADING * rises,

@@ -37,9 +37,7 @@ SEED_SPREADS = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # Between s
 TYPICAL_SPREAD, SPREAD_FREEDOM = 0.5, 2.0
 """The prior of the common spread: half a margin, as if two degrees of freedom had shown it."""
 OWN_FREEDOM = 4.0
-FAR_BELOW = 16.0
-"""Margins below the base beyond which it does not matter how far: a model that training broke loses
-any number of nats, which would tell of seeds and ranks that do what they like."""
+FAR_BELOW = 16.0  # Margins below the base, see ``lowest_of``
 FLAT_PRIOR = 1000.0  # Standard deviation of the only arm's net gain, in margins: it says nothing
 AXIS_LENGTHS = (1.0, 0.5, 1.0, 0.2)
 """Per octave of rank, over which ``LENGTHS`` are given: octaves of alpha / rank and of rows, and
@@ -153,8 +151,15 @@ def posterior(evidence: NetGains, margin: float, seed: int = 0) -> Posterior:
 def _as_fitted(evidence: NetGains, margin: float) -> tuple[NetGains, Array]:
     """The evidence with net gains above the prior's mean, none of them too far below the base; and
     what was taken off each for it, (A,)."""
-    fitted = np.maximum(evidence.means, -FAR_BELOW * margin) - PRIOR_MEAN * margin
+    fitted = np.maximum(evidence.means, lowest_of(evidence.means, margin)) - PRIOR_MEAN * margin
     return replace(evidence, means=fitted), evidence.means - fitted
+
+
+def lowest_of(means: Array, margin: float) -> float:
+    """The net gain below which it does not matter how low one is: ``FAR_BELOW`` margins, or twice
+    the largest gain or the median change, below the base. A model that training broke loses any
+    number of nats, which would tell of seeds and ranks that do what they like."""
+    return -max(FAR_BELOW * margin, 2 * float(max(means.max(), np.median(np.abs(means)))))
 
 
 def flat_posterior(evidence: NetGains, margin: float, seed: int = 0) -> Posterior:

@@ -330,7 +330,15 @@ def stored_records(db: sqlite3.Connection, model: type[R]) -> Iterator[tuple[str
     rows = db.execute(f"SELECT {columns} FROM records WHERE kind = ? ORDER BY rowid", (kind,))
     for trial_id, key, body in rows:
         where = f"records {trial_id} {kind} {key}".rstrip()
-        yield trial_id, _parse_record(model, body, where)
+        record = _parse_record(model, body, where)
+        if trial_id != record.trial_id:
+            raise IntegrityError(
+                f"{LEDGER}: {where}",
+                f"a record of {record.trial_id}",
+                "one of its trial",
+                LEDGER_REMEDY,
+            )
+        yield trial_id, record
 
 
 def json_list(records: Iterable[Record]) -> str:
