@@ -268,7 +268,7 @@ def test_many_arms_are_weighed_by_some_of_them() -> None:
     assert np.abs(means - truth).mean() < 0.7 * np.abs(found.means - truth).mean()
 
 
-@pytest.mark.parametrize("broken", [np.nan, np.inf])
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
 def test_numbers_that_are_not_finite_have_no_posterior_but_the_flat_one(broken: float) -> None:
     found = evidence([0.1, broken, 0.0])
     with pytest.raises((FloatingPointError, np.linalg.LinAlgError)), np.errstate(all="ignore"):

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
-from math import isfinite
 
 import numpy as np
 import numpy.typing as npt
@@ -150,7 +149,9 @@ def posterior(evidence: NetGains, margin: float, seed: int = 0) -> Posterior:
 
 def _as_fitted(evidence: NetGains, margin: float) -> tuple[NetGains, Array]:
     """The evidence with net gains above the prior's mean, none of them too far below the base; and
-    what was taken off each for it, (A,)."""
+    what was taken off each for it, (A,). Raises FloatingPointError: one is not finite."""
+    if not np.isfinite(evidence.means).all():
+        raise FloatingPointError("a net gain is not finite")
     fitted = np.maximum(evidence.means, lowest_of(evidence.means, margin)) - PRIOR_MEAN * margin
     return replace(evidence, means=fitted), evidence.means - fitted
 
@@ -209,8 +210,6 @@ def _all_scales(evidence: NetGains, margin: float) -> Array:
     Columns: level, height, length, roughness, spread of seeds.
     """
     size = 2 * float(np.abs(evidence.means).max()) / margin
-    if not isfinite(size):
-        raise FloatingPointError("a net gain is not finite")
     levels = _up_to(LEVELS, size)[-len(LEVELS) :]
     if len(evidence.means) == 1:
         levels = [max(FLAT_PRIOR, 10 * size)]
