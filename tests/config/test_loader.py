@@ -312,7 +312,7 @@ WRONG_VALUES = [
     (
         "1e-3",
         ARM + "alpha: {}",
-        "0 -16 0r -2r r2 '2 r' 2R true .nan .inf '' []",
+        "0 -16 0r -2r r2 '2 r' 2R sqrt(2r) 0sqrt(r) true .nan .inf '' []",
         "11: arms.0.alpha",
     ),
     ("1e-3", ARM + "targets: {}", "every [] [''] [q,3] ['../x'] 5 ''", "11: arms.0.targets"),

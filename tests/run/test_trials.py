@@ -59,7 +59,14 @@ def test_trials_are_tasks_by_points_by_seeds_in_the_documented_order() -> None:
 
 @pytest.mark.parametrize(
     ("alpha", "number", "scaling"),
-    [("2r", 16.0, 2.0), ("r", 8.0, 1.0), ("0.5r", 4.0, 0.5), (16, 16.0, 2.0), (12.0, 12.0, 1.5)],
+    [
+        ("2r", 16.0, 2.0),
+        ("r", 8.0, 1.0),
+        ("0.5r", 4.0, 0.5),
+        ("2sqrt(r)", 32**0.5, 0.5**0.5),
+        (16, 16.0, 2.0),
+        (12.0, 12.0, 1.5),
+    ],
 )
 def test_alpha_becomes_a_number(alpha: Any, number: float, scaling: float) -> None:
     (trial,) = make_trials(study(arms=arm(alpha=alpha), tasks=["med"], seeds=0), "b", DATA)

@@ -86,9 +86,10 @@ def _parse_method(value: Any) -> Any:
 
 
 def resolved_alpha(alpha: float | str, rank: int) -> float:
-    """Alpha as a number: ``2r`` at rank 8 is 16."""
+    """Alpha as a number: ``2r`` at rank 8 is 16, and ``2sqrt(r)`` at rank 9 is 6."""
     if isinstance(alpha, str):
-        return float(alpha.removesuffix("r") or 1) * rank
+        factor, root, _ = alpha.removesuffix("r").partition("sqrt(r)")
+        return float(factor or 1) * (rank**0.5 if root else rank)
     return float(alpha)
 
 
@@ -121,7 +122,9 @@ def _parse_target_sets(value: Any) -> Any:
     return value
 
 
-ALPHA_MULTIPLE = r"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|0+\.[0-9]*[1-9][0-9]*)?r$"  # Without 0r
+ALPHA_MULTIPLE = (  # Without 0r
+    r"^([0-9]*[1-9][0-9]*(\.[0-9]+)?|0+\.[0-9]*[1-9][0-9]*)?(r|sqrt\(r\))$"
+)
 Alpha = Annotated[
     PositiveFloat | Annotated[str, Field(pattern=ALPHA_MULTIPLE)],
     Described("a positive number or a multiple of the rank such as '2r'"),
@@ -172,7 +175,7 @@ class ArmConfig(ConfigSection):
     """Ranks by module in place of ``rank``: the ``adapter_config.json`` of an adapter,
     such as ``shrink --parameters`` writes; or every target's rank by module path."""
     alpha: OneOrMore[Alpha] = ["2r"]
-    """LoRA alpha: a number, or a multiple of the rank such as ``2r``."""
+    """LoRA alpha: a number, a multiple of the rank (``2r``) or of its root (``16sqrt(r)``)."""
     lr: OneOrMore[PositiveFloat] | None = None
     """Peak learning rate; no default, because a rank sweep at one rate measures the rate."""
     lr_ratio: OneOrMore[PositiveFloat] | None = None
