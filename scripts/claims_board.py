@@ -11,8 +11,11 @@ from functools import partial
 from pathlib import Path
 
 from claims_judges import (
+    FAILS,
+    HOLDS,
     MARGIN,
     OPEN,
+    UNTESTABLE,
     Verdict,
     base_rows,
     capacity,
@@ -21,6 +24,7 @@ from claims_judges import (
     interval,
     intruders,
     label,
+    learns_less,
     less_and_less,
     matches_full,
     nested_curve,
@@ -55,7 +59,7 @@ CLAIMS: dict[int, tuple[str, str]] = {
         "2512.15634",
     ),
     9: ("Intruder dimensions fall with the rank; about none in full fine-tuning", "2410.21228"),
-    10: ("Low ranks fall behind where parameters < completion tokens", "2605.30260"),
+    10: ("Low ranks fall behind where parameters < completion tokens", "LoRA Without Regret"),
     11: (
         "100 rows sampled from the base cut forgetting more than 100 real ones",
         "OpenReview AmQVxvyRJC",
@@ -72,7 +76,9 @@ def verdicts(grids: Mapping[str, Grid]) -> dict[int, list[tuple[str, Verdict]]]:
         (2, "maths-grid", rate_ratio),
         (2, "maths-rates", rate_ratio),
         (3, "maths-grid", spread_by_rate),
+        (3, "maths-rates", spread_by_rate),
         (4, "maths-grid", less_and_less),
+        (4, "maths-rates", partial(learns_less, rank=4)),
         (5, "maths-grid", full_forgets_less),
         (6, "maths-grid", matches_full),
         (8, "maths-grid", norm_and_similarity),
@@ -87,13 +93,18 @@ def verdicts(grids: Mapping[str, Grid]) -> dict[int, list[tuple[str, Verdict]]]:
     for number, name, judge in judges:
         if name in grids:
             found.setdefault(number, []).append((name, judge(grids[name])))
-    for name, share in (("recall-grid", None), ("recall-seeds", 0.05)):
+    for maths, recall, share, asked in (
+        ("maths-grid", "recall-grid", None, "recall-grid"),
+        ("maths-grid", "recall-seeds", 0.05, "recall-seeds"),
+        ("maths-rates", "recall-seeds", 0.05, "maths-rates"),
+    ):
+        if {maths, recall} <= set(grids):
+            both = recall_and_reasoning(grids[maths], grids[recall], share)
+            found.setdefault(7, []).append((asked, both))
+    for name in ("maths-nested", "maths-nested-root"):
         if {"maths-grid", name} <= set(grids):
-            both = recall_and_reasoning(grids["maths-grid"], grids[name], share)
-            found.setdefault(7, []).append((name, both))
-    if {"maths-grid", "maths-nested"} <= set(grids):
-        nested = nested_curve(grids["maths-grid"], grids["maths-nested"])
-        found[12] = [("maths-nested", nested)]
+            nested = nested_curve(grids["maths-grid"], grids[name])
+            found.setdefault(12, []).append((name, nested))
     return found
 
 
@@ -102,17 +113,21 @@ def claims_table(grids: Mapping[str, Grid]) -> list[str]:
     found = verdicts(grids)
     for number, (claim, source) in CLAIMS.items():
         for index, (name, verdict) in enumerate(found.get(number, [])):
-            asked = "asked again" if index else f"{claim} ({source})"
-            settled = f": {verdict.would_settle}" if verdict.verdict == OPEN else ""
+            asked = f"look {index + 1}" if index else f"{claim} ({source})"
+            is_open = verdict.verdict in (OPEN, UNTESTABLE)
+            why = f": {verdict.would_settle}" if is_open else ""
             rows.append(
-                f"| {number} | {asked} | **{verdict.verdict}**{settled} | "
+                f"| {number} | {asked} | **{verdict.verdict}**{why} | "
                 f"{'' if verdict.p is None else percent(verdict.p)} | {verdict.measured} | "
                 f"{verdict.detectable} | [{name}](../../examples/claims/{name}.yaml) |"
             )
         if number not in found:
             rows.append(f"| {number} | {claim} ({source}) | not measured yet | | | | |")
-    number_settled = sum(any(v.verdict != OPEN for _, v in answers) for answers in found.values())
-    return [f"Settled: {number_settled} of {len(CLAIMS)} claims.", "", *rows]
+    latest = [answers[-1][1].verdict for answers in found.values()]
+    settled, untestable = latest.count(HOLDS) + latest.count(FAILS), latest.count(UNTESTABLE)
+    told = f"By the latest look of {len(CLAIMS)} claims {settled} are settled here, "
+    told += f"{untestable} are not testable, and of {latest.count(OPEN)} this cannot tell."
+    return [told, "", *rows]
 
 
 def studies_table(grids: Mapping[str, Grid]) -> list[str]:

@@ -21,6 +21,7 @@ from rankscope.records import Estimate
 MARGIN = 0.02
 """Nats per token within which two arms count as equal: the product's default margin."""
 HOLDS, FAILS, OPEN = "holds here", "does not hold here", "cannot tell"
+UNTESTABLE = "not testable here"
 RATIO = (5.0, 20.0)
 STEP = 4.0
 """Factor between neighboring rates."""
@@ -35,7 +36,7 @@ class Verdict:
     detectable: str = ""
     """The smallest effect that would have been seen in four studies of five."""
     would_settle: str = ""
-    """What would decide an open claim."""
+    """What would decide an open claim, or why it cannot be asked here."""
     p: float | None = None
     """Probability of the claim; None if its rule is no limit on differences."""
 
@@ -171,21 +172,44 @@ def spread_by_rate(grid: Grid) -> Verdict:
         judged(ends(growth)[0] > 0, ends(growth)[1] < 0),
         f"spread over ranks {listed} nats; highest less lowest rate {interval(growth)}",
         smallest(growth),
-        p=p_between(growth, low=0),
+        f"{settled_by(growth, abs(growth.value))}, if the difference is the measured one",
+        p_between(growth, low=0),
+    )
+
+
+def forgot(grid: Grid, *arms: Arm) -> bool:
+    """Whether one of these arms lost held-out text, clear of zero."""
+    return any(ends(grid.retained(arm))[1] < 0 for arm in arms)
+
+
+def learns_less(grid: Grid, rank: int) -> Verdict:
+    """The first half of "learns less and forgets less", by a study that scored no other text."""
+    lora, full = grid.tuned(rank), grid.tuned(None)
+    learned = grid.gain(lora, full)
+    return Verdict(
+        judged(False, ends(learned)[0] > 0),
+        f"{label(lora)} less {label(full)}: task {interval(learned)} nats; held-out text was not "
+        "scored",
+        smallest(learned),
+        "text that training makes the model forget",
     )
 
 
 def less_and_less(grid: Grid, rank: int = 32) -> Verdict:
     lora, full = grid.tuned(rank), grid.tuned(None)
     learned, kept = grid.gain(lora, full), grid.retained(lora, full)
+    measured = f"task {interval(learned)}, held-out text {interval(kept)} nats"
+    measured = f"{label(lora)} less {label(full)}: {measured}"
+    detected = f"{smallest(learned)}; {smallest(kept)}"
+    if not forgot(grid, lora, full):
+        return Verdict(UNTESTABLE, measured, detected, "neither arm forgot")
     return Verdict(
         judged(
             ends(learned)[1] < 0 and ends(kept)[0] > 0,
             ends(learned)[0] > 0 or ends(kept)[1] < 0,
         ),
-        f"{label(lora)} less {label(full)}: task {interval(learned)}, held-out text "
-        f"{interval(kept)} nats",
-        f"{smallest(learned)}; {smallest(kept)}",
+        measured,
+        detected,
         p=p_between(learned, high=0) * p_between(kept, low=0),
     )
 
@@ -195,9 +219,12 @@ def full_forgets_less(grid: Grid, rank: int = 32, excluded: float = 0.0) -> Verd
     lora, full = grid.tuned(rank), grid.tuned(None)
     kept = grid.retained(lora, full)
     own = ", ".join(f"{label(arm)} {interval(grid.retained(arm))}" for arm in (lora, full))
+    measured = f"change of held-out text: {own} nats; the former less the latter {interval(kept)}"
+    if not forgot(grid, lora, full):
+        return Verdict(UNTESTABLE, measured, smallest(kept), "neither arm forgot")
     return Verdict(
         judged(ends(kept)[1] < 0, ends(kept)[0] > -excluded),
-        f"change of held-out text: {own} nats; the former less the latter {interval(kept)}",
+        measured,
         smallest(kept),
         f"{settled_by(kept, abs(kept.value))}, if the difference is the measured one",
         p_between(kept, high=-excluded),
@@ -216,8 +243,12 @@ def matches_full(grid: Grid, rank: int = 32) -> Verdict:
 
 
 def recall_and_reasoning(maths: Grid, recall: Grid, share: float | None = None) -> Verdict:
-    """``share``: the margin on recall as a share of the highest rank's gain; else ``MARGIN``."""
-    low, middle, high = maths.ranks[0], 32, maths.ranks[-1]
+    """``share``: the margin on recall as a share of the highest rank's gain; else ``MARGIN``.
+
+    Without r = 32 on maths the highest rank stands for it.
+    """
+    low, high = maths.ranks[0], maths.ranks[-1]
+    middle = 32 if 32 in maths.ranks else high
     rise, over = (maths.gain(maths.tuned(middle), maths.tuned(r)) for r in (low, high))
     flat = recall.gain(recall.tuned(high), recall.tuned(low))
     gained = recall.gain(recall.tuned(high)).value
@@ -225,13 +256,16 @@ def recall_and_reasoning(maths: Grid, recall: Grid, share: float | None = None) 
     is_flat = flat.is_above(-margin) and ends(flat)[1] < margin
     varies = ends(flat)[1] < -margin or ends(flat)[0] > margin
     no_rise = ends(rise)[1] < MARGIN
+    than_high = "" if middle == high else f", less r={high} {interval(over)}"
     return Verdict(
         judged(is_flat and ends(rise)[0] > 0 and over.is_above(-MARGIN), varies or no_rise),
-        f"maths: r={middle} less r={low} {interval(rise)}, less r={high} {interval(over)}; "
+        f"maths: r={middle} less r={low} {interval(rise)}{than_high}; "
         f"recall: r={high} less r={low} {interval(flat)} nats, each at its best rate, margin "
         f"{margin:.2f}; r={high} gains {gained:.2f}",
         f"{smallest(rise)}; {smallest(flat)}",
-        f"on recall {settled_by(flat, margin)}",
+        f"on maths {settled_by(rise, MARGIN)}"
+        if is_flat
+        else f"on recall {settled_by(flat, margin)}",
         p_between(flat, -margin, margin) * p_between(rise, low=0) * p_between(over, low=-MARGIN),
     )
 
@@ -339,9 +373,11 @@ def intruders(grid: Grid) -> Verdict:
         f"{label(arm)} {'/'.join(f'{c:.0f}' for c in count)}"
         for arm, count in zip(arms, counts, strict=True)
     )
+    measured = f"intruders among {examined:,} vectors, by seed: {listed}"
+    if not any(count.any() for count in counts):
+        return Verdict(UNTESTABLE, measured, would_settle="no arm has one")
     return Verdict(
-        judged(falls and full.mean() <= 0.01 * examined, bool((first <= last).all())),
-        f"intruders among {examined:,} vectors, by seed: {listed}",
+        judged(falls and full.mean() <= 0.01 * examined, bool((first <= last).all())), measured
     )
 
 

@@ -15,7 +15,17 @@ import pandas as pd
 from scipy import stats
 
 from claims_board import RECORDS, with_numbers
-from claims_judges import OPEN, Verdict, ends, interval, judged, label, residuals, settled_by
+from claims_judges import (
+    OPEN,
+    UNTESTABLE,
+    Verdict,
+    ends,
+    interval,
+    judged,
+    label,
+    residuals,
+    settled_by,
+)
 from claims_judges import smallest as detectable_nats
 from claims_records import Arm, Grid, paired_estimate
 from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
@@ -93,8 +103,14 @@ def name_of(rank: int | None) -> str:
     return "full" if rank is None else f"r={rank}"
 
 
+def learned(grid: Grid, *ranks: int | None) -> bool:
+    """Whether one of these ranks, at its best rate, gained clear of zero."""
+    return any(ends(grid.gain(grid.tuned(rank)))[0] > 0 for rank in ranks)
+
+
 def reasoning(study: Study) -> Verdict:
-    """1: r = 32 or 64 match full fine-tuning on gsm8k and mathqa."""
+    """1: r = 32 or 64 match full fine-tuning on gsm8k and mathqa; two arms that learned nothing
+    are not compared."""
     told, matches, behind, found = [], [], [], []
     for task in ("gsm8k", "mathqa"):
         grid, margin = study.grids[task], study.margin(task)
@@ -102,15 +118,18 @@ def reasoning(study: Study) -> Verdict:
         arm = grid.best_lora(ranks)
         full = grid.tuned(None)
         difference = grid.gain(arm, full)
+        told.append(f"{task} {label(arm)} less {label(full)} {interval(difference)} nats")
+        if not learned(grid, arm[0], None):
+            told[-1] += " (not judged: neither gained)"
+            continue
         found.append(difference)
-        told.append(f"{task} {label(arm)} less {label(full)} {interval(difference)}")
         matches.append(difference.is_above(-margin))
         behind.append(ends(difference)[1] < -margin)
     return Verdict(
-        judged(all(matches), any(behind)),
-        "; ".join(told) + " nats",
+        judged(all(matches), any(behind)) if found else UNTESTABLE,
+        "; ".join(told),
         "; ".join(map(detectable_nats, found)),
-        f"on mathqa {settled_by(found[1], MARGIN['among'])}",
+        settled_by(found[-1], margin) if found else "no arm gained",
     )
 
 
@@ -126,25 +145,41 @@ def recall(study: Study) -> Verdict:
     flat, rise, margin = weighted_estimate(pairs), study.gain("gsm8k", 32, low), MARGIN["among"]
     is_flat = flat.is_above(-margin) and ends(flat)[1] < margin
     outside = ends(flat)[1] < -margin or ends(flat)[0] > margin
+    verdict = judged(is_flat and ends(rise)[0] > 0, outside or ends(rise)[1] < MARGIN["logprob"])
+    has_learned = any(learned(study.grids[task], high, low) for task in tasks)
     return Verdict(
-        judged(is_flat and ends(rise)[0] > 0, outside or ends(rise)[1] < MARGIN["logprob"]),
+        verdict if has_learned else UNTESTABLE,
         f"{' and '.join(tasks)}: r={high} less r={low} {interval(flat)}; gsm8k: r=32 less r={low} "
         f"{interval(rise)} nats",
         f"{detectable_nats(flat)}; {detectable_nats(rise)}",
-        f"{settled_by(flat, margin)} of recall",
+        f"{settled_by(flat, margin)} of recall" if has_learned else "nothing was learned on recall",
     )
 
 
 def keeps_more(study: Study, tests: Sequence[str]) -> Verdict:
-    """3 and 4: what r = 32 and full fine-tuning do to tasks that were not trained."""
-    own = {rank: study.over_tests(tests, rank, "base") for rank in (32, None)}
-    listed = "; ".join(f"{name_of(rank)} less base {interval(e)}" for rank, e in own.items())
-    difference = study.over_tests(tests, 32, None)
+    """3 and 4: r = 32 less full fine-tuning on tasks that were not trained, cell by cell.
+
+    A cell is a training task and a test; it is clear at a level divided by the number of cells. So
+    one cell of many nats does not decide for all, as it did in a mean over them.
+    """
+    cells = [
+        paired_estimate(grid.scores(grid.tuned(32), test), grid.scores(grid.tuned(None), test))
+        for test in tests
+        for task, grid in study.grids.items()
+        if task != test
+    ]
+    limit = float(stats.norm.isf(0.025 / len(cells)))
+    scaled = [cell.value / (cell.item_error or np.inf) for cell in cells]
+    more, less = sum(z > limit for z in scaled), sum(z < -limit for z in scaled)
+    means = {rank: study.over_tests(tests, rank, None) for rank in (study.series[0], 32)}
+    listed = ", ".join(f"{name_of(r)} less full {interval(e)}" for r, e in means.items())
+    kept = judged(bool(more and not less), bool(less and not more))
     return Verdict(
-        judged(ends(difference)[0] > 0, ends(difference)[1] < 0),
-        f"{listed}; r=32 less full {interval(difference)} nats",
-        detectable_nats(difference),
-        f"{settled_by(difference, abs(difference.value))}, if the difference is the measured one",
+        kept,
+        f"r=32 keeps clearly more than full in {more} of {len(cells)} cells, less in {less}; "
+        f"means {listed} nats",
+        detectable_nats(means[32]),
+        "cells disagree" if more else "more items: no cell is clear",
     )
 
 
@@ -221,8 +256,8 @@ def verdicts_table(studies: Sequence[Study], more: Sequence[tuple[str, Verdict]]
     gemma = next(iter(MAIN.values()))
     answers += [(n, point, gemma, verdict) for n, (point, verdict) in enumerate(more, 8)]
     for number, point, model, verdict in answers:
-        would_settle = f": {verdict.would_settle}" if verdict.would_settle else ""
-        settled = would_settle if verdict.verdict == OPEN else ""
+        is_open = verdict.verdict in (OPEN, UNTESTABLE)
+        settled = f": {verdict.would_settle}" if is_open and verdict.would_settle else ""
         shown = "the same" if rows[-1].startswith(f"| {number} |") else point
         rows.append(
             f"| {number} | {shown} | {model} | **{verdict.verdict}**{settled} | "

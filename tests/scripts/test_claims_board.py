@@ -181,7 +181,7 @@ def test_a_margin_may_be_a_share_of_the_gain_or_a_published_difference(tmp_path:
     grid = planted(
         tmp_path,
         lambda arm: around(2e-3, {4: 1.0, 32: 1.1, 128: 1.03}.get(arm[0] or 0, 1.0))(arm[1]),
-        kept=lambda arm: -0.01 if arm[0] == 32 else 0.0,
+        kept=lambda arm: -0.03 if arm[0] == 32 else -0.02,
     )
     # On "recall" r = 128 is 0.03 above r = 4: more than 0.02, less than 5 % of 1.03.
     both = claims_judges.recall_and_reasoning
@@ -191,6 +191,12 @@ def test_a_margin_may_be_a_share_of_the_gain_or_a_published_difference(tmp_path:
     # r = 128 loses as much: no sign is clear, and a difference of 0.02 is excluded.
     of_128 = [claims_judges.full_forgets_less(grid, 128, nats).verdict for nats in (0.0, 0.02)]
     assert of_128 == [OPEN, FAILS]
+
+
+def test_nothing_forgotten_and_no_intruder_cannot_be_compared(tmp_path: Path) -> None:
+    grid = planted(tmp_path, lambda arm: around(2e-3)(arm[1]), kept=lambda arm: 0.1)
+    judges = claims_judges.less_and_less, claims_judges.full_forgets_less, claims_judges.intruders
+    assert {judge(grid).verdict for judge in judges} == {claims_judges.UNTESTABLE}
 
 
 def test_records_of_a_study_give_its_own_numbers(tmp_path: Path) -> None:
