@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rankscope.analyses.spectra import SpectraConfig
 from rankscope.analyses.spectra.intruders import Intruders, intruders_among
 from rankscope.analyses.spectra.leading_vectors import low_rank_leading_vectors
-from rankscope.analyses.spectra.record import MatrixSpectrum
+from rankscope.analyses.spectra.record import MatrixSpectrum, effective_number, gini
 from rankscope.analyses.spectra.spectra import (
     adapter_spectrum,
     default_top_k,
@@ -60,6 +60,16 @@ def test_ranks_of_known_spectra() -> None:
     assert effective_rank(torch.tensor([3.0, 1.0])) == pytest.approx(4 / 3**0.75)
     assert stable_rank(torch.tensor([3.0, 1.0])) == pytest.approx(10 / 9)
     assert effective_rank(torch.zeros(3)) == stable_rank(torch.zeros(3)) == 0.0
+
+
+def test_concentration_of_known_energies() -> None:
+    assert effective_number([2.0] * 5) == pytest.approx(5)
+    assert effective_number([3.0, 0.0, 0.0]) == pytest.approx(1)
+    assert effective_number([3.0, 1.0]) == pytest.approx(4 / 3**0.75)
+    assert effective_number([0.0]) == gini([0.0, 0.0]) == 0
+    assert gini([1.0, 1.0, 1.0]) == pytest.approx(0)
+    assert gini([0.0, 0.0, 7.0, 0.0]) == pytest.approx(3 / 4)
+    assert gini([1.0, 3.0]) == pytest.approx(1 / 4)
 
 
 def test_default_top_k_is_a_quarter_and_at_most_the_papers() -> None:

@@ -15,12 +15,14 @@ from rankscope.analyses.variants.figures import (
 )
 from rankscope.analyses.variants.results import MitigationComparison
 from rankscope.formatting import MAX_NAME, POINTS, score_text
-from rankscope.records import Estimate, Status
+from rankscope.records import BASE, Estimate, Status
 from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.heat_map import Grid, heat_map
 from rankscope.report.figures import plane, rate_map, transfer
 from rankscope.report.figures.against_rank import draw_against_rank
+from rankscope.report.figures.like_full import ALIKE, draw_like_full
 from rankscope.report.figures.loss import binned_losses, draw_loss
+from rankscope.report.figures.loss_gap import GAP, draw_loss_gap
 from rankscope.report.study_view import StudyView
 
 
@@ -120,6 +122,46 @@ def test_names_of_lines_that_lie_close_stand_on_two_sides() -> None:
         found = {t.text[1]: t.textposition for t in lines}
         assert set(found) == {"full", "base"}
         assert set(found.values()) == sides
+
+
+def test_changes_are_correlated_seed_by_seed_with_those_of_full(view: StudyView) -> None:
+    drawn, full, arm = draw_like_full(view, "med"), view.best_full("med"), view.best_lora("med")
+    base = view.study.items[BASE, "med", "test"].gold_logprobs
+
+    def changed(of: object) -> list[np.ndarray]:
+        ids = [trial.spec.trial_id for trial in view.trials(of)]
+        return [view.study.items[i, "med", "test"].gold_logprobs - base for i in ids]
+
+    one, two, three = changed(full)
+    ceiling = np.mean(
+        [np.corrcoef(*pair)[0, 1] for pair in ((one, two), (one, three), (two, three))]
+    )
+    alike = np.mean([np.corrcoef(a, b)[0, 1] for a in changed(arm) for b in (one, two, three)])
+    shown = drawn.data.set_index("arm")[ALIKE]
+    assert shown[full.label] == pytest.approx(ceiling)
+    assert shown[arm.label] == pytest.approx(alike)
+    single = StudyView(*study_and_advice(Truth(seeds=(0,), num_items=60)))
+    assert draw_like_full(single, "med") is None
+
+
+def test_the_gap_of_the_loss_is_of_the_last_epoch_and_needs_two() -> None:
+    view = StudyView(*study_and_advice(Truth(metric="log_probability", num_items=60, seeds=(0,))))
+    for rows in (80, 160):  # Of 40 steps of 8 rows: the last 10 steps, or the last 20
+        trials = tuple(
+            replace(t, train=t.train.model_copy(update={"rows": rows})) for t in view.study.trials
+        )
+        changed = replace(view, study=replace(view.study, trials=trials))
+        figure = draw_loss_gap(changed, "med")
+        (trial,) = changed.trials(view.best_lora("med"))
+        steps = rows // 8
+        loss = np.mean([p.loss for p in trial.train.losses[-steps:]])
+        score = view.study.evals[trial.spec.trial_id, "med", "test"].score
+        shown = figure.data.set_index("arm")[GAP]
+        assert shown[trial.spec.arm_label] == pytest.approx(loss + score)
+    once = tuple(
+        replace(t, train=t.train.model_copy(update={"rows": 161})) for t in view.study.trials
+    )
+    assert draw_loss_gap(replace(view, study=replace(view.study, trials=once)), "med") is None
 
 
 def test_the_ends_are_of_the_arms_drawn(view: StudyView) -> None:

@@ -11,6 +11,8 @@ from rankscope.analyses.spectra.record import (
     MatrixSpectrum,
     NormGrowth,
     SpectraRecord,
+    effective_number,
+    gini,
     growth_of_given,
 )
 from rankscope.formatting import MINUS, number
@@ -222,6 +224,47 @@ def draw_similarity(models: AnalyzedModels) -> Figure | None:
 
 
 RELATIVE = "|dW|_F / |W0|_F"
+
+
+PARTS: Mapping[str, Callable[[MatrixSpectrum], object]] = {
+    "matrices": lambda m: m.name,
+    "layers": lambda m: m.layer,
+    "types of module": lambda m: m.module,
+}
+_CONCENTRATION = """The energy of an update is |dW|_F² of each matrix. Effective number: exp of \
+the entropy of the shares; an update that is spread evenly over n matrices counts n, one in a \
+single matrix counts 1. The table counts layers and types of module alike, and has the Gini \
+coefficient over matrices (0: even). The matrices of full fine-tuning are those that adapters of \
+the study change, if it has any."""
+
+
+@register("weights", 45, per="models")
+def draw_concentration(models: AnalyzedModels) -> Figure | None:
+    """Whether an update is in few places or spread out; None without analyzed matrices."""
+
+    def effective(name: str) -> Measure:
+        return lambda s: effective_number(s.energies(PARTS[name])) if s.matrices else None
+
+    measures = {f"effective number of {name}": effective(name) for name in PARTS}
+    measures["Gini coefficient of matrices"] = lambda s: (
+        gini(s.energies(PARTS["matrices"])) if s.matrices else None
+    )
+    title, of_matrices = next(iter(measures.items()))
+    values, full = (
+        models.by_rank(SpectraRecord, of_matrices),
+        models.full(SpectraRecord, of_matrices),
+    )
+    if not values:
+        return None
+    frame = models.over_seeds(SpectraRecord, measures)
+    return Figure(
+        **models.names("concentration", "In few matrices or in all"),
+        finding=f"At {models.rank_axis.focus}, the update is spread as if evenly over so many "
+        f"matrices: {values}." + (f" Full fine-tuning: {number(full)}." if full else ""),
+        data=frame,
+        plot=rank_plot(models.rank_axis, [Panel(frame, title)]),
+        caption=_CONCENTRATION,
+    )
 
 
 @register("weights", 50, per="models")

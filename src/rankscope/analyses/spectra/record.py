@@ -1,7 +1,7 @@
 """How training changed the weight matrices, and how the size of the update grows with the rank."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from statistics import fmean, linear_regression
 from typing import Any
@@ -75,6 +75,31 @@ class SpectraRecord(AnalysisRecord):
     @property
     def intruders(self) -> int:
         return sum(m.intruders for m in self.matrices)
+
+    def energies(self, part: Callable[[MatrixSpectrum], object]) -> list[float]:
+        """|dW|_F^2 by part of the model: matrices with the same value of ``part`` are added."""
+        sums: dict[object, float] = {}
+        for matrix in self.matrices:
+            sums[part(matrix)] = sums.get(part(matrix), 0.0) + matrix.frobenius**2
+        return list(sums.values())
+
+
+# --- concentration --------------------------------------------------------------------------------
+
+
+def effective_number(energies: Sequence[float]) -> float:
+    """exp of the entropy of the shares: n equal parts count n, one part that has everything counts
+    1; 0 if every part is zero."""
+    total = sum(energies)
+    shares = [energy / total for energy in energies if energy > 0]
+    return math.exp(-sum(share * math.log(share) for share in shares)) if shares else 0.0
+
+
+def gini(energies: Sequence[float]) -> float:
+    """Gini coefficient of the shares: 0 for equal parts, 1 - 1/n if one of n has everything."""
+    size, total = len(energies), sum(energies)
+    weighted = sum((2 * i - size - 1) * e for i, e in enumerate(sorted(energies), start=1))
+    return weighted / (size * total) if total else 0.0
 
 
 # --- growth with the rank -------------------------------------------------------------------------

@@ -1,0 +1,71 @@
+"""Whether an arm changes the same answers as full fine-tuning does."""
+
+from collections.abc import Iterator
+from itertools import combinations, product
+from statistics import fmean
+
+import numpy as np
+import numpy.typing as npt
+
+from rankscope.formatting import number
+from rankscope.records import BASE, ArmSummary
+from rankscope.report.charts.figure import Figure, range_cells
+from rankscope.report.charts.rank_lines import Panel, rank_plot
+from rankscope.report.figures import register
+from rankscope.report.study_view import StudyView
+from rankscope.report.table_formats import table_from_rows
+
+Changes = npt.NDArray[np.float64]
+ALIKE = "correlation with full fine-tuning, item by item"
+_CAPTION = """Of every test item, the change of its right answer's log-probability (of its score, \
+if that is unknown) against the base; the mean of the correlations of one seed of the arm with one \
+of full fine-tuning, bands are the range over such pairs. The line of full fine-tuning is the \
+correlation between its own seeds: as much as two trainings of one arm have in common."""
+
+
+@register("ranks", 30)
+def draw_like_full(view: StudyView, task: str) -> Figure | None:
+    """None without two seeds of full fine-tuning, which no correlation can be measured against."""
+    full = view.best_full(task)
+    of_full = [] if full is None else list(changes(view, full))
+    if full is None or len(of_full) < 2:
+        return None
+    rows, means = [], {}
+    for arm in view.arms(task):
+        pairs = combinations(of_full, 2) if arm == full else product(changes(view, arm), of_full)
+        found = [value for pair in pairs if (value := correlation(*pair)) is not None]
+        rows.append({"arm": arm.label, "rank": arm.rank, **range_cells(ALIKE, found)})
+        if found:
+            means[arm.label] = fmean(found)
+    axis = view.rank_axis(task)
+    ranked = [(p.rank, means[p.arm]) for p in axis.focus_points if p.arm in means]
+    if not ranked or full.label not in means:
+        return None
+    frame = table_from_rows(rows, {ALIKE: 2})
+    listed = ", ".join(f"{number(value)} at r={rank}" for rank, value in ranked)
+    return Figure(
+        key=view.key("like-full", task),
+        title=f"Changes like those of full fine-tuning {axis.against}, {task}",
+        finding=f"At {axis.focus}, what changes item by item correlates with what changes under "
+        f"{full.label}: {listed}. Two seeds of the latter: {number(means[full.label])}.",
+        data=frame,
+        plot=rank_plot(axis, [Panel(frame, ALIKE)]),
+        caption=_CAPTION,
+    )
+
+
+def changes(view: StudyView, arm: ArmSummary) -> Iterator[Changes]:
+    """(items,) of each scored seed: tuned minus base on the test items of its task."""
+    base = view.study.items.get((BASE, arm.task, "test"))
+    for trial in view.trials(arm):
+        tuned = view.study.items.get((trial.spec.trial_id, arm.task, "test"))
+        if base is not None and tuned is not None:
+            by_logprob = tuned.gold_logprobs - base.gold_logprobs
+            yield by_logprob if np.isfinite(by_logprob).all() else tuned.scores - base.scores
+
+
+def correlation(one: Changes, other: Changes) -> float | None:
+    """Pearson's; None if either does not vary."""
+    if min(one.std(), other.std()) == 0:
+        return None
+    return float(np.corrcoef(one, other)[0, 1])

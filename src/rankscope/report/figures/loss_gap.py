@@ -1,0 +1,55 @@
+"""What is learned of the training rows alone: training loss less test loss, against rank."""
+
+from rankscope.formatting import NATS, number
+from rankscope.records import ArmSummary, TrialRecords
+from rankscope.report.charts.figure import Figure, range_cells
+from rankscope.report.charts.rank_lines import Panel, Reference, rank_plot
+from rankscope.report.figures import register
+from rankscope.report.study_view import StudyView
+from rankscope.report.table_formats import table_from_rows
+
+GAP = "training loss less test loss, nats per token"
+_CAPTION = """Training loss: mean over the steps of the last epoch. Test loss: mean over test \
+items. Below zero, the training rows are known better than new ones. Rows weigh by their tokens in \
+the one and alike in the other, so a constant may be in all values, but not in what differs \
+between ranks. Bands are the range over seeds."""
+
+
+@register("training", 20)
+def draw_loss_gap(view: StudyView, task: str) -> Figure | None:
+    """None unless the task is scored by its loss and rows were seen twice."""
+    if view.unit(task) != NATS:
+        return None
+    gaps = {
+        arm.label: [gap for t in view.trials(arm) if (gap := _gap(view, arm, t)) is not None]
+        for arm in view.arms(task)
+    }
+    axis = view.rank_axis(task)
+    known = [(p.rank, gaps[p.arm]) for p in axis.focus_points if gaps.get(p.arm)]
+    if not known:
+        return None
+    rows = [
+        {"arm": arm.label, "rank": arm.rank, **range_cells(GAP, gaps[arm.label])}
+        for arm in view.arms(task)
+    ]
+    frame = table_from_rows(rows, {GAP: 3})
+    listed = ", ".join(f"{number(sum(g) / len(g))} at r={rank}" for rank, g in known)
+    return Figure(
+        key=view.key("loss-gap", task),
+        title=f"Training loss less test loss {axis.against}, {task}",
+        finding=f"At {axis.focus}, training loss less test loss, nats per token: {listed}.",
+        data=frame,
+        plot=rank_plot(axis, [Panel(frame, GAP, [Reference("alike", 0.0)])]),
+        caption=_CAPTION,
+    )
+
+
+def _gap(view: StudyView, arm: ArmSummary, trial: TrialRecords) -> float | None:
+    """Of one trial; None if it saw no row twice, or has no test score."""
+    train, tested = trial.train, view.study.evals.get((trial.spec.trial_id, arm.task, "test"))
+    if train is None or tested is None:
+        return None
+    protocol = view.study.config.train.model_dump() | trial.spec.overrides
+    epoch = -(-train.rows // (protocol["batch_size"] * protocol["gradient_accumulation"]))
+    last = [p.loss for p in train.losses if p.step > train.steps - epoch]
+    return sum(last) / len(last) + tested.score if train.steps >= 2 * epoch and last else None
