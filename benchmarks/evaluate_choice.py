@@ -24,7 +24,7 @@ DATA = Path(os.environ.get("RANKSCOPE_DATA", Path(__file__).parents[2] / "shared
 TOLERANCE = {"float32": 1e-3, "bfloat16": 1.0}
 """Largest difference of an option's log p, in nats. bfloat16 keeps 8 bits, and sums over an
 option's tokens add up what each side rounds otherwise."""
-BATCH_SIZES = {"arc_easy": [8, 16, 32, 64], "mmlu": [1, 2, 4, 8]}
+BATCH_SIZES = {"arc_easy": [1, 2, 4, 8, 16, 32], "mmlu": [1, 2, 4, 8]}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -104,6 +104,10 @@ RACES: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
         "--model POCKET --data-dir DATA",
         lambda line: 0 < line["parity"] <= line["parity_tolerance"] and line["ratio_hand_tuned"],
     ),
+    "rank_cost": (
+        "--ranks 2,8 --steps 2 --max-length 100 --dtype float32 --model POCKET --data-dir DATA",
+        lambda line: line["tokens_per_second"].keys() == {"2", "8", "full"},
+    ),
     "train_pocket": ("--steps 4 --batch-size 4", lambda line: line["ratio_hand_tuned"]),
     "heads": (
         "--model pocket --task pocket_cloze --items 12 --dtype float32 --scratch-heads 3",

@@ -1,0 +1,42 @@
+"""README's figures of speed are those of the committed lines of the races."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def line(name: str, benchmark: str) -> Any:
+    """A race's line in ``benchmarks/results/2026-11-29-NAME.json``, which README links to."""
+    assert f"benchmarks/results/2026-11-29-{name}.md" in README
+    text = (ROOT / "benchmarks" / "results" / f"2026-11-29-{name}.json").read_text("utf-8")
+    return next(row for row in map(json.loads, text.splitlines()) if row["benchmark"] == benchmark)
+
+
+def duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def test_a_whole_study() -> None:
+    study = line("whole-study", "whole_study")
+    ours, theirs = study["seconds"]["rankscope"], study["seconds_of_scripts"]["all"]
+    faster = ours * study["ratio_trl_without_recomputation"]
+    assert f"[{duration(ours)}](" in README
+    assert f"| {duration(theirs)}; {duration(faster)} without" in README
+    for count in ("trained_tokens", "scored_tokens"):
+        share = study[count]["rankscope"] / study[count]["scripts"]
+        assert f"{share:.0%}".replace("%", " %") in README
+    not_done = sum(study["shares"][part] for part in ("stopping", "seeds", "items"))
+    assert f"{100 * not_done:.0f} and 89 % are work" in README
+
+
+def test_scoring_and_spectra() -> None:
+    choice = line("evaluation", "evaluate_choice")
+    spectra = line("spectra", "spectra_intruders")
+    assert f"[3.1 to {choice['ratio']:.1f}](" in README
+    assert f"[34 to {spectra['ratio']:.0f}](" in README
+    assert f"100 to {spectra['ratio_peft']:.0f} |" in README
+    assert f"full SVDs of both | {spectra['ratio_once']:.1f} |" in README
