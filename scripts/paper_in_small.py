@@ -7,7 +7,8 @@ examples/paper-in-small the rules. Every number comes from docs/findings/records
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,11 @@ from claims_judges import (
 )
 from claims_judges import smallest as detectable_nats
 from claims_records import Arm, Grid, paired_estimate
+from posterior_claims import LIKELY, UNLIKELY, draws_of, results_of
 from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.resampling import ScoreArray
+from rankscope.analyses.spectra.record import effective_number
+from rankscope.formatting import percent
 from rankscope.records import Estimate
 
 PAGE = RECORDS.parent / "paper-in-small.md"
@@ -224,6 +228,63 @@ def intruders(study: Study) -> Verdict:
     )
 
 
+def few_places(study: Study) -> Verdict:
+    """10: the update of r = 32 is in fewer of the matrices that adapters change than full's."""
+    told, fewer = [], []
+    for task, grid in study.grids.items():
+        numbers = []
+        for arm in (grid.tuned(32), grid.tuned(None)):
+            (trial,) = grid.trial_ids(arm)
+            norms = grid.spectra.loc[grid.spectra["trial"] == trial, "frobenius"].astype(float)
+            numbers.append(effective_number((norms**2).tolist()))
+        fewer.append(numbers[0] < 0.9 * numbers[1])
+        told.append(f"{task} {numbers[0]:.0f} and {numbers[1]:.0f}")
+    return Verdict(
+        judged(all(fewer), not any(fewer)),
+        f"effective number of {len(norms)} matrices, r=32 and full: {', '.join(told)}",
+        "",
+        "tasks disagree",
+    )
+
+
+def best_balance(study: Study) -> Verdict:
+    """11: r = 32 or 64 is within the margin of the best net gain, by the posterior."""
+    found = {}
+    for task, results in results_of(RECORDS / study.name).items():
+        arms = [results.arms[place] for place in results.allowed]
+        draws = np.stack([draws_of(results, arm) for arm in arms], axis=1)  # (D, arms)
+        middle = draws[:, [arm.summary.rank in (32, 64) for arm in arms]].max(axis=1)
+        best = np.maximum(draws.max(axis=1), 0.0)  # The base has a net gain of 0
+        found[task] = float((middle >= best - results.margin).mean())
+    return Verdict(
+        judged(min(found.values()) >= LIKELY, min(found.values()) <= UNLIKELY),
+        "probability by task: " + ", ".join(f"{t} {percent(p)}" for t, p in found.items()),
+        "",
+        "more seeds and items",
+    )
+
+
+def like_full(grid: Grid) -> Verdict:
+    """12: item by item r = 128 changes what full fine-tuning changes, as nearly as one seed of it
+    does what another does; r = 4 does not."""
+
+    def changes(rank: int | None) -> list[ScoreArray]:
+        return [*(grid.scores(grid.tuned(rank), grid.task) - grid.base(grid.task))]
+
+    def mean(pairs: Iterable[tuple[ScoreArray, ScoreArray]]) -> float:
+        return float(np.mean([np.corrcoef(*pair)[0, 1] for pair in pairs]))
+
+    full = changes(None)
+    ceiling = mean(combinations(full, 2))
+    alike = {rank: mean(product(changes(rank), full)) for rank in grid.ranks}
+    low, high = alike[grid.ranks[0]], alike[grid.ranks[-1]]
+    listed = ", ".join(f"r={rank} {value:.2f}" for rank, value in alike.items())
+    return Verdict(
+        judged(high >= 0.9 * ceiling > low, high < 0.9 * ceiling or low >= 0.9 * ceiling),
+        f"correlation with full: {listed}; between seeds of full {ceiling:.2f}",
+    )
+
+
 POINTS: list[tuple[str, Callable[[Study], Verdict], bool]] = [
     ("r = 32 to 64 match or beat full fine-tuning on reasoning", reasoning, False),
     ("Recall hardly depends on the rank, reasoning does", recall, False),
@@ -242,6 +303,11 @@ POINTS: list[tuple[str, Callable[[Study], Verdict], bool]] = [
     ("Intruder dimensions fall with the rank", intruders, True),
 ]
 """What the paper reports, the judge, and whether the judge reads spectra."""
+LATER: dict[int, tuple[str, Callable[[Study], Verdict]]] = {
+    10: ("LoRA changes few places, full fine-tuning all", few_places),
+    11: ("r = 32 to 64 is the best balance of adaptation and stability", best_balance),
+}
+"""Points whose rules were written after the studies had been read for the others, by number."""
 
 
 def verdicts_table(studies: Sequence[Study], more: Sequence[tuple[str, Verdict]] = ()) -> list[str]:
@@ -255,6 +321,11 @@ def verdicts_table(studies: Sequence[Study], more: Sequence[tuple[str, Verdict]]
     ]
     gemma = next(iter(MAIN.values()))
     answers += [(n, point, gemma, verdict) for n, (point, verdict) in enumerate(more, 8)]
+    for number, (point, judge) in LATER.items():
+        answers += [(number, point, MAIN[study.name], judge(study)) for study in studies]
+    if (RECORDS / "maths-grid").exists():
+        like = like_full(Grid(RECORDS / "maths-grid"))
+        answers.append((12, "Very high ranks behave like full fine-tuning", "SmolLM2-135M", like))
     for number, point, model, verdict in answers:
         is_open = verdict.verdict in (OPEN, UNTESTABLE)
         settled = f": {verdict.would_settle}" if is_open and verdict.would_settle else ""

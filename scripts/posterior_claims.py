@@ -1,0 +1,177 @@
+"""Judge the claims whose rules read the posterior, and write the tables of their page.
+
+    python scripts/posterior_claims.py
+
+docs/findings/axes.md has the verdicts; the rules are at the head of each study file. Every number
+comes from docs/findings/records; a test compares the two.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+import rankscope
+from claims_board import RECORDS, with_numbers
+from claims_judges import judged
+from rankscope.advise.arms import Arm, summarize_arms
+from rankscope.advise.axes import axis_texts
+from rankscope.advise.posterior import Array
+from rankscope.advise.results import TaskResults, task_results
+from rankscope.config.arm import TARGET_GROUPS
+from rankscope.formatting import percent
+from restore_study import restore
+
+PAGE = RECORDS.parent / "axes.md"
+LIKELY, UNLIKELY = 0.8, 0.2
+"""Probabilities from which a rule calls something so, or not so."""
+Judge = Callable[[TaskResults], tuple[str, str]]
+"""The verdict, and the probabilities that it rests on."""
+
+
+def draws_of(results: TaskResults, arm: Arm) -> Array:
+    """(D,) net gains of one arm."""
+    assert results.posterior is not None
+    labels = [results.arms[i].summary.label for i in results.allowed]
+    return np.asarray(results.posterior.draws[:, labels.index(arm.summary.label)])
+
+
+def within(results: TaskResults, arms: Sequence[Arm]) -> list[float]:
+    """Of each arm, the probability of being within the margin of the best of them."""
+    draws = np.stack([draws_of(results, arm) for arm in arms], axis=1)
+    near = draws >= draws.max(axis=1, keepdims=True) - results.margin
+    return [float(p) for p in near.mean(axis=0)]
+
+
+def few_rows(results: TaskResults) -> tuple[str, str]:
+    """Whether few rows want no more rank than r = 8, and bear r = 128."""
+    few = [arm for arm in results.candidates if arm.summary.rows == 32]
+    p = dict(zip([arm.summary.rank for arm in few], within(results, few), strict=True))
+    found = [p[8], p[128]]
+    told = ", ".join(f"{'full' if rank is None else f'r={rank}'} {percent(p[rank])}" for rank in p)
+    return judged(min(found) >= LIKELY, min(found) <= UNLIKELY), f"at 32 rows: {told}"
+
+
+def mlp_beats_attention(results: TaskResults) -> tuple[str, str]:
+    """Target modules at equal parameters, each at its best arm."""
+    best = {
+        name: next(a for a in results.candidates if a.trials[0].spec.targets == modules)
+        for name, modules in TARGET_GROUPS.items()
+    }
+    p = dict(zip(best, within(results, [*best.values()]), strict=True))
+    told = ", ".join(f"{name} {percent(value)}" for name, value in p.items())
+    return judged(p["mlp"] >= LIKELY and p["attention"] <= UNLIKELY, p["attention"] >= LIKELY), told
+
+
+def large_batches(results: TaskResults) -> tuple[str, str]:
+    """Whether LoRA loses more by batches of 32 for 4 than full fine-tuning does."""
+
+    def lost(rank: int | None) -> Array:
+        of_rank = [arm for arm in results.candidates if arm.summary.rank == rank]
+        small, large = (
+            next(a for a in of_rank if a.trials[0].spec.overrides["batch_size"] == size)
+            for size in (4, 32)
+        )
+        return draws_of(results, small) - draws_of(results, large)
+
+    p = {r: float((lost(r) - lost(None) > results.margin).mean()) for r in (8, 128)}
+    told = ", ".join(f"r={rank} loses more {percent(value)}" for rank, value in p.items())
+    return judged(max(p.values()) >= LIKELY, max(p.values()) <= UNLIKELY), told
+
+
+def p_within(results: TaskResults) -> dict[str, tuple[Arm, float]]:
+    """By label, every arm with the probability of being within the margin of the best of all."""
+    return {
+        arm.summary.label: (arm, arm.summary.expected.p_within_margin)
+        for arm in results.arms
+        if arm.summary.expected
+    }
+
+
+def low_rates_suffice(results: TaskResults) -> tuple[str, str]:
+    """Whether a rate of at most 1e-4 reaches the best."""
+    low = {n: p for n, (arm, p) in p_within(results).items() if arm.summary.lr <= 1.001e-4}
+    name = max(low, key=lambda n: low[n])
+    p = low[name]
+    return judged(p >= LIKELY, p <= UNLIKELY), f"likeliest of the low rates: {name} {percent(p)}"
+
+
+def variants_are_alike(results: TaskResults) -> tuple[str, str]:
+    """Whether every method's best arm reaches the best of all."""
+    by_method: dict[str, float] = {}
+    for arm, p in p_within(results).values():
+        name = arm.summary.short_label if arm.trials[0].spec.peft else arm.summary.method
+        by_method[name] = max(p, by_method.get(name, 0.0))
+    told = ", ".join(f"{name} {percent(p)}" for name, p in by_method.items())
+    least = min(by_method.values())
+    return judged(least >= LIKELY, least <= UNLIKELY), told
+
+
+CLAIMS: list[tuple[str, str, str, Judge]] = [
+    ("axes/rows-gsm8k", "Few rows do not want more rank", "axolotl's table", few_rows),
+    ("axes/rows-arc", "the same", "", few_rows),
+    (
+        "axes/targets-gsm8k",
+        "At equal parameters the MLP beats the attention",
+        "PEFT's method comparison; LoRA Without Regret",
+        mlp_beats_attention,
+    ),
+    (
+        "axes/batch-gsm8k",
+        "LoRA tolerates large batches less than full fine-tuning",
+        "LoRA Without Regret",
+        large_batches,
+    ),
+    ("claims/low-rates", "Rates of 1e-5 to 1e-4 suffice", "2512.15634", low_rates_suffice),
+    (
+        "claims/methods",
+        "Variants of LoRA are alike once the rate is tuned",
+        "2602.04998",
+        variants_are_alike,
+    ),
+]
+"""Study, claim, source and judge."""
+
+
+def results_of(records: Path) -> dict[str, TaskResults]:
+    """The posteriors of a kept study, as its own page has them, by training task."""
+    with tempfile.TemporaryDirectory() as folder:
+        restore(records, Path(folder) / "study")
+        study = rankscope.load(Path(folder) / "study").records
+    return {task: task_results(study, task, a) for task, a in summarize_arms(study).items()}
+
+
+def arms_table(results: TaskResults) -> list[str]:
+    """Expected net gains, highest first, each configuration at its best rate."""
+    rows = ["| arm | seeds | expected net gain | within the margin |", "|---|---|---|---|"]
+    for arm in results.candidates:
+        of, s = arm.summary.expected, arm.summary
+        if of is not None:
+            scale = results.net_unit.scale
+            net, low, high = (f"{scale * value:+.1f}" for value in (of.net, of.low, of.high))
+            rows.append(f"| {s.label} | {s.seeds} | {net} [{low}, {high}] | "
+                        f"{percent(of.p_within_margin)} |")  # fmt: skip
+    return rows
+
+
+def numbers(records: Path = RECORDS) -> str:
+    """The generated part of the page."""
+    verdicts = ["| claim | verdict | probabilities | study |", "|---|---|---|---|"]
+    parts: list[str] = []
+    for place, claim, source, judge in CLAIMS:
+        name = place.rpartition("/")[2]
+        if not (records / name).is_dir():
+            continue
+        (results,) = results_of(records / name).values()
+        verdict, told = judge(results)
+        asked = f"{claim} ({source})" if source else claim
+        link = f"[{name}](../../examples/{place}.yaml)"
+        verdicts.append(f"| {asked} | **{verdict}** | {told} | {link} |")
+        parts += ["", f"## {name}", "", *arms_table(results)]
+        parts += ["", *(f"- {text}" for text in axis_texts(results))]
+    return "\n".join([*verdicts, *parts])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_numbers(PAGE.read_text("utf-8"), numbers(), Path(__file__).name), "utf-8")
