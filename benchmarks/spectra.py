@@ -4,10 +4,11 @@
     python benchmarks/spectra.py --size 1024 --model ""
 
 One matrix of random numbers with a random update of rank 64, then a whole adapter of random numbers
-on the attention of a real model. The peer decomposes W fully; both sides have the base's
-decomposition. With ``--peft`` PEFT's own ``reduce_intruder_dimension`` is timed on that matrix as
-well: it decomposes W0 and W, and then what it writes. Every line is one JSON object; it ends with 1
-where a parity fails. benchmarks/README.md says what the fields mean.
+on the attention of a real model. The peer decomposes W fully; the base's decomposition costs it
+nothing, and ours is in memory, or read from disk for the adapter. With ``--peft`` PEFT's own
+``reduce_intruder_dimension`` is timed on that matrix as well: it decomposes W0 and W, and then what
+it writes. Every line is one JSON object; it ends with 1 where a parity fails. benchmarks/README.md
+says what the fields mean.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Judges of the claims: what the kept records of a study say of each.
 
-The rules were written into the study files before the studies ran. Every judge takes the records of
-a study and returns its verdict, the numbers behind it, and the smallest effect that could have been
-seen.
+The rules are in the study files, which say what was added after the data. Every judge takes the
+records of a study and returns its verdict, the numbers behind it, and the smallest effect that
+could have been seen.
 """
 
 import math
@@ -173,7 +173,6 @@ def spread_by_rate(grid: Grid) -> Verdict:
         f"spread over ranks {listed} nats; highest less lowest rate {interval(growth)}",
         smallest(growth),
         f"{settled_by(growth, abs(growth.value))}, if the difference is the measured one",
-        p_between(growth, low=0),
     )
 
 
@@ -183,7 +182,8 @@ def forgot(grid: Grid, *arms: Arm) -> bool:
 
 
 def learns_less(grid: Grid, rank: int) -> Verdict:
-    """The first half of "learns less and forgets less", by a study that scored no other text."""
+    """The first half of "learns less and forgets less", by a study that scored no other text: it
+    can refute the claim alone."""
     lora, full = grid.tuned(rank), grid.tuned(None)
     learned = grid.gain(lora, full)
     return Verdict(
@@ -201,7 +201,7 @@ def less_and_less(grid: Grid, rank: int = 32) -> Verdict:
     measured = f"task {interval(learned)}, held-out text {interval(kept)} nats"
     measured = f"{label(lora)} less {label(full)}: {measured}"
     detected = f"{smallest(learned)}; {smallest(kept)}"
-    if not forgot(grid, lora, full):
+    if not forgot(grid, lora, full) and ends(learned)[0] <= 0:
         return Verdict(UNTESTABLE, measured, detected, "neither arm forgot")
     return Verdict(
         judged(
@@ -263,9 +263,9 @@ def recall_and_reasoning(maths: Grid, recall: Grid, share: float | None = None) 
         f"recall: r={high} less r={low} {interval(flat)} nats, each at its best rate, margin "
         f"{margin:.2f}; r={high} gains {gained:.2f}",
         f"{smallest(rise)}; {smallest(flat)}",
-        f"on maths {settled_by(rise, MARGIN)}"
-        if is_flat
-        else f"on recall {settled_by(flat, margin)}",
+        f"on recall {settled_by(flat, margin)}"
+        if middle == 32
+        else "r = 32 on these rates of maths",
         p_between(flat, -margin, margin) * p_between(rise, low=0) * p_between(over, low=-MARGIN),
     )
 

@@ -124,7 +124,7 @@ def reasoning(study: Study) -> Verdict:
         difference = grid.gain(arm, full)
         told.append(f"{task} {label(arm)} less {label(full)} {interval(difference)} nats")
         if not learned(grid, arm[0], None):
-            told[-1] += " (not judged: neither gained)"
+            told[-1] += " (not judged: neither gain is clear of zero)"
             continue
         found.append(difference)
         matches.append(difference.is_above(-margin))
@@ -152,11 +152,13 @@ def recall(study: Study) -> Verdict:
     verdict = judged(is_flat and ends(rise)[0] > 0, outside or ends(rise)[1] < MARGIN["logprob"])
     has_learned = any(learned(study.grids[task], high, low) for task in tasks)
     return Verdict(
-        verdict if has_learned else UNTESTABLE,
+        verdict if has_learned or ends(rise)[1] < MARGIN["logprob"] else UNTESTABLE,
         f"{' and '.join(tasks)}: r={high} less r={low} {interval(flat)}; gsm8k: r=32 less r={low} "
         f"{interval(rise)} nats",
         f"{detectable_nats(flat)}; {detectable_nats(rise)}",
-        f"{settled_by(flat, margin)} of recall" if has_learned else "nothing was learned on recall",
+        f"{settled_by(flat, margin)} of recall"
+        if has_learned
+        else "no gain on recall is clear of zero",
     )
 
 
@@ -182,7 +184,7 @@ def keeps_more(study: Study, tests: Sequence[str]) -> Verdict:
         kept,
         f"r=32 keeps clearly more than full in {more} of {len(cells)} cells, less in {less}; "
         f"means {listed} nats",
-        detectable_nats(means[32]),
+        "",
         "cells disagree" if more else "more items: no cell is clear",
     )
 

@@ -139,7 +139,7 @@ def results_of(records: Path) -> dict[str, TaskResults]:
     with tempfile.TemporaryDirectory() as folder:
         restore(records, Path(folder) / "study")
         study = rankscope.load(Path(folder) / "study").records
-    return {task: task_results(study, task, a) for task, a in summarize_arms(study).items()}
+        return {task: task_results(study, task, a) for task, a in summarize_arms(study).items()}
 
 
 def arms_table(results: TaskResults) -> list[str]:

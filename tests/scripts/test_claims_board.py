@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -194,7 +195,7 @@ def test_a_margin_may_be_a_share_of_the_gain_or_a_published_difference(tmp_path:
 
 
 def test_nothing_forgotten_and_no_intruder_cannot_be_compared(tmp_path: Path) -> None:
-    grid = planted(tmp_path, lambda arm: around(2e-3)(arm[1]), kept=lambda arm: 0.1)
+    grid = planted(tmp_path, lambda arm: 0.3, kept=lambda arm: 0.1)
     judges = claims_judges.less_and_less, claims_judges.full_forgets_less, claims_judges.intruders
     assert {judge(grid).verdict for judge in judges} == {claims_judges.UNTESTABLE}
 
@@ -334,6 +335,26 @@ def test_judges_of_the_small_paper_find_what_was_planted(tmp_path: Path) -> None
         verdicts[expected] = found
     # Similarity and intruders were planted_in_small as reported in both.
     assert verdicts == {HOLDS: [HOLDS] * 7, FAILS: [FAILS] * 5 + [HOLDS] * 2}
+
+
+@pytest.mark.parametrize(
+    ("shared", "verdict"),
+    [({4: 0.0, 128: 1.0}, HOLDS), ({4: 1.0, 128: 1.0}, FAILS), ({4: 0.0, 128: 0.0}, FAILS)],
+)
+def test_only_a_high_rank_may_change_what_full_fine_tuning_changes(
+    shared: dict[int, float], verdict: str
+) -> None:
+    noise = np.random.default_rng(0)
+    of_full, other = noise.normal(size=(2, 200))
+
+    def scores(arm: Arm, _: str) -> np.ndarray:
+        part = 1.0 if arm[0] is None else shared[arm[0]]
+        return part * of_full + (1 - part) * other + 0.05 * noise.normal(size=(3, 200))
+
+    study = SimpleNamespace(
+        ranks=(4, 128), task="", tuned=lambda rank: (rank, 1e-3), scores=scores, base=lambda _: 0.0
+    )
+    assert paper_in_small.like_full(study).verdict == verdict
 
 
 def test_every_number_of_the_page_follows_from_the_records() -> None:

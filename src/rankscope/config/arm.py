@@ -127,7 +127,7 @@ ALPHA_MULTIPLE = (  # Without 0r
 )
 Alpha = Annotated[
     PositiveFloat | Annotated[str, Field(pattern=ALPHA_MULTIPLE)],
-    Described("a positive number or a multiple of the rank such as '2r'"),
+    Described("a positive number, or a multiple of the rank such as '2r' or '16sqrt(r)'"),
 ]
 MethodSettings = dict[Annotated[str, RegisteredName(_methods_with_settings)], dict[str, JsonValue]]
 """A method that takes settings, and those: ``{peft: {peft_type: ADALORA, ...}}``."""

@@ -39,17 +39,22 @@ def change_on(arm: ArmSummary, task: str) -> Estimate | None:
 
 
 def _alpha_text(arms: list[ArmSummary]) -> Callable[[ArmSummary], str]:
-    """Name alpha as a multiple of the rank or as a number, whichever takes fewer values.
+    """Name alpha as a multiple of the rank, as a number or as a multiple of the rank's root,
+    whichever takes fewest values.
 
     That is what the study varies. The default, 2r, needs no name.
     """
-    pairs = [(arm.alpha, arm.rank) for arm in arms if arm.alpha is not None and arm.rank]
-    ratios = {alpha / rank for alpha, rank in pairs}
-    if ratios == {2.0} or not pairs:
+
+    def names(arm: ArmSummary) -> tuple[str, ...]:
+        alpha, rank = arm.alpha or 0, arm.rank or 1
+        return f"{alpha / rank:g}r", f"{alpha:g}", f"{alpha / rank**0.5:g}sqrt(r)"
+
+    known = [names(arm) for arm in arms if arm.alpha is not None and arm.rank]
+    values = [set(of) for of in zip(*known, strict=True)]
+    if not known or values[0] == {"2r"}:
         return lambda arm: ""
-    if len(ratios) <= len({alpha for alpha, _ in pairs}):
-        return lambda arm: f"alpha={(arm.alpha or 0) / (arm.rank or 1):g}r"
-    return lambda arm: f"alpha={arm.alpha or 0:g}"
+    fewest = min(range(len(values)), key=lambda form: len(values[form]))
+    return lambda arm: f"alpha={names(arm)[fewest]}"
 
 
 @dataclass(frozen=True)

@@ -257,10 +257,11 @@ def draw_concentration(models: AnalyzedModels) -> Figure | None:
     if not values:
         return None
     frame = models.over_seeds(SpectraRecord, measures)
+    most = max(len(s.matrices) for m in models.models for s in m.records(SpectraRecord))
     return Figure(
         **models.names("concentration", "In few matrices or in all"),
-        finding=f"At {models.rank_axis.focus}, the update is spread as if evenly over so many "
-        f"matrices: {values}." + (f" Full fine-tuning: {number(full)}." if full else ""),
+        finding=f"At {models.rank_axis.focus}, the update is spread as if evenly over {values} "
+        f"matrices of {most}." + ("" if full is None else f" Full fine-tuning: {number(full)}."),
         data=frame,
         plot=rank_plot(models.rank_axis, [Panel(frame, title)]),
         caption=_CONCENTRATION,

@@ -18,7 +18,7 @@ from rankscope.report.table_formats import table_from_rows
 Changes = npt.NDArray[np.float64]
 ALIKE = "correlation with full fine-tuning, item by item"
 _CAPTION = """Of every test item, the change of its right answer's log-probability (of its score, \
-if that is unknown) against the base; the mean of the correlations of one seed of the arm with one \
+if one is unknown) against the base; the mean of the correlations of one seed of the arm with one \
 of full fine-tuning, bands are the range over such pairs. The line of full fine-tuning is the \
 correlation between its own seeds: as much as two trainings of one arm have in common."""
 
@@ -56,12 +56,16 @@ def draw_like_full(view: StudyView, task: str) -> Figure | None:
 
 def changes(view: StudyView, arm: ArmSummary) -> Iterator[Changes]:
     """(items,) of each scored seed: tuned minus base on the test items of its task."""
-    base = view.study.items.get((BASE, arm.task, "test"))
-    for trial in view.trials(arm):
-        tuned = view.study.items.get((trial.spec.trial_id, arm.task, "test"))
-        if base is not None and tuned is not None:
-            by_logprob = tuned.gold_logprobs - base.gold_logprobs
-            yield by_logprob if np.isfinite(by_logprob).all() else tuned.scores - base.scores
+    found = {key[0]: s for key, s in view.study.items.items() if key[1:] == (arm.task, "test")}
+    has_logprobs = all(np.isfinite(of.gold_logprobs).all() for of in found.values())
+    for name in (trial.spec.trial_id for trial in view.trials(arm)):
+        if BASE in found and name in found:
+            tuned, base = found[name], found[BASE]
+            yield (
+                tuned.gold_logprobs - base.gold_logprobs
+                if has_logprobs
+                else tuned.scores - base.scores
+            )
 
 
 def correlation(one: Changes, other: Changes) -> float | None:

@@ -1,6 +1,6 @@
 """What is learned of the training rows alone: training loss less test loss, against rank."""
 
-from rankscope.formatting import NATS, number
+from rankscope.formatting import number
 from rankscope.records import ArmSummary, TrialRecords
 from rankscope.report.charts.figure import Figure, range_cells
 from rankscope.report.charts.rank_lines import Panel, Reference, rank_plot
@@ -11,14 +11,14 @@ from rankscope.report.table_formats import table_from_rows
 GAP = "training loss less test loss, nats per token"
 _CAPTION = """Training loss: mean over the steps of the last epoch. Test loss: mean over test \
 items. Below zero, the training rows are known better than new ones. Rows weigh by their tokens in \
-the one and alike in the other, so a constant may be in all values, but not in what differs \
-between ranks. Bands are the range over seeds."""
+the one and alike in the other, so the values are compared, not read by themselves. Bands are the \
+range over seeds."""
 
 
 @register("training", 20)
 def draw_loss_gap(view: StudyView, task: str) -> Figure | None:
     """None unless the task is scored by its loss and rows were seen twice."""
-    if view.unit(task) != NATS:
+    if view.study.task(task).score_unit != "log_probability":
         return None
     gaps = {
         arm.label: [gap for t in view.trials(arm) if (gap := _gap(view, arm, t)) is not None]
@@ -45,11 +45,13 @@ def draw_loss_gap(view: StudyView, task: str) -> Figure | None:
 
 
 def _gap(view: StudyView, arm: ArmSummary, trial: TrialRecords) -> float | None:
-    """Of one trial; None if it saw no row twice, or has no test score."""
-    train, tested = trial.train, view.study.evals.get((trial.spec.trial_id, arm.task, "test"))
-    if train is None or tested is None:
+    """Of one trial; None if it saw no row twice, has no test score, or its losses are of other
+    weights than its score: of all slices of a nested run, or after the best step."""
+    spec, train = trial.spec, trial.train
+    tested = view.study.evals.get((spec.trial_id, arm.task, "test"))
+    if train is None or tested is None or spec.nested or train.best_step is not None:
         return None
-    protocol = view.study.config.train.model_dump() | trial.spec.overrides
+    protocol = view.study.config.train.model_dump() | spec.overrides
     epoch = -(-train.rows // (protocol["batch_size"] * protocol["gradient_accumulation"]))
     last = [p.loss for p in train.losses if p.step > train.steps - epoch]
     return sum(last) / len(last) + tested.score if train.steps >= 2 * epoch and last else None
