@@ -8,6 +8,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
@@ -82,6 +83,8 @@ def plain(value: Any) -> Any:
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
+    if isinstance(value, np.generic):  # as columns of whole numbers hold them
+        return plain(value.item())
     if isinstance(value, float):
         return float(f"{value:.6g}") if value - value == 0 else None
     if isinstance(value, str):

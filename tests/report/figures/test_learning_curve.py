@@ -1,5 +1,6 @@
 """Learning and retention by step: what the records say, and nothing if they say nothing."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from synthetic_study import Truth, with_tasks, with_trials
 from rankscope.records import TrialRecords
 from rankscope.report.figures import learning_curve
 from rankscope.report.figures.learning_curve import curve_of
+from rankscope.report.page import figure_data
 from rankscope.report.study_view import StudyView
 
 
@@ -30,6 +32,12 @@ def test_a_curve_is_gain_and_retention_against_the_base_on_the_same_items(view: 
     assert [(p.step, p.seeds, p.items) for p in found] == [(s, 3, 20) for s in (5, 10, 20, 40)]
     assert [p.gain for p in found] == pytest.approx([gain * p.step / 40 for p in found])
     assert [p.retention for p in found] == pytest.approx([-fall * p.step / 40 for p in found])
+
+
+def test_without_retention_a_curve_is_drawn_against_steps_which_json_can_hold() -> None:
+    view = StudyView(*study_and_advice(replace(CURVES, retention=())))
+    data = json.dumps(figure_data(learning_curve.draw_learning_curve(view, "med")))
+    assert '"optimizer step"' in data
 
 
 def test_every_arm_is_a_line_from_the_base_on_in_its_own_color(view: StudyView) -> None:
