@@ -209,7 +209,8 @@ def test_the_python_api_and_the_command_agree(base: Path, plain: Path, tmp_path:
     assert pq.read_table(out / "layers.parquet").num_rows == 3 * 2
     page = (out / "report.html").read_text("utf-8")
     figures = set(re.findall(r'<figure id="([^"]*)"', page))
-    assert figures == {"norm", "effective-rank", "similarity", "modules", "map-weights"}
+    expected = {"norm", "effective-rank", "similarity", "concentration", "modules", "map-weights"}
+    assert figures == expected
     assert "default-src 'none'" in page
     shown = command("inspect", base, *adapters)
     assert "ln r over ranks 2, 4, 8" in shown.told
