@@ -260,8 +260,9 @@ def draw_concentration(models: AnalyzedModels) -> Figure | None:
     most = max(len(s.matrices) for m in models.models for s in m.records(SpectraRecord))
     return Figure(
         **models.names("concentration", "In few matrices or in all"),
-        finding=f"At {models.rank_axis.focus}, the update is spread as if evenly over {values} "
-        f"matrices of {most}." + ("" if full is None else f" Full fine-tuning: {number(full)}."),
+        finding=f"At {models.rank_axis.focus}, the update is spread as if evenly over so many of "
+        f"{most} matrices: {values}."
+        + ("" if full is None else f" Full fine-tuning: {number(full)}."),
         data=frame,
         plot=rank_plot(models.rank_axis, [Panel(frame, title)]),
         caption=_CONCENTRATION,

@@ -16,7 +16,7 @@ from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import table_from_rows
 
 Changes = npt.NDArray[np.float64]
-ALIKE = "correlation with full fine-tuning, item by item"
+ALIKE = "correlation with full fine-tuning"
 _CAPTION = """Of every test item, the change of its right answer's log-probability (of its score, \
 if one is unknown) against the base; the mean of the correlations of one seed of the arm with one \
 of full fine-tuning, bands are the range over such pairs. The line of full fine-tuning is the \
