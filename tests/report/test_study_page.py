@@ -169,7 +169,7 @@ def no_spectra(study: StudyRecords) -> StudyRecords:
         ({}, None, "No arm has a second seed"),
         ({"retention": ()}, None, "There is no retention task, so what training lost is unknown."),
         ({"metric": "log_probability"}, None, "nats per token"),
-        ({"ranks": ()}, None, "No LoRA arm has a test score"),
+        ({"ranks": ()}, None, "No arm with a known rank has a test score"),
     ],
 )
 def test_what_is_missing_is_said_plainly(

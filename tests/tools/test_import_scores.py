@@ -126,6 +126,15 @@ def table_of(arms: dict[str, list[float]], **columns: Any) -> list[Row]:
     ]
 
 
+def test_a_page_without_ranks_names_the_arms_that_may_do(tmp_path: Path) -> None:
+    rows = table_of({"base": [0] * 30, "mine": [1] * 28 + [0] * 2})
+    study_of(write_table(tmp_path / "scores.csv", rows))
+    assert rankscope("report", tmp_path / "out").code == 0
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "Probability of being within 2 points of the best: mine " in page
+    assert "No rank is likely" not in page
+
+
 def test_items_are_matched_and_what_is_not_common_is_counted(tmp_path: Path) -> None:
     rows = table_of({"base": [0, 0, 1, 1], "mine": [1, 1, 1]})
     rows += [{"arm": "base", "task": "kept", "item": 0, "score": -2.0}]

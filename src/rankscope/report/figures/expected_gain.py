@@ -58,7 +58,11 @@ def _finding(view: StudyView, task: str) -> str:
     margin, full = view.margin(task), view.best_full(task)
     ranks = [f"r={r.rank} ({percent(r.p)})" for r in view.advice(task).ranks_that_may_do]
     text = f"No rank is likely to be within {margin} of the best."
-    if ranks:
+    if not any(arm.rank for arm in view.candidates(task)):  # Imported scores may not tell it
+        arms = [(a.label, a.expected) for a in view.candidates(task)]
+        likely = [f"{label} {percent(of.p_within_margin)}" for label, of in arms if of]
+        text = f"Probability of being within {margin} of the best: {join_names(likely, 12)}."
+    elif ranks:
         text = f"Ranks that may be within {margin} of the best: {join_names(ranks, 12)}."
     if full and full.expected:
         text += f" Full fine-tuning: {percent(full.expected.p_within_margin)}."
