@@ -199,7 +199,15 @@ def thread_failure() -> None:
         threading.stack_size(before)
 
 
-@pytest.mark.parametrize("act", [allocator_failure, python_failure, thread_failure])
+class PanicException(BaseException):
+    """Of pyo3, by its name: a real one, under a limit of memory, may end the tests' process."""
+
+
+def panic_of_rust() -> None:
+    raise PanicException("PyObject pointer is null")
+
+
+@pytest.mark.parametrize("act", [allocator_failure, python_failure, thread_failure, panic_of_rust])
 def test_out_of_memory_is_known_behind_other_errors(act: Callable[[], None]) -> None:
     """Whatever its words, and if the error that it caused says something else."""
 

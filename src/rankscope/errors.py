@@ -272,6 +272,8 @@ def _is_memory_fault(error: BaseException) -> bool:
     """Whether this error itself, whatever caused it, means that memory ran out."""
     if isinstance(error, MemoryError) or _os_error_number(error) == errno.ENOMEM:
         return True
+    if _is_panic(error):
+        return "pointer is null" in str(error)  # Python gave it no new object
     if isinstance(error, sqlite3.Error):
         return getattr(error, "sqlite_errorcode", 0) in SQLITE_NO_MEMORY
     is_of_arrow = type(error).__module__.startswith("pyarrow")
@@ -279,6 +281,11 @@ def _is_memory_fault(error: BaseException) -> bool:
         return False
     text = str(error).lower()
     return any(part in text for part in OUT_OF_MEMORY)
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Whether Rust code gave up, as in safetensors: its errors are no ``Exception``."""
+    return type(error).__name__ == "PanicException"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -407,7 +414,9 @@ def reporting_shortages(
     """
     try:
         yield
-    except Exception as error:
+    except BaseException as error:
+        if not (isinstance(error, Exception) or _is_panic(error)):
+            raise
         known = shortage_behind(error, where, needed(), do)
         if known is None or known is error:
             raise
