@@ -256,6 +256,11 @@ def recall_and_reasoning(maths: Grid, recall: Grid, share: float | None = None) 
     is_flat = flat.is_above(-margin) and ends(flat)[1] < margin
     varies = ends(flat)[1] < -margin or ends(flat)[0] > margin
     no_rise = ends(rise)[1] < MARGIN
+    would_settle = f"on recall {settled_by(flat, margin)}"
+    if is_flat:
+        would_settle = f"on maths {settled_by(rise, MARGIN)}"
+    if middle != 32:
+        would_settle = "r = 32 on these rates of maths"
     than_high = "" if middle == high else f", less r={high} {interval(over)}"
     return Verdict(
         judged(is_flat and ends(rise)[0] > 0 and over.is_above(-MARGIN), varies or no_rise),
@@ -263,9 +268,7 @@ def recall_and_reasoning(maths: Grid, recall: Grid, share: float | None = None) 
         f"recall: r={high} less r={low} {interval(flat)} nats, each at its best rate, margin "
         f"{margin:.2f}; r={high} gains {gained:.2f}",
         f"{smallest(rise)}; {smallest(flat)}",
-        f"on recall {settled_by(flat, margin)}"
-        if middle == 32
-        else "r = 32 on these rates of maths",
+        would_settle,
         p_between(flat, -margin, margin) * p_between(rise, low=0) * p_between(over, low=-MARGIN),
     )
 

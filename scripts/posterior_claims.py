@@ -1,9 +1,9 @@
-"""Judge the claims whose rules read the posterior, and write the tables of their page.
+"""Judge the claims whose rules read the posterior, by the kept records.
 
     python scripts/posterior_claims.py
 
-docs/findings/axes.md has the verdicts; the rules are at the head of each study file. Every number
-comes from docs/findings/records; a test compares the two.
+prints the verdicts and the tables of the studies that have run; the rules are at the head of each
+study file.
 """
 
 import tempfile
@@ -13,28 +13,20 @@ from pathlib import Path
 import numpy as np
 
 import rankscope
-from claims_board import RECORDS, with_numbers
+from claims_board import RECORDS
 from claims_judges import judged
 from rankscope.advise.arms import Arm, summarize_arms
-from rankscope.advise.axes import axis_texts
+from rankscope.advise.axes import axis_texts, draws_of
 from rankscope.advise.posterior import Array
 from rankscope.advise.results import TaskResults, task_results
 from rankscope.config.arm import TARGET_GROUPS
 from rankscope.formatting import percent
 from restore_study import restore
 
-PAGE = RECORDS.parent / "axes.md"
 LIKELY, UNLIKELY = 0.8, 0.2
 """Probabilities from which a rule calls something so, or not so."""
 Judge = Callable[[TaskResults], tuple[str, str]]
 """The verdict, and the probabilities that it rests on."""
-
-
-def draws_of(results: TaskResults, arm: Arm) -> Array:
-    """(D,) net gains of one arm."""
-    assert results.posterior is not None
-    labels = [results.arms[i].summary.label for i in results.allowed]
-    return np.asarray(results.posterior.draws[:, labels.index(arm.summary.label)])
 
 
 def within(results: TaskResults, arms: Sequence[Arm]) -> list[float]:
@@ -54,9 +46,10 @@ def few_rows(results: TaskResults) -> tuple[str, str]:
 
 
 def mlp_beats_attention(results: TaskResults) -> tuple[str, str]:
-    """Target modules at equal parameters, each at its best arm."""
+    """Target modules, each at the better of two numbers of parameters, as on the page."""
+    finished = [arm for arm in results.candidates if arm.finished]
     best = {
-        name: next(a for a in results.candidates if a.trials[0].spec.targets == modules)
+        name: next(a for a in finished if a.trials[0].spec.targets == modules)
         for name, modules in TARGET_GROUPS.items()
     }
     p = dict(zip(best, within(results, [*best.values()]), strict=True))
@@ -174,4 +167,4 @@ def numbers(records: Path = RECORDS) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_numbers(PAGE.read_text("utf-8"), numbers(), Path(__file__).name), "utf-8")
+    print(numbers())

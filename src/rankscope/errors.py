@@ -228,6 +228,7 @@ OUT_OF_MEMORY = (
     "std::bad_alloc",
     "can't start new thread",
     "failed to launch worker thread",  # Arrow
+    "pyobject pointer is null",  # a panic in Rust, to which Python gave no new object
 )
 """Parts of the messages of errors that have no type of their own."""
 
@@ -272,18 +273,16 @@ def _is_memory_fault(error: BaseException) -> bool:
     """Whether this error itself, whatever caused it, means that memory ran out."""
     if isinstance(error, MemoryError) or _os_error_number(error) == errno.ENOMEM:
         return True
-    if _is_panic(error):
-        return "pointer is null" in str(error)  # Python gave it no new object
     if isinstance(error, sqlite3.Error):
         return getattr(error, "sqlite_errorcode", 0) in SQLITE_NO_MEMORY
     is_of_arrow = type(error).__module__.startswith("pyarrow")
-    if not (is_of_arrow or isinstance(error, RuntimeError | ImportError)):
+    if not (is_of_arrow or is_panic(error) or isinstance(error, RuntimeError | ImportError)):
         return False
     text = str(error).lower()
     return any(part in text for part in OUT_OF_MEMORY)
 
 
-def _is_panic(error: BaseException) -> bool:
+def is_panic(error: BaseException) -> bool:
     """Whether Rust code gave up, as in safetensors: its errors are no ``Exception``."""
     return type(error).__name__ == "PanicException"
 
@@ -415,7 +414,7 @@ def reporting_shortages(
     try:
         yield
     except BaseException as error:
-        if not (isinstance(error, Exception) or _is_panic(error)):
+        if not (isinstance(error, Exception) or is_panic(error)):
             raise
         known = shortage_behind(error, where, needed(), do)
         if known is None or known is error:

@@ -26,6 +26,7 @@ from rankscope.errors import (
     RankscopeError,
     UserError,
     address_space_shortage,
+    is_panic,
     shortage_behind,
     take_blas_memory,
 )
@@ -183,7 +184,9 @@ def run_command_line(
         known: RankscopeError = _usage_error(error)
     except typer.Abort:
         known = Interrupted(*INTERRUPTED_EARLY)
-    except Exception as error:
+    except BaseException as error:
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         if (recognized := _known_error(error)) is None:
             if as_json:
                 bug = {"kind": "bug", "message": repr(error)[:1000], "exit_code": BUG}
@@ -206,7 +209,7 @@ def _usage_error(error: Any) -> UserError:
     return UserError(path, found, usage, f"see '{path} --help'")
 
 
-def _known_error(error: Exception) -> RankscopeError | None:
+def _known_error(error: BaseException) -> RankscopeError | None:
     """The error that the user can act on; None for a bug."""
     if shortage := shortage_behind(error):
         return shortage

@@ -61,8 +61,8 @@ def _finding(view: StudyView, task: str) -> str:
     if not any(arm.rank for arm in view.candidates(task)):  # Imported scores may not tell it
         arms = [(a.label, a.expected) for a in view.candidates(task)]
         likely = [f"{label} {percent(of.p_within_margin)}" for label, of in arms if of]
-        text = f"Probability of being within {margin} of the best: {join_names(likely, 12)}."
-    elif ranks:
+        return f"Probability of being within {margin} of the best: {join_names(likely, 12)}."
+    if ranks:
         text = f"Ranks that may be within {margin} of the best: {join_names(ranks, 12)}."
     if full and full.expected:
         text += f" Full fine-tuning: {percent(full.expected.p_within_margin)}."
