@@ -1,14 +1,13 @@
 """Whether an arm changes the same answers as full fine-tuning does."""
 
-from collections.abc import Iterator
-from itertools import combinations, product
+from itertools import chain, combinations, product
 from statistics import fmean
 
 import numpy as np
 import numpy.typing as npt
 
 from rankscope.formatting import number
-from rankscope.records import BASE, ArmSummary
+from rankscope.records import BASE, ItemScores
 from rankscope.report.charts.figure import Figure, range_cells
 from rankscope.report.charts.rank_lines import Panel, rank_plot
 from rankscope.report.figures import register
@@ -27,12 +26,15 @@ correlation between its own seeds: as much as two trainings of one arm have in c
 def draw_like_full(view: StudyView, task: str) -> Figure | None:
     """None without two seeds of full fine-tuning, which no correlation can be measured against."""
     full = view.best_full(task)
-    of_full = [] if full is None else list(changes(view, full))
-    if full is None or len(of_full) < 2:
+    if full is None or len(view.trials(full)) < 2:
+        return None
+    changed = changes(view, task)
+    of_full = changed[full.label]
+    if len(of_full) < 2:
         return None
     rows, means = [], {}
     for arm in view.arms(task):
-        pairs = combinations(of_full, 2) if arm == full else product(changes(view, arm), of_full)
+        pairs = combinations(of_full, 2) if arm == full else product(changed[arm.label], of_full)
         found = [value for pair in pairs if (value := correlation(*pair)) is not None]
         rows.append({"arm": arm.label, "rank": arm.rank, **range_cells(ALIKE, found)})
         if found:
@@ -54,18 +56,21 @@ def draw_like_full(view: StudyView, task: str) -> Figure | None:
     )
 
 
-def changes(view: StudyView, arm: ArmSummary) -> Iterator[Changes]:
-    """(items,) of each scored seed: tuned minus base on the test items of its task."""
-    found = {key[0]: s for key, s in view.study.items.items() if key[1:] == (arm.task, "test")}
+def changes(view: StudyView, task: str) -> dict[str, list[Changes]]:
+    """By arm, (items,) of each scored seed: tuned minus base on the test items of ``task``."""
+    trials = {arm.label: [t.spec.trial_id for t in view.trials(arm)] for arm in view.arms(task)}
+    found: dict[str, ItemScores] = {}
+    for name in (BASE, *chain(*trials.values())):  # Read from disk, each once
+        if (scored := view.study.items.get((name, task, "test"))) is not None:
+            found[name] = scored
+    if BASE not in found:
+        return {label: [] for label in trials}
     has_logprobs = all(np.isfinite(of.gold_logprobs).all() for of in found.values())
-    for name in (trial.spec.trial_id for trial in view.trials(arm)):
-        if BASE in found and name in found:
-            tuned, base = found[name], found[BASE]
-            yield (
-                tuned.gold_logprobs - base.gold_logprobs
-                if has_logprobs
-                else tuned.scores - base.scores
-            )
+    scores = {n: of.gold_logprobs if has_logprobs else of.scores for n, of in found.items()}
+    return {
+        label: [scores[name] - scores[BASE] for name in of_arm if name in scores]
+        for label, of_arm in trials.items()
+    }
 
 
 def correlation(one: Changes, other: Changes) -> float | None:

@@ -1,7 +1,9 @@
 """What is learned of the training rows alone: training loss less test loss, against rank."""
 
+from statistics import fmean
+
 from rankscope.formatting import number
-from rankscope.records import ArmSummary, TrialRecords
+from rankscope.records import TrialRecords
 from rankscope.report.charts.figure import Figure, range_cells
 from rankscope.report.charts.rank_lines import Panel, Reference, rank_plot
 from rankscope.report.figures import register
@@ -21,7 +23,7 @@ def draw_loss_gap(view: StudyView, task: str) -> Figure | None:
     if view.study.task(task).score_unit != "log_probability":
         return None
     gaps = {
-        arm.label: [gap for t in view.trials(arm) if (gap := _gap(view, arm, t)) is not None]
+        arm.label: [gap for t in view.trials(arm) if (gap := _gap(view, t)) is not None]
         for arm in view.arms(task)
     }
     axis = view.rank_axis(task)
@@ -33,7 +35,7 @@ def draw_loss_gap(view: StudyView, task: str) -> Figure | None:
         for arm in view.arms(task)
     ]
     frame = table_from_rows(rows, {GAP: 3})
-    listed = ", ".join(f"{number(sum(g) / len(g))} at r={rank}" for rank, g in known)
+    listed = ", ".join(f"{number(fmean(g))} at r={rank}" for rank, g in known)
     return Figure(
         key=view.key("loss-gap", task),
         title=f"Training loss less test loss {axis.against}, {task}",
@@ -44,14 +46,14 @@ def draw_loss_gap(view: StudyView, task: str) -> Figure | None:
     )
 
 
-def _gap(view: StudyView, arm: ArmSummary, trial: TrialRecords) -> float | None:
+def _gap(view: StudyView, trial: TrialRecords) -> float | None:
     """Of one trial; None if it saw no row twice, has no test score, or its losses are of other
     weights than its score: of all slices of a nested run, or after the best step."""
     spec, train = trial.spec, trial.train
-    tested = view.study.evals.get((spec.trial_id, arm.task, "test"))
+    tested = view.study.evals.get((spec.trial_id, spec.task, "test"))
     if train is None or tested is None or spec.nested or train.best_step is not None:
         return None
     protocol = view.study.config.train.model_dump() | spec.overrides
     epoch = -(-train.rows // (protocol["batch_size"] * protocol["gradient_accumulation"]))
     last = [p.loss for p in train.losses if p.step > train.steps - epoch]
-    return sum(last) / len(last) + tested.score if train.steps >= 2 * epoch and last else None
+    return fmean(last) + tested.score if train.steps >= 2 * epoch and last else None
