@@ -32,7 +32,7 @@ from claims_records import Arm, Grid, paired_estimate
 from posterior_claims import LIKELY, UNLIKELY, results_of
 from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.resampling import ScoreArray
-from rankscope.analyses.spectra.record import effective_number
+from rankscope.analyses.concentration import effective_number
 from rankscope.records import Estimate
 
 PAGE = RECORDS.parent / "paper-in-small.md"

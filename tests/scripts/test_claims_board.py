@@ -357,6 +357,44 @@ def test_only_a_high_rank_may_change_what_full_fine_tuning_changes(
     assert paper_in_small.like_full(study).verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("lora", "verdict"), [((9.0, 1.0, 1.0, 1.0), HOLDS), ((1.0, 1.0, 1.0, 1.0), FAILS)]
+)
+def test_an_update_in_few_matrices_is_told_from_one_in_all(
+    lora: tuple[float, ...], verdict: str
+) -> None:
+    norms = {32: lora, None: (1.0, 1.0, 1.0, 1.0)}
+    rows = [{"trial": str(r), "frobenius": norm} for r, of in norms.items() for norm in of]
+    grid = SimpleNamespace(
+        tuned=lambda rank: (rank, 1e-3), trial_ids=lambda a: [str(a[0])], spectra=pd.DataFrame(rows)
+    )
+    found = paper_in_small.few_places(SimpleNamespace(grids={"maths": grid}))
+    assert found.verdict == verdict
+    assert ("maths 1 and 4" if verdict == HOLDS else "maths 4 and 4") in found.measured
+
+
+@pytest.mark.parametrize(("low", "verdict"), [(0.0, HOLDS), (0.5, FAILS)])
+def test_the_balance_is_judged_by_draws_within_the_margin(
+    low: float, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Net gains of r = 8, r = 32 and r = 128: the middle is best, or behind r = 8 by .2 for a
+    # margin of .1, in nine draws of ten.
+    draws = np.tile([low, 0.3, 0.1], (10, 1))
+    draws[0, 1] = 1.0 - draws[0, 1]
+    draws[0, 0] = draws[0, 1] + 0.2 if low == 0 else 0.0
+    arms = [SimpleNamespace(summary=SimpleNamespace(rank=rank)) for rank in (8, 32, 128)]
+    posterior = SimpleNamespace(best=draws.max(axis=1), draws=draws)
+    results = SimpleNamespace(posterior=posterior, arms=arms, allowed=[0, 1, 2], margin=0.1)
+    monkeypatch.setattr(paper_in_small, "results_of", lambda _: {"maths": results})
+    monkeypatch.setattr(paper_in_small, "learned", lambda *_: True)
+    study = SimpleNamespace(name="planted", grids={"maths": None}, series=(8, 32, 128))
+    found = paper_in_small.best_balance(study)
+    assert (found.verdict, found.measured) == (
+        verdict,
+        f"probability by task: maths {0.9 if low == 0 else 0.1:.3f}",
+    )
+
+
 def test_every_number_of_the_page_follows_from_the_records() -> None:
     for page, text in paper_in_small.numbers().items():
         kept = page.read_text("utf-8")

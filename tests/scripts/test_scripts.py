@@ -6,12 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from pocket_study import small_study
 
 from architecture_picture import PICTURE, drawn, imports
 from external_backtest import best_by_other_seeds, page_tables
 from power import data_needed, detectable
+from rankscope.models.low_rank_update import LowRankUpdate
 from rankscope.records import Estimate
 from short_exam_rows import write_short_rows
+from update_overlap import leading, overlap, table
 
 
 def test_the_picture_is_drawn_from_the_imports() -> None:
@@ -86,3 +90,31 @@ def test_the_best_rank_is_found_without_the_seed_that_scores_it() -> None:
     scores = np.array([[[0.9, 0.6, 0.2], [0.3, 0.4, 0.4]]])
     expected = ((0.9 + 0.3) / 2 + 0.6 + 0.2) / 3  # The first rank leads without either other seed
     assert best_by_other_seeds(scores) == pytest.approx([expected])
+
+
+def test_spans_of_updates_overlap_by_what_they_share() -> None:
+    q, _ = torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64, generator=torch.manual_seed(0)))
+    p, _ = torch.linalg.qr(torch.randn(9, 9, dtype=torch.float64))
+    sizes = torch.arange(9, 0, -1, dtype=torch.float64)
+    dense = LowRankUpdate.from_dense(q[:, :9] * sizes @ p.mT)
+    left, right = leading(dense, k=3)
+    assert overlap(left, q[:, :3]) == pytest.approx(1)
+    assert overlap(right, p[:, 1:4]) == pytest.approx(2 / 3)
+    assert overlap(left, q[:, 3:]) == pytest.approx(0, abs=1e-12)
+    # Of rank 2, both of whose directions are among the three: one span holds the other.
+    low = LowRankUpdate(p[:, :2].mT, q[:, :2] * sizes[:2])
+    assert leading(low, k=3)[0].shape == (12, 2)
+    assert overlap(leading(low, k=3)[0], left) == pytest.approx(1)
+
+
+def test_overlaps_of_a_study_lie_between_chance_and_one(tmp_path: Path) -> None:
+    arms = [
+        {"method": "lora", "rank": 8, "lr": 2e-3},
+        {"method": "full", "lr": 5e-4},
+    ]
+    small_study(tmp_path, arms=arms, seeds=[0, 1]).run(tmp_path / "out")
+    lora, full = table(tmp_path / "out")
+    assert (lora["seeds"], full["seeds"], full["with_full"]) == (2, 2, None)
+    assert 0 < lora["unrelated"] < lora["with_full"] < 1
+    # Seeds of full fine-tuning begin at the same weights; those of LoRA at other factors A.
+    assert lora["between_seeds"] < full["between_seeds"] < 1

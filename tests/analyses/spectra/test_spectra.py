@@ -8,10 +8,11 @@ from full_decompositions import intruder_dimensions, similarity
 from scipy.linalg import hadamard
 from torch import Tensor, nn
 
+from rankscope.analyses.concentration import effective_number, gini
 from rankscope.analyses.spectra import SpectraConfig
 from rankscope.analyses.spectra.intruders import Intruders, intruders_among
 from rankscope.analyses.spectra.leading_vectors import low_rank_leading_vectors
-from rankscope.analyses.spectra.record import MatrixSpectrum, effective_number, gini
+from rankscope.analyses.spectra.record import MatrixSpectrum
 from rankscope.analyses.spectra.spectra import (
     adapter_spectrum,
     default_top_k,

@@ -1,6 +1,7 @@
 """Figures and tables of weights and of attention heads, of a study and of an inspection."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,8 +136,8 @@ def head_figures_of(*ablations: HeadAblation) -> dict[str, Figure]:
 
 def test_heads_are_maps_of_layers_and_heads() -> None:
     figures = head_figures_of()
-    assert list(figures) == ["heads"]
-    (figure,) = figures.values()
+    assert list(figures) == ["heads", "heads-concentration"]
+    figure = figures["heads"]
     data = json.loads(json.dumps(figure_data(figure)["data"]))
     shown = {c.label.split(":")[0]: data[c.traces[0]] for c in figure.choices}
     # No k_proj or o_proj was changed: they are not offered.
@@ -151,6 +152,20 @@ def test_heads_are_maps_of_layers_and_heads() -> None:
     assert shown["importance of key/value heads"]["z"] == [[0.2, 0.4], [0.2, 0.4]]
     assert shown["attention entropy before training"]["z"][0][3] is None  # unknown is no zero
     assert "layer 1 head 3 in r4, 0.5" in figure.finding
+
+
+def test_an_update_in_few_heads_counts_few() -> None:
+    figure = head_figures_of()["heads-concentration"]
+    # |dW_h| is 2 (1 + layer + head): energies of query heads are 4 times 1, 4, 9, 16, 4, 9, 16, 25,
+    # those of key/value heads, of which v_proj alone changed, 4 times 1, 4, 4, 9.
+    for kind, parts in (
+        ("query heads", (1, 4, 9, 16, 4, 9, 16, 25)),
+        ("key/value heads", (1, 4, 4, 9)),
+    ):
+        expected = math.prod((n / sum(parts)) ** (-n / sum(parts)) for n in parts)
+        assert figure.data[f"effective number of {kind}"].tolist() == [pytest.approx(expected)]
+    assert "so many of 8 query heads: 6.13 for r4" in figure.finding
+    assert figure.plot is None  # One adapter has no line over rank
 
 
 def test_ablation_sets_the_trained_task_against_others() -> None:

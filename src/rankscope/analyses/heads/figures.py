@@ -1,6 +1,6 @@
 """Figures of the attention heads: what training did to each, and what removing it costs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +8,7 @@ import pandas as pd
 from plotly.subplots import make_subplots
 from scipy.stats import t as student
 
+from rankscope.analyses.concentration import effective_number
 from rankscope.analyses.heads.record import HeadsRecord
 from rankscope.analyses.heads.tables import head_tables
 from rankscope.formatting import count, join_names, number
@@ -23,6 +24,7 @@ from rankscope.report.charts.figure import (
     records,
 )
 from rankscope.report.charts.heat_map import Grid
+from rankscope.report.charts.rank_lines import Panel, rank_plot
 from rankscope.report.figures import SECTIONS, Section, register
 from rankscope.report.table_formats import table_from_rows
 
@@ -247,6 +249,43 @@ def _finding(by_model: Mapping[str, Mapping[str, HeadValues]], first: str) -> st
         text += f" Removing {_head_text(values[SKILL])} costs {label} {_most(values[SKILL])} nats "
         text += "more of the right answer than the base."
     return text
+
+
+HEAD_KINDS = {"query heads": ("q_proj", "o_proj"), "key/value heads": ("k_proj", "v_proj")}
+_CONCENTRATION = """The energy of a head is |dW_h|_F² summed over its slices of {}; the effective \
+number is exp of the entropy of the shares: an update that is spread evenly over n heads counts n, \
+one in a single head counts 1. The table also counts the other kind of heads."""
+
+
+@register("heads", 15, per="models")
+def draw_head_concentration(models: AnalyzedModels) -> Figure | None:
+    """Whether an update is in few heads or in all; None if no attention matrix changed."""
+    found = [record for m in models.models for record in m.records(HeadsRecord)]
+    kinds = {k: names for k, names in HEAD_KINDS.items() if any(r.energies(names) for r in found)}
+    if not kinds:
+        return None
+
+    def effective(names: Sequence[str]) -> Callable[[HeadsRecord], float | None]:
+        return lambda r: effective_number(e) if (e := r.energies(names)) else None
+
+    frame = models.over_seeds(
+        HeadsRecord, {f"effective number of {k}": effective(names) for k, names in kinds.items()}
+    )
+    kind, names = next(iter(kinds.items()))
+    known = [
+        f"{number(value)} for {m.label}"
+        for m in models.models
+        if (value := m.mean(HeadsRecord, effective(names))) is not None
+    ]
+    most = max(len(r.energies(names)) for r in found)
+    return Figure(
+        **models.names("heads-concentration", "In few heads or in all"),
+        finding=f"The update is spread as if evenly over so many of {most} {kind}: "
+        f"{join_names(known[:8])}.",
+        data=frame,
+        plot=rank_plot(models.rank_axis, [Panel(frame, f"effective number of {kind}")]),
+        caption=_CONCENTRATION.format(" and ".join(names)),
+    )
 
 
 # --- maps side by side ------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """How training changed the attention heads: size of the change, importance, entropy, ablation."""
 
+from collections.abc import Sequence
+
 from rankscope.records.record import AnalysisRecord, Record
 
 
@@ -58,3 +60,13 @@ class HeadsRecord(AnalysisRecord):
     lost: tuple[tuple[float, ...], ...] = ()
     """How much more removing it costs the base than the tuned model on the other tasks, mean over
     tasks; empty without other tasks."""
+
+    def energies(self, modules: Sequence[str]) -> list[float]:
+        """Sum over ``modules`` of |dW_h|_F^2, by layer and head; heads of unchanged modules are
+        left out."""
+        sums: dict[tuple[int, int], float] = {}
+        for change in self.changes:
+            for head, norm in enumerate(change.frobenius if change.module in modules else ()):
+                place = change.layer, head
+                sums[place] = sums.get(place, 0.0) + norm**2
+        return list(sums.values())

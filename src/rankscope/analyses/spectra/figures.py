@@ -7,12 +7,11 @@ from statistics import fmean
 import pandas as pd
 import plotly.graph_objects as go
 
+from rankscope.analyses.concentration import effective_number, gini
 from rankscope.analyses.spectra.record import (
     MatrixSpectrum,
     NormGrowth,
     SpectraRecord,
-    effective_number,
-    gini,
     growth_of_given,
 )
 from rankscope.formatting import MINUS, number
