@@ -2,7 +2,7 @@ OUT ?= studies/pocket
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-executors test-oldest lint bench-train bench-eval clean
+.PHONY: quickstart test test-executors test-oldest lint docs bench-train bench-eval clean
 
 quickstart: .venv/installed
 	$(BIN)/rankscope quickstart --out $(OUT)
@@ -30,6 +30,11 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# site/index.html, which opens without a server or a network.
+docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # On an idle machine, nothing beside it; see benchmarks/README.md.
 bench-train: .venv/installed-dev
 	$(BIN)/python benchmarks/train_sweep.py
@@ -54,4 +59,4 @@ bench-eval: .venv/installed-dev
 	touch $@ .venv/installed
 
 clean:
-	rm -rf .venv .venv-oldest build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-oldest build dist site .hypothesis .pytest_cache .mypy_cache .ruff_cache

@@ -9,9 +9,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 import rankscope
 from pocket_world import pocket_rows
@@ -54,7 +56,7 @@ def shell_blocks(text: str) -> list[list[list[str]]]:
 
 BLOCKS = shell_blocks(README)
 COMMANDS = [words for block in BLOCKS for words in block]
-OWN_DATA = next(block for block in BLOCKS if block[0][:2] == ["rankscope", "init"])
+OWN_DATA = next(b for b in BLOCKS if b[0][:2] == ["rankscope", "init"] and "--data" in b[0])
 
 
 def make_targets() -> set[str]:
@@ -75,7 +77,17 @@ def missing_links(page: Path, text: str) -> list[str]:
 
 
 def test_the_two_commands_come_first() -> None:
-    assert COMMANDS[:2] == [["make", "quickstart"], ["make", "test"]]
+    assert COMMANDS[:2] == [["uvx", "rankscope", "quickstart"], ["make", "quickstart"]]
+
+
+def test_a_command_that_needs_the_release_says_so_in_its_line() -> None:
+    """Until the package is published; ``uvx`` runs the script of the package's own name."""
+    lines = [line for line in README.splitlines() if line.startswith("uvx ")]
+    assert [line.split()[:2] for line in lines] == [["uvx", "rankscope"]]
+    assert "# not yet published" in lines[0]
+    package = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
+    assert package["name"] == "rankscope"
+    assert "rankscope" in package["scripts"]
 
 
 def test_every_command_is_known() -> None:
@@ -86,7 +98,7 @@ def test_every_command_is_known() -> None:
         if words == [".ci/run"]:
             assert os.access(REPOSITORY / words[0], os.X_OK)
             continue
-        assert words[0] in {"make", "rankscope", "python3", "pip", "."}, words
+        assert words[0] in {"make", "rankscope", "python3", "pip", "uvx", "."}, words
         if words[0] == "make":
             assert set(words[1:]) <= make_targets(), words
 
@@ -218,7 +230,11 @@ def script(cells: list[str]) -> str:
     return "\n".join(lines)
 
 
-def test_the_first_lesson_runs_and_shows_an_answer_tables_and_an_adapter(tmp_path: Path) -> None:
+def test_the_first_lesson_runs_and_shows_an_answer_tables_and_an_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine without a GPU; with one, the lesson would download a model."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     cells = json.loads(NOTEBOOK.read_text("utf-8"))["cells"]
     program = tmp_path / "lesson.py"
     program.write_text(

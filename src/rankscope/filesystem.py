@@ -43,6 +43,14 @@ def user_path(given: str | Path) -> Path:
     return path
 
 
+def make_folder(folder: Path) -> None:
+    """Create a folder that the user named, and those above it, unless it is there.
+
+    Raises UserError: the place takes no folders, such as /proc."""
+    with reading(folder, "a place for a folder", do="give another"):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def check_taken(out: Path) -> None:
     """Refuse a place that a finished folder could not be renamed to, or the current folder:
     replacing it would leave the shell in a deleted one."""
@@ -130,7 +138,8 @@ def folder_in_one_step(out: Path) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
     try:
         with reporting_shortages(out):
-            partial.mkdir(parents=True)
+            make_folder(out.parent)
+            partial.mkdir()
             yield partial
             make_readable(path for path in partial.rglob("*") if path.is_file())
             os.replace(partial, out)

@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -207,6 +208,40 @@ def test_answers_that_need_no_model_import_nothing_heavy(tmp_path: Path) -> None
     command = [sys.executable, "-c", code]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert ended.returncode == 0, ended.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("st", ["status", "stop"]),
+        ("status ", ["studies/mine"]),  # not the folder without a ledger
+        ("status studies/m", ["studies/mine"]),
+        ("status studies/[", []),  # no pattern
+        ("init --preset retention", ["retention-probe"]),
+    ],
+)
+def test_a_shell_completes_verbs_studies_and_presets(
+    tmp_path: Path, line: str, expected: list[str]
+) -> None:
+    """As bash asks, in a process that imports nothing heavy."""
+    for name in ("mine", "other"):
+        (tmp_path / "studies" / name).mkdir(parents=True)
+    (tmp_path / "studies" / "mine" / "ledger.sqlite").touch()
+    code = (
+        "import sys\nfrom rankscope.cli import main\ntry:\n    main()\nfinally:\n"
+        f"    assert not {HEAVY!r} & set(sys.modules)\n"
+    )
+    words = f"rankscope {line}"
+    asked = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | asked | {"_RANKSCOPE_COMPLETE": "complete_bash"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout.split() == expected
 
 
 def test_status_and_verify_import_nothing_heavy(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pocket_world import pocket_rows
 from rankscope.cli import terminal
 from rankscope.cli.render.plan import plan_table
 from rankscope.models.model_folder import pocket_folder
-from rankscope.records import Recommendation
+from rankscope.records import Recommendation, TaskAdvice
 from rankscope.run.plan import Plan
 from rankscope.store import Ledger, TrialFailure
 
@@ -134,6 +134,38 @@ def test_status_says_who_runs_the_study_and_what_to_do_next(walk: Walk, copied: 
     failed = json.loads(command("status", copied, "--json").out)
     assert failed["state"] == "failed"
     assert failed["next"].endswith(f"study.resolved.yaml --out {copied} --retry oom")
+
+
+def test_status_of_a_finished_study_says_what_to_do_with_it(copied: Path) -> None:
+    """Its export follows the stored answer, and is left out where nothing is recommended."""
+    file = copied / "recommendation.json"
+    stored = Recommendation.model_validate_json(file.read_text("utf-8"))
+    (advice,) = stored.advice
+    by_method = {arm.method: advice.model_copy(update={"chosen": arm}) for arm in advice.arms}
+    nothing = advice.model_copy(update={"chosen": None})
+    export, compare = f"rankscope export {copied} --best", f"rankscope compare {copied} ANOTHER"
+
+    def then(*tasks: TaskAdvice) -> list[str]:
+        file.write_text(stored.model_copy(update={"advice": tasks}).model_dump_json(), "utf-8")
+        steps: list[str] = json.loads(command("status", copied, "--json").out)["then"]
+        return steps
+
+    assert then(nothing) == [compare]
+    assert then(by_method["full"]) == [f"{export} --out {copied}-model", compare]
+    other = by_method["full"].model_copy(update={"task": "other"})
+    assert then(by_method["lora"], other) == [
+        f"{export} --task mine --out {copied}-mine-adapter",
+        f"{export} --task other --out {copied}-other-model",
+        compare,
+    ]
+    assert then(by_method["lora"]) == [f"{export} --out {copied}-adapter", compare]
+    told = command("status", copied).told
+    assert f"next: rankscope report {copied} or: {export} --out {copied}-adapter or: " in told
+    file.write_text("{", "utf-8")
+    assert json.loads(command("status", copied, "--json").out)["then"] == [compare]
+    with Ledger.open(copied, write=True) as ledger:
+        ledger.fail_trials([TrialFailure(ledger.trials()[1].trial_id, "oom", "no room")])
+    assert json.loads(command("status", copied, "--json").out)["then"] == []
 
 
 def test_commands_that_are_printed_can_be_pasted(walk: Walk, tmp_path: Path) -> None:

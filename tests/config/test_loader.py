@@ -199,6 +199,11 @@ def test_a_fault_is_named_with_its_place_and_the_way_out(
 # (override, place after it, found, expected, do)
 OVERRIDE_FAULTS = [
     ("train.epoch=1", ": train.epoch", "an unknown key", "a known one", "did you mean 'epochs'?"),
+    # A key of another section is found there, whatever it resembles here.
+    ("rank=8", ": rank", "an unknown key", "a known one", "did you mean 'arms.0.rank'?"),
+    ("seed=1", ": seed", "an unknown key", "a known one", "did you mean 'seeds'?"),
+    ("train.margin=.1", ": train.margin", "an unknown key", "", "did you mean 'objective.margin'?"),
+    ("batch_size=8", ": batch_size", "", "", "'arms.0.batch_size' or 'train.batch_size'?"),
     ("arms.7.rank=1", ": arms", "no entry '7'", "a number from 0 to 1", ""),
     ("arms.-1.rank=1", ": arms", "no entry '-1'", "a number from 0 to 1", ""),
     ("name.first=1", ": name", "'demo', which has no keys", "a section or a list", ""),

@@ -44,6 +44,9 @@ def test_repeated_grid_points(place: Path) -> None:
         ("run", "study.yaml", "--out", "x" * 300),
         ("quickstart", "--out", "x" * 300),
         ("quickstart", "--out", "rows.jsonl"),
+        # The kernel's own file system makes no folders: "No such file or directory".
+        ("quickstart", "--out", f"/proc/{'x' * 9}"),
+        ("init", f"/proc/{'x' * 9}/study.yaml", "--preset", "pocket"),
         ("run", "study.yaml", "--out", "rows.jsonl"),
         ("run", "study.yaml", "--set", f"tasks.0.train={'x' * 300}.jsonl"),
         ("check", "study.yaml", "--set", f"model=./{'x' * 300}"),

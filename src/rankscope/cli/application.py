@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import glob
 import inspect
 import logging
 import os
@@ -36,13 +37,24 @@ from rankscope.run.workers.starter import become_worker
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
+
+def _study_folders(incomplete: str) -> list[str]:
+    """Folders of studies that complete a path, to which up to two names are added."""
+    start, found = glob.escape(incomplete), list[str]()
+    for below in ("*", "*/*"):
+        found += glob.glob(f"{start}{below}/ledger.sqlite")  # noqa: PTH207 (a path may be absolute)
+    return sorted(str(Path(path).parent) for path in found)
+
+
 StudyFile = Annotated[Path, Argument(metavar="FILE.yaml", help="The study file.")]
-StudyFolder = Annotated[Path, Argument(metavar="DIR", help="The folder of a study.")]
+StudyFolder = Annotated[
+    Path,
+    Argument(metavar="DIR", help="The folder of a study.", autocompletion=_study_folders),
+]
 Overrides = Annotated[
     list[str] | None,
     Option("--set", metavar="KEY=VALUE", help="Override a value, such as train.epochs=1."),

@@ -12,8 +12,8 @@ from typer import Argument, Option
 from rankscope.cli.application import Overrides, StudyFile, TrustTaskCode, verb
 from rankscope.cli.terminal import Reply, err_console, print_line, print_message, print_result
 from rankscope.config.presets import PRESETS
-from rankscope.errors import UserError
-from rankscope.filesystem import replace_text, user_path
+from rankscope.errors import OK, UNFINISHED, UserError
+from rankscope.filesystem import make_folder, replace_text, user_path
 from rankscope.progress import ConsoleReporter
 
 PRESET_LINES = "\n".join(f"  {name}: {purpose}" for name, purpose in PRESETS.items())
@@ -32,7 +32,7 @@ def _quickstart_command(
     from rankscope.cli.study_verbs import run_command
     from rankscope.tools.new_study import study_template
 
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     file = out / "quickstart.yaml"
     replace_text(file, study_template("pocket"))
     reply: Reply = run_command(file, out)
@@ -43,7 +43,10 @@ def _init_command(
     file: Annotated[Path, Argument(metavar="FILE.yaml", help="The study file to write.")] = Path(
         "study.yaml"
     ),
-    preset: Annotated[str, Option(help="A ready-made study, one of those above.")] = "default",
+    preset: Annotated[
+        str,
+        Option(help="A ready-made study, one of those above.", autocompletion=lambda: [*PRESETS]),
+    ] = "default",
     model: Annotated[
         str | None, Option(help="Model folder, hub id, fetched model or 'pocket'.")
     ] = None,
@@ -84,7 +87,7 @@ def _init_command(
         names,
         may_lose,
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     replace_text(file, text)
     config = load_study_file(file)
     missing = new_study.missing_pieces(config)
@@ -94,6 +97,7 @@ def _init_command(
     return Reply(
         {"file": file, "task": task, "missing": missing, "from_hub": hub, "next": step},
         lambda: _show_written(file, "" if problem else summary, missing, hub, step),
+        UNFINISHED if missing else OK,
     )
 
 

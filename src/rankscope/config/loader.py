@@ -18,6 +18,7 @@ from rankscope.config.section import (
     LocalPath,
     Location,
     dotted,
+    key_paths,
     section_at,
     short_repr,
 )
@@ -29,6 +30,7 @@ from rankscope.errors import UserError, did_you_mean, reading
 MAX_BYTES = 2**19
 MAX_FAULTS_SHOWN = 20
 MAX_KEYS_SHOWN = 8
+MAX_PLACES_SHOWN = 2
 STUDY_KEYS = "'model:', 'tasks:' and 'arms:'"
 
 AnySection = TypeVar("AnySection", bound=ConfigSection)
@@ -224,11 +226,13 @@ def described(details: ErrorDetails, model: type[ConfigSection]) -> UserError:
 
 
 def _unknown_key(location: Location, model: type[ConfigSection]) -> UserError:
-    """With the known key that is meant, or the section's first keys."""
+    """With the known key that is meant, here or in another section, or the section's first keys."""
     key = location[-1]
     section = section_at(location[:-1], model)
     known = list(section.model_fields) if section is not None else []
-    hint = did_you_mean(key, known).removeprefix("; ")
+    elsewhere = [repr(path) for path in key_paths(str(key), model)][:MAX_PLACES_SHOWN]
+    hint = f"did you mean {' or '.join(elsewhere)}?" if elsewhere else ""
+    hint = hint or did_you_mean(key, known).removeprefix("; ")
     more = f", ... ({len(known)} in all)" if len(known) > MAX_KEYS_SHOWN else ""
     expected = "a known one" if hint else f"one of {', '.join(known[:MAX_KEYS_SHOWN])}{more}"
     return UserError(found="an unknown key", expected=expected, do=hint)

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -254,6 +254,16 @@ def section_at(location: Location, model: type[ConfigSection]) -> type[ConfigSec
             field = section.model_fields.get(part) if section else None
             annotation = _without_none(field.annotation) if field else None
     return _as_section(annotation)
+
+
+def key_paths(key: str, model: type[ConfigSection], outer: str = "") -> Iterator[str]:
+    """Where a file of ``model`` may have a key, such as ``arms.0.rank``."""
+    for name in model.model_fields:
+        if name == key:
+            yield outer + name
+        for place in ((name,), (name, 0)):
+            if section := section_at(place, model):
+                yield from key_paths(key, section, f"{outer}{dotted(place)}.")
 
 
 def _without_none(annotation: Any) -> Any:

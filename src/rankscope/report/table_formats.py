@@ -16,7 +16,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from rankscope.errors import reporting_shortages
-from rankscope.filesystem import replace_bytes
+from rankscope.filesystem import make_folder, replace_bytes
 from rankscope.formatting import MAX_TEXT, MINUS, UNKNOWN, markdown_text, safe_text
 from rankscope.report.columns import Cell, Column, number_text, shown_rows
 
@@ -177,7 +177,7 @@ def write_tables(
     """
     written = []
     with reporting_shortages(out):
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         for name, table in tables.items():
             for ending in endings:
                 path = out / f"{name}.{ending}"

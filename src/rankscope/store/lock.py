@@ -9,8 +9,8 @@ from os.path import samestat
 from pathlib import Path
 from typing import Self
 
-from rankscope.errors import StudyLocked, UserError, reading, reporting_shortages
-from rankscope.filesystem import check_in_place, network_file_system
+from rankscope.errors import StudyLocked, UserError, reporting_shortages
+from rankscope.filesystem import check_in_place, make_folder, network_file_system
 from rankscope.store.database import SMALL_WRITE
 
 TRIES, PAUSE = 40, 0.05  # Seconds between tries: readers take the lock for a moment
@@ -83,9 +83,8 @@ class StudyLock:
 
 def make_study_folder(out: Path, take_over: bool) -> None:
     """Create the folder of a study on a disk where SQLite and locks can be relied on."""
-    shortages = reporting_shortages(out, lambda: SMALL_WRITE)  # finds a full disk behind the fault
-    with shortages, reading(out, "a place for a folder", do="give another"):
-        out.mkdir(parents=True, exist_ok=True)
+    with reporting_shortages(out, lambda: SMALL_WRITE):  # finds a full disk behind the fault
+        make_folder(out)
     network = None if take_over else network_file_system(out)
     if network is not None:
         raise UserError(

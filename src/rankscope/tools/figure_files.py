@@ -7,7 +7,7 @@ from typing import Literal
 import plotly.graph_objects as go
 
 from rankscope.errors import UserError, first_line, installed, reporting_shortages
-from rankscope.filesystem import check_folder, replace_text
+from rankscope.filesystem import check_folder, make_folder, replace_text
 from rankscope.formatting import markdown_text
 from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.charts.figure import Figure
@@ -34,7 +34,7 @@ def write_study_figures(
     drawn = [figure for section in study_sections(view) for figure in section.figures]
     figures = [figure for figure in drawn if figure.plot is not None]
     with reporting_shortages(out):
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         paths = draw_files(figures, out, file_format, line_names(view))
     entries = [list_entry(figure, path) for figure, path in zip(figures, paths, strict=True)]
     replace_text(out / "figures.md", "\n".join(entries))

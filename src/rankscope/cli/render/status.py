@@ -13,7 +13,7 @@ from rich.text import Text
 
 from rankscope.cli.render.table import terminal_table
 from rankscope.formatting import clock, count, duration, number, rough_duration, terminal_text
-from rankscope.records import FAILED, WAITING, StudyRecords, TrialRecords
+from rankscope.records import FAILED, WAITING, Recommendation, StudyRecords, TrialRecords
 from rankscope.store import running_process
 
 MAX_FAILURES = 20  # Most reasons printed
@@ -31,6 +31,7 @@ def status_data(study: StudyRecords, folder: Path) -> dict[str, Any]:
         state, step = "unfinished", run
     elif failed:
         state, step = "failed", [*run, "--retry", ",".join(failed)]
+    then = [*_export_steps(study, folder), ["rankscope", "compare", out, "ANOTHER"]]
     evaluations = Counter(trial_id for trial_id, _, _ in study.evals)
     return {
         "study": study.name,
@@ -42,8 +43,24 @@ def status_data(study: StudyRecords, folder: Path) -> dict[str, Any]:
         "seconds": study.total_seconds,
         "now": _last_event(folder) if process else None,
         "next": shlex.join(step),
+        "then": [shlex.join(words) for words in then] if state == "done" else [],
         "trials": [_trial_data(t, evaluations[t.spec.trial_id]) for t in study.trials],
     }
+
+
+def _export_steps(study: StudyRecords, folder: Path) -> Iterator[list[str]]:
+    """How to export what the stored answer recommends, if that is weights which the study has."""
+    try:
+        text = (folder / "recommendation.json").read_text(encoding="utf-8")
+        advice = Recommendation.model_validate_json(text).advice
+    except (OSError, ValueError):  # not written yet, or altered, as ``verify`` says
+        return
+    for task in advice if study.config.arms else ():  # imported scores have no arms
+        if task.chosen is not None and task.chosen.trains:
+            name = [task.task] * (len(advice) > 1)
+            option = ["--task", *name] if name else []
+            out = "-".join([str(folder), *name, "model" if task.chosen.is_full else "adapter"])
+            yield ["rankscope", "export", str(folder), "--best", *option, "--out", out]
 
 
 def _last_event(folder: Path) -> dict[str, Any] | None:
@@ -108,6 +125,7 @@ def status_table(data: Mapping[str, Any]) -> RenderableType:
         *(Text(terminal_text(text), style="red", overflow="fold") for text in failed),
         Text(terminal_text(_summary(data)), overflow="fold"),
         Text(terminal_text(f"next: {data['next']}"), overflow="fold"),
+        *(Text(terminal_text(f"  or: {step}"), overflow="fold") for step in data["then"]),
     )
 
 

@@ -1,0 +1,55 @@
+"""The documentation's site: every page is in its navigation, and links lead to the same files.
+
+CI builds the site itself with ``make docs``, which refuses a link or an anchor that leads nowhere.
+"""
+
+import posixpath
+import re
+from pathlib import Path
+
+import pytest
+
+from docs_site import place_in_site, with_links_of_the_site
+
+REPOSITORY = Path(__file__).parents[2]
+SITE = (REPOSITORY / "mkdocs.yml").read_text("utf-8")
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    """Or below a page that lists it: MkDocs refuses a page that is in neither."""
+    named = re.findall(r"^ +- (?:Rankscope: )?([\w/.-]+\.md)$", SITE, re.MULTILINE)
+    assert len(named) == len(set(named))
+    pages = {page.relative_to(REPOSITORY).as_posix() for page in REPOSITORY.glob("docs/**/*.md")}
+    pages |= {"README.md", "CONTRIBUTING.md", "LOG.md", "benchmarks/README.md"}
+    assert {place_in_site(page) for page in pages if "/records/" not in page} == set(named)
+
+
+@pytest.mark.parametrize(
+    ("page", "link", "expected"),
+    [
+        ("README.md", "docs/plan.md#memory", "plan.md#memory"),
+        ("README.md", "docs/images/answer-card.png", "images/answer-card.png"),
+        ("docs/plan.md", "../README.md", "index.md"),
+        ("docs/plan.md", "report.md#top", "report.md#top"),
+        ("docs/plan.md", "../benchmarks/results/x.md", "benchmarks/results/x.md"),
+        ("docs/findings/claims.md", "../../examples/claims/a.yaml", "../examples/claims/a.yaml"),
+        ("docs/findings/claims.md", "../recommendation.md", "../recommendation.md"),
+        ("LOG.md", "benchmarks", "benchmarks/README.md"),  # a folder that has a page
+        ("LOG.md", "docs/findings", "findings/index.md"),  # one that is listed
+    ],
+)
+def test_links_lead_to_the_same_files(page: str, link: str, expected: str) -> None:
+    assert with_links_of_the_site(f"see [it]({link}).", page) == f"see [it]({expected})."
+    target = link.partition("#")[0]
+    there = posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
+    here = posixpath.dirname(place_in_site(page))
+    meant = posixpath.normpath(posixpath.join(here, expected.partition("#")[0]))
+    assert meant == place_in_site(there)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[a](https://arxiv.org)", "[a](#here)", "`[a](README.md)`", "```\n[a](README.md)\n```"],
+)
+def test_addresses_anchors_and_code_stay(text: str) -> None:
+    assert with_links_of_the_site(text, "docs/plan.md") == text
