@@ -7,7 +7,7 @@ import os
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING
@@ -177,8 +177,7 @@ def fit_to_minutes(
 
     texts, cuts = [text], list[str]()
     for pattern, to, meaning in CUTS:
-        number = to if isinstance(to, str) else partial(_lowered, most=to)
-        if (shorter := re.sub(pattern, number, texts[-1], flags=re.MULTILINE)) != texts[-1]:
+        if (shorter := cut_text(texts[-1], pattern, to)) != texts[-1]:
             texts.append(shorter)
             cuts.append(meaning)
 
@@ -207,8 +206,15 @@ def fit_to_minutes(
     return "\n".join(marked) + "\n", cuts[:kept], seconds_of(kept)
 
 
-def _lowered(match: re.Match[str], most: float) -> str:
-    return f"{match[1]}{min(float(match[2]), most):g}"
+def cut_text(text: str, pattern: str, to: str | float) -> str:
+    """The text after one of ``CUTS``."""
+
+    def replaced(match: re.Match[str]) -> str:
+        return (
+            match.expand(to) if isinstance(to, str) else f"{match[1]}{min(float(match[2]), to):g}"
+        )
+
+    return re.sub(pattern, replaced, text, flags=re.MULTILINE)
 
 
 # --- paths --------------------------------------------------------------------------------------
@@ -256,12 +262,14 @@ def own_rows(data: Path, study_file: Path) -> OwnRows:
     except UserError as error:
         return {"name": name, **task}, f"{name}: {data}", str(error)
     scorer = read.spec.scorer
+    notes = read.notes
     if scorer == "loss" and numeric_answers([item for rows in items.values() for item in rows]):
         task["scorer"] = scorer = "number"
+        notes = ()  # which recommend that
     counts = ", ".join(f"{len(rows):,} {split}" for split, rows in items.items())
     dropped = f", {read.dropped:,} dropped" if read.dropped else ""
     summary = f"{name}: {counts} rows{dropped} ({read.row_shape}), scorer {scorer}"
-    return {"name": name, **task}, summary, ""
+    return {"name": name, **task}, "\n".join((summary, *notes)), ""
 
 
 def split_files(data: Path) -> dict[str, Path]:

@@ -40,8 +40,9 @@ class AnswersAnalysis(Analysis[AnswersConfig]):
     runs_models = True
 
     def is_enabled(self, config: "StudyConfig") -> bool:
-        """Not for given models alone, nor where shards of a model would have to write together."""
-        return bool(config.arms) and config.train.devices == 1 and super().is_enabled(config)
+        """Not beside given models, nor where shards of a model would have to write together."""
+        is_apt = bool(config.arms) and not config.given and config.train.devices == 1
+        return is_apt and super().is_enabled(config)
 
     def record_type(self) -> "type[AnswersRecord]":
         from rankscope.analyses.answers.record import AnswersRecord
