@@ -1,4 +1,4 @@
-"""What the models write where a task is scored by likelihood alone, as conversations and texts are.
+"""Answers that models write on tasks that are scored by likelihood alone: conversations and texts.
 
 Nothing is scored by it and no decision rests on it: it is for people to read.
 """
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from rankscope.run.prepared import PreparedStudy
     from rankscope.run.stages import Stage
 
-MAX_TOKENS = 128  # Of an answer, or ``evaluate.max_new_tokens`` if that is less
+MAX_ANSWER_TOKENS = 128  # Of an answer, or ``evaluate.max_new_tokens`` if that is less
 
 
 class AnswersConfig(ConfigSection):
-    """What the base and every trial write, on tasks that are scored by log probability."""
+    """Written answers of the base and of every trial, on tasks scored by log probability."""
 
     enabled: bool = True
     """Let every model write answers to a few test items; ``false`` saves the time."""
 
 
 class AnswersAnalysis(Analysis[AnswersConfig]):
-    """What the base and every trial write, on tasks that are scored by log probability."""
+    """Written answers of the base and of every trial, on tasks scored by log probability."""
 
     name = "answers"
     place = 5
@@ -62,7 +62,7 @@ class AnswersAnalysis(Analysis[AnswersConfig]):
         return any(part.spec.scorer == "loss" for part in task.parts or (task,))
 
     def max_new_tokens(self, config: "StudyConfig") -> int:
-        return min(MAX_TOKENS, config.evaluate.max_new_tokens)
+        return min(MAX_ANSWER_TOKENS, config.evaluate.max_new_tokens)
 
     def trial_seconds(self, costs: "CostModel", trial: "TrialSpec") -> float:
         """Of one model's answers, each as long as it may be."""
@@ -90,5 +90,5 @@ class AnswersAnalysis(Analysis[AnswersConfig]):
         return {"answers": pd.DataFrame(rows)}
 
 
-ANSWERS = AnswersAnalysis()
-register_analysis(ANSWERS)
+WRITTEN_ANSWERS = AnswersAnalysis()
+register_analysis(WRITTEN_ANSWERS)

@@ -1,10 +1,10 @@
-"""What the base and the recommended arm wrote, beside each other."""
+"""Answers of the base and of the recommended arm, beside each other."""
 
 from collections import Counter
 
 import pandas as pd
 
-from rankscope.analyses.answers.record import Answer, AnswersRecord
+from rankscope.analyses.answers.record import AnswersRecord, WrittenAnswer
 from rankscope.formatting import count, join_names
 from rankscope.report.charts.figure import Figure
 from rankscope.report.figures import SECTIONS, Section, register
@@ -47,7 +47,7 @@ def _finding(record: AnswersRecord, label: str) -> str:
     )
 
 
-def _titled(answer: Answer, label: str) -> dict[str, str]:
+def _titled(answer: WrittenAnswer, label: str) -> dict[str, str]:
     texts = {
         f"prompt, {answer.task}": answer.prompt,
         "reference": answer.gold,

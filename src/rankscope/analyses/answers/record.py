@@ -1,9 +1,9 @@
-"""What a trained model wrote, beside what its base wrote."""
+"""Answers of a trained model beside those of its base."""
 
 from rankscope.records.record import AnalysisRecord, Record
 
 
-class Answer(Record):
+class WrittenAnswer(Record):
     """One test item, continued greedily by the base and by the trained model."""
 
     task: str
@@ -17,5 +17,5 @@ class Answer(Record):
 
 
 class AnswersRecord(AnalysisRecord):
-    answers: tuple[Answer, ...]  # Of the training task first, then of retention tasks
+    answers: tuple[WrittenAnswer, ...]  # Of the training task first, then of retention tasks
     max_new_tokens: int

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from rankscope.analyses.answers import ANSWERS
-from rankscope.analyses.answers.record import Answer, AnswersRecord
+from rankscope.analyses.answers import WRITTEN_ANSWERS
+from rankscope.analyses.answers.record import AnswersRecord, WrittenAnswer
 from rankscope.data.encode import Encoder
 from rankscope.data.items import Item
 from rankscope.data.tasks import LoadedTask
@@ -27,7 +27,7 @@ RETENTION_ITEMS = 4  # Of each retention task
 MAX_CHARACTERS = 2000  # Of a prompt and a gold answer as they are stored
 BEGINNING = 200  # Most characters of a plain text that models continue
 
-Question = tuple[Answer, list[int]]
+Asked = tuple[WrittenAnswer, list[int]]
 """A test item without answers yet, and the tokens of its prompt."""
 
 
@@ -42,12 +42,12 @@ class AnswersStage(Stage[TrialSpec, AnswersRecord]):
         """By training task; filled by :meth:`measure_base`."""
 
     def missing(self, group: Group) -> list[TrialSpec]:
-        asked = [trial for trial in group if ANSWERS.applies_to(self.context.study, trial)]
+        asked = [trial for trial in group if WRITTEN_ANSWERS.applies_to(self.context.study, trial)]
         return self.context.ledger.without_record(self.name, asked) if asked else []
 
     def measure_base(self) -> None:
         study, left = self.context.study, self.left_to_measure()
-        tasks = dict.fromkeys(t.task for t in left if ANSWERS.applies_to(study, t))
+        tasks = dict.fromkeys(t.task for t in left if WRITTEN_ANSWERS.applies_to(study, t))
         if not tasks:
             return
         self.context.label = "base"
@@ -55,7 +55,7 @@ class AnswersStage(Stage[TrialSpec, AnswersRecord]):
         for task in tasks:
             self.context.begin_piece(task)
             do = "free some memory, or set analyze.answers.enabled=false"
-            with reporting_shortages("analyze.answers: what the base writes", do=do):
+            with reporting_shortages("analyze.answers: the base writes", do=do):
                 (self.of_base[task],) = written(self.context.base, study, task, [None])
             self.context.pieces_done += 1
         self.context.finish_stage()
@@ -84,7 +84,7 @@ class AnswersStage(Stage[TrialSpec, AnswersRecord]):
             yield AnswersRecord(
                 trial_id=trial.trial_id,
                 seconds=seconds,
-                max_new_tokens=ANSWERS.max_new_tokens(study.config),
+                max_new_tokens=WRITTEN_ANSWERS.max_new_tokens(study.config),
                 answers=tuple(answer.model_copy(update=texts) for answer, texts in filled),
             )
 
@@ -92,11 +92,11 @@ class AnswersStage(Stage[TrialSpec, AnswersRecord]):
         self.context.ledger.commit([result])
 
 
-# --- what is asked ------------------------------------------------------------------------------
+# --- questions ----------------------------------------------------------------------------------
 
 
-def questions(study: PreparedStudy, trained_on: str) -> list[tuple[LoadedTask, list[Question]]]:
-    """What models answer, by task: the training task, or the parts of its mixture, then the
+def questions(study: PreparedStudy, trained_on: str) -> list[tuple[LoadedTask, list[Asked]]]:
+    """Test items to answer, by task: the training task, or the parts of its mixture, then the
     retention tasks whose scorer has no written answers itself."""
     data = study.data
     parts = data.tasks[trained_on].parts or (data.tasks[trained_on],)
@@ -105,14 +105,14 @@ def questions(study: PreparedStudy, trained_on: str) -> list[tuple[LoadedTask, l
     tasks += [(t, RETENTION_ITEMS) for t in kept if not get_scorer(t.spec.scorer).generates]
     found = []
     for task, number in tasks:
-        # Where the options are inside the sentence, the prompt holds the right one.
+        # If the options are inside the sentence, the prompt holds the right one.
         items = [item for item in task.test if not item.contexts][:number]
         if items:
             found.append((task, [_question(data.encoder, task.spec.name, i) for i in items]))
     return found
 
 
-def _question(encoder: Encoder, task: str, item: Item) -> Question:
+def _question(encoder: Encoder, task: str, item: Item) -> Asked:
     """A plain text is to be continued from a beginning of whole words, half of it at most."""
     prompt, gold = item.prompt or item.question, item.completion
     if item.answer is not None:
@@ -125,7 +125,7 @@ def _question(encoder: Encoder, task: str, item: Item) -> Question:
         gold = gold.removeprefix(prompt)
         ids = [*encoder.bos_ids, *encoder.text_ids(prompt)]
     shown = {"prompt": prompt[-MAX_CHARACTERS:], "gold": gold[:MAX_CHARACTERS]}
-    return Answer(task=task, item_id=item.item_id, **shown), ids
+    return WrittenAnswer(task=task, item_id=item.item_id, **shown), ids
 
 
 def written(
@@ -133,7 +133,7 @@ def written(
 ) -> list[list[Generation]]:
     """By adapter of ``names``, which are attached to ``model`` (None: without), the answers to all
     questions of a training task, in order."""
-    encoder, most = study.data.encoder, ANSWERS.max_new_tokens(study.config)
+    encoder, most = study.data.encoder, WRITTEN_ANSWERS.max_new_tokens(study.config)
     found: list[list[Generation]] = [[] for _ in names]
     for task, asked in questions(study, trained_on):
         prompts = [ids for _, ids in asked]
