@@ -254,7 +254,7 @@ def test_hours_that_first_seeds_exceed_are_named_beforehand(tmp_path: Path) -> N
     """Hours end further seeds alone, so a plan ends no earlier than its first seeds."""
     plans = {
         budget: small_study(tmp_path, **{**ADAPTIVE, "budget": budget}).plan(device="h100")
-        for budget in (None, "1e-6 hours", "99 hours")
+        for budget in (None, "0.001 hours", "99 hours")
     }
     free, tight, ample = plans.values()
     assert free.first_seconds < free.expected_seconds
@@ -265,7 +265,7 @@ def test_hours_that_first_seeds_exceed_are_named_beforehand(tmp_path: Path) -> N
         free.expected_tokens,
     )
     told = {budget: " ".join(totals(plan)) for budget, plan in plans.items()}
-    assert "Budget: 1e-06 hours. MORE THAN THAT: the first seeds alone take" in told["1e-6 hours"]
+    assert "Budget: 0.001 hours. MORE THAN THAT: the first seeds alone take" in told["0.001 hours"]
     assert "MORE THAN THAT" not in told["99 hours"] + told[None]
     between = (free.first_seconds + free.expected_seconds) / 2
     half = {**ADAPTIVE, "budget": f"{between / 3600:.12f} hours"}

@@ -151,7 +151,7 @@ CUTS: tuple[tuple[str, str | float, str], ...] = (
     (r"^(  max_steps: )(\d+)", 20, "20 steps, hardly more than the warm-up"),
     (r"^(    rank: \[\d+), \d+, (\d+), \d+, (\d+\])", r"\1, \2, \3", "every other rank"),
     (
-        r"^  - method: full\n    lr",
+        r"^  - method: full\n    lr(?=.*\n(?!    ))",  # an arm with a rate and no other keys
         "  # - method: full\n  #   lr",
         "no full fine-tuning, so LoRA is compared with the base alone",
     ),

@@ -100,7 +100,7 @@ def questions(study: PreparedStudy, trained_on: str) -> list[tuple[LoadedTask, l
     retention tasks whose scorer has no written answers itself."""
     data = study.data
     parts = data.tasks[trained_on].parts or (data.tasks[trained_on],)
-    tasks = [(part, ITEMS // len(parts)) for part in parts if part.spec.scorer == "loss"]
+    tasks = [(part, max(1, ITEMS // len(parts))) for part in parts if part.spec.scorer == "loss"]
     kept = [data.tasks[t.name] for t in study.task_records if "retention" in t.roles]
     tasks += [(t, RETENTION_ITEMS) for t in kept if not get_scorer(t.spec.scorer).generates]
     found = []
@@ -123,9 +123,9 @@ def _question(encoder: Encoder, task: str, item: Item) -> Asked:
         half = gold[: min(BEGINNING, len(gold) // 2 + 1)]
         prompt = half.rpartition(" ")[0] or half
         gold = gold.removeprefix(prompt)
-        ids = [*encoder.bos_ids, *encoder.text_ids(prompt)]
-    shown = {"prompt": prompt[-MAX_CHARACTERS:], "gold": gold[:MAX_CHARACTERS]}
-    return WrittenAnswer(task=task, item_id=item.item_id, **shown), ids
+        ids = [*encoder.bos_ids, *encoder.text_ids(prompt)] or [encoder.start_id]
+    prompt, gold = prompt[-MAX_CHARACTERS:], gold[:MAX_CHARACTERS]
+    return WrittenAnswer(task=task, item_id=item.item_id, prompt=prompt, gold=gold), ids
 
 
 def written(
