@@ -58,6 +58,7 @@ OTHERS = (
 """Extensions that no study file names."""
 REMOVED = [
     {
+        "analyses/answers": ("analyze.answers.enabled=true", "expected one of spectra"),
         "analyses/heads": ("analyze.heads.enabled=true", "expected one of spectra"),
         "analyses/variants": ("evaluate.scales=[0.5]", "expected one of cross_domain, retention"),
         "evaluate/scorers/rouge.py": ("tasks.0.scorer=rouge", "expected one of contains"),
@@ -71,7 +72,7 @@ REMOVED = [
         ),
     },
     {
-        "analyses/spectra": ("analyze.spectra.enabled=true", "expected one of heads"),
+        "analyses/spectra": ("analyze.spectra.enabled=true", "expected one of answers, heads"),
         "evaluate/scorers/regex.py": ("tasks.0.scorer=regex", "expected one of contains"),
         "models/methods/pissa.py": ("arms.0.method=pissa", "expected one of lora, dora, eva"),
         "run/executors/slurm.py": ("executor=slurm", "expected one of local, ray"),

@@ -12,6 +12,7 @@ from command_line import rankscope as command
 from rankscope.cli import setup_verbs
 from rankscope.config.loader import load_study_file, published_schema
 from rankscope.config.presets import PRESETS
+from rankscope.tools.new_study import CUTS, cut_text, study_template, takes_own_rows
 
 CHAT = [{"from": "human", "value": "ba"}, {"from": "gpt", "value": "do"}]
 
@@ -168,6 +169,75 @@ def test_check_reports_dropped_rows_shape_scorer_and_contamination(place: Path) 
     refused = command("check", "s.yaml", "--rows", "0")
     assert refused.code == 2
     assert "2 of 40 rows that cannot be used" in refused.err
+
+
+@pytest.fixture
+def labeled(place: Path) -> Path:
+    """300 texts with a label, and a column that nothing uses."""
+    lines = ["text,label,source"]
+    lines += [f"text {i} is about {i % 7},{'even' if i % 2 else 'odd'},web" for i in range(300)]
+    (place / "rows.csv").write_text("\n".join(lines) + "\n", "utf-8")
+    return place / "rows.csv"
+
+
+def test_init_names_the_labels_and_the_columns_that_nothing_uses(labeled: Path) -> None:
+    wrote = command("init", "s.yaml", "--model", "pocket", "--data", labeled)
+    assert "rows: 300 train rows (text and label), scorer option_text" in wrote.out
+    assert "rows: a classification, whose options are the labels 'even', 'odd'" in wrote.out
+    assert "rows: nothing uses the columns 'source'" in wrote.out
+
+
+def planned_seconds(file: str) -> float:
+    return float(json.loads(command("plan", file, "--json").out)["wall_seconds"])
+
+
+def test_init_writes_the_largest_study_that_fits_a_time(labeled: Path) -> None:
+    """Cuts come in order, each is named, and one cut less would take too long."""
+    asked = ("--model", "pocket", "--data", labeled, "--json", "--force")
+    command("init", "whole.yaml", *asked)
+    fitted = json.loads(command("init", "s.yaml", *asked, "--minutes", "600").out)
+    assert fitted["cuts"] == []
+    whole = (labeled.parent / "whole.yaml").read_text("utf-8")
+    assert (labeled.parent / "s.yaml").read_text("utf-8") == whole
+    minutes = fitted["planned_seconds"] / 60 / 4
+    cut = json.loads(command("init", "s.yaml", *asked, "--minutes", f"{minutes:.6f}").out)
+    assert cut["planned_seconds"] <= 60 * minutes
+    assert 0 < len(cut["cuts"]) < len(CUTS)
+    text = (labeled.parent / "s.yaml").read_text("utf-8")
+    assert "  max_items: 100  # was max_items: 500" in text
+    assert len(text.splitlines()) == len(whole.splitlines())
+    config = load_study_file(labeled.parent / "s.yaml")
+    assert len(config.arms[0].lr) == 1
+    told = command("init", "s.yaml", *asked[:-2], "--force", "--minutes", f"{minutes:.6f}").told
+    assert "cut: 200 items a split, so gains are known less well" in told
+    assert "planned: at most" in told
+
+
+def test_a_time_that_no_study_fits_writes_nothing(labeled: Path) -> None:
+    refused = command(
+        "init", "t.yaml", "--model", "pocket", "--data", labeled, "--minutes", "0.0001"
+    )
+    assert refused.code == 2
+    assert "or more, which the smallest study takes: 200 items a split" in refused.told
+    assert "the lowest and the highest rank alone" in refused.told
+    assert sorted(path.name for path in labeled.parent.glob("*.yaml")) == []
+
+
+def test_every_cut_applies_to_a_preset_and_leaves_a_study(tmp_path: Path) -> None:
+    applied = set()
+    for preset in PRESETS:
+        if not takes_own_rows(preset):
+            continue
+        text = study_template(preset, "pocket", {"name": "mine", "train": "rows.jsonl"})
+        for place, (pattern, to, _) in enumerate(CUTS):
+            shorter = cut_text(text, pattern, to)
+            if shorter != text:
+                applied.add(place)
+            text = shorter
+        file = tmp_path / f"{preset}.yaml"
+        file.write_text(text, "utf-8")
+        assert load_study_file(file).arms, preset
+    assert len(applied) >= len(CUTS) - 2
 
 
 def answered(monkeypatch: pytest.MonkeyPatch, *answers: str) -> Outcome:

@@ -185,8 +185,8 @@ def every_schema(node: Any) -> list[dict[str, Any]]:
 def test_the_schema_explains_every_key_and_forbids_others() -> None:
     sections = every_schema(study_json_schema())
     # Study, model, given, task, arm, replay, early stop, budget, train, evaluate,
-    # analyze, spectra, heads, objective, executor, local, ray, slurm.
-    assert len(sections) == 18
+    # analyze, answers, spectra, heads, objective, executor, local, ray, slurm.
+    assert len(sections) == 19
     for section in sections:
         assert section["additionalProperties"] is False
         unexplained = [k for k, v in section["properties"].items() if "description" not in v]

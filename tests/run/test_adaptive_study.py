@@ -19,6 +19,7 @@ from pocket_study import (
     study_file,
 )
 
+from rankscope.cli.render.plan import totals
 from rankscope.errors import Interrupted
 from rankscope.formatting import count
 from rankscope.progress import LOG, ProgressReporter, logged_notes
@@ -247,3 +248,28 @@ def test_a_plan_expects_no_more_than_the_budget_pays_for(tmp_path: Path) -> None
     assert [sum(of_budget) for of_budget in shares] == pytest.approx([2.5 + 1, 2.5 + 1, 1.5])
     told = rankscope("plan", study_file(tmp_path, **ADAPTIVE)).told
     assert "Budget: 4 trials." in told
+
+
+def test_hours_that_first_seeds_exceed_are_named_beforehand(tmp_path: Path) -> None:
+    """Hours end further seeds alone, so a plan ends no earlier than its first seeds."""
+    plans = {
+        budget: small_study(tmp_path, **{**ADAPTIVE, "budget": budget}).plan(device="h100")
+        for budget in (None, "0.001 hours", "99 hours")
+    }
+    free, tight, ample = plans.values()
+    assert free.first_seconds < free.expected_seconds
+    assert tight.expected_seconds == tight.first_seconds == free.first_seconds
+    assert tight.expected_tokens < free.expected_tokens
+    assert (ample.expected_seconds, ample.expected_tokens) == (
+        free.expected_seconds,
+        free.expected_tokens,
+    )
+    told = {budget: " ".join(totals(plan)) for budget, plan in plans.items()}
+    assert "Budget: 0.001 hours. MORE THAN THAT: the first seeds alone take" in told["0.001 hours"]
+    assert "MORE THAN THAT" not in told["99 hours"] + told[None]
+    between = (free.first_seconds + free.expected_seconds) / 2
+    half = {**ADAPTIVE, "budget": f"{between / 3600:.12f} hours"}
+    found = small_study(tmp_path, **half).plan(device="h100")
+    assert found.expected_seconds == pytest.approx(between, rel=1e-6)
+    (note,) = [n for n in found.notes if n.startswith("budget: ")]
+    assert "no further seed begins, but the first seeds of all" in note

@@ -1,5 +1,6 @@
 """What a plan says of groups and memory, against the study's own numbers."""
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,17 @@ def test_a_group_says_what_keeps_it_from_being_larger(tmp_path: Path) -> None:
     assert [p.limited_by for p in whole.groups] == ["all trials of the task"] + ["method"] * 2
     assert printed_limits(whole) == ["all"] + ["method"] * 2
     assert len(whole.groups[0].labels) == NUM_LORA
+
+
+def test_a_plan_says_that_the_machine_is_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, cores = small_study(tmp_path), os.cpu_count() or 1
+    for load, is_busy in ((cores + 1.5, True), (float(cores), False)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        notes = [n for n in study.plan().notes if n.startswith("this machine is busy")]
+        assert len(notes) == is_busy
+    assert not any("busy" in note for note in study.plan(device="h100").notes)
 
 
 def test_groups_keep_to_the_memory_limit(tmp_path: Path) -> None:

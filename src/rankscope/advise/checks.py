@@ -245,6 +245,13 @@ def notes_beforehand(config: StudyConfig, tasks: Sequence[TaskRecord]) -> list[s
     items, and seeds by half a margin; nothing is known of nats.
     """
     notes, num_seeds = scale_notes(tasks, config.objective), len(config.seeds)
+    arms, budget = config.num_trials_as_written() // num_seeds, config.budget
+    if budget is not None and budget.hours is not None:
+        notes.append(
+            f"budget: after {budget.hours:g} hours no further seed begins, but the first seeds of "
+            f"all {count(arms, 'arm')} are trained, however long that takes: 'rankscope plan' "
+            "estimates it"
+        )
     spread = TYPICAL_SPREAD * config.objective.margin_on("points")
     for task in tasks:
         items = task.rows["validation"] + task.rows["test"]

@@ -14,6 +14,7 @@ from rankscope.cli.terminal import Reply, err_console, print_line, print_message
 from rankscope.config.presets import PRESETS
 from rankscope.errors import OK, UNFINISHED, UserError
 from rankscope.filesystem import make_folder, replace_text, user_path
+from rankscope.formatting import rough_duration
 from rankscope.progress import ConsoleReporter
 
 PRESET_LINES = "\n".join(f"  {name}: {purpose}" for name, purpose in PRESETS.items())
@@ -60,6 +61,9 @@ def _init_command(
     may_lose: Annotated[
         float | None, Option(metavar="POINTS", min=0, max=100, help="What may be lost there.")
     ] = None,
+    minutes: Annotated[
+        float | None, Option(metavar="N", min=0, help="Cut the study until it ends here in time.")
+    ] = None,
     force: Annotated[bool, Option("--force", help="Overwrite an existing file.")] = False,
     list_presets: Annotated[bool, Option("--list", help="List the ready-made studies.")] = False,
     schema: Annotated[bool, Option("--schema", help="Print the file's JSON schema.")] = False,
@@ -88,15 +92,24 @@ def _init_command(
         may_lose,
     )
     make_folder(file.parent)
+    cuts, planned = list[str](), 0.0
+    if minutes is not None:
+        with ConsoleReporter(err_console) as reporter:
+            text, cuts, planned = new_study.fit_to_minutes(text, file, minutes, reporter)
     replace_text(file, text)
     config = load_study_file(file)
     missing = new_study.missing_pieces(config)
     missing += [problem] if problem else []
     hub = [] if missing else new_study.hub_pieces(config)
     step = shlex.join(["rankscope", "check", str(file)])
+    lines = [] if problem or not summary else [summary]
+    if minutes is not None:
+        lines += [f"cut: {cut}" for cut in cuts]
+        lines.append(f"planned: at most {rough_duration(planned)} here, of {minutes:g} minutes")
     return Reply(
-        {"file": file, "task": task, "missing": missing, "from_hub": hub, "next": step},
-        lambda: _show_written(file, "" if problem else summary, missing, hub, step),
+        {"file": file, "task": task, "missing": missing, "from_hub": hub, "next": step}
+        | ({"cuts": cuts, "planned_seconds": planned} if minutes is not None else {}),
+        lambda: _show_written(file, lines, missing, hub, step),
         UNFINISHED if missing else OK,
     )
 
@@ -164,10 +177,11 @@ def _ask_for_limit() -> float | None:
     return None
 
 
-def _show_written(file: Path, summary: str, missing: list[str], hub: list[str], step: str) -> None:
-    print_line(f"wrote {file}")
-    if summary:
-        print_line(summary)
+def _show_written(
+    file: Path, lines: list[str], missing: list[str], hub: list[str], step: str
+) -> None:
+    for line in (f"wrote {file}", *lines):
+        print_line(line)
     if hub:
         print_line(f"from the hub, which needs a connection: {', '.join(hub)}")
     if not missing:

@@ -35,11 +35,11 @@ def predict_study(
     config: StudyConfig, screen: Path | None = None, reporter: ProgressReporter | None = None
 ) -> tuple[TaskPrediction, ...]:
     """screen: folder of the subset study, which is run or continued; by default none is."""
-    inputs = prepare(config)
+    inputs = prepare(config, reporter)
     if not any(trial.rank and trial.alpha for trial in inputs.trials):
         raise UserError("predict", "no arm with a rank", "an arm with a rank to predict")
     subset = None if screen is None else run_subset(inputs, screen, reporter)
-    return predict_tasks(inputs, open_base(inputs), subset)
+    return predict_tasks(inputs, open_base(inputs), subset, reporter=reporter)
 
 
 def open_base(inputs: PreparedStudy) -> Base:
@@ -58,9 +58,10 @@ def predict_tasks(
     base: Base,
     subset: StudyRecords | None = None,
     study: StudyRecords | None = None,
+    reporter: ProgressReporter | None = None,
 ) -> tuple[TaskPrediction, ...]:
     """subset: the study on a tenth of its rows. study: the finished study itself."""
-    predicted = []
+    predicted, reporter = [], reporter or ProgressReporter()
     for task in inputs.config.tasks:
         trials = [t for t in inputs.trials if t.task == task.name and t.rank and t.alpha]
         ranks = tuple(sorted({t.rank for t in trials if t.rank is not None}))
@@ -68,7 +69,9 @@ def predict_tasks(
         if subset is not None:
             of_subset = measured_curves(subset, task.name)
             curves |= {f"subset_{kind}": curve for kind, curve in of_subset.items()}
+        reporter.stage(f"{task.name}: gradients, scores and inputs of the base", 1)
         features = features_of(inputs, base, trials[0], ranks)
+        reporter.finish()
         evidence = Evidence(features, ranks, inputs.config.objective.margin_on("nats"), curves)
         predicted.append(
             TaskPrediction(

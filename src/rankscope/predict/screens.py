@@ -51,7 +51,7 @@ def subset_study(config: StudyConfig, rows: Mapping[str, int]) -> StudyConfig:
     values["evaluate"] = {key: values["evaluate"][key] for key in kept}
     ranks = {rank for arm in config.arms for rank in arm.rank}
     values["evaluate"]["truncated_ranks"] = sorted(ranks - {max(ranks)})
-    values["analyze"] = {"spectra": {"enabled": False}}
+    values["analyze"] = {name: {"enabled": False} for name in values["analyze"]}
     return StudyConfig.model_validate(values)
 
 

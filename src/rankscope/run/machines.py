@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import gc
 import itertools
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
@@ -26,6 +27,7 @@ from rankscope.device import (
     release_freed_memory,
 )
 from rankscope.errors import UserError, did_you_mean
+from rankscope.formatting import count
 from rankscope.models.attention import varlen
 from rankscope.models.base import Base
 from rankscope.models.load import frozen_base, model_record
@@ -183,6 +185,15 @@ def _seconds_of(call: Callable[[], object], device: torch.device) -> float:
     elif device.type == "mps":
         torch.mps.synchronize()
     return time.perf_counter() - begun
+
+
+def busy_notes() -> list[str]:
+    """A sentence if other programs want more processors than this machine has."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load <= cores:
+        return []
+    found = f"this machine is busy: {load:.1f} programs want its {count(cores, 'core')}"
+    return [f"{found}, so a run takes longer now than this estimate, which is of an idle machine"]
 
 
 # --- training steps on this machine

@@ -16,8 +16,8 @@ from rankscope.records import Record, TrialSpec
 from rankscope.run.adaptive import expected_shares
 from rankscope.run.costs import CostModel
 from rankscope.run.groups import Group, GroupLimit, what_limits
-from rankscope.run.machines import Machine, measured_machine
-from rankscope.run.prepared import PreparedStudy
+from rankscope.run.machines import Machine, busy_notes, measured_machine
+from rankscope.run.prepared import PreparedStudy, first_trials
 
 Seconds = dict[str, float]
 """By stage: ``starting`` a process with the base's weights, ``training``, ``storing`` checkpoints
@@ -77,8 +77,10 @@ class Plan(Record):
     """Training tokens that an adaptive study is expected to need; the rest of the plan is that of
     the grid, the most that it can train."""
     expected_seconds: float | None = None  # The same for its time on ``gpus`` devices
-    budget: str | None = None
-    """Its limits, such as ``24 trials``; time is not limited by ``hours`` here."""
+    first_seconds: float | None = None
+    """The part of that before any further seed, which ``hours`` of a budget do not shorten."""
+    budget: str | None = None  # Its limits, such as ``24 trials``
+    budget_hours: float | None = None
     notes: tuple[str, ...]
 
 
@@ -90,6 +92,7 @@ def make_plan(
 ) -> Plan:
     """Count and estimate, for ``gpus`` devices of a machine; without one a few training steps are
     measured here. An ``executor`` starts a process for each group."""
+    busy = () if machine else busy_notes()
     machine = machine or measured_machine(inputs)
     model, gpus = CostModel(inputs, machine), max(gpus, inputs.config.train.devices)
     costs: dict[str, Seconds] = {}
@@ -115,7 +118,7 @@ def make_plan(
         executor=executor,
         devices=inputs.config.train.devices,
         basis=machine.basis(inputs.dtype),
-        notes=inputs.notes,
+        notes=(*inputs.notes, *busy),
         **_counts(inputs),
         **times,
         **_expected(model, costs, times),
@@ -176,16 +179,25 @@ def _expected(
     inputs = model.inputs
     if inputs.config.strategy == "grid":
         return {}
-    shares = expected_shares(inputs)
-    trained = [trial for trial in inputs.trials if trial.trains]
-    tokens = sum(shares[t.trial_id] * inputs.training_tokens(t) for t in trained)
-    taken = sum(share * sum(costs[trial_id].values()) for trial_id, share in shares.items())
-    share = taken / sum(sum(costs[trial_id].values()) for trial_id in shares)
-    shared = times["shared_seconds"]
+    shares, shared = expected_shares(inputs), times["shared_seconds"]
+    whole = sum(sum(costs[trial_id].values()) for trial_id in shares)
+    spread = (times["wall_seconds"] - shared) / whole  # Over the devices
+    first = {trial.trial_id for trial in first_trials(inputs)}
+    seconds, tokens = [0.0, 0.0], [0.0, 0.0]  # Of first seeds, and of later ones
+    for trial in inputs.trials:
+        if trial.trains:
+            is_later, share = trial.trial_id not in first, shares[trial.trial_id]
+            seconds[is_later] += share * spread * sum(costs[trial.trial_id].values())
+            tokens[is_later] += share * inputs.training_tokens(trial)
+    budget, least, part = inputs.config.budget, shared + seconds[0], 1.0
+    if budget is not None and budget.hours is not None and seconds[1]:
+        part = min(1.0, max(0.0, budget.hours * 3600 - least) / seconds[1])
     return {
-        "expected_tokens": round(tokens),
-        "expected_seconds": shared + share * (times["wall_seconds"] - shared),
-        "budget": inputs.config.budget and inputs.config.budget.text,
+        "expected_tokens": round(tokens[0] + part * tokens[1]),
+        "expected_seconds": least + part * seconds[1],
+        "first_seconds": least,
+        "budget": budget and budget.text,
+        "budget_hours": budget and budget.hours,
     }
 
 

@@ -5,9 +5,14 @@ Nothing here needs torch: rows are read to recognize their shape and scorer, mod
 
 import os
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import TYPE_CHECKING
 
+from rankscope.config.loader import load_study_file
 from rankscope.config.presets import PRESETS, preset_text
 from rankscope.config.section import short_repr
 from rankscope.config.study import ModelConfig, StudyConfig
@@ -18,8 +23,13 @@ from rankscope.data.sources import DEV, READERS, SPLIT_FILES, check_file
 from rankscope.data.task_source import hub_tasks, missing_rows
 from rankscope.data.tasks import numeric_answers, read_task_items
 from rankscope.errors import UserError, did_you_mean, reading
+from rankscope.formatting import rough_duration
 from rankscope.models.fetch import KNOWN_MODELS, is_cached
 from rankscope.models.model_folder import model_folder
+from rankscope.progress import ProgressReporter
+
+if TYPE_CHECKING:
+    from rankscope.run.machines import Machine
 
 OWN_TASK = "my_task"  # Name of the task in presets that train on the user's rows
 DEFAULT_RETENTION = "common_facts"
@@ -122,6 +132,91 @@ def _replace_line(text: str, start: str, line: str | None) -> str:
     return "\n".join(new for new in replaced if new is not None) + "\n"
 
 
+# --- a time to fit ------------------------------------------------------------------------------
+
+CUTS: tuple[tuple[str, str | float, str], ...] = (
+    (r"^(  max_items: )(\d+)", 200, "200 items a split, so gains are known less well"),
+    (r"^(  max_items: )(\d+)", 100, "100 items a split, so gains are known less well"),
+    (
+        r"^([^#\n]*\blr: \[)[^\]]*, ([^\],]+\])",
+        r"\1\2",
+        "the highest rate alone, as short runs need high ones; another may do better",
+    ),
+    (r"^(seeds: \[\d+, \d+), .*", r"\1]", "two seeds, so their spread is known less well"),
+    (r"^(seeds: \[\d+), .*", r"\1]", "one seed, so the spread between seeds is assumed"),
+    (r"^(  epochs: )([\d.]+)", 1, "one epoch; more may change the order of arms"),
+    (r"^(  max_steps: )(\d+)", 60, "60 steps; more may change the order of arms"),
+    (r"^(  epochs: )([\d.]+)", 0.5, "half an epoch, so half of the rows are not trained on"),
+    (r"^(  epochs: )([\d.]+)", 0.25, "a quarter of an epoch, so most rows are not trained on"),
+    (r"^(  max_steps: )(\d+)", 20, "20 steps, hardly more than the warm-up"),
+    (r"^(    rank: \[\d+), \d+, (\d+), \d+, (\d+\])", r"\1, \2, \3", "every other rank"),
+    (
+        r"^  - method: full\n    lr(?=.*\n(?!    ))",  # an arm with a rate and no other keys
+        "  # - method: full\n  #   lr",
+        "no full fine-tuning, so LoRA is compared with the base alone",
+    ),
+    (r"^(    rank: \[\d+), .*, (\d+\])", r"\1, \2", "the lowest and the highest rank alone"),
+)
+"""What a study gives up to fit a time, in this order: items, rates, seeds, rows, ranks. Each cut is
+a pattern of a preset's lines, what replaces it or the largest number, and what that means."""
+
+
+def fit_to_minutes(
+    text: str, file: Path, minutes: float, reporter: ProgressReporter
+) -> tuple[str, list[str], float]:
+    """A study file with as few of ``CUTS``, from the first on, as let it end here in some minutes.
+
+    The longest time counts: if the study is adaptive, the time of its grid. ``file`` is where it
+    will be, for relative paths. Returns the file, in which each line that was cut says what it was;
+    the cuts; and the seconds planned. Raises UserError: it cannot be planned, or not even the
+    smallest study ends in time.
+    """
+    from rankscope.run.machines import measured_machine
+    from rankscope.run.plan import make_plan
+    from rankscope.run.prepare import prepare
+
+    texts, cuts = [text], list[str]()
+    for pattern, to, meaning in CUTS:
+        if (shorter := cut_text(texts[-1], pattern, to)) != texts[-1]:
+            texts.append(shorter)
+            cuts.append(meaning)
+
+    machine: list[Machine] = []  # Measured once
+
+    @cache
+    def seconds_of(place: int) -> float:
+        with NamedTemporaryFile("w", dir=file.absolute().parent, suffix=".yaml") as draft:
+            draft.write(texts[place])
+            draft.flush()
+            study = prepare(load_study_file(Path(draft.name)), reporter, is_plan=True)
+        if not machine:
+            machine.append(measured_machine(study))
+        return make_plan(study, machine[0]).wall_seconds
+
+    limit, places = 60 * minutes, range(len(texts))
+    kept = bisect_left(places, True, key=lambda place: seconds_of(place) <= limit)
+    if kept == len(texts):
+        least = rough_duration(seconds_of(kept - 1))
+        rule = f"{least} or more, which the smallest study takes: {'; '.join(cuts)}"
+        raise UserError("--minutes", f"{minutes:g}", rule, "take a smaller model or a GPU")
+    lines = zip(text.splitlines(), texts[kept].splitlines(), strict=True)
+    marked = [
+        new if new == old or "#" in new else f"{new}  # was {old.strip()}" for old, new in lines
+    ]
+    return "\n".join(marked) + "\n", cuts[:kept], seconds_of(kept)
+
+
+def cut_text(text: str, pattern: str, to: str | float) -> str:
+    """The text after one of ``CUTS``."""
+
+    def replaced(match: re.Match[str]) -> str:
+        return (
+            match.expand(to) if isinstance(to, str) else f"{match[1]}{min(float(match[2]), to):g}"
+        )
+
+    return re.sub(pattern, replaced, text, flags=re.MULTILINE)
+
+
 # --- paths --------------------------------------------------------------------------------------
 
 
@@ -167,12 +262,14 @@ def own_rows(data: Path, study_file: Path) -> OwnRows:
     except UserError as error:
         return {"name": name, **task}, f"{name}: {data}", str(error)
     scorer = read.spec.scorer
+    notes = read.notes
     if scorer == "loss" and numeric_answers([item for rows in items.values() for item in rows]):
         task["scorer"] = scorer = "number"
+        notes = ()  # which recommend that
     counts = ", ".join(f"{len(rows):,} {split}" for split, rows in items.items())
     dropped = f", {read.dropped:,} dropped" if read.dropped else ""
     summary = f"{name}: {counts} rows{dropped} ({read.row_shape}), scorer {scorer}"
-    return {"name": name, **task}, summary, ""
+    return {"name": name, **task}, "\n".join((summary, *notes)), ""
 
 
 def split_files(data: Path) -> dict[str, Path]:

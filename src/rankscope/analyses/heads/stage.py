@@ -47,11 +47,7 @@ class HeadsStage(Stage[TrialSpec, HeadsRecord]):
         Call it while no adapter is attached.
         """
         context, study = self.context, self.context.study
-        statuses = context.ledger.statuses()
-        trials = tuple(trial for group in study.groups for trial in group)
-        missing = {trial.trial_id for trial in self.missing(trials)}
-        missing |= {trial_id for trial_id, status in statuses.items() if status == "planned"}
-        tasks = {t.task: HEADS.task_of(study, t) for t in trials if t.trial_id in missing}
+        tasks = {t.task: HEADS.task_of(study, t) for t in self.left_to_measure()}
         if not tasks:
             return
         context.label = "base"

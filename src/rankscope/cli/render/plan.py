@@ -74,7 +74,7 @@ def totals(plan: Plan) -> Iterator[str]:
             "their seeds."
         )
     if plan.budget is not None:
-        yield f"Budget: {plan.budget}."
+        yield f"Budget: {plan.budget}.{_over_budget(plan)}"
     yield f"Estimated from {plan.basis}."
     most = max(group.memory_bytes for group in plan.groups)
     yield (
@@ -97,6 +97,18 @@ def totals(plan: Plan) -> Iterator[str]:
             f"DOES NOT FIT: scoring group {_named(unscored)} needs more memory than that. "
             "Lower evaluate.batch_tokens."
         )
+
+
+def _over_budget(plan: Plan) -> str:
+    """What hours that are too few do."""
+    hours, least = plan.budget_hours, plan.first_seconds
+    if hours is None or least is None or least <= hours * 3600:
+        return ""
+    return (
+        f" MORE THAN THAT: the first seeds alone take {rough_duration(least)}. Hours end further "
+        "seeds only, so these are trained all the same, and no other. Leave out rates, ranks or "
+        "rows; 'rankscope init --minutes' writes a study that fits a time."
+    )
 
 
 def _units(plan: Plan) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A figure: a title, a finding in one sentence, one data frame, and a plot drawn from it."""
+"""A figure: a title, a finding in one sentence, one data frame with its plot, or texts."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,6 +45,8 @@ class Figure:
     choices: Sequence[Choice] = ()
     choice_name: str = "Arm"  # What the drop-down selects
     min_width: int = 0  # Pixels below which the plot scrolls sideways instead of shrinking
+    texts: Sequence[Mapping[str, str]] = ()
+    """Texts to read in place of a plot, by their titles, two beside each other."""
 
 
 def interval_cells(title: str, estimate: Estimate | None, unit: Unit) -> dict[str, float | None]:

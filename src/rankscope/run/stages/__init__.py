@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Generic, TypeVar
 
 from rankscope.models.base import Base
+from rankscope.records import TrialSpec
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
 
@@ -25,6 +26,14 @@ class Stage(ABC, Generic[Work, Result]):
 
     def measure_base(self) -> None:
         """Measure what the groups need of the bare base, before the first of them."""
+
+    def left_to_measure(self) -> list[TrialSpec]:
+        """Of a stage whose work are trials, those of all groups that it will come to: they lack its
+        results, or are not trained yet."""
+        statuses = self.context.ledger.statuses()
+        trials = tuple(trial for group in self.context.study.groups for trial in group)
+        missing: set[object] = set(self.missing(trials))
+        return [t for t in trials if t in missing or statuses[t.trial_id] == "planned"]
 
     @abstractmethod
     def missing(self, group: Group) -> Sequence[Work]:
