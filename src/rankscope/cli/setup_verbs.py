@@ -2,9 +2,10 @@
 
 import shlex
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Argument, Option
@@ -92,26 +93,19 @@ def _init_command(
         may_lose,
     )
     make_folder(file.parent)
-    cuts, planned = list[str](), 0.0
+    fit: dict[str, object] = {}
     if minutes is not None:
         with ConsoleReporter(err_console) as reporter:
-            text, cuts, planned = new_study.fit_to_minutes(text, file, minutes, reporter)
+            text, fit = new_study.fit_to_minutes(text, file, minutes, reporter)
     replace_text(file, text)
     config = load_study_file(file)
     missing = new_study.missing_pieces(config)
     missing += [problem] if problem else []
     hub = [] if missing else new_study.hub_pieces(config)
     step = shlex.join(["rankscope", "check", str(file)])
-    lines = [] if problem or not summary else [summary]
-    if minutes is not None:
-        lines += [f"cut: {cut}" for cut in cuts]
-        lines.append(f"planned: at most {rough_duration(planned)} here, of {minutes:g} minutes")
-    return Reply(
-        {"file": file, "task": task, "missing": missing, "from_hub": hub, "next": step}
-        | ({"cuts": cuts, "planned_seconds": planned} if minutes is not None else {}),
-        lambda: _show_written(file, lines, missing, hub, step),
-        UNFINISHED if missing else OK,
-    )
+    data = {"file": file, "task": task, "missing": missing, "from_hub": hub, "next": step, **fit}
+    code = UNFINISHED if missing else OK
+    return Reply(data, lambda: _show_written(data, "" if problem else summary), code)
 
 
 _init_command.__doc__ = f"""Write a commented study file.
@@ -177,20 +171,23 @@ def _ask_for_limit() -> float | None:
     return None
 
 
-def _show_written(
-    file: Path, lines: list[str], missing: list[str], hub: list[str], step: str
-) -> None:
-    for line in (f"wrote {file}", *lines):
-        print_line(line)
-    if hub:
-        print_line(f"from the hub, which needs a connection: {', '.join(hub)}")
-    if not missing:
-        print_line(f"next: {step}")
+def _show_written(data: Mapping[str, Any], summary: str) -> None:
+    print_line(f"wrote {data['file']}")
+    if summary:
+        print_line(summary)
+    for cut in data.get("cuts", ()):
+        print_line(f"cut: {cut}")
+    if "planned_seconds" in data:
+        print_line(f"planned: at most {rough_duration(data['planned_seconds'])} on this machine")
+    if data["from_hub"]:
+        print_line(f"from the hub, which needs a connection: {', '.join(data['from_hub'])}")
+    if not data["missing"]:
+        print_line(f"next: {data['next']}")
         return
     print_line("it cannot run yet:")
-    for problem in missing:
+    for problem in data["missing"]:
         print_line(f"  {problem}")
-    print_line(f"fix these, then run: {step}")
+    print_line(f"fix these, then run: {data['next']}")
 
 
 @verb("check", "Reading {file} ...")

@@ -163,13 +163,13 @@ a pattern of a preset's lines, what replaces it or the largest number, and what 
 
 def fit_to_minutes(
     text: str, file: Path, minutes: float, reporter: ProgressReporter
-) -> tuple[str, list[str], float]:
+) -> tuple[str, dict[str, object]]:
     """A study file with as few of ``CUTS``, from the first on, as let it end here in some minutes.
 
     The longest time counts: if the study is adaptive, the time of its grid. ``file`` is where it
-    will be, for relative paths. Returns the file, in which each line that was cut says what it was;
-    the cuts; and the seconds planned. Raises UserError: it cannot be planned, or not even the
-    smallest study ends in time.
+    will be, for relative paths. Returns the file, in which a comment on each line that was cut has
+    the line of before; and ``cuts`` in words with the ``planned_seconds``. Raises UserError: it
+    cannot be planned, or not even the smallest study ends in time.
     """
     from rankscope.run.machines import measured_machine
     from rankscope.run.plan import make_plan
@@ -203,7 +203,7 @@ def fit_to_minutes(
     marked = [
         new if new == old or "#" in new else f"{new}  # was {old.strip()}" for old, new in lines
     ]
-    return "\n".join(marked) + "\n", cuts[:kept], seconds_of(kept)
+    return "\n".join(marked) + "\n", {"cuts": cuts[:kept], "planned_seconds": seconds_of(kept)}
 
 
 def cut_text(text: str, pattern: str, to: str | float) -> str:

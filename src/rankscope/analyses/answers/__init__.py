@@ -32,7 +32,7 @@ class AnswersConfig(ConfigSection):
 
 
 class AnswersAnalysis(Analysis[AnswersConfig]):
-    """Written answers of the base and of every trial, on tasks scored by log probability."""
+    """Analysis of the texts that models write, for people to read."""
 
     name = "answers"
     place = 5
