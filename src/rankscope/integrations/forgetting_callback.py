@@ -7,13 +7,10 @@ the engine that scores studies, and an adapter goes there the way that ``ranksco
 
 import copy
 import inspect
-import random
-import re
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,40 +19,29 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import ValidationError
-from torch import nn
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
-from transformers.trainer_callback import CallbackHandler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_callback import CallbackHandler, TrainerState
 
-from rankscope.advise.statistics.estimates import weighted_estimate
-from rankscope.advise.statistics.matching import align_scores
+from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
+from rankscope.advise.statistics.matching import cluster_labels
 from rankscope.config.loader import described, fault_at
 from rankscope.config.section import dotted, short_repr
 from rankscope.config.study import ModelConfig, StudyConfig
-from rankscope.data.study_data import StudyData, prepare_data
+from rankscope.data.study_data import prepare_data
 from rankscope.data.task_source import missing_rows
 from rankscope.errors import NotFiniteError, RankscopeError, UserError
 from rankscope.evaluate.evaluator import Evaluation, evaluate_task
-from rankscope.formatting import amount, difference, interval, unit_of
+from rankscope.formatting import amount, unit_of, with_interval
 from rankscope.models.adapters.folder import check_adapter_fits, load_adapter
 from rankscope.models.attention import varlen
 from rankscope.models.base import Base
 from rankscope.models.load import frozen_base, model_record
 from rankscope.models.parameters import model_on_meta
-from rankscope.models.quantize import is_quantized
+from rankscope.models.quantize import check_quantize, is_quantized
 from rankscope.models.study_base import peft_type
-from rankscope.records import BASE, Estimate, ItemScores
+from rankscope.records import BASE, Estimate
 
-_PLACE = "ForgettingCallback"
-_TRAINED = "trained"
-_WRAPPED = re.compile(r"\.(base_layer|original_module)(?=\.|$)")
-"""Parts that PEFT adds to the path of a layer of the base."""
+_PLACE, _MODEL = "ForgettingCallback", "the trainer's model"
 
 
 class ForgettingCallback(TrainerCallback):
@@ -98,214 +84,118 @@ class ForgettingCallback(TrainerCallback):
         max_items: int | None = None,
         at_limit: Literal["warn", "stop"] = "warn",
     ) -> None:
-        is_whole = isinstance(every, int) and not isinstance(every, bool)
-        is_number = isinstance(max_loss, int | float) and not isinstance(max_loss, bool)
-        checks: list[tuple[str, object, bool, str]] = [
+        limit = "0 or more and below 1: 0.02 is 2 points, or 0.02 nats per token"
+        rules = (
             ("tasks", tasks, bool(tasks), "one or more"),
-            ("every", every, is_whole and every >= 1, "a number of optimizer steps from 1"),
-            ("max_loss", max_loss, is_number and 0 <= max_loss < 1,
-             "0 or more and below 1: 0.02 is 2 points, or 0.02 nats per token"),
+            ("every", every, type(every) is int and every > 0, "optimizer steps, 1 or more"),
+            ("max_loss", max_loss, type(max_loss) in (int, float) and 0 <= max_loss < 1, limit),
             ("at_limit", at_limit, at_limit in ("warn", "stop"), "'warn' or 'stop'"),
-        ]  # fmt: skip
-        faults = [UserError(w, short_repr(v), rule) for w, v, fits, rule in checks if not fits]
-        values = {
-            "name": _PLACE,
-            "model": {"path": "the trainer's model"},
-            "data_dir": None if data_dir is None else str(data_dir),
-            "evaluate": {
-                "cross_domain": tasks if isinstance(tasks, str) else [*tasks],
-                "max_items": max_items,
-            },
-        }
+        )
+        faults = [UserError(name, short_repr(v), rule) for name, v, fits, rule in rules if not fits]
+        listed = tasks if isinstance(tasks, str) else [*tasks]
+        evaluate = {"cross_domain": listed, "max_items": max_items}
+        values = {"name": _PLACE, "model": {"path": _MODEL}, "data_dir": data_dir and str(data_dir)}
         try:
-            self.config = StudyConfig.model_validate(values)
-            faults += {str(fault): fault for fault in missing_rows(self.config)}.values()
+            self.config = StudyConfig.model_validate(values | {"evaluate": evaluate})
+            faults += missing_rows(self.config)
         except ValidationError as error:
-            for fault in error.errors(include_url=False) if tasks else ():
-                place = dotted(fault["loc"]).replace("evaluate.cross_domain", "tasks")
-                place = place.removeprefix("evaluate.") or "tasks"
-                faults.append(fault_at(described(fault, StudyConfig), place))
-        if len(faults) == 1:
-            raise faults[0]
+            for details in error.errors(include_url=False) if tasks else ():
+                place = dotted(details["loc"]).replace("evaluate.cross_domain", "tasks")
+                fault = described(details, StudyConfig)
+                faults.append(fault_at(fault, place.removeprefix("evaluate.") or "tasks"))
         if faults:
-            raise UserError(_PLACE, f"{len(faults)} faults", do="correct them", faults=faults)
+            several = UserError(_PLACE, f"{len(faults)} faults", do="correct them", faults=faults)
+            raise several if faults[1:] else faults[0]
         self.every, self.max_loss, self.at_limit = every, max_loss, at_limit
-        self.data: StudyData
-        self.base: dict[str, Evaluation] = {}
-        self.scored_step = -1
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: PreTrainedModel | PeftModel | None = None,
-        processing_class: object = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **given: Any) -> None:
         """Score the base. Raises UserError: the model or its tokenizer cannot be used."""
-        started = time.perf_counter()
-        tokenizer = getattr(processing_class, "tokenizer", processing_class)
-        if model is None or not isinstance(tokenizer, PreTrainedTokenizerBase):
-            do = "give the trainer processing_class=tokenizer"
-            raise UserError(_PLACE, "a trainer without a tokenizer", "the model's own", do)
+        started, model = time.perf_counter(), given["model"]
+        tokenizer = getattr(given["processing_class"], "tokenizer", given["processing_class"])
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise UserError(_PLACE, "a trainer without a tokenizer", "processing_class=tokenizer")
         # A copy: encoding for scores changes the settings of the tokenizer's backend.
         self.data = prepare_data(self.config, copy.deepcopy(tokenizer))
-        evaluations, failures = self._evaluate(model, trained=False)
-        for task, reason in failures.items():
-            raise NotFiniteError(
-                f"{_PLACE}: {task}: the base", reason, "a model that can be scored"
-            )
-        for task, (record, _) in evaluations.items():
-            if record.standard_error is None and record.n > 1:
-                found = f"a score ({record.metric}) that is no mean of its items"
+        self.base, self.scored_step = dict[str, Evaluation](), -1
+        for task, scored in self._evaluate(model, trained=False).items():
+            if isinstance(scored, str):
+                raise NotFiniteError(f"task {task!r}: the base", scored, "one that can be scored")
+            if scored[0].standard_error is None and scored[0].n > 1:
+                found = f"a score ({scored[0].metric}) that is no mean of its items"
                 raise UserError(f"task {task!r}", found, "a task whose items have scores")
-        self.base, self.scored_step = evaluations, -1
-        scores = {f"forgetting/{task}/base": e.score for task, (e, _) in evaluations.items()}
-        self._log(args, state, control, scores, started)
-        if state.global_step and not isinstance(model, PeftModel) and state.is_world_process_zero:
-            found = f"the model of step {state.global_step} takes the place of the untouched base"
-            text = f"{_PLACE}: training continues from a checkpoint, so {found}"
-            warnings.warn(f"{text}; what was forgotten before is not counted", stacklevel=2)
+            self.base[task] = scored
+        scores = {f"forgetting/{task}/base": of[0].score for task, of in self.base.items()}
+        self._log(args, state, control, started, scores)
+        if state.global_step and not isinstance(model, PeftModel):
+            text = f"training continues, so the model of step {state.global_step} is the base"
+            warnings.warn(f"{_PLACE}: {text}", stacklevel=2)
 
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: PreTrainedModel | PeftModel | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **given: Any) -> None:
         """Score the model if it is time, and at the last step."""
         if state.global_step % self.every == 0 or control.should_training_stop:
-            self._watch(args, state, control, model)
+            self._watch(args, state, control, given["model"])
 
-    def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: PreTrainedModel | PeftModel | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **given: Any) -> None:
         """Score the model unless its last step was, or the weights of the best one were loaded."""
         if state.global_step != self.scored_step or args.load_best_model_at_end:
-            self._watch(args, state, control, model)
+            self._watch(args, state, control, given["model"])
 
-    def _watch(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any
-    ) -> None:
+    def _watch(self, args: Any, state: TrainerState, control: Any, model: Any) -> None:
         started, self.scored_step = time.perf_counter(), state.global_step
-        evaluations, failures = self._evaluate(model, trained=True)
-        values: dict[str, float] = {}
-        alarms = {task: f"cannot be scored any more: {why}" for task, why in failures.items()}
-        over = bool(alarms)
-        for task, scored in evaluations.items():
+        values, alarms = dict[str, float](), dict[str, bool]()  # Text -> over the limit
+        for task, scored in self._evaluate(model, trained=True).items():
+            if isinstance(scored, str):
+                alarms[f"{task} cannot be scored any more: {scored}"] = True
+                continue
             change = _change(scored, self.base[task])
-            shown = {"score": scored[0].score, "change": change.value}
-            shown |= {"low": change.low, "high": change.high}
-            values |= {f"forgetting/{task}/{k}": v for k, v in shown.items() if v is not None}
+            found: dict[str, Any] = {"score": scored[0].score, "change": change.value}
+            found |= {} if change.high is None else {"low": change.low, "high": change.high}
+            values |= {f"forgetting/{task}/{key}": value for key, value in found.items()}
             if change.value < -self.max_loss:
-                alarms[task] = self._alarm(task, change)
-                over |= change.is_below(-self.max_loss)
-        self._log(args, state, control, values, started)
+                unit = unit_of(self.data.tasks[task].spec.score_unit)
+                sure = change.is_below(-self.max_loss)
+                what = "wholly " * sure + f"beyond the limit of {amount(self.max_loss, unit)}"
+                text = f"{task}: {with_interval(change, unit)} {unit.difference}, {what}"
+                alarms[text + ", but it may be chance" * (not sure)] = sure
+        self._log(args, state, control, started, values)
         if alarms and state.is_world_process_zero:
-            lines = "".join(f"\n  {task}: {text}" for task, text in alarms.items())
-            warnings.warn(f"{_PLACE}, step {state.global_step}:{lines}", stacklevel=2)
-        if over and self.at_limit == "stop":
-            control.should_training_stop = True
+            header = f"{_PLACE}, step {state.global_step}:"
+            warnings.warn("\n  ".join([header, *alarms]), stacklevel=2)
+        control.should_training_stop |= any(alarms.values()) and self.at_limit == "stop"
 
-    def _alarm(self, task: str, change: Estimate) -> str:
-        unit = unit_of(self.data.tasks[task].spec.score_unit)
-        found = f"{difference(change.value, unit)} against the base, {interval(change, unit)}"
-        limit = f"the limit of {amount(self.max_loss, unit)}"
-        if change.is_below(-self.max_loss):
-            return f"{found}: wholly beyond {limit}"
-        return f"{found}: beyond {limit}, but it may be chance over the items"
-
-    def _evaluate(
-        self, model: PreTrainedModel | PeftModel, *, trained: bool
-    ) -> tuple[dict[str, Evaluation], dict[str, str]]:
+    def _evaluate(self, model: Any, *, trained: bool) -> dict[str, Evaluation | str]:
         """By task the evaluation of the model, or of its base; or why there is none."""
-        names, encoder = self.data.tasks, self.data.encoder
-        found: dict[str, Evaluation] = {}
-        failures: dict[str, str] = {}
-        parameters = (p for p in model.parameters() if p.requires_grad)
-        if trained and not all(bool(p.isfinite().all()) for p in parameters):
-            return {}, dict.fromkeys(names, "its weights are not finite")
-        with _same_generators(model.device):
-            base, adapter = live_base(model, encoder.tokenizer), None
+        tasks, found = self.data.tasks, dict[str, Evaluation | str]()
+        if trained and not all(bool(p.isfinite().all()) for p in model.parameters()):
+            return dict.fromkeys(tasks, "its weights are not finite")
+        # PEFT draws a start for an adapter that it loads.
+        with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+            base, adapter = live_base(model, self.data.encoder.tokenizer), None
             if isinstance(model, PeftModel):  # before training, too: it may have to be refused
                 tuned, attached = _with_adapter(base, model)
                 base, adapter = (tuned, attached) if trained else (base, None)
-            models = {adapter: _TRAINED if trained else BASE}
-            for name, task in names.items():
-                settings = self.config.evaluate
-                of_task, why = evaluate_task(base, encoder, task, "test", models, settings)
-                if adapter in why:
-                    failures[name] = why[adapter]
-                else:
-                    found[name] = of_task[adapter]
-        return found, failures
+            models, settings = {adapter: "trained" if trained else BASE}, self.config.evaluate
+            for name, task in tasks.items():
+                scored = evaluate_task(base, self.data.encoder, task, "test", models, settings)
+                found[name] = scored[1].get(adapter) or scored[0][adapter]
+        return found
 
-    def _log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        values: Mapping[str, float],
-        started: float,
-    ) -> None:
+    def _log(self, args: Any, state: TrainerState, control: Any, start: float, logs: Any) -> None:
         """Log as ``Trainer.log`` does: into the history, and to progress bar and trackers."""
-        logs = {**values, "forgetting/seconds": time.perf_counter() - started}
-        if state.epoch is not None:
-            logs["epoch"] = state.epoch
+        logs |= {"forgetting/seconds": time.perf_counter() - start, "epoch": state.epoch or 0.0}
         state.log_history.append({**logs, "step": state.global_step})
-        # A copy: logging withdraws the request for the trainer's own log of this step.
-        if (handler := _calling_handler()) is not None:
-            handler.on_log(args, state, copy.copy(control), logs)
-
-
-def _calling_handler() -> CallbackHandler | None:
-    """The trackers and progress bar of the trainer that calls. A callback is given neither them nor
-    its trainer, so the caller is looked for among the callers of this function."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        if isinstance(handler := frame.f_locals.get("self"), CallbackHandler):
-            return handler
-        frame = frame.f_back
-    return None
+        # A callback is given neither the trackers nor its trainer: look for them among its callers.
+        frame = inspect.currentframe()
+        while frame and not isinstance(frame.f_locals.get("self"), CallbackHandler):
+            frame = frame.f_back
+        if frame:  # A copy: logging withdraws the request for the trainer's own log of this step.
+            frame.f_locals["self"].on_log(args, state, copy.copy(control), logs)
 
 
 def _change(scored: Evaluation, base: Evaluation) -> Estimate:
-    tuned, reference = (
-        ItemScores(
-            item_ids=tuple(item.item_id for item in items),
-            scores=np.array([item.score for item in items], dtype=np.float64),
-            gold_logprobs=np.full(len(items), np.nan),
-            subjects=tuple(item.subject for item in items),
-        )
-        for _, items in (scored, base)
-    )
-    pair = align_scores([tuned], [reference], trained=False)
-    assert pair is not None  # a model without a finite score is no evaluation
-    return weighted_estimate([pair], tested=False)
-
-
-@contextmanager
-def _same_generators(device: torch.device) -> Iterator[None]:
-    """Afterwards all generators are as before: PEFT draws a start for an adapter that it loads."""
-    states = random.getstate(), np.random.get_state()
-    kind, devices = ("cuda", []) if device.type == "cpu" else (device.type, [device])
-    try:
-        with (
-            torch.random.fork_rng(devices, device_type=kind),
-            torch.autocast(device.type, enabled=False),
-        ):
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+    tuned, reference = (np.array([item.score for item in items]) for _, items in (scored, base))
+    clusters = cluster_labels(tuple(item.subject for item in base[1]))
+    return weighted_estimate([Comparison(tuned[None], reference, clusters)], tested=False)
 
 
 def live_base(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> Base:
@@ -314,41 +204,34 @@ def live_base(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizer
     Raises UserError for a model that the engine cannot run: no causal language model, weights that
     processes share among them, or adapters without :class:`PeftModel`.
     """
-    live = model.get_base_model() if isinstance(model, PeftModel) else model
+    live: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if live is model and any(isinstance(m, BaseTunerLayer) for m in model.modules()):
-        do = "make it with peft.get_peft_model, or give the trainer peft_config"
-        raise UserError(_PLACE, "adapters inside a model that is no PeftModel", "a PeftModel", do)
+        raise UserError(_PLACE, "adapters in a model that is no PeftModel", "get_peft_model's")
     varlen.register_attention()
     config = copy.deepcopy(live.config)
     config._attn_implementation = varlen.NAME
     made = model_on_meta(config)
     # The layer inside a wrapper comes after it, and takes its place.
-    sources = {_WRAPPED.sub("", name): module for name, module in live.named_modules()}
+    sources = {key.replace(".base_layer", ""): layer for key, layer in live.named_modules()}
     for name, module in [*made.named_modules()]:
         source = sources.get(name)
-        if isinstance(source, nn.Linear) and is_quantized(source):
+        if isinstance(source, torch.nn.Linear) and is_quantized(source):
+            check_quantize(live.device)  # on a CPU, scoring would pack the shared weights anew
             made.set_submodule(name, copy.copy(source))
             continue
         for key, parameter in module.named_parameters(recurse=False):
-            value = getattr(source, key, None)
-            if not _is_plain(value, parameter):
+            value: Any = getattr(source, key, None)
+            has_shape = getattr(value, "shape", None) == parameter.shape
+            if not has_shape or hasattr(value, "full_tensor") or not value.is_floating_point():
                 found = f"no plain weight {f'{name}.{key}'!r} of shape {tuple(parameter.shape)}"
                 rule = "a causal language model, whole on its device, plain or in 4 bits (NF4)"
                 raise UserError(f"{_PLACE}: {type(live).__name__}", found, rule)
-            setattr(module, key, nn.Parameter(value.detach(), requires_grad=False))
+            setattr(module, key, torch.nn.Parameter(value.detach(), requires_grad=False))
         for key, _ in module.named_buffers(recurse=False):
             # A copy: some rotary embeddings change theirs in a pass.
-            module._buffers[key] = source._buffers[key].clone()
-    place = ModelConfig(path="the trainer's model")
-    record = model_record(place, live.device, made.dtype, made, tokenizer, "")
+            module._buffers[key] = getattr(source, key).clone()
+    record = model_record(ModelConfig(path=_MODEL), live.device, made.dtype, made, tokenizer, "")
     return frozen_base(made, tokenizer, record, Path())
-
-
-def _is_plain(value: object, expected: torch.Tensor) -> bool:
-    """Whether it is a tensor of that shape, of floating point, and no shard."""
-    if not isinstance(value, torch.Tensor) or hasattr(value, "full_tensor"):
-        return False
-    return value.shape == expected.shape and value.is_floating_point()
 
 
 def _with_adapter(base: Base, model: PeftModel) -> tuple[Base, str | None]:
@@ -356,13 +239,11 @@ def _with_adapter(base: Base, model: PeftModel) -> tuple[Base, str | None]:
 
     The adapter goes through its files, so it is read, checked and scored as a stored one is.
     """
-    names = model.active_adapters
-    if len(names) != 1:
-        raise UserError(_PLACE, f"the active adapters {', '.join(names)}", "one that trains")
-    name, kind = names[0], model.peft_config[names[0]].peft_type
-    if model.peft_config[name].is_prompt_learning:
-        found = f"adapter {name!r} of PEFT's {kind.value}, which adds tokens"
-        raise UserError(_PLACE, found, "a method that changes layers")
+    name, *others = model.active_adapters
+    config: Any = model.peft_config[name]
+    if others or config.is_prompt_learning:
+        found = f"active adapters {[name, *others]}, PEFT's {config.peft_type.value}"
+        raise UserError(_PLACE, found, "one adapter, which changes layers and adds no tokens")
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False)
         place = Path(folder) if name == "default" else Path(folder, name)
@@ -372,11 +253,9 @@ def _with_adapter(base: Base, model: PeftModel) -> tuple[Base, str | None]:
 
                 return load_tuner(base, place), None
             adapter = load_adapter(place, name)
-            linears = base.linears().items()
-            shapes = {n: (linear.out_features, linear.in_features) for n, linear in linears}
+            shapes = {key: (of.out_features, of.in_features) for key, of in base.linears().items()}
             check_adapter_fits(place, adapter, shapes)
         except RankscopeError as error:
-            where = f"{_PLACE}: adapter {name!r}"
-            raise UserError(where, error.found, error.expected, error.do) from error
+            raise UserError(f"adapter {name!r}", error.found, error.expected, error.do) from error
     base.multi_lora.attach(adapter.to(base.device))
     return base, name
