@@ -20,6 +20,7 @@ WALK = (
     "evaluate",
     "analyses",
     "advise",
+    "integrations",
     "report",
     "run",
     "predict",

@@ -53,7 +53,7 @@ except UserError as error:
 
 OTHERS = (
     *("report/figures/loss.py", "tools/trackers/wandb.py"),
-    *("analyses/subjects", "analyses/rank_curves"),
+    *("analyses/subjects", "analyses/rank_curves", "integrations"),
 )
 """Extensions that no study file names."""
 REMOVED = [
