@@ -2,7 +2,8 @@
 
     python scripts/claims_records.py STUDY_FOLDER docs/findings/records/NAME COMMIT
 
-keeps what ``rankscope report --records`` does, and tables of spectra by matrix and of curves.
+keeps what ``rankscope report --records`` does, what the analyses found without the vectors
+of spectra, and tables of spectra by matrix and of curves.
 ``scripts/restore_study.py`` makes a study of them again, for ``rankscope report``.
 """
 
@@ -23,8 +24,9 @@ import rankscope
 from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.analyses.spectra.record import SpectraRecord
-from rankscope.records import BASE, Estimate, Split
-from rankscope.tools.kept_records import ABOUT, keep_records
+from rankscope.records import BASE, AnalysisRecord, Estimate, Split
+from rankscope.store.database import kind_of
+from rankscope.tools.kept_records import ABOUT, keep_records, record_table
 
 Arm = tuple[int | None, float]
 """Rank (None: full fine-tuning) and learning rate."""
@@ -45,6 +47,11 @@ def keep(study_folder: Path, out: Path, commit: str) -> None:
     curves, and the commit that the study ran with."""
     records = rankscope.load(study_folder).records
     keep_records(records, out)
+    analyses = [(kind_of(type(r)), rounded(r)) for t in records.trials for r in t.analyses]
+    kept = pd.read_parquet(out / "records.parquet")
+    pd.concat([kept, record_table(analyses)]).to_parquet(
+        out / "records.parquet", compression="zstd", index=False
+    )
     matrices = [
         {"trial": trial.spec.trial_id, "matrix": matrix.name, "top_k": matrix.top_k}
         | {name: np.float32(getattr(matrix, name)) for name in MATRIX_NUMBERS}
@@ -63,6 +70,25 @@ def keep(study_folder: Path, out: Path, commit: str) -> None:
     write(points, out / "curves.parquet")
     about = json.loads((out / ABOUT).read_text("utf-8")) | {"commit": commit}
     (out / ABOUT).write_text(json.dumps(about, indent=1) + "\n", "utf-8")
+
+
+def rounded(record: AnalysisRecord) -> AnalysisRecord:
+    """Spectra with five significant digits and without their vectors; other records as they are."""
+    if not isinstance(record, SpectraRecord):
+        return record
+
+    def short(value: Any) -> Any:
+        match value:
+            case dict():
+                return {name: short(inner) for name, inner in value.items()}
+            case list():
+                is_vector = len(value) != 2 and not any(isinstance(v, dict) for v in value)
+                return [] if is_vector else [short(inner) for inner in value]
+            case float():
+                return float(f"{value:.5g}")
+        return value
+
+    return SpectraRecord.model_validate_json(json.dumps(short(record.model_dump(mode="json"))))
 
 
 def write(rows: list[dict[str, Any]], path: Path) -> None:

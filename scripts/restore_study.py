@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rankscope.analyses import all_analyses
 from rankscope.config.loader import study_values
 from rankscope.records import FAILED, EvalRecord, ItemResult, write_items
 from rankscope.store import Artifact, Ledger, TrialFailure, items_path
@@ -26,6 +27,13 @@ def restore(folder: Path, out: Path) -> None:
     study = kept_study(folder)
     trials, evals = study.trials, list(study.evals.values())
     items = pd.read_parquet(folder / "items.parquet")
+    bodies = pd.read_parquet(folder / "records.parquet").groupby("kind")["body"].agg(list)
+    analyses = [
+        kind.model_validate_json(body)
+        for analysis in all_analyses()
+        if (kind := analysis.record_type())
+        for body in bodies.get(analysis.name, ())
+    ]
     with Ledger.open(out, write=True) as ledger:
         config = study_values(study.config)
         ledger.put_study(study.name, config, study.model, study.tasks, study.provenance)
@@ -37,7 +45,7 @@ def restore(folder: Path, out: Path) -> None:
                 *(trial.train for trial in trials if trial.train),
                 *(trial.stop for trial in trials if trial.stop),
                 *(point for trial in trials for point in trial.curve),
-                *(record for trial in trials for record in trial.analyses),
+                *analyses,
             ],
             failures=[
                 TrialFailure(t.spec.trial_id, t.status, t.failure or "")

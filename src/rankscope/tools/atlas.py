@@ -58,7 +58,6 @@ def read_atlas(places: Sequence[Path], page: Path) -> list[TableRow]:
         found = f"{count(len(faults), 'folder')} of {len(places)} that cannot be used"
         expected, do = "studies or their records", "leave these out, or restore them"
         raise UserError("atlas", found, expected, do, faults)
-    _tell_models_apart(rows)
     keys = ("model", "task", "study")
     return sorted(rows, key=lambda row: (not row["arm"], *(str(row[key]) for key in keys)))
 
@@ -68,16 +67,6 @@ def _link(place: Path, page: Path) -> str | None:
     if not report.is_file():
         return None
     return quote(Path(os.path.relpath(report, page.resolve().parent)).as_posix())
-
-
-def _tell_models_apart(rows: list[TableRow]) -> None:
-    """Two local models may have one name."""
-    hashes: dict[object, set[object]] = {}
-    for row in rows:
-        hashes.setdefault(row["model"], set()).add(row["model_sha256"])
-    for row in rows:
-        if len(hashes[name := row["model"]]) > 1:
-            row["model"] = f"{name} ({str(row['model_sha256'])[:8]})"
 
 
 def _rows(study: StudyRecords, about: TableRow) -> list[TableRow]:
@@ -117,30 +106,32 @@ def _answer(view: StudyView, task: str) -> TableRow:
     if arm is None:
         return row
     kept, unit = _expected_retention(arm), view.unit(task)
-    numbers = view.numbers(arm) | {"expected_retention": (kept, view.retention_unit(task))}
-    row |= {f"expected_retention_{end}": kept and getattr(kept, end) for end in ("low", "high")}
-    scores = [base and base.score, arm.score and arm.score.value]
-    measured = [None if score is None else score * unit.scale for score in scores]
+    row |= {"expected_retention": kept and kept.value} | {
+        f"expected_retention_{end}": kept and getattr(kept, end) for end in ("low", "high")
+    }
+    scores = [None if s is None else unit.scale * s for s in (row["base_score"], row["score"])]
+    expected = {"net_gain": view.net_unit(task), "retention": view.retention_unit(task)}
     row["text"] = {
-        name: (with_interval(value, unit), unit.difference)
-        for name, (value, unit) in numbers.items()
-        if name.startswith("expected_") and value is not None
+        f"expected_{name}": (value, f"{interval} {unit.difference}")
+        for (name, unit), of in zip(expected.items(), (arm.net_gain, kept), strict=True)
+        if of is not None
+        for value, interval in [with_interval(of, unit).split(" ", 1)]
     } | {
         "score": (
-            " \N{RIGHTWARDS ARROW} ".join(number(m, unit.digits) for m in measured),
+            " \N{RIGHTWARDS ARROW} ".join(number(s, unit.digits) for s in scores),
             unit.score,
         ),
         "trained": (f"{compact(tokens)} tokens", duration(seconds)) if tokens else ("", ""),
     }
-    return row | {"expected_retention": kept and kept.value}
+    return row
 
 
 def _expected_retention(arm: ArmSummary) -> Estimate | None:
     """Expected forgetting with its sign turned, as pages show retention."""
     if (of := arm.expected) is None or of.forgetting is None:
         return None
-    ends = {"low": of.forgetting_low, "high": of.forgetting_high}
-    return -Estimate(value=of.forgetting, **ends, n=0, seeds=arm.seeds)
+    low, high = of.forgetting_low, of.forgetting_high
+    return -Estimate(value=of.forgetting, low=low, high=high, n=0, seeds=arm.seeds)
 
 
 def _curve(view: StudyView, task: str) -> TableRow | None:
@@ -173,18 +164,14 @@ def _curve(view: StudyView, task: str) -> TableRow | None:
 
 
 def render_atlas(rows: Sequence[TableRow], provenance: Provenance) -> str:
-    names = ("model", "task")
+    names = ("model", "task", "study", "arm", "model_sha256")
     curves = [
-        {
-            **{name: safe_text(row[name], MAX_NAME) for name in (*names, "study", "arm")},
-            "row": place,
-            "isAnswer": row["decision"] in ("use", "use_full"),
-            **curve,
-        }
+        {name: safe_text(row[name], MAX_NAME) for name in names}
+        | {"row": place, "isAnswer": row["decision"] in ("use", "use_full"), **curve}
         for place, row in enumerate(rows)
         if (curve := row["curve"])
     ]
-    choices = {n: sorted({str(row[n]) for row in rows if row[n]}) for n in names}
+    choices = {n: sorted({str(row[n]) for row in rows if row[n]}) for n in names[:2]}
     return render_page(
         "atlas.html.j2",
         (),

@@ -36,10 +36,10 @@
   }
 
   function draw(lines) {
-    const [{ model, task, unit }] = lines;
+    const [{ model, model_sha256: sha256, task, unit }] = lines;
     const box = element(panels, "figure", { class: "panel" });
     element(box, "h3", {}, task);
-    element(box, "p", {}, `${model}; ${unit}`);
+    element(box, "p", { title: `sha256 of the base: ${sha256}` }, `${model}; ${unit}`);
     const svg = element(box, "svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" });
     svg.setAttribute("aria-label", `Expected net gain against rank: ${task}, ${model}`);
     svg.classList.toggle("many", lines.length > MOST_BANDS);
@@ -109,7 +109,7 @@
     found.value = `${kept.size} of ${rows.length} rows`;
     const byPanel = new Map();
     for (const curve of curves.filter((one) => kept.has(`row-${one.row}`))) {
-      const key = JSON.stringify([curve.model, curve.task, curve.unit]);
+      const key = JSON.stringify([curve.model_sha256, curve.task, curve.unit]);
       const lines = curve.lines.filter((line) => !method.value || line.method === method.value);
       // Full fine-tuning is drawn once, with the first line of its study.
       const drawn = lines.map((line, place) => ({
