@@ -387,7 +387,7 @@ def intruders(grid: Grid) -> Verdict:
 def capacity(grid: Grid) -> Verdict:
     """Ranks against the largest, each at its best rate, and on which side of the line they are."""
     top = grid.tuned(grid.ranks[-1])
-    tokens = int(grid.trials["label_tokens"].dropna().max())
+    tokens = int(grid.trials["num_label_tokens"].dropna().max())
     told, sides = [], set()
     clear = []  # (as the rule says, the opposite) of ranks a factor of 2 from the line
     p = 1.0

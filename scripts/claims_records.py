@@ -2,15 +2,15 @@
 
     python scripts/claims_records.py STUDY_FOLDER docs/findings/records/NAME COMMIT
 
-keeps scores by item, spectra by matrix, learning curves and settings; no weights, pages or texts.
+keeps what ``rankscope report --records`` does, what the analyses found without the vectors
+of spectra, and tables of spectra by matrix and of curves.
 ``scripts/restore_study.py`` makes a study of them again, for ``rankscope report``.
 """
 
 import json
 import math
-import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,10 +24,9 @@ import rankscope
 from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.analyses.spectra.record import SpectraRecord
-from rankscope.config.loader import study_values
-from rankscope.records import BASE, Estimate, EvalKey, Record, Split, StudyRecords
+from rankscope.records import BASE, AnalysisRecord, Estimate, Split
 from rankscope.store.database import kind_of
-from rankscope.tools.frames import trial_row
+from rankscope.tools.kept_records import ABOUT, keep_records, record_table
 
 Arm = tuple[int | None, float]
 """Rank (None: full fine-tuning) and learning rate."""
@@ -44,12 +43,15 @@ def paired_estimate(tuned: ScoreArray, reference: ScoreArray) -> Estimate:
 
 
 def keep(study_folder: Path, out: Path, commit: str) -> None:
-    """Write the records of the study in ``study_folder`` to ``out``."""
-    study = rankscope.load(study_folder)
-    records = study.records
-    out.mkdir(parents=True, exist_ok=True)
-    items = [row for key in records.results for row in item_rows(records, key)]
-    write(items, out / "items.parquet")
+    """Write the records of the study in ``study_folder`` to ``out``, with tables of spectra and
+    curves, and the commit that the study ran with."""
+    records = rankscope.load(study_folder).records
+    keep_records(records, out)
+    analyses = [(kind_of(type(r)), rounded(r)) for t in records.trials for r in t.analyses]
+    kept = pd.read_parquet(out / "records.parquet")
+    pd.concat([kept, record_table(analyses)]).to_parquet(
+        out / "records.parquet", compression="zstd", index=False
+    )
     matrices = [
         {"trial": trial.spec.trial_id, "matrix": matrix.name, "top_k": matrix.top_k}
         | {name: np.float32(getattr(matrix, name)) for name in MATRIX_NUMBERS}
@@ -66,84 +68,27 @@ def keep(study_folder: Path, out: Path, commit: str) -> None:
         for p in trial.curve
     ]
     write(points, out / "curves.parquet")
-    write(bodies(records), out / "records.parquet")
-    about = {
-        "name": records.name,
-        "config": study_values(records.config),
-        "notes": records.notes,
-        "commit": commit,
-        "model": records.model.model_dump(mode="json"),
-        "provenance": records.provenance.model_dump(mode="json"),
-        "seconds": records.total_seconds,
-        "tasks": [task.model_dump(mode="json") for task in records.tasks],
-        "trials": [
-            trial_row(trial) | {"label_tokens": getattr(trial.train, "num_label_tokens", None)}
-            for trial in records.trials
-        ],
-    }
-    shown = without_folders(json.loads(json.dumps(about, default=str)))
-    (out / "study.json").write_text(json.dumps(shown, indent=1) + "\n", "utf-8")
+    about = json.loads((out / ABOUT).read_text("utf-8")) | {"commit": commit}
+    (out / ABOUT).write_text(json.dumps(about, indent=1) + "\n", "utf-8")
 
 
-def item_rows(records: StudyRecords, key: EvalKey) -> Iterator[dict[str, Any]]:
-    """One row per item; ``among`` is log p of the right answer if one of those offered must be
-    given, nats."""
-    model_id, task, split = key
-    logprobs = records.items[key].gold_logprobs.tolist()  # Per token
-    for item, logprob in zip(records.results[key], logprobs, strict=True):
-        offers = item.letter_logprobs or item.option_logprobs
-        yield {
-            "model": model_id,
-            "task": task,
-            "split": split,
-            "item": item.item_id,
-            "subject": item.subject,
-            "score": np.float32(item.score),
-            "gold_logprob": np.float32(item.gold_logprob),
-            "gold_tokens": item.gold_tokens,
-            "among": float(np.float32(logprob * (item.gold_tokens or 0))) if offers else None,
-        }
+def rounded(record: AnalysisRecord) -> AnalysisRecord:
+    """Spectra with five significant digits and without their vectors; other records as they are."""
+    if not isinstance(record, SpectraRecord):
+        return record
 
+    def short(value: Any) -> Any:
+        match value:
+            case dict():
+                return {name: short(inner) for name, inner in value.items()}
+            case list():
+                is_vector = len(value) != 2 and not any(isinstance(v, dict) for v in value)
+                return [] if is_vector else [short(inner) for inner in value]
+            case float():
+                return float(f"{value:.5g}")
+        return value
 
-def bodies(records: StudyRecords) -> list[dict[str, Any]]:
-    """All records by kind, as JSON; vectors of a spectrum are left out, its numbers rounded."""
-    found: list[tuple[str, Record | None]] = []
-    for trial in records.trials:
-        found += [("trial", trial.spec), ("train", trial.train), ("stop", trial.stop)]
-        found += [("curve", point) for point in trial.curve]
-        found += [(kind_of(type(record)), record) for record in trial.analyses]
-    found += [("eval", record) for record in records.evals.values()]
-    return [
-        {"kind": kind, "body": json.dumps(rounded(body) if kind == "spectra" else body)}
-        for kind, record in found
-        if record is not None
-        for body in [without_folders(record.model_dump(mode="json"))]
-    ]
-
-
-def rounded(value: Any) -> Any:
-    """JSON with five significant digits; lists of numbers that are no pairs are emptied."""
-    match value:
-        case dict():
-            return {name: rounded(inner) for name, inner in value.items()}
-        case list():
-            is_vector = len(value) != 2 and not any(isinstance(v, dict) for v in value)
-            return [] if is_vector else [rounded(inner) for inner in value]
-        case float():
-            return float(f"{value:.5g}")
-    return value
-
-
-def without_folders(value: Any) -> Any:
-    """JSON with the names alone of paths: a folder of this machine is nobody else's business."""
-    match value:
-        case dict():
-            return {name: without_folders(inner) for name, inner in value.items()}
-        case list():
-            return [without_folders(inner) for inner in value]
-        case str():
-            return re.sub(r"(?<![\w./])/(?:[^/\s]+/)+", "", value)
-    return value
+    return SpectraRecord.model_validate_json(json.dumps(short(record.model_dump(mode="json"))))
 
 
 def write(rows: list[dict[str, Any]], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Make a study again of the records that ``scripts/claims_records.py`` kept.
+"""Make a study again of the records that ``rankscope report --records`` kept.
 
     python scripts/restore_study.py docs/findings/records/maths-grid studies/maths-grid
     rankscope report studies/maths-grid
@@ -8,72 +8,55 @@ exported or continued, no texts of rows or answers, and no singular values. Of t
 it has log p of the right one, and of the others together.
 """
 
-import json
 import sys
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from rankscope.analyses import all_analyses
-from rankscope.records import (
-    FAILED,
-    CurvePoint,
-    EvalRecord,
-    ItemResult,
-    ModelRecord,
-    Provenance,
-    Record,
-    StopRecord,
-    TaskRecord,
-    TrainRecord,
-    TrialSpec,
-    write_items,
-)
+from rankscope.config.loader import study_values
+from rankscope.records import FAILED, EvalRecord, ItemResult, write_items
 from rankscope.store import Artifact, Ledger, TrialFailure, items_path
+from rankscope.tools.kept_records import kept_study
 
-R = TypeVar("R", bound=Record)
 
-
-def restore(records: Path, out: Path) -> None:
-    """Write the study whose records are in ``records`` to the new folder ``out``."""
-    about = json.loads((records / "study.json").read_text("utf-8"))
-    rows = pd.read_parquet(records / "records.parquet")
-
-    def of(kind: str, record: type[R]) -> list[R]:
-        return [record.model_validate_json(body) for body in rows.loc[rows["kind"] == kind, "body"]]
-
-    evals = of("eval", EvalRecord)
-    items = pd.read_parquet(records / "items.parquet")
-    status = {trial["trial"]: trial["status"] for trial in about["trials"]}
-    why = {trial["trial"]: trial["failure"] or "" for trial in about["trials"]}
+def restore(folder: Path, out: Path) -> None:
+    """Write the study whose records are in ``folder`` to the new folder ``out``."""
+    study = kept_study(folder)
+    trials, evals = study.trials, list(study.evals.values())
+    items = pd.read_parquet(folder / "items.parquet")
+    bodies = pd.read_parquet(folder / "records.parquet").groupby("kind")["body"].agg(list)
+    analyses = [
+        kind.model_validate_json(body)
+        for analysis in all_analyses()
+        if (kind := analysis.record_type())
+        for body in bodies.get(analysis.name, ())
+    ]
     with Ledger.open(out, write=True) as ledger:
-        ledger.put_study(
-            about["name"],
-            about["config"],
-            ModelRecord(**about["model"]),
-            [TaskRecord(**task) for task in about["tasks"]],
-            Provenance(**about["provenance"]),
-        )
-        ledger.put_notes(
-            [*about["notes"], f"restored from the records of commit {about['commit']}"]
-        )
-        ledger.add_seconds(about["seconds"])
-        ledger.put_trials(of("trial", TrialSpec))
+        config = study_values(study.config)
+        ledger.put_study(study.name, config, study.model, study.tasks, study.provenance)
+        ledger.put_notes([*study.notes, f"restored from the records in {folder.name}"])
+        ledger.add_seconds(study.total_seconds)
+        ledger.put_trials([trial.spec for trial in trials])
         ledger.commit(
             [
-                *of("train", TrainRecord),
-                *of("stop", StopRecord),
-                *of("curve", CurvePoint),
-                *(r for a in all_analyses() if (kind := a.record_type()) for r in of(a.name, kind)),
+                *(trial.train for trial in trials if trial.train),
+                *(trial.stop for trial in trials if trial.stop),
+                *(point for trial in trials for point in trial.curve),
+                *analyses,
             ],
-            failures=[TrialFailure(i, s, why[i]) for i, s in status.items() if s in FAILED],
+            failures=[
+                TrialFailure(t.spec.trial_id, t.status, t.failure or "")
+                for t in trials
+                if t.status in FAILED
+            ],
         )
         ledger.commit(evals, _published_items(ledger, items, evals))
-        ledger.finish_trials([trial for trial, state in status.items() if state == "done"])
-        for trial in [trial for trial, state in status.items() if state == "skipped"]:
-            ledger.skip_trials([trial], why[trial])
+        ledger.finish_trials([t.spec.trial_id for t in trials if t.status == "done"])
+        for trial in (trial for trial in trials if trial.status == "skipped"):
+            ledger.skip_trials([trial.spec.trial_id], trial.failure or "")
 
 
 def _published_items(

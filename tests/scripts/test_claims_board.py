@@ -58,7 +58,7 @@ def planted(
                 matrices.append({"trial": name, "matrix": "q", "intruders": count(arm), **size})
     pd.DataFrame(items).to_parquet(folder / "items.parquet")
     pd.DataFrame(matrices).to_parquet(folder / "spectra.parquet")
-    more = {"label_tokens": 100}
+    more = {"num_label_tokens": 100}
     about = {
         "tasks": [
             {"name": "maths", "trained_on": True, "roles": []},

@@ -12,7 +12,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from rankscope.formatting import CONFIDENCES, duration, number, safe_text
+from rankscope.formatting import CONFIDENCES, duration, number, percent, safe_text
 from rankscope.records import Provenance, Record
 from rankscope.report.charts.figure import Figure
 from rankscope.report.style import dark_colors
@@ -31,7 +31,7 @@ def render_page(
 ) -> str:
     """Render a template with everything inside the page: plotly.js, styles, script, figures.
 
-    The page has the part of plotly.js that draws its figures, packed; its script unpacks it.
+    A page with plots has the part of plotly.js that draws them, packed; its script unpacks it.
 
     The content security policy of the page forbids every request. Text from data reaches the page
     through one filter (``safe_text``, then the escaping of Jinja) or as JSON that cannot end its
@@ -42,7 +42,7 @@ def render_page(
         .get_template(template)
         .render(
             provenance=provenance,
-            plotly=Markup(packed_plotly()),
+            plotly=Markup(packed_plotly() if any(f.plot is not None for f in figures) else ""),
             style=Markup(_source("answer.css") + _source("page.css")),
             script=Markup(_source("page.js")),
             figures_json=embedded({f.key: figure_data(f) for f in figures if f.plot is not None}),
@@ -105,6 +105,7 @@ def _environment() -> Environment:
     filters: dict[str, Callable[..., object]] = {
         "number": number,
         "duration": duration,
+        "percent": percent,
         "facts": _facts,
         "html_table": html_table,
         "whole": lambda text: escape(safe_text(text, len(text))),
