@@ -204,7 +204,7 @@ def test_init_writes_the_largest_study_that_fits_a_time(labeled: Path) -> None:
     assert cut["planned_seconds"] <= 60 * minutes
     assert 0 < len(cut["cuts"]) < len(CUTS)
     text = (labeled.parent / "s.yaml").read_text("utf-8")
-    assert "  max_items: 100  # was max_items: 500" in text
+    assert "  max_items: 50  # was max_items: 500" in text
     assert len(text.splitlines()) == len(whole.splitlines())
     config = load_study_file(labeled.parent / "s.yaml")
     assert len(config.arms[0].lr) == 1

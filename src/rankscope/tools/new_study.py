@@ -136,7 +136,7 @@ def _replace_line(text: str, start: str, line: str | None) -> str:
 
 CUTS: tuple[tuple[str, str | float, str], ...] = (
     (r"^(  max_items: )(\d+)", 200, "200 items a split, so gains are known less well"),
-    (r"^(  max_items: )(\d+)", 100, "100 items a split, so gains are known less well"),
+    (r"^(  max_items: )(\d+)", 50, "50 items a split, so gains are hardly known"),
     (
         r"^([^#\n]*\blr: \[)[^\]]*, ([^\],]+\])",
         r"\1\2",
