@@ -271,7 +271,7 @@ def test_a_filter_leaves_the_rows_that_fit_and_their_curves(
         shown.page.select_option(control, value)
     names, _, drawn = counts(shown)
     assert names == [row["study"] for row in left]
-    assert drawn == (0 if name == "method" else len(lines(left)))  # lines are LoRA's
+    assert drawn == len(lines(left))
     assert shown.page.text_content(".filters [name=found]") == f"{len(left)} of {len(rows)} rows"
     if name == "p":
         shown.page.fill(control, "0")
