@@ -48,7 +48,7 @@ def restore(folder: Path, out: Path) -> None:
                 *analyses,
             ],
             failures=[
-                TrialFailure(t.spec.trial_id, t.status, t.failure or "")
+                TrialFailure(t.spec.trial_id, t.status, t.failure or "")  # type: ignore[arg-type]
                 for t in trials
                 if t.status in FAILED
             ],

@@ -18,9 +18,8 @@ from synthetic_study import Truth, synthetic_study
 
 import rankscope
 from rankscope.advise.recommend import recommend
-from rankscope.analyses.tables import TableRow
 from rankscope.records import BASE, ItemResult, StudyRecords
-from rankscope.tools.atlas import read_atlas, render_atlas
+from rankscope.tools.atlas import AtlasRow, read_atlas, render_atlas
 from rankscope.tools.kept_records import keep_records, kept_study
 
 PHONE = {"width": 400, "height": 800}
@@ -32,8 +31,10 @@ def simulated(name: str, model: str, truth: Truth, seed: int = 0) -> StudyRecord
     study = synthetic_study(truth, seed)
     results = {
         key: [
-            ItemResult(*item, gold="the gold text", prediction="", gold_logprob=p, gold_tokens=1)
-            for *item, p in zip(of.item_ids, of.subjects, of.scores, of.gold_logprobs, strict=True)
+            ItemResult(item_id, subject, score, "the gold text", "", gold_logprob=p, gold_tokens=1)
+            for item_id, subject, score, p in zip(
+                of.item_ids, of.subjects, of.scores, of.gold_logprobs, strict=True
+            )
         ]
         for key, of in study.items.items()
     }
@@ -78,12 +79,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def rows(folders: list[Path]) -> list[TableRow]:
+def rows(folders: list[Path]) -> list[AtlasRow]:
     return read_atlas(folders, folders[0].parent / "page.html")
 
 
 def test_every_study_is_there_and_every_answer_with_its_own_figures(
-    rows: list[TableRow], folders: list[Path]
+    rows: list[AtlasRow], folders: list[Path]
 ) -> None:
     assert {row["folder"] for row in rows} == set(map(str, folders))
     for folder in folders:
@@ -122,7 +123,7 @@ def test_every_study_is_there_and_every_answer_with_its_own_figures(
     assert sum(row["arm"] is None for row in rows) == 2
 
 
-def test_what_was_trained_is_counted_once(rows: list[TableRow], folders: list[Path]) -> None:
+def test_what_was_trained_is_counted_once(rows: list[AtlasRow], folders: list[Path]) -> None:
     study = kept_study(folders[2])
     (row,) = [r for r in rows if r["study"] == "two tasks" and r["task"] == "law"]
     trained = [t.train for t in study.trials if t.spec.task == "law" and t.train]
@@ -210,7 +211,7 @@ def test_the_committed_atlas_has_every_committed_record() -> None:
 
 
 @pytest.fixture(scope="module")
-def page(rows: list[TableRow], folders: list[Path]) -> Path:
+def page(rows: list[AtlasRow], folders: list[Path]) -> Path:
     path = folders[0].parent / "page.html"
     path.write_text(render_atlas(rows, kept_study(folders[0]).provenance), "utf-8")
     return path
@@ -222,8 +223,8 @@ def shown(browser: Browser, page: Path) -> Iterator[Opened]:
         yield found
 
 
-def lines(rows: Sequence[TableRow]) -> list[Any]:
-    return [line for row in rows if row["curve"] for line in row["curve"]["lines"]]  # type: ignore[index]
+def lines(rows: Sequence[AtlasRow]) -> list[Any]:
+    return [line for row in rows if row["curve"] for line in row["curve"]["lines"]]
 
 
 def counts(found: Opened) -> tuple[list[str], int, int]:
@@ -234,22 +235,18 @@ def counts(found: Opened) -> tuple[list[str], int, int]:
 
 
 def test_the_page_asks_for_nothing_and_draws_every_curve(
-    shown: Opened, rows: list[TableRow]
+    shown: Opened, rows: list[AtlasRow]
 ) -> None:
     shown.assert_clean(0)
     names, panels, drawn = counts(shown)
     assert names == [row["study"] for row in rows]
-    keys = {
-        (r["model"], r["task"], r["curve"]["unit"])  # type: ignore[index]
-        for r in rows
-        if r["curve"]
-    }
+    keys = {(r["model"], r["task"], r["curve"]["unit"]) for r in rows if r["curve"]}
     assert (panels, drawn) == (len(keys), len(lines(rows)))
     assert shown.page.query_selector("#plotly").text_content() == ""  # type: ignore[union-attr]
     rings = len(shown.page.query_selector_all(".ring"))
     assert rings == sum(row.get("decision") in ("use", "use_full") for row in rows)
     marks = shown.page.query_selector_all(".line circle:not(.ring), .line rect")
-    full = sum(bool(row["curve"] and row["curve"]["full"]) for row in rows)  # type: ignore[index]
+    full = sum(bool(row["curve"] and row["curve"]["full"]) for row in rows)
     assert len(marks) == sum(len(line["points"]) for line in lines(rows)) + full
 
 
@@ -257,7 +254,7 @@ def test_the_page_asks_for_nothing_and_draws_every_curve(
     ("name", "value"), [("model", "beta"), ("task", "law"), ("method", "full"), ("p", "80")]
 )
 def test_a_filter_leaves_the_rows_that_fit_and_their_curves(
-    shown: Opened, rows: list[TableRow], name: str, value: str
+    shown: Opened, rows: list[AtlasRow], name: str, value: str
 ) -> None:
     fits = {
         "model": lambda row: row["model"] == value,
@@ -274,7 +271,7 @@ def test_a_filter_leaves_the_rows_that_fit_and_their_curves(
         shown.page.select_option(control, value)
     names, _, drawn = counts(shown)
     assert names == [row["study"] for row in left]
-    assert drawn == (0 if name == "method" else len(lines(left)))  # lines are LoRA's
+    assert drawn == len(lines(left))
     assert shown.page.text_content(".filters [name=found]") == f"{len(left)} of {len(rows)} rows"
     if name == "p":
         shown.page.fill(control, "0")
@@ -283,7 +280,7 @@ def test_a_filter_leaves_the_rows_that_fit_and_their_curves(
     assert counts(shown)[0] == [row["study"] for row in rows]
 
 
-def test_the_table_sorts_by_probability(shown: Opened, rows: list[TableRow]) -> None:
+def test_the_table_sorts_by_probability(shown: Opened, rows: list[AtlasRow]) -> None:
     known = sorted(p for row in rows if (p := row.get("p_within_margin")) is not None)
     shown.page.click(".atlas th:nth-child(5) button")
     cells = shown.page.query_selector_all(".atlas td:nth-child(5)[data-v]")
@@ -292,7 +289,7 @@ def test_the_table_sorts_by_probability(shown: Opened, rows: list[TableRow]) -> 
 
 @pytest.mark.parametrize("viewport", [WIDE, PHONE], ids=["wide", "phone"])
 def test_nothing_is_wider_than_the_screen_whatever_a_study_is_called(
-    browser: Browser, rows: list[TableRow], page: Path, tmp_path: Path, viewport: Any
+    browser: Browser, rows: list[AtlasRow], page: Path, tmp_path: Path, viewport: Any
 ) -> None:
     named = [{**row, "study": HOSTILE, "model": HOSTILE} for row in rows]
     path = tmp_path / "hostile.html"

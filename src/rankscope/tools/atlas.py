@@ -7,10 +7,10 @@ probabilities) or measured (test scores), and its heading says so.
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from rankscope.advise.recommend import recommend
-from rankscope.analyses.tables import TableRow
 from rankscope.errors import IntegrityError, UserError
 from rankscope.formatting import (
     MAX_NAME,
@@ -28,8 +28,11 @@ from rankscope.report.tables import arm_row
 from rankscope.store import OUTPUT_FILES, Ledger
 from rankscope.tools.kept_records import ABOUT, kept_study
 
+AtlasRow = dict[str, Any]
+"""An answer of a study; :func:`read_atlas` says what it holds."""
 
-def read_atlas(places: Sequence[Path], page: Path) -> list[TableRow]:
+
+def read_atlas(places: Sequence[Path], page: Path) -> list[AtlasRow]:
     """One row for each training task of each study, or one for a study without any.
 
     Shares of 1 and nats as in ``rankscope.load(DIR).arms``; ``expected_`` names the posterior's
@@ -43,7 +46,7 @@ def read_atlas(places: Sequence[Path], page: Path) -> list[TableRow]:
     Raises:
         UserError: all folders that cannot be used, with the reason of each.
     """
-    rows, faults, seen = list[TableRow](), list[UserError | IntegrityError](), set[Path]()
+    rows, faults, seen = list[AtlasRow](), list[UserError | IntegrityError](), set[Path]()
     for place in places:
         try:
             if place.resolve() in seen:
@@ -69,7 +72,7 @@ def _link(place: Path, page: Path) -> str | None:
     return quote(Path(os.path.relpath(report, page.resolve().parent)).as_posix())
 
 
-def _rows(study: StudyRecords, about: TableRow) -> list[TableRow]:
+def _rows(study: StudyRecords, about: AtlasRow) -> list[AtlasRow]:
     view, model = StudyView(study, recommend(study)), study.model
     quantized = "" if model.quantize == "none" else f", {model.quantize}"
     about |= {"study": study.name, "model": model.label + quantized, "model_sha256": model.sha256}
@@ -80,14 +83,14 @@ def _rows(study: StudyRecords, about: TableRow) -> list[TableRow]:
     return [about | trials | {"task": None, "arm": None, "verdict": verdict, "curve": None}]
 
 
-def _answer(view: StudyView, task: str) -> TableRow:
+def _answer(view: StudyView, task: str) -> AtlasRow:
     advice, arm, base = view.advice(task), view.focus(task), view.base(task)
     trials = [trial for trial in view.study.trials if trial.spec.task == task]
     # The slices of a nested run share one training.
     trained = {t.spec.nest: t.training for t in trials if t.training}.values()
     best, shown = view.best_lora(task), {} if arm is None else arm_row(view, arm)
     tokens, seconds = (sum(getattr(t, n) for t in trained) for n in ("num_tokens", "seconds"))
-    row = shown | {
+    row: AtlasRow = shown | {
         "task": task,
         "arm": None if arm is None else arm.label,
         "decision": advice.decision,
@@ -134,7 +137,7 @@ def _expected_retention(arm: ArmSummary) -> Estimate | None:
     return -Estimate(value=of.forgetting, low=low, high=high, n=0, seeds=arm.seeds)
 
 
-def _curve(view: StudyView, task: str) -> TableRow | None:
+def _curve(view: StudyView, task: str) -> AtlasRow | None:
     """Expected net gains of each rank at its best rate: a line for each configuration, and full
     fine-tuning. None if there is no line.
 
@@ -163,7 +166,7 @@ def _curve(view: StudyView, task: str) -> TableRow | None:
     return {"unit": unit.difference, "lines": lines, "full": reference} if lines else None
 
 
-def render_atlas(rows: Sequence[TableRow], provenance: Provenance) -> str:
+def render_atlas(rows: Sequence[AtlasRow], provenance: Provenance) -> str:
     names = ("model", "task", "study", "arm", "model_sha256")
     curves = [
         {name: safe_text(row[name], MAX_NAME) for name in names}

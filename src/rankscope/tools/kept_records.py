@@ -8,7 +8,7 @@ and ``items.parquet`` the scores by item.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,7 +36,7 @@ from rankscope.records import (
 )
 from rankscope.tools.frames import trial_row
 
-R = TypeVar("R", bound=Record)
+Kept = TypeVar("Kept", bound=Record)
 ABOUT = "study.json"
 NUMBERS = ("score", "gold_logprob", "among")
 KEPT_COLUMNS = ("model", "task", "split", "item", "subject", "gold_tokens", *NUMBERS)
@@ -86,7 +86,7 @@ def _item_rows(study: StudyRecords, key: EvalKey) -> Iterator[tuple[object, ...]
         )
 
 
-def record_table(records: list[tuple[str, Record | None]]) -> pd.DataFrame:
+def record_table(records: Sequence[tuple[str, Record | None]]) -> pd.DataFrame:
     """(kind, record) as rows of ``kind`` and ``body``, its JSON; None is left out."""
     bodies = [
         (kind, json.dumps(without_folders(record.model_dump(mode="json"))))
@@ -117,7 +117,7 @@ def kept_study(folder: Path) -> StudyRecords:
         scores = _item_scores(pd.read_parquet(folder / "items.parquet"))
         bodies = pd.read_parquet(folder / "records.parquet").groupby("kind")["body"].agg(list)
 
-        def of(kind: str, record: type[R]) -> list[R]:
+        def of(kind: str, record: type[Kept]) -> list[Kept]:
             return [record.model_validate_json(body) for body in bodies.get(kind, ())]
 
         evals = {(r.trial_id, r.task, r.split): r for r in of("eval", EvalRecord)}
@@ -127,7 +127,8 @@ def kept_study(folder: Path) -> StudyRecords:
         trials = [
             TrialRecords(
                 spec,
-                *(rows[spec.trial_id][name] for name in ("status", "failure")),
+                status=rows[spec.trial_id]["status"],
+                failure=rows[spec.trial_id]["failure"],
                 train=train.get(spec.trial_id),
                 curve=tuple(point for point in points if point.trial_id == spec.trial_id),
                 stop=stop.get(spec.trial_id),

@@ -110,7 +110,8 @@
     const byPanel = new Map();
     for (const curve of curves.filter((one) => kept.has(`row-${one.row}`))) {
       const key = JSON.stringify([curve.model_sha256, curve.task, curve.unit]);
-      const lines = curve.lines.filter((line) => !method.value || line.method === method.value);
+      const own = curve.lines.filter((line) => line.method === method.value);
+      const lines = own.length ? own : curve.lines; // a method without ranks has no line
       // Full fine-tuning is drawn once, with the first line of its study.
       const drawn = lines.map((line, place) => ({
         ...curve, ...line, several: lines.length > 1, full: place ? null : curve.full,
