@@ -15,6 +15,7 @@ from rankscope.config.presets import PRESETS
 from rankscope.errors import UserError
 from rankscope.filesystem import replace_text, user_path
 from rankscope.progress import ConsoleReporter
+from rankscope.tools.trainer_files import trainer_names
 
 PRESET_LINES = "\n".join(f"  {name}: {purpose}" for name, purpose in PRESETS.items())
 
@@ -57,6 +58,10 @@ def _init_command(
     may_lose: Annotated[
         float | None, Option(metavar="POINTS", min=0, max=100, help="What may be lost there.")
     ] = None,
+    source: Annotated[
+        Path | None,
+        Option("--from", metavar="FILE", help=f"Your run in {', '.join(trainer_names())}."),
+    ] = None,
     force: Annotated[bool, Option("--force", help="Overwrite an existing file.")] = False,
     list_presets: Annotated[bool, Option("--list", help="List the ready-made studies.")] = False,
     schema: Annotated[bool, Option("--schema", help="Print the file's JSON schema.")] = False,
@@ -72,10 +77,19 @@ def _init_command(
         remedy = "give another name" + (", or --force to overwrite it" if file.is_file() else "")
         raise UserError(file, "a file or folder of that name", "a new name", remedy)
     names = list(retention or ())
-    if on_a_terminal() and new_study.takes_own_rows(preset):
+    if source is not None:
+        if preset != "default":
+            raise UserError("init --from", f"--preset {preset}", "none", "leave --preset out")
+    elif on_a_terminal() and new_study.takes_own_rows(preset):
         model, data, names = _ask_what_is_missing(model, data, names)
         may_lose = _ask_for_limit() if may_lose is None else may_lose
-    task, summary, problem = new_study.own_rows(data, file) if data else (None, "", "")
+    task, summary, problem = None, "", ""
+    if source is not None:
+        from rankscope.tools.trainer_study import study_of_trainer_file
+
+        model, task, around, summary, problem = study_of_trainer_file(source, file, model, data)
+    elif data:
+        task, summary, problem = new_study.own_rows(data, file)
     text = new_study.study_template(
         preset,
         new_study.model_for_study_file(model, file) if model else None,
@@ -84,6 +98,8 @@ def _init_command(
         names,
         may_lose,
     )
+    if source is not None:
+        text = around(text)
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_text(file, text)
     config = load_study_file(file)
@@ -100,7 +116,8 @@ def _init_command(
 _init_command.__doc__ = f"""Write a commented study file.
 
 On a terminal it asks for the model, the rows, what must not be lost and how much of it may be,
-unless options say so.
+unless options say so. --from makes the study of a run that another trainer's file describes: its
+rank and rate are in the middle of the grid, and the head of the study lists every key.
 
 Example: rankscope init study.yaml --model smollm2-135m --data rows.jsonl
 
