@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rankscope.config.arm import TARGET_GROUPS, resolved_alpha
+from rankscope.config.arm import resolved_alpha
 from rankscope.config.study import ModelConfig
 from rankscope.config.yaml_lines import dump_flow
 from rankscope.data.sources import read_file
@@ -66,6 +66,9 @@ def study_of_trainer_file(
     parts = [_part(run, s, file, faults) for s in sets if s.get("path") and not s.get("faults")]
     if not sets:
         faults.append("found no rows, expected a data set; give --data")
+    for name in given - {None}:
+        run.went = [(k, v, "replaced by an option" if run.setting(k) == name else p)
+                    for k, v, p in run.went]  # fmt: skip
     if faults:
         faults += [f"{entry} is not understood" for entry in run.unknown]
         do = "change the file, or give --model and --data in place of what it has"
@@ -102,7 +105,7 @@ def _part(
     is_alpaca = keys.get("fields", ALPACA) == ALPACA
     if wordings := data_set.get("wordings"):
         number = sum(bool(row.fields.get(wordings[2])) for row in rows)
-        if number in (0, len(rows)):
+        if rows and number in (0, len(rows)):
             keys["prompt"] = wordings[0 if number else 1]
         elif is_alpaca:
             count = f"{number} of {len(rows)} rows have an {wordings[2]}"
@@ -140,6 +143,7 @@ def _assembled(
     head = _table(run, [*notes, f"train.labels: {run.labels(row)}"])
 
     def study(text: str) -> str:
+        _, _, text = text.partition("\n")  # the purpose of the preset
         text = re.sub("^model: .*", lambda _: f"model: {dump_flow(base)}", text, flags=re.M)
         text = _with_section(text, "arms", _arm(run))
         text = _with_section(text, "train", _train(run, warmup, run.labels(row)))

@@ -32,6 +32,7 @@ class TrainerFile:
     name: ClassVar[str]  # As its users write it
     marks: ClassVar[str]  # Regular expression; the beginning of some key of its files fits it
     data_keys: ClassVar[list[str]] = []  # Keys about rows, which ``data_sets`` reads
+    unread: ClassVar[list[str]] = []  # Keys of a data set that choose rows as a study cannot
     keys: ClassVar[dict[str, str]] = {}  # Key -> setting
     defaults: ClassVar[dict[str, Any]] = {}  # Setting -> what the trainer takes without a key
     lost: ClassVar[dict[str, str]] = {}  # Key, a regular expression -> why a study has none
@@ -106,7 +107,7 @@ class TrainerFile:
         else:
             self.facts[fact] = value.removesuffix("_with_warmup") if fact == "schedule" else value
             self.sources[fact] = key
-            self.went.append((key, value, PLACES[fact]))
+            self.went.append((key, self.values[key], PLACES[fact]))
 
     def checked(self, fact: str, value: Any) -> Any:
         """A value as a study file has it. Raises ValueError: what it should have been."""
@@ -139,6 +140,18 @@ class TrainerFile:
         """The methods that it names, or plain LoRA; a study trains one."""
         named = [method for method in ("rslora", "dora", "pissa") if self.facts.get(method)]
         return named + ["lora+"] * ("lr_ratio" in self.facts) or ["lora"]
+
+    def unread_keys(self, given: Mapping[str, Any]) -> list[str]:
+        """Faults of a data set that the trainer takes a part of, or changes."""
+        odd = [key for key in self.unread if given.get(key)]
+        odd += ["split"] * (given.get("split", "train") != "train")
+        rule = "expected none; store the rows in a file and give it with --data"
+        return [f"rows: found {key} {given[key]}, {rule}" for key in odd]
+
+    def conversations_in(self, column: str) -> dict[str, Any]:
+        """A data set of conversations."""
+        fields = {} if column in ("messages", "conversations") else {"messages": column}
+        return {"format": "chat", "keys": {"fields": fields} if fields else {}}
 
     def path_of(self, name: str) -> Path | None:
         """A file or folder that it names: beside it, else in the current folder."""

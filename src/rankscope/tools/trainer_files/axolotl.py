@@ -1,28 +1,18 @@
 """axolotl: one YAML file, its rows described by ``type``."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from rankscope.tools.trainer_files import TrainerFile
 
-TASK = "Below is an instruction that describes a task"
-WRITE = ". Write a response that appropriately completes the request.\n\n### Instruction:\n"
-END = "\n\n### Response:\n"
-WORDINGS = (
-    f"{TASK}, paired with an input that provides further context{WRITE}{{instruction}}\n\n"
-    f"### Input:\n{{input}}{END}",
-    f"{TASK}{WRITE}{{instruction}}{END}",
-    "input",
-)
-"""Of ``type: alpaca``."""
 TYPES = "alpaca, chat_template, sharegpt, completion or a mapping with field_instruction"
 STAGES = ("rl", "reward_model", "process_reward_model", "pretraining_dataset")
 COLUMNS = ("instruction", "input", "output")
-UNREAD = ("name", "shards", "field_system", "conversation", "message_field_training")
 
 
 class AxolotlFile(TrainerFile):
     all_targets = ""
+    alpaca: ClassVar[list[str]]  # Wordings of ``type: alpaca``, with an input and without
 
     def _read(self, key: str, value: Any) -> None:
         if key == "gradient_checkpointing":
@@ -55,16 +45,12 @@ class AxolotlFile(TrainerFile):
     def _data_set(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Its rows, with the words that axolotl puts around them."""
         path, kind = given.get("data_files") or given.get("path"), given.get("type")
-        odd = [key for key in UNREAD if given.get(key)]
-        odd += ["split"] * (given.get("split", "train") != "train")
-        faults = [f"datasets: found {k}, expected none; store the rows in a file" for k in odd]
-        found: dict[str, Any] = {"path": path[0] if isinstance(path, list) else path, "keys": {}}
+        faults = self.unread_keys(given)
+        found: dict[str, Any] = {"path": path[0] if isinstance(path, list) else path}
         if kind == "alpaca":
-            found |= {"wordings": WORDINGS, "format": "plain"}
+            found |= {"wordings": (*self.alpaca, "input"), "format": "plain"}
         elif kind in ("chat_template", "sharegpt"):
-            name = given.get("field_messages", "messages")
-            is_known = name in ("messages", "conversations")
-            found |= {"format": "chat", "keys": {} if is_known else {"fields": {"messages": name}}}
+            found |= self.conversations_in(given.get("field_messages", "messages"))
         elif kind == "completion":
             found["keys"] = {"fields": {"text": given.get("field", "text")}}
             found["notes"] = ["axolotl cuts long texts into pieces, the study cuts them off"]

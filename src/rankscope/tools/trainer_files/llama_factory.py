@@ -9,7 +9,6 @@ from rankscope.tools.trainer_files import TrainerFile
 
 INFO = "dataset_info.json"
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
-UNREAD = ("ranking", "subset", "num_samples", "script_url")
 EXPECTED = {"stage": "sft", "adapter": "lora"}
 
 
@@ -45,18 +44,17 @@ class LlamaFactoryFile(TrainerFile):
             return {"faults": [f"dataset: found no {name} in {file}, expected it there"]}
         columns = {**COLUMNS, **given.get("columns", {})}
         path = given.get("file_name") or given.get("hf_hub_url")
+        faults = self.unread_keys(given)
         odd = [column for column in columns if column not in (*COLUMNS, "messages")]
-        odd += [key for key in UNREAD if given.get(key)]
-        faults = [f"{file}: {name}: found {key}, expected none; store rows without" for key in odd]
+        faults += [f"{file}: {name}: found the column {c}, expected none" for c in odd]
         local = file.parent / str(path)
-        found = {"path": str(local) if local.exists() else path, "format": "chat", "faults": faults}
+        found = {"path": str(local) if local.exists() else path, "faults": faults}
         if given.get("formatting", "alpaca") == "alpaca":
             prompt, query, response = (columns[column] for column in COLUMNS)
             found["wordings"] = (f"{{{prompt}}}\n{{{query}}}", f"{{{prompt}}}", query)
-            return found | {"keys": {"fields": {"prompt": prompt, "completion": response}}}
-        messages = columns.get("messages", "conversations")
-        is_known = messages in ("messages", "conversations")
-        return found | {"keys": {} if is_known else {"fields": {"messages": messages}}}
+            fields = {"prompt": prompt, "completion": response}
+            return found | {"format": "chat", "keys": {"fields": fields}}
+        return found | self.conversations_in(columns.get("messages", "conversations"))
 
     def changes(self, fact: str, value: Any) -> dict[str, Any]:
         """Names of modules are one text, with commas."""

@@ -9,7 +9,6 @@ from rankscope.tools.trainer_files import TrainerFile
 
 OF_COMMAND = {"rank": 16, "alpha": 32.0, "dropout": 0.05}  # Defaults of ModelConfig
 OTHER_STAGE = r"([A-Z]*(DPO|PO|RLOO|GKD|PRM|BCO|KTO)|OnlineDPO|Reward)(Config|Trainer)\..*"
-UNREAD = ("name", "dataset_config", "data_dir", "columns", "fraction")
 BUILDERS = ("json", "csv", "parquet", "text")
 
 
@@ -43,16 +42,11 @@ class TrlFile(TrainerFile):
         files = given.get("data_files")
         files = files.get("train") if isinstance(files, Mapping) else files
         path = files if files and given["path"] in BUILDERS else given["path"]
-        odd = [key for key in UNREAD if given.get(key)]
-        odd += ["split"] * (given.get("split", "train") != "train")
-        odd += ["data_files"] * (bool(files) and path != files)
-        unread = [
-            f"{k}: found {given.get(k)}, expected none; store the rows in a file" for k in odd
-        ]
+        known = {**given, "data_files": files if path != files else None}
         return {
             "path": path[0] if isinstance(path, list) else path,
             "keys": {} if column == "text" else {"fields": {"text": column}},
-            "faults": faults + unread,
+            "faults": faults + self.unread_keys(known),
         }
 
     def labels(self, row: Mapping[str, Any]) -> str:
