@@ -144,16 +144,7 @@ def _export_command(
     if patch is not None:
         if merge or step is not None or base_name is not None:
             raise UserError("export --patch", "an option for weights", "none", "leave it out")
-        from rankscope.tools.trainer_patch import patch_trainer_file
-
-        spec, file, diff, notes = patch_trainer_file(
-            folder, patch, out, label=label, task=task, best_lora=best_lora
-        )
-        for note in notes:
-            print_message(f"note: {note}")
-        patched = {"trial": spec.trial_id, "label": spec.label, "out": file, "diff": diff}
-        told = diff.rstrip("\n") or "nothing to change"
-        return Reply({**patched, "notes": notes}, lambda: print_line(f"{told}\nwrote {file}"))
+        return _patched(folder, patch, out, label, task, best_lora=best_lora)
     from rankscope.tools.export import ExportRequest, export_trial
 
     request = ExportRequest(
@@ -175,6 +166,21 @@ def _export_command(
         "notes": notes,
     }
     return Reply(data, show)
+
+
+def _patched(
+    folder: Path, patch: Path, out: Path, label: str | None, task: str | None, *, best_lora: bool
+) -> Reply:
+    from rankscope.tools.trainer_patch import patch_trainer_file
+
+    spec, file, diff, notes = patch_trainer_file(
+        folder, patch, out, label=label, task=task, best_lora=best_lora
+    )
+    for note in notes:
+        print_message(f"note: {note}")
+    told = diff.rstrip("\n") or "nothing to change"
+    data = {"trial": spec.trial_id, "label": spec.label, "out": file, "diff": diff, "notes": notes}
+    return Reply(data, lambda: print_line(f"{told}\nwrote {file}"))
 
 
 @verb("track", "Reading {folder} ...")

@@ -2,9 +2,10 @@
 
 import shlex
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Argument, Option
@@ -15,7 +16,6 @@ from rankscope.config.presets import PRESETS
 from rankscope.errors import UserError
 from rankscope.filesystem import replace_text, user_path
 from rankscope.progress import ConsoleReporter
-from rankscope.tools.trainer_files import trainer_names
 
 PRESET_LINES = "\n".join(f"  {name}: {purpose}" for name, purpose in PRESETS.items())
 
@@ -60,7 +60,7 @@ def _init_command(
     ] = None,
     source: Annotated[
         Path | None,
-        Option("--from", metavar="FILE", help=f"Your run in {', '.join(trainer_names())}."),
+        Option("--from", metavar="FILE", help="Your run, in another trainer's file."),
     ] = None,
     force: Annotated[bool, Option("--force", help="Overwrite an existing file.")] = False,
     list_presets: Annotated[bool, Option("--list", help="List the ready-made studies.")] = False,
@@ -77,19 +77,10 @@ def _init_command(
         remedy = "give another name" + (", or --force to overwrite it" if file.is_file() else "")
         raise UserError(file, "a file or folder of that name", "a new name", remedy)
     names = list(retention or ())
-    if source is not None:
-        if preset != "default":
-            raise UserError("init --from", f"--preset {preset}", "none", "leave --preset out")
-    elif on_a_terminal() and new_study.takes_own_rows(preset):
+    if source is None and on_a_terminal() and new_study.takes_own_rows(preset):
         model, data, names = _ask_what_is_missing(model, data, names)
         may_lose = _ask_for_limit() if may_lose is None else may_lose
-    task, summary, problem = None, "", ""
-    if source is not None:
-        from rankscope.tools.trainer_study import study_of_trainer_file
-
-        model, task, around, summary, problem = study_of_trainer_file(source, file, model, data)
-    elif data:
-        task, summary, problem = new_study.own_rows(data, file)
+    model, task, around, summary, problem = _described_run(source, preset, file, model, data)
     text = new_study.study_template(
         preset,
         new_study.model_for_study_file(model, file) if model else None,
@@ -98,10 +89,8 @@ def _init_command(
         names,
         may_lose,
     )
-    if source is not None:
-        text = around(text)
     file.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(file, text)
+    replace_text(file, around(text))
     config = load_study_file(file)
     missing = new_study.missing_pieces(config)
     missing += [problem] if problem else []
@@ -126,6 +115,22 @@ Presets:
 {PRESET_LINES}
 """
 verb("init")(_init_command)
+
+
+def _described_run(
+    source: Path | None, preset: str, file: Path, model: str | None, data: Path | None
+) -> tuple[str | None, dict[str, Any] | None, Callable[[str], str], str, str]:
+    """Model, task, what remains to do with the preset's text, what was read, and a problem."""
+    if source is not None:
+        if preset != "default":
+            raise UserError("init --from", f"--preset {preset}", "none", "leave --preset out")
+        from rankscope.tools.trainer_study import study_of_trainer_file
+
+        return study_of_trainer_file(source, file, model, data)
+    from rankscope.tools.new_study import own_rows
+
+    task, summary, problem = own_rows(data, file) if data else (None, "", "")
+    return model, task, str, summary, problem
 
 
 def on_a_terminal() -> bool:

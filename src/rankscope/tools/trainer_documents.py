@@ -152,9 +152,11 @@ def _without_magics(source: str) -> str:
     lines, continued = [], False
     for line in source.split("\n"):
         code = line.lstrip()
-        if continued or code.startswith(("%", "!")):
-            margin, continued = len(line) - len(code), code.rstrip().endswith("\\")
-            line = line[:margin] + "0".ljust(len(code))
+        if is_magic := code.startswith(("%", "!")):
+            line = line[: -len(code)] + "0".ljust(len(code))
+        elif continued:
+            line = " " * len(line)
+        continued = (is_magic or continued) and code.rstrip().endswith("\\")
         lines.append(line)
     return "\n".join(lines)
 

@@ -28,7 +28,7 @@ ALPACA = {"prompt": "instruction", "completion": "output"}
 COPIED = ("epochs", "max_steps", "batch_size", "gradient_accumulation", "schedule", "weight_decay",
           "max_grad_norm", "max_length", "gradient_checkpointing")  # fmt: skip
 """Settings that are keys of ``train`` under the same name."""
-WIDTH = 98
+HEAD_WIDTH = 98
 
 TrainerStudy = tuple[str, dict[str, Any], Callable[[str], str], str, str]
 """The model and the task for ``study_template``, a function that makes its text the study of the
@@ -49,7 +49,7 @@ def study_of_trainer_file(
         UserError: all that keeps a study from being made.
     """
     run = read_trainer_file(path)
-    given = {"model" if model else None, "rows" if data else None}
+    given = {name for name, value in (("model", model), ("rows", data)) if value}
     faults = [f for f in run.faults if run.setting(f.partition(":")[0]) not in given]
     faults += run.problems()
     base = _base(run, model, file)
@@ -64,9 +64,9 @@ def study_of_trainer_file(
     sets = [{"path": str(data.absolute())}] if data else run.data_sets()
     faults += [fault for data_set in sets for fault in data_set.get("faults", ())]
     parts = [_part(run, s, file, faults) for s in sets if s.get("path") and not s.get("faults")]
-    if not sets:
+    if not (parts or any(data_set.get("faults") for data_set in sets)):
         faults.append("found no rows, expected a data set; give --data")
-    for name in given - {None}:
+    for name in given:
         run.went = [(k, v, "replaced by an option" if run.setting(k) == name else p)
                     for k, v, p in run.went]  # fmt: skip
     if faults:
@@ -118,7 +118,7 @@ def _part(
     task, summary, problem = own_rows(place, file, keys)
     first = dict(rows[0].fields) if rows else {}
     first |= {field: first.get(column) for field, column in keys.get("fields", {}).items()}
-    first["format"] = data_set.get("format")
+    first["plain"] = data_set.get("plain", False)
     return task | {"rows": len(rows)}, first, [summary, *notes, problem]
 
 
@@ -128,13 +128,12 @@ def _assembled(
     parts: list[tuple[dict[str, Any], dict[str, Any], list[str]]],
 ) -> TrainerStudy:
     row, tasks = parts[0][1], [task for task, _, _ in parts]
-    prompt_format = row.get("format") or run.prompt_format(row)
     notes = [*run.notes(row), *(note for _, _, lines in parts for note in lines[1:-1])]
-    if not row.keys() - {"format"}:
+    if not row.keys() - {"plain"}:
         notes.append("rows were not read: look at train.labels and model.prompt_format")
-    if prompt_format:
-        base["prompt_format"] = prompt_format
-        notes.append(f"prompt_format: {prompt_format}, as {run.name} has these rows")
+    if row.get("plain") or run.is_plain(row):
+        base["prompt_format"] = "plain"
+        notes.append(f"model.prompt_format: plain, as {run.name} has no template around these rows")
     warmup = _warmup(run, sum(task.pop("rows", 0) for task in tasks), notes)
     if rows := run.facts.get("max_rows"):
         tasks[0]["max_train_rows"] = rows
@@ -226,7 +225,7 @@ def _table(run: TrainerFile, notes: list[str]) -> str:
         ["", "Not understood:", *(f"  {entry}" for entry in run.unknown)] if run.unknown else []
     )
     lines += ["", "Rows and steps:", *(f"  {note}" for note in notes)] if notes else []
-    wrapped = [textwrap.wrap(line, WIDTH, subsequent_indent=" " * 8) or [""] for line in lines]
+    wrapped = [textwrap.wrap(line, HEAD_WIDTH, subsequent_indent=" " * 8) or [""] for line in lines]
     return "".join(f"# {line}".rstrip() + "\n" for one in wrapped for line in one)
 
 

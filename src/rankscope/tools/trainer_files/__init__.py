@@ -18,7 +18,7 @@ from rankscope.config.arm import MODULE_PATTERN, TARGET_GROUPS
 from rankscope.errors import UserError
 from rankscope.tools.trainer_documents import TrainerDocument, read_document
 
-__all__ = ["PLACES", "TrainerFile", "read_trainer_file", "trainer_names"]
+__all__ = ["PLACES", "TrainerFile", "read_trainer_file"]
 
 _TABLES = tomllib.loads(Path(__file__).with_name("places.toml").read_text("utf-8"))
 PLACES: dict[str, str] = _TABLES["places"]
@@ -87,7 +87,7 @@ class TrainerFile:
         elif fact is not None:
             try:
                 self._take(fact, key, self.checked(fact, value))
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 self.faults.append(f"{key}: found {value!r}, expected {error}")
         elif (why := self._why(key)) is None:
             self.unknown.append(f"{key}: {value}")
@@ -119,18 +119,18 @@ class TrainerFile:
             return value
         with suppress(TypeError, ValueError):
             number = float("nan" if isinstance(value, bool) else value)
-            if kind == "a number" and math.isfinite(number):
-                return number
-            if kind == "a whole number" and number % 1 == 0:
-                return int(number)
+            fits = math.isfinite(number) and (number > 0 or "positive" not in kind)
+            if fits and not ("whole" in kind and number % 1):
+                return int(number) if "whole" in kind else number
         raise ValueError(kind)
 
     def _targets(self, value: Any) -> str | list[str]:
         """Names of modules, or a group if they are all of it."""
-        names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+        names = value.split(",") if isinstance(value, str) else list(value)
+        names = [name.strip() if isinstance(name, str) else "" for name in names]
         if names == [self.all_targets]:
             return "all-linear"
-        if not all(isinstance(n, str) and re.fullmatch(MODULE_PATTERN, n) for n in names):
+        if not all(re.fullmatch(MODULE_PATTERN, name) for name in names):
             raise ValueError("names of modules; a study has no patterns")
         groups = (group for group, of_it in TARGET_GROUPS.items() if set(of_it) == set(names))
         return next(groups, sorted(names))
@@ -150,8 +150,8 @@ class TrainerFile:
 
     def conversations_in(self, column: str) -> dict[str, Any]:
         """A data set of conversations."""
-        fields = {} if column in ("messages", "conversations") else {"messages": column}
-        return {"format": "chat", "keys": {"fields": fields} if fields else {}}
+        is_known = column in ("messages", "conversations")
+        return {} if is_known else {"keys": {"fields": {"messages": column}}}
 
     def path_of(self, name: str) -> Path | None:
         """A file or folder that it names: beside it, else in the current folder."""
@@ -165,18 +165,18 @@ class TrainerFile:
         return []
 
     def data_sets(self) -> list[dict[str, Any]]:
-        """Its data sets: ``path`` (file, folder or hub id), ``keys`` of the task, ``format`` of the
-        prompt, ``wordings`` (prompt with an input, prompt without, column of the input), ``notes``
-        and ``faults``; all but the path may be absent."""
+        """Its data sets: ``path`` (file, folder or hub id), ``keys`` of the task, ``plain`` without
+        a chat template, ``wordings`` (prompt with an input, prompt without, column of the
+        input), ``notes`` and ``faults``; all but the path may be absent."""
         return []
 
     def labels(self, row: Mapping[str, Any]) -> str:
         """The tokens that carry loss, for rows like the first one."""
         return "all" if self.facts.get("all_labels") else "completion"
 
-    def prompt_format(self, row: Mapping[str, Any]) -> str | None:
-        """``plain`` or ``chat``; None leaves the choice to the tokenizer."""
-        return None
+    def is_plain(self, row: Mapping[str, Any]) -> bool:
+        """Whether it puts no chat template around prompts, for rows like the first one."""
+        return False
 
     def notes(self, row: Mapping[str, Any]) -> list[str]:
         """How the tokens of rows like the first one differ from the trainer's."""
@@ -190,15 +190,11 @@ class TrainerFile:
         return {self.sources.get(fact, fact): value}
 
 
-def trainer_names() -> list[str]:
-    return [module.name for module in pkgutil.iter_modules(__path__)]
-
-
 def read_trainer_file(path: Path) -> TrainerFile:
     """The file as one of the trainer that knows most of its keys. Raises UserError: of none."""
     kinds: list[type[TrainerFile]] = [
         getattr(import_module(f"{__name__}.{name}"), f"{name.title().replace('_', '')}File")
-        for name in trainer_names()
+        for _, name, _ in pkgutil.iter_modules(__path__)
     ]
     calls = {call: names for kind in kinds for call, names in kind.calls.items()}
     document = read_document(path, calls)

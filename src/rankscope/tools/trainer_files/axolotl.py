@@ -7,7 +7,7 @@ from rankscope.tools.trainer_files import TrainerFile
 
 TYPES = "alpaca, chat_template, sharegpt, completion or a mapping with field_instruction"
 STAGES = ("rl", "reward_model", "process_reward_model", "pretraining_dataset")
-COLUMNS = ("instruction", "input", "output")
+USER_COLUMNS = ("instruction", "input", "output")
 
 
 class AxolotlFile(TrainerFile):
@@ -40,7 +40,8 @@ class AxolotlFile(TrainerFile):
         return found
 
     def data_sets(self) -> list[dict[str, Any]]:
-        return [self._data_set(given) for given in self.values.get("datasets", ())]
+        sets = self.values.get("datasets", ())
+        return [self._data_set(given) for given in sets if isinstance(given, Mapping)]
 
     def _data_set(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Its rows, with the words that axolotl puts around them."""
@@ -48,14 +49,14 @@ class AxolotlFile(TrainerFile):
         faults = self.unread_keys(given)
         found: dict[str, Any] = {"path": path[0] if isinstance(path, list) else path}
         if kind == "alpaca":
-            found |= {"wordings": (*self.alpaca, "input"), "format": "plain"}
+            found |= {"wordings": (*self.alpaca, "input"), "plain": True}
         elif kind in ("chat_template", "sharegpt"):
             found |= self.conversations_in(given.get("field_messages", "messages"))
         elif kind == "completion":
             found["keys"] = {"fields": {"text": given.get("field", "text")}}
             found["notes"] = ["axolotl cuts long texts into pieces, the study cuts them off"]
         elif isinstance(kind, Mapping):
-            names = {column: kind.get(f"field_{column}", column) for column in COLUMNS}
+            names = {column: kind.get(f"field_{column}", column) for column in USER_COLUMNS}
             wordings = [kind.get("format", "{instruction} {input} ")]
             wordings.append(kind.get("no_input_format", "{instruction} "))
             for name, column in names.items():
@@ -63,7 +64,7 @@ class AxolotlFile(TrainerFile):
             start = str(kind.get("system_prompt") or "")
             found["wordings"] = (*(start + wording for wording in wordings), names["input"])
             fields = {"prompt": names["instruction"], "completion": names["output"]}
-            found |= {"format": "plain", "keys": {"fields": fields}}
+            found |= {"plain": True, "keys": {"fields": fields}}
         else:
             faults.append(f"datasets: found type {kind}, expected {TYPES}")
         return found | {"faults": faults}

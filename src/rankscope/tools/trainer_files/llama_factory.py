@@ -8,7 +8,7 @@ from rankscope.filesystem import read_json_object
 from rankscope.tools.trainer_files import TrainerFile
 
 INFO = "dataset_info.json"
-COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
+INFO_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}
 EXPECTED = {"stage": "sft", "adapter": "lora"}
 
 
@@ -42,18 +42,18 @@ class LlamaFactoryFile(TrainerFile):
     def _data_set(self, name: str, given: Any, file: Path) -> dict[str, Any]:
         if not isinstance(given, Mapping):
             return {"faults": [f"dataset: found no {name} in {file}, expected it there"]}
-        columns = {**COLUMNS, **given.get("columns", {})}
+        columns = {**INFO_COLUMNS, **given.get("columns", {})}
         path = given.get("file_name") or given.get("hf_hub_url")
         faults = self.unread_keys(given)
-        odd = [column for column in columns if column not in (*COLUMNS, "messages")]
+        odd = [column for column in columns if column not in (*INFO_COLUMNS, "messages")]
         faults += [f"{file}: {name}: found the column {c}, expected none" for c in odd]
         local = file.parent / str(path)
         found = {"path": str(local) if local.exists() else path, "faults": faults}
         if given.get("formatting", "alpaca") == "alpaca":
-            prompt, query, response = (columns[column] for column in COLUMNS)
+            prompt, query, response = (columns[column] for column in INFO_COLUMNS)
             found["wordings"] = (f"{{{prompt}}}\n{{{query}}}", f"{{{prompt}}}", query)
             fields = {"prompt": prompt, "completion": response}
-            return found | {"format": "chat", "keys": {"fields": fields}}
+            return found | {"keys": {"fields": fields}}
         return found | self.conversations_in(columns.get("messages", "conversations"))
 
     def changes(self, fact: str, value: Any) -> dict[str, Any]:

@@ -29,14 +29,15 @@ class TrlFile(TrainerFile):
         rows = {
             k.rpartition(".")[2]: v for k, v in self.values.items() if self.setting(k) == "rows"
         }
-        rows["path"] = rows.get("path") or rows.get("dataset_name")
+        if "dataset_name" in rows:
+            rows["path"] = rows["dataset_name"]
         rows["split"] = rows.get("split") or rows.get("dataset_train_split", "train")
         code = [key for key in self.document.computed if key.endswith("formatting_func")]
         faults = [f"{key}: found code that makes rows, which is not run; give them with --data"
                   for key in code]  # fmt: skip
         sets = rows.get("datasets") or [rows]
         column = rows.get("dataset_text_field", "text")
-        return [self._data_set(given, column, faults) for given in sets if given.get("path")]
+        return [self._data_set(given, column, faults) for given in sets if "path" in given]
 
     def _data_set(self, given: Mapping[str, Any], column: str, faults: list[str]) -> dict[str, Any]:
         files = given.get("data_files")
@@ -56,10 +57,8 @@ class TrlFile(TrainerFile):
         is_chat = "messages" in row or "conversations" in row
         return "all" if is_chat and not self.facts.get("assistant_only") else "completion"
 
-    def prompt_format(self, row: Mapping[str, Any]) -> str | None:
-        """TRL puts no template around prompts that are text."""
-        is_text = isinstance(row.get("prompt"), str) or row.get("text") is not None
-        return "plain" if is_text else "chat" if "messages" in row else None
+    def is_plain(self, row: Mapping[str, Any]) -> bool:
+        return isinstance(row.get("prompt"), str) or row.get("text") is not None
 
     def notes(self, row: Mapping[str, Any]) -> list[str]:
         prompt, completion = row.get("prompt"), row.get("completion")
