@@ -59,6 +59,9 @@ def drawn(needs: dict[str, set[str]]) -> str:
     rows: dict[str, int] = {}
     for room in sorted(needs, key=ROOMS.index):
         rows[room] = sum(columns[other] == columns[room] for other in rows)
+    for room in needs.keys() - set().union(*needs.values()):
+        if columns[room] < max(columns.values()):  # below the arrows that pass its column
+            rows[room] = max(rows.values()) + 1
     places = {r: (8 + STEP_X * columns[r], 8 + STEP_Y * rows[r]) for r in needs}
     width = 16 + STEP_X * max(columns.values()) + WIDTH
     height = 16 + STEP_Y * max(rows.values()) + HEIGHT

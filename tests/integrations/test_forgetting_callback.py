@@ -14,6 +14,7 @@ from datasets import Dataset
 from finished_studies import pocket
 from peft import (
     LoraConfig,
+    PeftModel,
     PrefixTuningConfig,
     PromptTuningConfig,
     get_peft_model,
@@ -36,6 +37,7 @@ import rankscope
 from rankscope.data.registry import NAMED_TASKS
 from rankscope.errors import UserError
 from rankscope.integrations import ForgettingCallback
+from rankscope.integrations.forgetting_callback import live_base
 from rankscope.models.model_folder import pocket_folder
 from rounding import rounding, terms_of_pass
 
@@ -223,6 +225,11 @@ def test_the_model_is_left_as_it_is(tmp_path: Path) -> None:
         callback.on_train_begin(trainer.args, trainer.state, trainer.control, **names)
         callback.on_step_end(trainer.args, trainer.state, trainer.control, **names)
         assert state_of(trainer) == before
+        scored, own = (
+            {p.data_ptr() for p in model.parameters()}
+            for model in (live_base(trainer.model, TOKENIZER).model, trainer.model)
+        )
+        assert scored < own  # no second copy of a weight
     finally:
         backend.no_truncation()
 
@@ -336,6 +343,22 @@ def begin(model: Any, tokenizer: Any = TOKENIZER) -> ForgettingCallback:
     callback, names = alarm(TASKS[:1]), {"model": model, "processing_class": tokenizer}
     callback.on_train_begin(settings, TrainerState(), TrainerControl(), **names)
     return callback
+
+
+def test_other_methods_and_names_of_adapters_are_scored(given_models: Path) -> None:
+    folders = [given_models / name for name in ("ia3", "lora")]
+    settings = {"dtype": "float32", "device": "cpu"}
+    _, scores = rankscope.score(
+        "pocket", TASKS[:1], [*map(str, folders)], settings, max_items=ITEMS
+    )
+    expected = {score.model: score.record.score for score in scores}
+    assert len(set(expected.values())) > 1
+    for folder in folders:
+        model = PeftModel.from_pretrained(pocket(), folder, adapter_name="mine")
+        callback = begin(model)
+        now: Any = callback._evaluate(model, trained=True)
+        found = [of["pocket_cloze"][0].score for of in (callback.base, now)]
+        assert found == [expected["base"], expected[folder.name]]
 
 
 def test_models_that_cannot_be_scored_are_named() -> None:

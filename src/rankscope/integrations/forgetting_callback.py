@@ -57,7 +57,7 @@ class ForgettingCallback(TrainerCallback):
     trained model's likelihoods are not finite. Then a warning is given, and training stops with
     ``at_limit="stop"``. A change below ``-max_loss`` whose interval reaches above it may be chance
     over the items: it warns, and never stops. The interval holds for one task at one step; of
-    many, each without such a loss, about one in forty is over the limit by chance.
+    many, each without such a loss, up to about one in forty is over the limit by chance.
 
     Losses, gradients, random numbers and the trainer's model stay as they are without it.
 
@@ -65,7 +65,8 @@ class ForgettingCallback(TrainerCallback):
         tasks: named tasks, or tasks as in a study file.
         every: optimizer steps between two scorings; the end of training is scored, too.
         max_loss: largest accepted fall of a task's score, share of 1 or nats per token.
-        data_dir: folder with ``<task>/test.jsonl`` for named tasks; None takes the hub.
+        data_dir: folder with ``<task>/test.jsonl`` for named tasks; None takes the hub, or the
+            package for tasks inside it.
         max_items: most items of a task; None takes all.
         at_limit: ``warn`` or ``stop``.
 
