@@ -19,7 +19,7 @@ from rankscope.config.task import TaskConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import read_task_items
 from rankscope.models.model_folder import pocket_folder
-from rankscope.tools.trainer_documents import written
+from rankscope.tools.trainer_documents import as_literal
 
 FILES = Path(__file__).with_name("trainer_files")
 WORDS = "ba do ma ti lo ku se ra".split()
@@ -348,6 +348,6 @@ def test_numbers_are_written_as_any_yaml_reads_them() -> None:
     import yaml
 
     for value in (2e-3, 1e-5, 2.5e-7, 16, 0.05):
-        assert yaml.safe_load(written(value, "yaml")) == value
-        assert json.loads(written(value, "json")) == value
-        assert ast.literal_eval(written(value, "python")) == value
+        assert yaml.safe_load(as_literal(value, "yaml")) == value
+        assert json.loads(as_literal(value, "json")) == value
+        assert ast.literal_eval(as_literal(value, "python")) == value

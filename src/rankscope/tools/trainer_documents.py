@@ -63,10 +63,10 @@ class TrainerDocument:
         if self.style == "yaml" and text.startswith("- ", start):
             margin = " " * (start - text.rfind("\n", 0, start) - 1)
             return part, start, end, f"\n{margin}".join(f"- {name}" for name in value)
-        return part, start, end, " " * (start == end) + written(value, self.style)
+        return part, start, end, " " * (start == end) + as_literal(value, self.style)
 
 
-def written(value: Any, style: Style) -> str:
+def as_literal(value: Any, style: Style) -> str:
     """A value as text. Numbers have a point before an exponent, without which YAML 1.1 reads
     text."""
     if isinstance(value, bool):
@@ -75,7 +75,7 @@ def written(value: Any, style: Style) -> str:
         digits, e, exponent = f"{value:.12g}".partition("e")
         return f"{digits}{'.0' * (bool(e) and '.' not in digits)}{e}{exponent}"
     if isinstance(value, list | tuple):
-        return f"[{', '.join(written(entry, style) for entry in value)}]"
+        return f"[{', '.join(as_literal(entry, style) for entry in value)}]"
     return dump_text(value) if style == "yaml" else json.dumps(value, ensure_ascii=False)
 
 
