@@ -107,9 +107,9 @@ def _init_command(
     missing += [problem] if problem else []
     hub = [] if missing else new_study.hub_pieces(config)
     step = shlex.join(["rankscope", "check", str(file)])
-    data = {"file": file, "task": task, "missing": missing, "from_hub": hub, "next": step, **fit}
+    written = {"file": file, "task": task, "missing": missing, "from_hub": hub, "next": step, **fit}
     code = UNFINISHED if missing else OK
-    return Reply(data, lambda: _show_written(data, "" if problem else summary), code)
+    return Reply(written, lambda: _show_written(written, "" if problem else summary), code)
 
 
 _init_command.__doc__ = f"""Write a commented study file.
