@@ -1,4 +1,5 @@
-"""Verbs beside a study: a prediction before it; weights, and runs for a tracker, after it."""
+"""Verbs beside a study: a page of many; a prediction before it; weights, and runs for a tracker,
+after it."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,6 +13,33 @@ from rankscope.errors import UserError
 from rankscope.filesystem import replace_text
 from rankscope.progress import ConsoleReporter
 from rankscope.tools.trackers import tracker_names
+
+
+@verb("atlas", "Reading {places} ...")
+def _atlas_command(
+    places: Annotated[
+        list[Path],
+        Argument(metavar="DIR...", help="Folders of studies, or of their --records."),
+    ],
+    out: Annotated[Path, Option(metavar="FILE.html", help="The page.")],
+) -> Reply:
+    """Put the answers of many studies on one page.
+
+    Curves of the expected net gain by model and task, and a table with filters. The page works
+    offline; a row links the report of its study if the folder has one.
+
+    Example: rankscope atlas studies/pocket studies/mine --out atlas.html
+    """
+    from rankscope.device import provenance
+    from rankscope.tools.atlas import read_atlas, render_atlas
+    from rankscope.tools.compare import check_page
+
+    check_page(out, places)
+    rows = read_atlas(places, out)
+    replace_text(out, render_atlas(rows, provenance()))
+    answers = sum(row["arm"] is not None for row in rows)
+    told = f"{out}: {answers} answers of {len(places)} studies; {len(rows) - answers} without one"
+    return Reply(rows, lambda: print_line(told))
 
 
 @verb("predict", "Reading {places} ...")
@@ -104,33 +132,6 @@ def _import_command(
     import_scores(source, out, columns or (), base, task=task, retention=kept, unit=metric)
     records, answer = write_outputs(out)
     return Reply(answer, lambda: show_results(out, records, answer, with_reasons=True))
-
-
-@verb("atlas", "Reading {places} ...")
-def _atlas_command(
-    places: Annotated[
-        list[Path],
-        Argument(metavar="DIR...", help="Folders of studies, or of their --records."),
-    ],
-    out: Annotated[Path, Option(metavar="FILE.html", help="The page.")],
-) -> Reply:
-    """Put the answers of many studies on one page.
-
-    Curves of the expected net gain by model and task, and a table with filters. The page works
-    offline; a row links the report of its study if the folder has one.
-
-    Example: rankscope atlas studies/pocket studies/mine --out atlas.html
-    """
-    from rankscope.device import provenance
-    from rankscope.tools.atlas import read_atlas, render_atlas
-    from rankscope.tools.compare import check_page
-
-    check_page(out, places)
-    rows = read_atlas(places, out)
-    replace_text(out, render_atlas(rows, provenance()))
-    answers = sum(row["arm"] is not None for row in rows)
-    told = f"{out}: {answers} answers of {len(places)} studies; {len(rows) - answers} without one"
-    return Reply(rows, lambda: print_line(told))
 
 
 @verb("export", "Reading {folder} ...")
