@@ -100,8 +100,8 @@ def _init_command(
     missing += [problem] if problem else []
     hub = [] if missing else new_study.hub_pieces(config)
     step = shlex.join(["rankscope", "check", str(file)])
-    data = {"file": file, "task": task, "missing": missing, "from_hub": hub, "next": step, **fit}
-    return Reply(data, lambda: _show_written(data, "" if problem else summary))
+    wrote = {"file": file, "task": task, "missing": missing, "from_hub": hub, "next": step, **fit}
+    return Reply(wrote, lambda: _show_written(wrote, "" if problem else summary))
 
 
 _init_command.__doc__ = f"""Write a commented study file.
