@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from browser import Opened, opened
 from command_line import files_below
@@ -18,9 +19,14 @@ from synthetic_study import Truth, synthetic_study
 
 import rankscope
 from rankscope.advise.recommend import recommend
-from rankscope.records import BASE, ItemResult, StudyRecords
+from rankscope.records import BASE, ItemResult, Prompt, StudyRecords
 from rankscope.tools.atlas import AtlasRow, read_atlas, render_atlas
-from rankscope.tools.kept_records import keep_records, kept_study
+from rankscope.tools.kept_records import (
+    keep_records,
+    kept_study,
+    without_examples,
+    without_folders,
+)
 
 PHONE = {"width": 400, "height": 800}
 WIDE = {"width": 1280, "height": 900}
@@ -168,10 +174,34 @@ def test_records_hold_no_text_of_a_row_and_no_folder(exportable: Any, tmp_path: 
         for text in (item.prompt, item.generated)
         if text and len(text) > 20
     }
-    stored = b"".join(path.read_bytes() for path in (tmp_path / "kept").iterdir())
+    stored = (tmp_path / "kept" / "study.json").read_text("utf-8")
+    for table in ("records", "items"):  # Bytes of a file would be compressed
+        cells = pd.read_parquet(tmp_path / "kept" / f"{table}.parquet").astype(str).to_numpy()
+        stored += "\n".join(cells.ravel())
     assert texts
-    assert not any(text.encode() in stored for text in texts)
-    assert str(exportable.out.parent).encode() not in stored
+    assert not any(text in stored for text in texts)
+    assert str(exportable.out.parent) not in stored
+
+
+def test_examples_of_a_prompt_and_folders_are_left_out(exportable: Any) -> None:
+    prompt = Prompt(
+        system="Be brief.", num_fewshot=1, examples=(("t", "a question", "its answer"),)
+    )
+    spec = exportable.records.trials[0].spec.model_copy(update={"prompt": prompt})
+    kept = without_examples(spec)
+    assert (kept.prompt.examples, kept.prompt.system) == ((), "Be brief.")
+    assert (kept.trial_id, kept.arm_label) == (spec.trial_id, spec.arm_label)
+    for text, rest in (
+        ("/home/me/secret project/rows.jsonl", "rows.jsonl"),
+        ("~/secret/x.jsonl", "x.jsonl"),
+        ("../secret/x", "x"),
+        ("file:///home/me/x", "x"),
+        ("C:\\Users\\me\\x", "x"),
+        ("found /home/me/x: broken", "found x: broken"),
+        ("{question}</b>/x/", "{question}</b>/x/"),
+        ("tasks/arc and more", "tasks/arc and more"),
+    ):
+        assert without_folders([text]) == [rest], text
 
 
 def test_every_folder_that_cannot_be_used_is_named_and_nothing_is_written(

@@ -96,7 +96,8 @@ def _answer(view: StudyView, task: str) -> AtlasRow:
         "decision": advice.decision,
         "confidence": advice.confidence,
         "verdict": advice.verdict,
-        "p_within_margin": advice.p_within_margin,
+        # With every arm over the limit, P is of exceeding it.
+        "p_within_margin": advice.p_within_margin if view.candidates(task) else None,
         "best_rank": best and best.rank,
         "base_score": base and base.score,
         "methods": sorted({trial.spec.method for trial in trials}),

@@ -18,7 +18,7 @@ import pandas as pd
 from rankscope.config.loader import study_values
 from rankscope.config.study import StudyConfig
 from rankscope.errors import reading, reporting_shortages
-from rankscope.filesystem import replace_bytes
+from rankscope.filesystem import make_folder, replace_bytes
 from rankscope.records import (
     CurvePoint,
     EvalKey,
@@ -38,6 +38,7 @@ from rankscope.tools.frames import trial_row
 
 Kept = TypeVar("Kept", bound=Record)
 ABOUT = "study.json"
+WHOLE_PATH = r"(?:file://|~|\.\.|[A-Za-z]:)?[/\\]|\.\.?[/\\]"  # Begins a text that is one path
 NUMBERS = ("score", "gold_logprob", "among")
 KEPT_COLUMNS = ("model", "task", "split", "item", "subject", "gold_tokens", *NUMBERS)
 
@@ -57,7 +58,11 @@ def keep_records(study: StudyRecords, out: Path) -> None:
     }
     found: list[tuple[str, Record | None]] = [("eval", record) for record in study.evals.values()]
     for trial in study.trials:
-        found += [("trial", trial.spec), ("train", trial.train), ("stop", trial.stop)]
+        found += [
+            ("trial", without_examples(trial.spec)),
+            ("train", trial.train),
+            ("stop", trial.stop),
+        ]
         found += [("curve", point) for point in trial.curve]
     rows = [row for key in study.results for row in _item_rows(study, key)]
     frames = {
@@ -66,7 +71,7 @@ def keep_records(study: StudyRecords, out: Path) -> None:
     }
     shown = without_folders(json.loads(json.dumps(about, default=str)))
     with reporting_shortages(out):
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         for name, frame in frames.items():
             content = frame.to_parquet(compression="zstd", index=False)
             replace_bytes(out / f"{name}.parquet", content)
@@ -74,8 +79,8 @@ def keep_records(study: StudyRecords, out: Path) -> None:
 
 
 def _item_rows(study: StudyRecords, key: EvalKey) -> Iterator[tuple[object, ...]]:
-    """One row per item, as ``KEPT_COLUMNS``; ``among`` is log p of the right answer if one of those
-    offered must be given, nats."""
+    """One row per item, as ``KEPT_COLUMNS``; ``among`` is log p of the right answer among the
+    answers offered, nats."""
     logprobs = study.items[key].gold_logprobs.tolist()  # Per token
     for item, logprob in zip(study.results[key], logprobs, strict=True):
         offers = item.letter_logprobs or item.option_logprobs
@@ -96,6 +101,13 @@ def record_table(records: Sequence[tuple[str, Record | None]]) -> pd.DataFrame:
     return pd.DataFrame(bodies, columns=["kind", "body"])
 
 
+def without_examples(spec: TrialSpec) -> TrialSpec:
+    """A trial without the solved examples of its prompt, which are rows."""
+    if spec.prompt is None:
+        return spec
+    return spec.model_copy(update={"prompt": spec.prompt.model_copy(update={"examples": ()})})
+
+
 def without_folders(value: Any) -> Any:
     """JSON with the names alone of paths: a folder of this machine is nobody else's business."""
     match value:
@@ -103,8 +115,10 @@ def without_folders(value: Any) -> Any:
             return {name: without_folders(inner) for name, inner in value.items()}
         case list():
             return [without_folders(inner) for inner in value]
+        case str() if re.match(WHOLE_PATH, value) and not re.search(r": |\n", value):
+            return re.split(r"[/\\]", value)[-1]
         case str():
-            return re.sub(r"(?<![\w./])/(?:[^/\s]+/)+", "", value)
+            return re.sub(r"(?<![\w./<>])/(?:[^/\s]+/)+", "", value)
     return value
 
 

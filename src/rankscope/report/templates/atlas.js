@@ -109,7 +109,7 @@
     found.value = `${kept.size} of ${rows.length} rows`;
     const byPanel = new Map();
     for (const curve of curves.filter((one) => kept.has(`row-${one.row}`))) {
-      const key = JSON.stringify([curve.model_sha256, curve.task, curve.unit]);
+      const key = JSON.stringify([curve.model_sha256, curve.model, curve.task, curve.unit]);
       const own = curve.lines.filter((line) => line.method === method.value);
       const lines = own.length ? own : curve.lines; // a method without ranks has no line
       // Full fine-tuning is drawn once, with the first line of its study.
