@@ -54,6 +54,7 @@ except UserError as error:
 OTHERS = (
     *("report/figures/loss.py", "tools/trackers/wandb.py"),
     *("analyses/subjects", "analyses/rank_curves"),
+    *("tools/trainer_files/axolotl.py", "tools/trainer_files/axolotl.toml"),
 )
 """Extensions that no study file names."""
 REMOVED = [

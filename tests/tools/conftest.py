@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from external_resources import browser_path
-from finished_studies import base, exportable, given_models
+from finished_studies import base, exportable, given_models, small
 
-__all__ = ["base", "exportable", "given_models"]
+__all__ = ["base", "exportable", "given_models", "small"]
 
 
 @pytest.fixture

@@ -108,7 +108,9 @@ def _import_command(
 @verb("export", "Reading {folder} ...")
 def _export_command(
     folder: StudyFolder,
-    out: Annotated[Path, Option(help="A new or empty folder for the weights.")],
+    out: Annotated[
+        Path, Option(help="A new or empty folder for the weights; with --patch, a new file.")
+    ],
     label: Annotated[
         str | None,
         Argument(metavar="[LABEL]", help="An arm's label from the report, or a trial's id."),
@@ -122,17 +124,27 @@ def _export_command(
         str | None,
         Option(metavar="ID", help="Hub id of the base, if the study read it from a folder."),
     ] = None,
+    patch: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="Another trainer's file, to be written with the arm's values."),
+    ] = None,
 ) -> Reply:
     """Export an adapter or a model from a study.
 
     Writes the weights, the tokenizer with its chat template, a model card with the commands to
-    load and serve them, and the scores in the hub's format, after comparing all hashes.
+    load and serve them, and the scores in the hub's format, after comparing all hashes. With
+    --patch, no weights: a copy of the file that 'init --from' read, with the rank, alpha, rate,
+    targets and length of the arm.
 
     Example: rankscope export studies/pocket --best-lora --out ./adapter
     """
     if (label is not None) + best + best_lora > 1:
         raise UserError("export", "several choices", "one of LABEL, --best and --best-lora")
     check_study(folder)
+    if patch is not None:
+        if merge or step is not None or base_name is not None:
+            raise UserError("export --patch", "an option for weights", "none", "leave it out")
+        return _patched(folder, patch, out, label, task, best_lora=best_lora)
     from rankscope.tools.export import ExportRequest, export_trial
 
     request = ExportRequest(
@@ -154,6 +166,21 @@ def _export_command(
         "notes": notes,
     }
     return Reply(data, show)
+
+
+def _patched(
+    folder: Path, patch: Path, out: Path, label: str | None, task: str | None, *, best_lora: bool
+) -> Reply:
+    from rankscope.tools.trainer_patch import patch_trainer_file
+
+    spec, file, diff, notes = patch_trainer_file(
+        folder, patch, out, label=label, task=task, best_lora=best_lora
+    )
+    for note in notes:
+        print_message(f"note: {note}")
+    told = diff.rstrip("\n") or "nothing to change"
+    data = {"trial": spec.trial_id, "label": spec.label, "out": file, "diff": diff, "notes": notes}
+    return Reply(data, lambda: print_line(f"{told}\nwrote {file}"))
 
 
 @verb("track", "Reading {folder} ...")

@@ -2,9 +2,10 @@
 
 import shlex
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Argument, Option
@@ -57,6 +58,10 @@ def _init_command(
     may_lose: Annotated[
         float | None, Option(metavar="POINTS", min=0, max=100, help="What may be lost there.")
     ] = None,
+    source: Annotated[
+        Path | None,
+        Option("--from", metavar="FILE", help="Your run, in another trainer's file."),
+    ] = None,
     force: Annotated[bool, Option("--force", help="Overwrite an existing file.")] = False,
     list_presets: Annotated[bool, Option("--list", help="List the ready-made studies.")] = False,
     schema: Annotated[bool, Option("--schema", help="Print the file's JSON schema.")] = False,
@@ -72,10 +77,10 @@ def _init_command(
         remedy = "give another name" + (", or --force to overwrite it" if file.is_file() else "")
         raise UserError(file, "a file or folder of that name", "a new name", remedy)
     names = list(retention or ())
-    if on_a_terminal() and new_study.takes_own_rows(preset):
+    if source is None and on_a_terminal() and new_study.takes_own_rows(preset):
         model, data, names = _ask_what_is_missing(model, data, names)
         may_lose = _ask_for_limit() if may_lose is None else may_lose
-    task, summary, problem = new_study.own_rows(data, file) if data else (None, "", "")
+    model, task, around, summary, problem = _described_run(source, preset, file, model, data)
     text = new_study.study_template(
         preset,
         new_study.model_for_study_file(model, file) if model else None,
@@ -85,7 +90,7 @@ def _init_command(
         may_lose,
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(file, text)
+    replace_text(file, around(text))
     config = load_study_file(file)
     missing = new_study.missing_pieces(config)
     missing += [problem] if problem else []
@@ -100,7 +105,8 @@ def _init_command(
 _init_command.__doc__ = f"""Write a commented study file.
 
 On a terminal it asks for the model, the rows, what must not be lost and how much of it may be,
-unless options say so.
+unless options say so. --from makes the study of a run that another trainer's file describes: its
+rank and rate are in the middle of the grid, and the head of the study lists every key.
 
 Example: rankscope init study.yaml --model smollm2-135m --data rows.jsonl
 
@@ -109,6 +115,22 @@ Presets:
 {PRESET_LINES}
 """
 verb("init")(_init_command)
+
+
+def _described_run(
+    source: Path | None, preset: str, file: Path, model: str | None, data: Path | None
+) -> tuple[str | None, dict[str, Any] | None, Callable[[str], str], str, str]:
+    """Model, task, what remains to do with the preset's text, what was read, and a problem."""
+    if source is not None:
+        if preset != "default":
+            raise UserError("init --from", f"--preset {preset}", "none", "leave --preset out")
+        from rankscope.tools.trainer_study import study_of_trainer_file
+
+        return study_of_trainer_file(source, file, model, data)
+    from rankscope.tools.new_study import own_rows
+
+    task, summary, problem = own_rows(data, file) if data else (None, "", "")
+    return model, task, str, summary, problem
 
 
 def on_a_terminal() -> bool:

@@ -7,12 +7,14 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from rankscope.config.presets import PRESETS, preset_text
 from rankscope.config.section import short_repr
 from rankscope.config.study import ModelConfig, StudyConfig
 from rankscope.config.task import TaskConfig
-from rankscope.config.yaml_lines import dump_text
+from rankscope.config.yaml_lines import dump_flow, dump_text
 from rankscope.data.registry import NAMED_TASKS
 from rankscope.data.sources import DEV, READERS, SPLIT_FILES, check_file
 from rankscope.data.task_source import hub_tasks, missing_rows
@@ -28,7 +30,7 @@ OTHER_NAMES = {"validation": ("validation", "valid", "val", "dev"), "test": ("te
 MAX_BYTES_READ = 20 * 2**20  # A larger file is not read by ``init``, which answers at once
 
 
-OwnRows = tuple[dict[str, str], str, str]
+OwnRows = tuple[dict[str, Any], str, str]
 """The user's rows as keys of a task in the study file: name, train, validation, test, scorer; what
 was recognized; and why a study of these rows cannot run as it is, or ''."""
 
@@ -36,7 +38,7 @@ was recognized; and why a study of these rows cannot run as it is, or ''."""
 def study_template(
     preset: str,
     model: str | None = None,
-    task: Mapping[str, str] | None = None,
+    task: Mapping[str, Any] | None = None,
     data_dir: str | None = None,
     retention: Iterable[str] = (),
     may_lose: float | None = None,
@@ -92,7 +94,7 @@ def takes_own_rows(preset: str) -> bool:
     return preset in PRESETS and f"name: {OWN_TASK}\n" in preset_text(preset)
 
 
-def _with_own_task(text: str, preset: str, task: Mapping[str, str]) -> str:
+def _with_own_task(text: str, preset: str, task: Mapping[str, Any]) -> str:
     """The preset with the user's own task in place of its example."""
     if f"name: {OWN_TASK}\n" not in text:
         raise UserError(
@@ -102,7 +104,7 @@ def _with_own_task(text: str, preset: str, task: Mapping[str, str]) -> str:
             "leave --data out, or choose the preset 'default'",
         )
     text = re.sub(rf"\b{OWN_TASK}\b", task["name"], text)
-    keys = [f"    {key}: {dump_text(value)}" for key, value in task.items() if key != "name"]
+    keys = [f"    {key}: {dump_flow(value)}" for key, value in task.items() if key != "name"]
     for split in SPLIT_FILES[1:]:
         text = _replace_line(text, f"    # {split}: ", None)
     text = _replace_line(text, "    train: ", "\n".join(keys))
@@ -146,22 +148,26 @@ def path_for_study_file(path: Path, study_file: Path) -> str:
 # --- the user's rows ----------------------------------------------------------------------------
 
 
-def own_rows(data: Path, study_file: Path) -> OwnRows:
+def own_rows(
+    data: Path, study_file: Path, keys: Mapping[str, Any] = MappingProxyType({})
+) -> OwnRows:
     """Recognize the split files, the shape and the scorer of the user's rows.
 
     Args:
         data: a file of training rows, or a folder with a file per split.
         study_file: paths are written as from here.
+        keys: further keys of the task, such as ``fields`` and ``prompt``.
     """
     paths = split_files(data)
     name = task_name(data)
     files = {split: str(path) for split, path in paths.items()}
-    task = {split: path_for_study_file(path, study_file) for split, path in paths.items()}
+    task: dict[str, Any] = {s: path_for_study_file(path, study_file) for s, path in paths.items()}
+    task |= keys
     if sum(path.stat().st_size for path in paths.values()) > MAX_BYTES_READ:
         summary = f"{name}: rows not read yet ({', '.join(paths)}), 'check' does"
         return {"name": name, **task}, summary, ""
     with reading(data, "rows"):
-        config = TaskConfig.model_validate({"name": name, **files})
+        config = TaskConfig.model_validate({"name": name, **files, **keys})
     try:
         read, items = read_task_items(config, None, ())
     except UserError as error:

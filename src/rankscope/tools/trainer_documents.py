@@ -1,0 +1,202 @@
+"""Files of other trainers as plain values that know their place in the text, so that a value can be
+replaced and every other character stays.
+
+Python is read by ``ast`` and never run: a value is a literal, or a name that one literal is
+assigned to, once and at top level. Any other expression is ``computed``.
+"""
+
+import ast
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from rankscope.config.yaml_lines import Document, compose, dump_text
+from rankscope.errors import UserError, reading
+
+Style = Literal["yaml", "json", "python"]
+SUFFIXES = (".yaml", ".yml", ".json", ".py", ".ipynb")
+NOT_CODE = ("%%bash", "%%sh", "%%html", "%%writefile", "%%javascript")
+"""Beginnings of notebook cells that hold other languages."""
+
+
+@dataclass
+class TrainerDocument:
+    """The text of a file, in a notebook of each cell of code, and the values in it."""
+
+    path: Path  # As given; a folder for an adapter
+    texts: list[str]
+    style: Style
+    values: dict[str, Any] = field(default_factory=dict)
+    """By key, in Python by ``Call.argument``."""
+    computed: dict[str, str] = field(default_factory=dict)  # Key -> expression
+    spans: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    """Key -> the text that its value is in, the first character and the one after the last."""
+    unread: list[str] = field(default_factory=list)  # Cells that are no Python
+
+    def patched(self, changes: Mapping[str, Any]) -> str:
+        """The file with other values of some of its keys."""
+        texts = list(self.texts)
+        edits = [self._edit(key, value) for key, value in changes.items()]
+        for part, start, end, new in sorted(edits, key=lambda edit: edit[:2], reverse=True):
+            texts[part] = texts[part][:start] + new + texts[part][end:]
+        if self.path.suffix != ".ipynb":
+            return texts[0]
+        original = self.path.read_bytes().decode("utf-8")
+        book, cells = json.loads(original), iter(texts)
+        for cell in book["cells"]:
+            if cell["cell_type"] == "code":
+                text = next(cells)
+                is_list = isinstance(cell["source"], list)
+                cell["source"] = text.splitlines(keepends=True) if is_list else text
+        indent = len(line := original.partition("\n")[2]) - len(line.lstrip(" "))
+        ending = original[len(original.rstrip()) :]
+        return json.dumps(book, indent=indent, ensure_ascii=original.isascii()) + ending
+
+    def _edit(self, key: str, value: Any) -> tuple[int, int, int, str]:
+        part, start, end = self.spans[key]
+        text = self.texts[part]
+        if self.style == "yaml" and text.startswith("- ", start):
+            margin = " " * (start - text.rfind("\n", 0, start) - 1)
+            return part, start, end, f"\n{margin}".join(f"- {name}" for name in value)
+        return part, start, end, " " * (start == end) + written(value, self.style)
+
+
+def written(value: Any, style: Style) -> str:
+    """A value as text. Numbers have a point before an exponent, without which YAML 1.1 reads
+    text."""
+    if isinstance(value, bool):
+        return str(value) if style == "python" else str(value).lower()
+    if isinstance(value, int | float):
+        digits, e, exponent = f"{value:.12g}".partition("e")
+        return f"{digits}{'.0' * (bool(e) and '.' not in digits)}{e}{exponent}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(written(entry, style) for entry in value)}]"
+    return dump_text(value) if style == "yaml" else json.dumps(value, ensure_ascii=False)
+
+
+def read_document(path: Path, calls: Mapping[str, Sequence[str]]) -> TrainerDocument:
+    """The values of a file, or of an adapter's folder.
+
+    ``calls``: the calls of Python to read, with the names of their positional arguments. Raises
+    UserError: no such file, another kind of file, or one that cannot be parsed.
+    """
+    file = path / "adapter_config.json" if path.is_dir() else path
+    if file.suffix not in SUFFIXES or not file.is_file():
+        found = "nothing" if not file.exists() else f"the suffix {file.suffix!r}"
+        raise UserError(file, found, f"a file of a trainer ({', '.join(SUFFIXES)})", "name one")
+    with reading(file, "a file of a trainer that can be parsed", do="correct it"):
+        text = file.read_bytes().decode("utf-8")
+        if file.suffix == ".py":
+            return _read_code(path, [text], calls)
+        if file.suffix == ".ipynb":
+            code = [c["source"] for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
+            return _read_code(path, ["".join(source) for source in code], calls)
+        style: Style = "json" if file.suffix == ".json" else "yaml"
+        # YAML takes JSON, except for tabs, which JSON has between values only.
+        root = compose(text.replace("\t", " ") if style == "json" else text, str(file))
+    if not isinstance(root, yaml.MappingNode):
+        raise UserError(file, "no keys", "the settings of a training run", "name another file")
+    plain = Document(root, file.parent)
+    if plain.problems:
+        raise UserError(file, "values that cannot be read", faults=[
+            f"{mark}: {problem}" for _, mark, problem in plain.problems])  # fmt: skip
+    spans = {key.value: (0, *_span(value)) for key, value in root.value}
+    return TrainerDocument(path, [text], style, plain.values, spans=spans)
+
+
+def _span(node: yaml.Node) -> tuple[int, int]:
+    """Without the comments that follow a list of dashes."""
+    is_block = isinstance(node, yaml.SequenceNode) and not node.flow_style and node.value
+    end = _span(node.value[-1])[1] if is_block else node.end_mark.index
+    return node.start_mark.index, end
+
+
+# --- Python -------------------------------------------------------------------------------------
+
+
+def _read_code(path: Path, cells: list[str], calls: Mapping[str, Sequence[str]]) -> TrainerDocument:
+    document = TrainerDocument(path, cells, "python")
+    trees: list[tuple[int, ast.Module]] = []
+    for number, source in enumerate(cells):
+        if source.startswith(NOT_CODE):
+            continue
+        try:
+            trees.append((number, ast.parse(_without_magics(source))))
+        except (SyntaxError, ValueError) as error:
+            if path.suffix == ".py":
+                raise
+            document.unread.append(f"cell of code {number + 1} ({error})")
+    constants = _constants([tree for _, tree in trees])
+    for number, tree in trees:
+        for call, name, node in _arguments(tree, calls):
+            key = f"{call}.{name}"
+            if key in document.spans or name == "**":
+                document.computed[key] = "several calls" if name != "**" else ast.unparse(node)
+                continue
+            document.spans[key] = (number, *_code_span(node, cells[number]))
+            value = constants.get(node.id, node) if isinstance(node, ast.Name) else node
+            try:
+                document.values[key] = ast.literal_eval(value)
+            except (ValueError, TypeError):
+                document.computed[key] = ast.unparse(node)
+    return document
+
+
+def _without_magics(source: str) -> str:
+    """Lines of IPython as an expression of the same length, so that places stay."""
+    lines, continued = [], False
+    for line in source.split("\n"):
+        code = line.lstrip()
+        if is_magic := code.startswith(("%", "!")):
+            line = line[: -len(code)] + "0".ljust(len(code))
+        elif continued:
+            line = " " * len(line)
+        continued = (is_magic or continued) and code.rstrip().endswith("\\")
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _constants(trees: Sequence[ast.Module]) -> dict[str, ast.expr]:
+    """Names that are assigned once, at top level, with what is assigned to them."""
+    stored = Counter(
+        node.id
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)
+    )
+    assigned = [node for tree in trees for node in tree.body if isinstance(node, ast.Assign)]
+    pairs = [(a.targets[0], a.value) for a in assigned if len(a.targets) == 1]
+    return {n.id: v for n, v in pairs if isinstance(n, ast.Name) and stored[n.id] == 1}
+
+
+def _arguments(
+    node: ast.AST, calls: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[str, str, ast.expr]]:
+    """(call, argument, expression) in the order of the code, without what follows ``if False``."""
+    if isinstance(node, ast.If) and isinstance(node.test, ast.Constant) and not node.test.value:
+        return
+    if isinstance(node, ast.Call):
+        dotted = "." + ast.unparse(node.func)
+        for call in [call for call in calls if dotted.endswith("." + call)]:
+            yield from ((call, n, v) for n, v in zip(calls[call], node.args, strict=False))
+            yield from ((call, word.arg or "**", word.value) for word in node.keywords)
+    for child in ast.iter_child_nodes(node):
+        yield from _arguments(child, calls)
+
+
+def _code_span(node: ast.expr, source: str) -> tuple[int, int]:
+    """Places of an expression in characters; ``ast`` counts bytes of a line."""
+    lines = source.split("\n")
+
+    def place(line: int, column: int) -> int:
+        before = sum(len(earlier) + 1 for earlier in lines[: line - 1])
+        return before + len(lines[line - 1].encode()[:column].decode())
+
+    return place(node.lineno, node.col_offset), place(
+        node.end_lineno or 0, node.end_col_offset or 0
+    )

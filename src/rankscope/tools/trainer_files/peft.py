@@ -1,0 +1,26 @@
+"""PEFT: the folder of a finished adapter, with the trainer's state if that is beside it."""
+
+from rankscope.filesystem import read_json_object
+from rankscope.tools.trainer_documents import TrainerDocument
+from rankscope.tools.trainer_files import TrainerFile
+
+LARGEST_RATE = "largest learning_rate"  # Of those that were logged
+OF_STATE = ("num_train_epochs", "train_batch_size")
+
+
+class PeftFile(TrainerFile):
+    def __init__(self, document: TrainerDocument) -> None:
+        state = document.path / "trainer_state.json"
+        if document.path.is_dir() and state.is_file():
+            values = read_json_object(state)
+            document.values |= {name: values[name] for name in OF_STATE if name in values}
+            entries = values.get("log_history", [])
+            rates = [entry["learning_rate"] for entry in entries if "learning_rate" in entry]
+            document.values |= {LARGEST_RATE: max(rates)} if rates else {}
+        # Most of its keys are false or empty: options that were not used.
+        document.values = {k: v for k, v in document.values.items() if v is not False}
+        super().__init__(document)
+
+    def problems(self) -> list[str]:
+        kind = self.facts.get("adapter")
+        return [] if kind == "LORA" else [f"peft_type: found {kind}, expected LORA"]

@@ -1,0 +1,71 @@
+"""TRL: a file for ``trl sft --config``, values of its classes, or a script that calls them."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from rankscope.tools.trainer_documents import TrainerDocument
+from rankscope.tools.trainer_files import TrainerFile
+
+OF_COMMAND = {"rank": 16, "alpha": 32.0, "dropout": 0.05}  # Defaults of ModelConfig
+OTHER_STAGE = r"([A-Z]*(DPO|PO|RLOO|GKD|PRM|BCO|KTO)|OnlineDPO|Reward)(Config|Trainer)\..*"
+BUILDERS = ("json", "csv", "parquet", "text")
+
+
+class TrlFile(TrainerFile):
+    def __init__(self, document: TrainerDocument) -> None:
+        super().__init__(document)
+        if document.style != "python" and "r" not in self.values:
+            self.facts |= {k: v for k, v in OF_COMMAND.items() if k not in self.sources}
+
+    def problems(self) -> list[str]:
+        keys = [*self.document.values, *self.document.computed]
+        others = [key for key in keys if re.fullmatch(OTHER_STAGE, key)]
+        found = [f"{key}: found another stage, expected SFTConfig" for key in others[:1]]
+        has_adapter = self.document.values.get("use_peft", bool(self.sources.keys() & OF_COMMAND))
+        return found + ["found full fine-tuning, expected a LoRA adapter"] * (not has_adapter)
+
+    def data_sets(self) -> list[dict[str, Any]]:
+        rows = {
+            k.rpartition(".")[2]: v for k, v in self.values.items() if self.setting(k) == "rows"
+        }
+        if "dataset_name" in rows:
+            rows["path"] = rows["dataset_name"]
+        rows["split"] = rows.get("split") or rows.get("dataset_train_split", "train")
+        code = [key for key in self.document.computed if key.endswith("formatting_func")]
+        faults = [f"{key}: found code that makes rows, which is not run; give them with --data"
+                  for key in code]  # fmt: skip
+        sets = rows.get("datasets") or [rows]
+        column = rows.get("dataset_text_field", "text")
+        return [self._data_set(given, column, faults) for given in sets if "path" in given]
+
+    def _data_set(self, given: Mapping[str, Any], column: str, faults: list[str]) -> dict[str, Any]:
+        files = given.get("data_files")
+        files = files.get("train") if isinstance(files, Mapping) else files
+        path = files if files and given["path"] in BUILDERS else given["path"]
+        known = {**given, "data_files": files if path != files else None}
+        return {
+            "path": path[0] if isinstance(path, list) else path,
+            "keys": {} if column == "text" else {"fields": {"text": column}},
+            "faults": faults + self.unread_keys(known),
+        }
+
+    def labels(self, row: Mapping[str, Any]) -> str:
+        """TRL learns every token of conversations unless it is to learn the answers alone."""
+        if "prompt" in row:
+            return "all" if self.facts.get("completion_only") is False else "completion"
+        is_chat = "messages" in row or "conversations" in row
+        return "all" if is_chat and not self.facts.get("assistant_only") else "completion"
+
+    def is_plain(self, row: Mapping[str, Any]) -> bool:
+        return isinstance(row.get("prompt"), str) or row.get("text") is not None
+
+    def notes(self, row: Mapping[str, Any]) -> list[str]:
+        prompt, completion = row.get("prompt"), row.get("completion")
+        if isinstance(prompt, str) and isinstance(completion, str):
+            if not (prompt[-1:].isspace() or completion[:1].isspace()):
+                return ["a space is put between prompt and completion, TRL puts nothing"]
+            return ["prompt and completion are tokenized apart: TRL may merge them in one token"]
+        if self.labels(row) == "all":
+            return ["every token is learned, as in TRL, but for those after the last answer's end"]
+        return []

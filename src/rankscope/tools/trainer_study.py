@@ -1,0 +1,237 @@
+"""``rankscope init --from``: a study around the run that another trainer's file describes.
+
+Nothing is guessed: the study file begins with a table of all keys of the file, those that a study
+has no place for included. Like ``new_study``, it needs no torch.
+"""
+
+import hashlib
+import json
+import math
+import re
+import textwrap
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rankscope.config.arm import resolved_alpha
+from rankscope.config.study import ModelConfig
+from rankscope.config.yaml_lines import dump_flow
+from rankscope.data.sources import read_file
+from rankscope.errors import UserError
+from rankscope.tools.new_study import MAX_BYTES_READ, model_for_study_file, own_rows, split_files
+from rankscope.tools.trainer_files import PLACES, TrainerFile, read_trainer_file
+
+MAX_RANK = 256  # No rank above it that the file does not have itself
+DEFAULT_RATES = [1e-4, 5e-4]  # Of the preset, if the file has none
+HUB_ID = r"[\w.-]+(/[\w.-]+)?"
+ALPACA = {"prompt": "instruction", "completion": "output"}
+COPIED = ("epochs", "max_steps", "batch_size", "gradient_accumulation", "schedule", "weight_decay",
+          "max_grad_norm", "max_length", "gradient_checkpointing")  # fmt: skip
+"""Settings that are keys of ``train`` under the same name."""
+HEAD_WIDTH = 98
+
+TrainerStudy = tuple[str, dict[str, Any], Callable[[str], str], str, str]
+"""The model and the task for ``study_template``, a function that makes its text the study of the
+run, what was read, and why a study of the rows cannot run as it is, or ''."""
+
+
+def study_of_trainer_file(
+    path: Path, file: Path, model: str | None, data: Path | None
+) -> TrainerStudy:
+    """A study of the run that another trainer's file describes.
+
+    Args:
+        path: the file, or an adapter's folder.
+        file: the study file to be, which relative paths start from.
+        model, data: the base and the rows in place of those of the file.
+
+    Raises:
+        UserError: all that keeps a study from being made.
+    """
+    run = read_trainer_file(path)
+    given = {name for name, value in (("model", model), ("rows", data)) if value}
+    faults = [f for f in run.faults if run.setting(f.partition(":")[0]) not in given]
+    faults += run.problems()
+    base = _base(run, model, file)
+    if not base:
+        faults.append("found no base model, expected one; give --model")
+    elif str(base.get("hub", "")).endswith("-bnb-4bit"):
+        faults.append(f"found {base['hub']}, in 4 bits already; give the original with --model")
+    lacking = [name for name in ("rank", "alpha") if name not in run.facts]
+    faults += [f"found no {name}, expected one" for name in lacking]
+    if len(methods := run.methods) > 1:
+        faults.append(f"found {' and '.join(methods)} together, expected one of them")
+    sets = [{"path": str(data.absolute())}] if data else run.data_sets()
+    faults += [fault for data_set in sets for fault in data_set.get("faults", ())]
+    parts = [_part(run, s, file, faults) for s in sets if s.get("path") and not s.get("faults")]
+    if not (parts or any(data_set.get("faults") for data_set in sets)):
+        faults.append("found no rows, expected a data set; give --data")
+    for name in given:
+        run.went = [(k, v, "replaced by an option" if run.setting(k) == name else p)
+                    for k, v, p in run.went]  # fmt: skip
+    if faults:
+        faults += [f"{entry} is not understood" for entry in run.unknown]
+        do = "change the file, or give --model and --data in place of what it has"
+        raise UserError(path, f"{len(faults)} faults in a file of {run.name}", "", do, faults)
+    return _assembled(run, base, parts)
+
+
+def _base(run: TrainerFile, model: str | None, file: Path) -> dict[str, Any]:
+    """The keys of ``model``; none if the file has no base."""
+    if model is None and (name := run.facts.get("model")):
+        place = run.path_of(name)
+        if place is None or not place.is_dir():
+            revision = run.facts.get("revision", "main")
+            return {"hub": str(name)} | ({} if revision == "main" else {"revision": revision})
+        model = str(place)
+    return ModelConfig.from_short_form(model_for_study_file(model, file)) if model else {}
+
+
+def _part(
+    run: TrainerFile, data_set: Mapping[str, Any], file: Path, faults: list[str]
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """(keys of the task, first row, lines about them); the last line is a fault of the rows."""
+    name, keys = str(data_set["path"]), dict(data_set.get("keys", {}))
+    notes, wordings = [*data_set.get("notes", ())], data_set.get("wordings")
+    unread = f"rows were not read: prompts are worded as the study does, not as {run.name} does"
+    first: dict[str, Any] = {"plain": data_set.get("plain", False)}
+    place = run.path_of(name)
+    if place is None:
+        if not re.fullmatch(HUB_ID, name) or "." in name[-6:]:
+            faults.append(f"found no rows at {name}, expected a file or a hub id; give --data")
+        task_name = re.sub(r"[^\w-]+", "_", name.rpartition("/")[2])
+        lines = [f"{name}: rows of the hub", *notes, *[unread] * bool(wordings), ""]
+        return {"name": task_name, "hub": name, **keys}, first, lines
+    paths = split_files(place)
+    is_small = sum(path.stat().st_size for path in paths.values()) <= MAX_BYTES_READ
+    rows = read_file(paths["train"]) if is_small else []
+    is_alpaca = keys.get("fields", ALPACA) == ALPACA
+    if wordings:
+        number = sum(bool(row.fields.get(wordings[2])) for row in rows)
+        if rows and number in (0, len(rows)):
+            keys["prompt"] = wordings[0 if number else 1]
+        elif is_alpaca:
+            count = f"{number} of {len(rows)} rows have an {wordings[2]}"
+            words = f"{count}: it follows a blank line here, other words in {run.name}"
+            notes.append(words if rows else unread)
+        else:
+            found = f"{place}: found rows with and without {wordings[2]}"
+            faults.append(f"{found}, expected either; give prompt and completion with --data")
+        if is_alpaca:
+            keys.pop("fields", None)
+    task, summary, problem = own_rows(place, file, keys)
+    first |= rows[0].fields if rows else {}
+    first |= {field: first.get(column) for field, column in keys.get("fields", {}).items()}
+    return task | {"rows": len(rows)}, first, [summary, *notes, problem]
+
+
+def _assembled(
+    run: TrainerFile,
+    base: dict[str, Any],
+    parts: list[tuple[dict[str, Any], dict[str, Any], list[str]]],
+) -> TrainerStudy:
+    row, tasks = parts[0][1], [task for task, _, _ in parts]
+    notes = [*run.notes(row), *(note for _, _, lines in parts for note in lines[1:-1])]
+    if not row.keys() - {"plain"}:
+        notes.append("rows were not read: look at train.labels and model.prompt_format")
+    if row.get("plain") or run.is_plain(row):
+        base["prompt_format"] = "plain"
+        notes.append(f"model.prompt_format: plain, as {run.name} has no template around these rows")
+    warmup = _warmup(run, sum(task.pop("rows", 0) for task in tasks), notes)
+    if rows := run.facts.get("max_rows"):
+        tasks[0]["max_train_rows"] = rows
+    names = [str(task["name"]) for task in tasks]
+    both = {"name": "_".join(names)[:60], "mixture": names}
+    head = _table(run, [*notes, f"train.labels: {run.labels(row)}"])
+
+    def study(text: str) -> str:
+        _, _, text = text.partition("\n")  # the purpose of the preset
+        text = re.sub("^model: .*", lambda _: f"model: {dump_flow(base)}", text, flags=re.M)
+        text = _with_section(text, "arms", _arm(run))
+        text = _with_section(text, "train", _train(run, warmup, run.labels(row)))
+        if len(tasks) > 1:
+            line = f"  cross_domain: {dump_flow(tasks)}"
+            text = re.sub("  # cross_domain: .*", lambda _: line, text)
+        quantize = "\nquantize: 4bit\n" if run.facts.get("four_bit") else ""
+        return f"{head}#\n{text}{quantize}"
+
+    told = [lines[0] for _, _, lines in parts]
+    told.append(f"a file of {run.name}: {len(run.went)} keys are in the study, {len(run.left)} are "
+                f"not, {len(run.unknown)} are not understood (listed at its head)")  # fmt: skip
+    told += [f"not understood: {entry}" for entry in run.unknown]
+    problem = "; ".join(lines[-1] for _, _, lines in parts if lines[-1])
+    short = "pocket" if "pocket" in base else str(next(iter(base.values())))
+    return short, tasks[0] if len(tasks) == 1 else both, study, "\n".join(told), problem
+
+
+def _with_section(text: str, name: str, lines: list[str]) -> str:
+    """The preset with other lines in one of its sections."""
+    section = "".join(f"  {line}\n" for line in lines)
+    return re.sub(rf"(?<=^{name}:\n)(  .*\n)+", lambda _: section, text, count=1, flags=re.M)
+
+
+def _arm(run: TrainerFile) -> list[str]:
+    """The arm around theirs: its rank and rate are in the middle."""
+    facts, rank = run.facts, run.facts["rank"]
+    alpha, method = resolved_alpha(facts["alpha"], rank), run.methods[0]
+    ranks = sorted({max(1, rank // 4), rank, max(rank, min(4 * rank, MAX_RANK))})
+    ratio = alpha / rank
+    values = {
+        "rank": ranks,
+        # rsLoRA's own scaling keeps the size of the update at any rank.
+        "alpha": alpha if method == "rslora" else f"{int(ratio) if ratio % 1 == 0 else ratio}r",
+        "lr": [float(f"{factor * facts['lr']:.12g}") for factor in (0.5, 1, 2)]
+        if "lr" in facts
+        else DEFAULT_RATES,
+        **{name: facts[name] for name in ("targets", "dropout", "lr_ratio") if facts.get(name)},
+    }
+    lines = [f"  {key}: {dump_flow(value)}" for key, value in values.items()]
+    return [f"- method: {method}", *lines, "# - {method: full, lr: [1e-5, 5e-5]}"]
+
+
+def _train(run: TrainerFile, warmup: float, labels: str) -> list[str]:
+    values = {name: run.facts[name] for name in COPIED if name in run.facts}
+    if "max_steps" in values:
+        values.pop("epochs", None)
+    values |= {"warmup_fraction": warmup, "labels": labels}
+    return [f"{key}: {dump_flow(value)}" for key, value in values.items()]
+
+
+def _warmup(run: TrainerFile, num_rows: int, notes: list[str]) -> float:
+    """Warm-up as a share of the steps of their run."""
+    facts = run.facts
+    if run.values.get(run.sources.get("schedule", "")) == "constant":
+        return 0.0  # in transformers, a schedule without warm-up
+    if (steps := float(facts.get("warmup", 0.1))) < 1:
+        return steps
+    batch = facts["batch_size"] * facts["gradient_accumulation"]
+    total = float(facts.get("max_steps") or math.ceil(num_rows / batch) * facts["epochs"])
+    if steps >= total:
+        notes.append(f"warm-up of {steps:g} steps: the number of steps is not known or smaller, so "
+                     "train.warmup_fraction is 0.1: set it to their share")  # fmt: skip
+        return 0.1
+    notes.append(f"train.warmup_fraction is {steps:g} of about {total:g} steps")
+    return round(steps / total, 4)
+
+
+def _table(run: TrainerFile, notes: list[str]) -> str:
+    """The head of the study file: every key, and where it went."""
+    path = run.document.path
+    content = path.read_bytes() if path.is_file() else (path / "adapter_config.json").read_bytes()
+    lines = [f"Made from {path}, a file of {run.name} (sha256 "
+             f"{hashlib.sha256(content).hexdigest()[:12]}).", "", "In the study:"]  # fmt: skip
+    unset = [(f"({fact})", value, f"{PLACES[fact]} (default of {run.name})")
+             for fact, value in run.facts.items() if fact not in run.sources]  # fmt: skip
+    lines += [_entry(*entry) for entry in (*run.went, *unset)]
+    lines += ["", "Not in the study:", *(_entry(*entry) for entry in run.left)] if run.left else []
+    lines += (
+        ["", "Not understood:", *(f"  {entry}" for entry in run.unknown)] if run.unknown else []
+    )
+    lines += ["", "Rows and steps:", *(f"  {note}" for note in notes)] if notes else []
+    wrapped = [textwrap.wrap(line, HEAD_WIDTH, subsequent_indent=" " * 8) or [""] for line in lines]
+    return "".join(f"# {line}".rstrip() + "\n" for one in wrapped for line in one)
+
+
+def _entry(key: str, value: Any, text: str) -> str:
+    shown = json.dumps(value, default=str)
+    return f"  {key} = {shown if len(shown) < 50 else shown[:47] + '...'} -> {text}"

@@ -1,0 +1,369 @@
+"""Files of other trainers become studies, and get the settings that a study found.
+
+The files in ``trainer_files/`` are typical ones of each trainer, by their documentation.
+"""
+
+import ast
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_tokenizers import CHATML, byte_tokenizer
+from command_line import files_below, settings, write_rows
+from command_line import rankscope as command
+
+from rankscope.config.loader import load_study_file
+from rankscope.config.task import TaskConfig
+from rankscope.data.encode import Encoder
+from rankscope.data.tasks import read_task_items
+from rankscope.models.model_folder import pocket_folder
+from rankscope.tools.trainer_documents import written
+
+FILES = Path(__file__).with_name("trainer_files")
+WORDS = "ba do ma ti lo ku se ra".split()
+ALL = ["all-linear"]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: the files, and 300 rows of each of three shapes."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(FILES, tmp_path, dirs_exist_ok=True)
+    pairs = [(f"say {n} ", f"{WORDS[n % 8]} {WORDS[n % 5]}") for n in range(300)]
+    write_rows(tmp_path / "pairs.jsonl", [{"prompt": p, "completion": c} for p, c in pairs])
+    write_rows(
+        tmp_path / "alpaca.jsonl", [{"instruction": p, "input": "", "output": c} for p, c in pairs]
+    )
+    turns = [[("user", p), ("assistant", c)] for p, c in pairs]
+    chats = [{"messages": [{"role": r, "content": c} for r, c in chat]} for chat in turns]
+    write_rows(tmp_path / "chats.jsonl", chats)
+    return tmp_path
+
+
+# Read off each file by hand: ranks, alpha, rates, targets; then the protocol.
+STUDIES: dict[str, tuple[list[Any], dict[str, Any]]] = {
+    "axolotl.yml": (
+        [[4, 16, 64], ["2r"], [1e-4, 2e-4, 4e-4], ALL, [0.05]],
+        # 300 rows in steps of 8 are 38 steps an epoch; 9 of 114 are .0789 of them.
+        {"epochs": 3, "batch_size": 2, "gradient_accumulation": 4, "schedule": "cosine",
+         "warmup_fraction": 0.0789, "weight_decay": 0.01, "max_length": 512,
+         "labels": "completion", "gradient_checkpointing": True},
+    ),
+    "llama_factory.yaml": (
+        [[2, 8, 32], ["2r"], [5e-5, 1e-4, 2e-4], ALL, [0.0]],
+        {"epochs": 3, "batch_size": 1, "gradient_accumulation": 8, "schedule": "cosine",
+         "warmup_fraction": 0.1, "max_length": 256, "labels": "completion"},
+    ),
+    "trl.yaml": (
+        [[8, 32, 128], ["0.5r"], [1e-4, 2e-4, 4e-4], [["q_proj", "v_proj"]], [0.05]],
+        {"epochs": 1, "batch_size": 2, "gradient_accumulation": 8, "schedule": "constant",
+         "warmup_fraction": 0.03, "max_length": 128, "labels": "completion"},
+    ),
+    "trl_script.py": (
+        [[4, 16, 64], ["1r"], [5e-5, 1e-4, 2e-4], ["attention"], [0.0]],
+        {"max_steps": 60, "batch_size": 4, "gradient_accumulation": 2, "schedule": "linear",
+         "warmup_fraction": 0.1, "max_length": 64},
+    ),
+    "unsloth.ipynb": (
+        [[4, 16, 64], ["1r"], [1e-4, 2e-4, 4e-4], ALL, [0.0]],
+        {"max_steps": 60, "batch_size": 2, "gradient_accumulation": 4, "schedule": "linear",
+         "warmup_fraction": 0.0833, "weight_decay": 0.001, "max_length": 2048,
+         "labels": "completion"},
+    ),
+    "adapter": (
+        # rsLoRA: alpha stays, as its scaling depends on the rank already.
+        [[4, 16, 64], [32.0], [5e-5, 1e-4, 2e-4], [["q_proj", "v_proj"]], [0.0]],
+        {"epochs": 3, "batch_size": 4},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_has_their_settings_in_its_middle(place: Path, name: str) -> None:
+    own = ("--data", "pairs.jsonl") if name == "adapter" else ()
+    outcome = command("init", "s.yaml", "--from", name, "--model", "pocket", *own, "--json")
+    assert outcome.code == 0, outcome.told
+    assert json.loads(outcome.out)["missing"] == []
+    study = load_study_file(place / "s.yaml")
+    (arm,) = study.arms
+    facts, protocol = STUDIES[name]
+    assert [arm.rank, arm.alpha, arm.lr, arm.targets, arm.dropout] == facts
+    assert arm.method == ["rslora" if name == "adapter" else "lora"]
+    assert {key: getattr(study.train, key) for key in protocol} == protocol
+    assert (study.strategy, study.quantize) == ("adaptive", "none")
+    text = (place / "s.yaml").read_text("utf-8")
+    assert text.startswith(f"# Made from {name}, a file of ")
+    assert "Not understood" not in text
+    checked = command("check", "s.yaml", *settings("seeds=0", "evaluate.retention=[]"))
+    assert checked.code == 0, checked.told
+
+
+@pytest.mark.parametrize("name", [name for name in STUDIES if name != "adapter"])
+def test_the_base_is_the_files_own(place: Path, name: str) -> None:
+    assert command("init", "s.yaml", "--from", name).code == 0
+    model = load_study_file(place / "s.yaml").model
+    assert model.hub in (place / name).read_text("utf-8")  # type: ignore[operator]
+
+
+def test_every_key_is_in_the_table(place: Path) -> None:
+    with (place / "axolotl.yml").open("a", encoding="utf-8") as file:
+        file.write("lora_rnak: 4\nneftune_noise_alpha: 5\n")
+    outcome = command("init", "s.yaml", "--from", "axolotl.yml", "--model", "pocket")
+    assert "not understood: lora_rnak: 4" in outcome.told
+    head = (place / "s.yaml").read_text("utf-8").partition("\nname:")[0]
+    for line in (
+        "#   lora_r = 16 -> arms.0.rank: a quarter, itself, four times",
+        "#   base_model = \"HuggingFaceTB/SmolLM2-135M\" -> replaced by an option",
+        "#   sample_packing = true -> rows are kept apart, and a batch counts rows",
+        "#   neftune_noise_alpha = 5 -> the study has no such setting",
+        "# Not understood:\n#   lora_rnak: 4\n",
+        "#   train.warmup_fraction is 9 of about 114 steps",
+    ):  # fmt: skip
+        assert line in head
+
+
+def test_rows_of_the_hub_and_four_bits(place: Path) -> None:
+    (place / "q.yml").write_text(
+        "base_model: a/b\nadapter: qlora\nload_in_4bit: true\nlora_r: 128\nlora_alpha: 16\n"
+        "lora_target_linear: true\nlearning_rate: 2e-4\n"
+        "datasets: [{path: owner/rows, type: alpaca}]\n"
+    )
+    assert command("init", "s.yaml", "--from", "q.yml").code == 0
+    study = load_study_file(place / "s.yaml")
+    assert (study.quantize, study.model.hub, study.model.prompt_format) == ("4bit", "a/b", "plain")
+    assert study.tasks[0].hub == "owner/rows"
+    assert (study.arms[0].rank, study.arms[0].targets) == ([32, 128, 256], ["all-linear"])
+    assert study.arms[0].alpha == ["0.125r"]
+    head = (place / "s.yaml").read_text("utf-8")
+    assert "#   rows were not read: prompts are worded as the study does" in head
+
+
+def test_two_data_sets_are_a_mixture(place: Path) -> None:
+    file = place / "trl.yaml"
+    text = file.read_text("utf-8").replace(
+        "dataset_name: chats.jsonl", "datasets: [{path: pairs.jsonl}, {path: chats.jsonl}]"
+    )
+    file.write_text(text, "utf-8")
+    assert command("init", "s.yaml", "--from", "trl.yaml", "--model", "pocket").code == 0
+    study = load_study_file(place / "s.yaml")
+    assert [task.mixture for task in study.tasks] == [["pairs", "chats"]]
+    assert [task.name for task in study.evaluate.cross_domain] == ["pairs", "chats"]
+
+
+def test_all_faults_are_in_one_message(place: Path) -> None:
+    (place / "bad.yml").write_text(
+        "base_model: a/b\nadapter: ia3\nrl: dpo\ntrust_remote_code: true\nlora_r: many\n"
+        "peft_use_dora: true\npeft_use_rslora: true\ndatasets:\n  - {path: x.jsonl, type: alpaca}\n"
+        "  - {path: c/d, type: input_output}\nlearning_rate: 1e-4\nlora_rnak: 3\n"
+    )
+    outcome = command("init", "s.yaml", "--from", "bad.yml")
+    assert outcome.code == 2
+    for part in (
+        "found 10 faults in a file of axolotl",
+        "trust_remote_code: found True, expected false",
+        "lora_r: found 'many', expected a positive whole number",
+        "rl: found another stage, expected supervised fine-tuning",
+        "adapter: found ia3, expected lora or qlora",
+        "found no rank, expected one",
+        "found no alpha, expected one",
+        "found rslora and dora together",
+        "found no rows at x.jsonl, expected a file or a hub id; give --data",
+        "found type input_output, expected alpaca",
+        "lora_rnak: 3 is not understood",
+    ):
+        assert part in outcome.told
+    assert not (place / "s.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "part"),
+    [
+        ("x.yaml", "learning: 1\n", "settings of axolotl, LLaMA-Factory, PEFT, TRL, Unsloth"),
+        ("x.txt", "r: 1\n", "a file of a trainer (.yaml, .yml, .json, .py, .ipynb)"),
+        ("x.py", "from trl import DPOConfig\nDPOConfig(beta=1)\n", "found another stage"),
+        ("x.py", "LoraConfig(r=rank)\n", "LoraConfig.r: found rank, expected a value"),
+        ("x.py", "LoraConfig(**kwargs)\n", "LoraConfig.**: found kwargs, expected a value"),
+        ("x.py", "LoraConfig(r=1)\nLoraConfig(r=2)\n", "LoraConfig.r: found several calls"),
+        ("x.py", "SFTConfig(max_length=1)\n", "found full fine-tuning, expected a LoRA adapter"),
+        ("x.py", "open('ran', 'w')\nLoraConfig(r=4)\n", "found no base model, expected one"),
+        ("x.py", "LoraConfig(r=\n", "expected a file of a trainer that can be parsed"),
+        ("x.json", '{"peft_type": "IA3", "r": 4}', "peft_type: found IA3, expected LORA"),
+        ("x.json", '{"lora_r": 4,\n\t"use_peft": false}', "found full fine-tuning"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_a_study_is_refused(place: Path, name: str, text: str, part: str) -> None:
+    (place / name).write_text(text, "utf-8")
+    outcome = command("init", "s.yaml", "--from", name)
+    assert (outcome.code, (place / "s.yaml").exists()) == (2, False)
+    assert not (place / "ran").exists()  # a script is read, never run
+    assert part in outcome.told
+
+
+# --- tokens ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")  # of TRL's own imports
+@pytest.mark.parametrize("name", ["pairs", "chats", "texts"])
+def test_rows_have_the_tokens_of_trl(place: Path, tmp_path: Path, name: str) -> None:
+    """Input ids, labels and the cut of too long rows, for three shapes."""
+    from datasets import load_dataset
+    from transformers import AutoModelForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    length = 24 if name == "pairs" else 100
+    write_rows(place / "texts.jsonl", [{"text": "say ba do " * n} for n in range(1, 30)])
+    (place / "t.yaml").write_text(
+        f"model_name_or_path: a/b\ndataset_name: {name}.jsonl\nuse_peft: true\nlora_r: 4\n"
+        f"max_length: {length}\n"
+    )
+    assert command("init", "s.yaml", "--from", "t.yaml").code == 0
+    study = load_study_file(place / "s.yaml")
+    tokenizer = byte_tokenizer(CHATML, eos="<|im_end|>")
+    trainer: Any = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(pocket_folder()),
+        args=SFTConfig(output_dir=str(tmp_path / "o"), max_length=length, report_to="none",
+                       use_cpu=True, bf16=False),
+        processing_class=tokenizer,
+        train_dataset=load_dataset("json", data_files=f"{name}.jsonl", split="train",
+                                   cache_dir=str(tmp_path / "c")),
+    )  # fmt: skip
+    batch = trainer.data_collator
+    theirs = []
+    for row in trainer.train_dataset:
+        made = batch([row])
+        labels = [int(label) != -100 for label in made["labels"][0]]
+        theirs.append((made["input_ids"][0].tolist(), [False, *labels[1:]]))
+    encoder = Encoder(tokenizer, study.model.prompt_format, study.train.max_length)
+    (config,) = study.tasks
+    whole = TaskConfig.model_validate({"name": config.name, "train": str(place / f"{name}.jsonl")})
+    items = read_task_items(whole.model_copy(update={"prompt": config.prompt}), None, ())[1]
+    ours = {}
+    for item in items["train"]:
+        row = encoder.training_row(item, study.train.labels)
+        assert row is not None
+        ours[row.input_ids] = list(row.is_label)
+    # A template's line feed after the last turn is learned by TRL alone, as the table says.
+    tail = 1 if name == "chats" else 0
+    for ids, labels in theirs:
+        end = len(ids) - tail if len(ids) < length else len(ids)
+        assert ours[tuple(ids[:end])] == labels[:end]
+    assert len(theirs) == len(items["train"])
+
+
+# --- back -----------------------------------------------------------------------------------------
+
+CHANGED = {
+    # r=2, alpha 4, rate 2e-3 on attention; the study trained 8 steps.
+    "axolotl.yml": {
+        "lora_r: 2        # was 8 before", "lora_alpha: 4", "lora_dropout: 0",
+        "learning_rate: 0.002   # two in ten thousand",
+    },
+    "trl.yaml": {
+        "lora_r: 2", "lora_alpha: 4", "learning_rate: 0.002",
+        "lora_target_modules: [k_proj, o_proj, q_proj, v_proj]   # as PEFT does",
+    },
+    "trl_script.py": {
+        "    r=2,  # chosen by habit", "    lora_alpha=4,", "    learning_rate=0.002,",
+        "    max_steps=8,",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_file_gets_the_arms_settings_and_keeps_the_rest(
+    place: Path, small: Path, name: str
+) -> None:
+    before = (place / name).read_bytes()
+    if name == "trl.yaml":
+        (place / name).write_bytes(before + b"lora_dropout: 0.0\n")
+    outcome = command("export", small, "r=2 lr=0.002", "--patch", name, "--out", "new")
+    assert outcome.code == 0, outcome.told
+    old = (place / name).read_text("utf-8").splitlines()
+    new = (place / "new").read_text("utf-8").splitlines()
+    added = {line for line in new if line not in old}
+    if name == "axolotl.yml":  # a list of dashes keeps its margin
+        dashes = [line for line in new if line.strip().startswith("- ") and "_proj" in line]
+        assert dashes == ["  - k_proj", "  - o_proj", "  - q_proj", "  - v_proj"]
+        added = {line for line in added if "_proj" not in line}
+        old, new = ([line for line in file if "_proj" not in line] for file in (old, new))
+    assert added == CHANGED[name]
+    kept = [line for line in old if line in new]
+    assert kept == [line for line in new if line in old]
+    assert all(f"+{line}" in outcome.out.splitlines() for line in added)
+    assert "the study had pocket" in outcome.told
+    again = command("export", small, "r=2 lr=0.002", "--patch", name, "--out", "new")
+    assert (again.code, "found a file of that name" in again.told) == (2, True)
+
+
+def test_a_notebook_changes_in_its_cells_alone(place: Path, small: Path) -> None:
+    outcome = command(
+        "export", small, "r=2 lr=0.002", "--patch", "unsloth.ipynb", "--out", "n.ipynb"
+    )
+    assert outcome.code == 0, outcome.told
+    assert '+    "    r=2,  # é: any number above 0\\n",' in outcome.out.replace("+    ", "+    ")
+    old = (place / "unsloth.ipynb").read_text("utf-8").splitlines()
+    new = (place / "n.ipynb").read_text("utf-8").splitlines()
+    assert len(old) == len(new)
+    assert sum(a != b for a, b in zip(old, new, strict=True)) == 5
+
+
+def test_what_cannot_be_patched_is_refused(place: Path, small: Path) -> None:
+    (place / "y.yaml").write_text("use_peft: true\nlora_r: 4\n", "utf-8")
+    (place / "z.yaml").write_text("use_peft: true\nlora_r: 4\nuse_dora: true\n", "utf-8")
+    for name, words, part in (
+        ("adapter", ("r=2 lr=0.002",), "found an adapter's folder"),
+        ("y.yaml", ("r=2 lr=0.002",), "add these keys to it first"),
+        ("z.yaml", ("r=2 lr=0.002",), "expected an arm of method dora"),
+        ("axolotl.yml", ("full",), "of method full, expected an arm of method lora"),
+        ("axolotl.yml", ("r=2 lr=0.002", "--merge"), "found an option for weights"),
+    ):
+        outcome = command("export", small, *words, "--patch", name, "--out", "new")
+        assert (outcome.code, part in outcome.told) == (2, True), outcome.told
+    assert "new" not in files_below(place)
+
+
+@pytest.mark.filterwarnings("ignore")  # of TRL's own imports
+def test_trl_trains_with_the_patched_file(place: Path, small: Path, tmp_path: Path) -> None:
+    from datasets import load_dataset
+    from trl import (
+        ModelConfig,
+        ScriptArguments,
+        SFTConfig,
+        SFTTrainer,
+        TrlParser,
+        get_peft_config,
+    )
+
+    (place / "mine.yaml").write_text(
+        f"model_name_or_path: {pocket_folder()}\ndataset_name: pairs.jsonl\nuse_peft: true\n"
+        "lora_r: 16\nlora_alpha: 32\nlora_dropout: 0.0\nlora_target_modules: [q_proj]\n"
+        f"learning_rate: 1.0e-3\nmax_steps: 1\noutput_dir: {tmp_path / 'o'}\nuse_cpu: true\n"
+        "bf16: false\nreport_to: none\nsave_strategy: 'no'\n"
+    )
+    done = command("export", small, "r=2 lr=0.002", "--patch", "mine.yaml", "--out", "new.yaml")
+    assert done.code == 0, done.told
+    text = (place / "new.yaml").read_text("utf-8").replace("max_steps: 8", "max_steps: 1")
+    (place / "new.yaml").write_text(text, "utf-8")
+    parser = TrlParser((ScriptArguments, SFTConfig, ModelConfig))
+    script, args, model = parser.parse_args_and_config(["--config", "new.yaml"])
+    assert (model.lora_r, model.lora_alpha, args.learning_rate) == (2, 4, 0.002)
+    rows = load_dataset("json", data_files=script.dataset_name, split="train",
+                        cache_dir=str(tmp_path / "c"))  # fmt: skip
+    trainer: Any = SFTTrainer(
+        model.model_name_or_path, args, train_dataset=rows, peft_config=get_peft_config(model)
+    )
+    trainer.train()
+    assert trainer.state.global_step == 1
+    ranks = {p.shape[0] for n, p in trainer.model.named_parameters() if "lora_A" in n}
+    assert ranks == {2}
+
+
+def test_numbers_are_written_as_any_yaml_reads_them() -> None:
+    import yaml
+
+    for value in (2e-3, 1e-5, 2.5e-7, 16, 0.05):
+        assert yaml.safe_load(written(value, "yaml")) == value
+        assert json.loads(written(value, "json")) == value
+        assert ast.literal_eval(written(value, "python")) == value
