@@ -124,6 +124,22 @@ def test_every_key_is_in_the_table(place: Path) -> None:
         assert line in head
 
 
+def test_rows_of_the_hub_and_four_bits(place: Path) -> None:
+    (place / "q.yml").write_text(
+        "base_model: a/b\nadapter: qlora\nload_in_4bit: true\nlora_r: 128\nlora_alpha: 16\n"
+        "lora_target_linear: true\nlearning_rate: 2e-4\n"
+        "datasets: [{path: owner/rows, type: alpaca}]\n"
+    )
+    assert command("init", "s.yaml", "--from", "q.yml").code == 0
+    study = load_study_file(place / "s.yaml")
+    assert (study.quantize, study.model.hub, study.model.prompt_format) == ("4bit", "a/b", "plain")
+    assert study.tasks[0].hub == "owner/rows"
+    assert (study.arms[0].rank, study.arms[0].targets) == ([32, 128, 256], ["all-linear"])
+    assert study.arms[0].alpha == ["0.125r"]
+    head = (place / "s.yaml").read_text("utf-8")
+    assert "#   rows were not read: prompts are worded as the study does" in head
+
+
 def test_two_data_sets_are_a_mixture(place: Path) -> None:
     file = place / "trl.yaml"
     text = file.read_text("utf-8").replace(

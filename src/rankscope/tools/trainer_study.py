@@ -92,33 +92,36 @@ def _part(
 ) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """(keys of the task, first row, lines about them); the last line is a fault of the rows."""
     name, keys = str(data_set["path"]), dict(data_set.get("keys", {}))
+    notes, wordings = [*data_set.get("notes", ())], data_set.get("wordings")
+    unread = f"rows were not read: prompts are worded as the study does, not as {run.name} does"
+    first: dict[str, Any] = {"plain": data_set.get("plain", False)}
     place = run.path_of(name)
     if place is None:
         if not re.fullmatch(HUB_ID, name) or "." in name[-6:]:
             faults.append(f"found no rows at {name}, expected a file or a hub id; give --data")
         task_name = re.sub(r"[^\w-]+", "_", name.rpartition("/")[2])
-        return {"name": task_name, "hub": name, **keys}, {}, [f"{name}: rows of the hub", ""]
+        lines = [f"{name}: rows of the hub", *notes, *[unread] * bool(wordings), ""]
+        return {"name": task_name, "hub": name, **keys}, first, lines
     paths = split_files(place)
     is_small = sum(path.stat().st_size for path in paths.values()) <= MAX_BYTES_READ
     rows = read_file(paths["train"]) if is_small else []
-    notes = [*data_set.get("notes", ())]
     is_alpaca = keys.get("fields", ALPACA) == ALPACA
-    if wordings := data_set.get("wordings"):
+    if wordings:
         number = sum(bool(row.fields.get(wordings[2])) for row in rows)
         if rows and number in (0, len(rows)):
             keys["prompt"] = wordings[0 if number else 1]
         elif is_alpaca:
             count = f"{number} of {len(rows)} rows have an {wordings[2]}"
-            notes.append(f"{count}: it follows a blank line here, other words in {run.name}")
+            words = f"{count}: it follows a blank line here, other words in {run.name}"
+            notes.append(words if rows else unread)
         else:
             found = f"{place}: found rows with and without {wordings[2]}"
             faults.append(f"{found}, expected either; give prompt and completion with --data")
         if is_alpaca:
             keys.pop("fields", None)
     task, summary, problem = own_rows(place, file, keys)
-    first = dict(rows[0].fields) if rows else {}
+    first |= rows[0].fields if rows else {}
     first |= {field: first.get(column) for field, column in keys.get("fields", {}).items()}
-    first["plain"] = data_set.get("plain", False)
     return task | {"rows": len(rows)}, first, [summary, *notes, problem]
 
 
@@ -137,7 +140,7 @@ def _assembled(
     warmup = _warmup(run, sum(task.pop("rows", 0) for task in tasks), notes)
     if rows := run.facts.get("max_rows"):
         tasks[0]["max_train_rows"] = rows
-    names = [task["name"] for task in tasks]
+    names = [str(task["name"]) for task in tasks]
     both = {"name": "_".join(names)[:60], "mixture": names}
     head = _table(run, [*notes, f"train.labels: {run.labels(row)}"])
 
