@@ -10,6 +10,7 @@ from rankscope.cli.study_verbs import show_results
 from rankscope.cli.terminal import Reply, err_console, print_line, print_message, print_result
 from rankscope.errors import UserError
 from rankscope.progress import ConsoleReporter
+from rankscope.tools.formats import PEFT, format_names
 from rankscope.tools.trackers import tracker_names
 
 
@@ -117,6 +118,10 @@ def _export_command(
     best_lora: Annotated[bool, Option("--best-lora", help="The best LoRA arm.")] = False,
     task: Annotated[str | None, Option(help="Training task, if the study has several.")] = None,
     merge: Annotated[bool, Option("--merge", help="Merge the adapter into a full model.")] = False,
+    form: Annotated[
+        str,
+        Option("--format", metavar="FORMAT", help=f"One of {', '.join(format_names())}."),
+    ] = PEFT,
     step: Annotated[int | None, Option(help="Export the weights kept at this step.")] = None,
     base_name: Annotated[
         str | None,
@@ -136,20 +141,28 @@ def _export_command(
     from rankscope.tools.export import ExportRequest, export_trial
 
     request = ExportRequest(
-        label=label, best_lora=best_lora, task=task, step=step, merge=merge, base_name=base_name
+        label=label,
+        best_lora=best_lora,
+        task=task,
+        step=step,
+        merge=merge,
+        format=form,
+        base_name=base_name,
     )
     spec, kind, notes = export_trial(folder, out, request)
     for note in notes:
         print_message(f"note: {note}")
 
     def show() -> None:
-        print_line(f"{spec.label}: {kind} written to {out}")
+        named = kind if form == PEFT else f"{kind} ({form})"
+        print_line(f"{spec.label}: {named} written to {out}")
         print_line(f"how to load and serve it: {out / 'README.md'}")
 
     data = {
         "trial": spec.trial_id,
         "label": spec.label,
         "kind": kind,
+        "format": form,
         "out": out,
         "notes": notes,
     }
