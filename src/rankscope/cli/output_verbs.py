@@ -154,15 +154,13 @@ def _export_command(
         print_message(f"note: {note}")
 
     def show() -> None:
-        named = kind if form == PEFT else f"{kind} ({form})"
-        print_line(f"{spec.label}: {named} written to {out}")
+        print_line(f"{spec.label}: {kind} written to {out}")
         print_line(f"how to load and serve it: {out / 'README.md'}")
 
     data = {
         "trial": spec.trial_id,
         "label": spec.label,
         "kind": kind,
-        "format": form,
         "out": out,
         "notes": notes,
     }

@@ -14,7 +14,6 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment
 from markupsafe import Markup
 
-from rankscope.advise.arms import summarize
 from rankscope.config.study import TrainConfig
 from rankscope.formatting import (
     Unit,
@@ -68,30 +67,30 @@ def changed_card(folder: Path, note: str) -> str:
 def study_card(
     view: StudyView,
     trial: TrialRecords,
+    summary: ArmSummary,
     base: BaseSource,
-    library: str,
-    steps: Sequence[UseStep],
+    use: tuple[str, Sequence[UseStep]],
     step: int | None = None,
 ) -> str:
     """The card of exported weights.
 
     Args:
-        library: that loads them, as the hub names it; ``transformers`` for a full model.
-        steps: how to use them.
+        summary: the scores of this one trained model.
+        use: the library that loads them, as the hub names it, ``transformers`` for a full model;
+            and how to use them.
         step: of weights kept during training, which were not scored.
     """
     study, advice, spec = view.study, view.advice(trial.spec.task), trial.spec
-    summary = summarize(study, [trial])
     arm, change = view.arm(summary.task, summary.label), view.retention_change(summary)
     versions = {"Rankscope": study.provenance.rankscope, "Python": study.provenance.python}
     return _render(
         spec,
         _study_settings(study, trial, base, step),
-        library=library,
+        library=use[0],
         base_model=base.hub_name,
         study=study,
         step=count(step, "optimizer step") if step is not None else "",
-        steps=steps,
+        steps=use[1],
         scores=[row for task in study.tasks if (row := _score_row(view, trial, summary, task))],
         retained=view.retained(summary.task),
         retention=_text(change, view.retention_unit(summary.task)) if change else "",

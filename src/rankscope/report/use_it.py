@@ -13,7 +13,7 @@ from pathlib import PurePath
 from typing import Any, Literal
 
 from rankscope.formatting import count, with_leading_space
-from rankscope.models.methods import get_lora_method, lora_methods
+from rankscope.models.methods import get_lora_method, get_method, lora_methods
 from rankscope.records import ArmSummary, Prompt, StudyRecords, TrialSpec
 from rankscope.report.page import template_environment
 from rankscope.report.study_view import StudyView
@@ -214,7 +214,8 @@ def steps_for_task(view: StudyView, task: str, folder: str) -> tuple[UseStep, ..
     if settings is not None:
         merged = f"{command} --merge --out {name}-merged"
         steps.append(UseStep("Export it merged into the base", merged))
-    if settings is not None and not obstacle(settings, "llama.cpp"):
+    method = get_method(spec.method)
+    if method.has_rank and method.delta_is_low_rank:
         made = [f"{command} --format {form} --out {name}-{form}" for form in ("gguf", "mlx")]
         uses[-1] = UseStep("Export it for Ollama and llama.cpp, or for MLX", "\n".join(made))
     return (*steps, *uses)

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
+from rankscope.advise.arms import summarize
 from rankscope.advise.recommend import recommend
 from rankscope.config.study import ModelConfig
 from rankscope.data.registry import NAMED_TASKS
@@ -34,6 +36,7 @@ from rankscope.store import Ledger, snapshot_path, weights_path
 from rankscope.tools.formats import PEFT, check_format, get_format
 
 TIED_HEAD = "an adapter of the output layer, which shares its weights with the input embedding"
+WHOLE = "--merge, which writes a whole model"
 WITHOUT_MERGE = "export the adapter without --merge"
 MOST_LISTED = 12  # Trials named in a message about an ambiguous label
 
@@ -60,9 +63,7 @@ def export_trial(folder: Path, out: Path, request: ExportRequest) -> Export:
     trial or its weights are not there, or ``out`` cannot be used; IntegrityError: the stored
     weights were altered, or do not fit their configuration; DiskFull: ``out`` stays as it was.
     """
-    check_format(
-        request.format, whole="--merge, which writes a whole model" if request.merge else ""
-    )
+    check_format(request.format, whole=WHOLE * request.merge)
     check_outside(out, folder, "--out")
     check_taken(out)
     with Ledger.open(folder, write=False) as ledger:
@@ -72,7 +73,7 @@ def export_trial(folder: Path, out: Path, request: ExportRequest) -> Export:
             view, folder, request.label, request.task, best_lora=request.best_lora
         )
         trial = next(t for t in study.trials if t.spec == spec)
-        check_format(request.format, whole="a fully fine-tuned model" if spec.is_full else "")
+        check_format(request.format, whole="a fully fine-tuned model" * spec.is_full)
         source = ledger.checked_path(_weights(ledger, trial, request.step))
         with folder_in_one_step(out) as partial:
             return _write(view, trial, reason, source, partial, request)
@@ -127,7 +128,7 @@ def _write(
     notes = [f"{spec.label}: {reason}"] if reason else []
     merged = request.merge and not spec.is_full
     known_bases = {
-        name: f"{known.card}; adapter_config.json names the original on the hub, {known.hub}"
+        name: f"{known.card}; the original on the hub is {known.hub}"
         for name, known in KNOWN_MODELS.items()
     }
     base = base_source(study, known_bases, request.base_name or "")
@@ -136,10 +137,8 @@ def _write(
     if merged:
         merge_adapter(study, source, out)
     elif request.format != PEFT:
-        library, steps = (
-            request.format,
-            _convert(study, spec.task, source, out, request.format, base),
-        )
+        library = request.format
+        steps = _convert(study, spec.task, source, out, library, base)
     else:
         shutil.copytree(source, out, dirs_exist_ok=True, copy_function=shutil.copyfile)
     if request.merge and spec.is_full:
@@ -157,7 +156,7 @@ def _write(
         system = system_of(study, spec.task)
         steps = use_steps(base, settings, folder_name(spec.task), ".", system)
     step = None if request.step == _last_step(trial) else request.step
-    card = study_card(view, trial, base, library, steps, step)
+    card = study_card(view, trial, summarize(study, [trial]), base, (library, steps), step)
     (out / "README.md").write_text(card, encoding="utf-8")
     if step is None:
         write_hub_scores(study, trial, out / ".eval_results")
@@ -246,17 +245,16 @@ def merge_adapter(study: StudyRecords, adapter: Path, out: Path) -> None:
         attn_implementation="eager",
         trust_remote_code=False,
     )
-    tuned = PeftModel.from_pretrained(model, str(adapter))
+    with warnings.catch_warnings():
+        # PEFT asks transformers for an attribute that was renamed.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        tuned = PeftModel.from_pretrained(model, str(adapter))
     if not hasattr(tuned.base_model, "merge_and_unload"):
         kind = getattr(tuned.peft_config["default"].peft_type, "value", "this method")
         raise UserError("--merge", f"{kind}, which PEFT cannot merge", do=WITHOUT_MERGE)
     head = tuned.get_output_embeddings()
     if getattr(model.config, "tie_word_embeddings", False) and hasattr(head, "base_layer"):
-        raise UserError(
-            "--merge",
-            TIED_HEAD,
-            do=WITHOUT_MERGE,
-        )
+        raise UserError("--merge", TIED_HEAD, do=WITHOUT_MERGE)
     merged = tuned.merge_and_unload(safe_merge=True)
     merged.to(getattr(torch, study.model.dtype)).save_pretrained(out)
     load_tokenizer(folder).save_pretrained(out)

@@ -5,6 +5,7 @@ cannot interrupt the arithmetic of huge integers. So a process of its own compar
 ends it after ``SECONDS`` of processor time: a busy machine changes no score.
 """
 
+import atexit
 import importlib.util
 import json
 import os
@@ -14,7 +15,8 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
 
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers.generation import GenerationScorer, Judgment, normalized_answer
@@ -22,10 +24,10 @@ from rankscope.evaluate.scorers.generation import GenerationScorer, Judgment, no
 if TYPE_CHECKING:
     from regex import Pattern
 
+    from rankscope.data.encode import Encoder
     from rankscope.data.items import Item
     from rankscope.data.registry import TaskSpec
 
-INSTALL = "pip install 'rankscope[math]'"
 SECONDS = 10  # Of processor time for one answer; usual ones take milliseconds
 WORD_OR_MARK = re.compile(r"\$|\\boxed|\\\(|\\\[|(?<![\\A-Za-z])[A-Za-z]{2,}")
 """A mark of LaTeX, or a word that is no command of LaTeX."""
@@ -45,12 +47,26 @@ class MathVerifyScorer(GenerationScorer):
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """End the process that compares; another comparison begins a new one."""
+        process, self._process = self._process, None
+        if process is not None:
+            with suppress(BrokenPipeError), process:  # closes its pipes and waits for its end
+                process.kill()
 
     def check_task(self, spec: "TaskSpec") -> None:
         super().check_task(spec)
         if importlib.util.find_spec("math_verify") is None:
             place = f"task {spec.name!r}, scorer {self.name!r}"
-            raise UserError(place, "no package math-verify", "it installed", INSTALL)
+            raise UserError(
+                place, "no package math-verify", "it installed", "pip install 'rankscope[math]'"
+            )
+
+    def encoder_settings(self, encoder: "Encoder") -> dict[str, Any]:
+        """Another release of the library may judge otherwise."""
+        return {"math-verify": metadata.version("math-verify")}
 
     def judge_answer(self, item: "Item", text: str, pattern: "Pattern[str] | None") -> Judgment:
         gold = item.reference or item.completion
@@ -65,7 +81,7 @@ class MathVerifyScorer(GenerationScorer):
         """Whether they are equal, and what was compared of the answer: None if nothing was found or
         the comparison took too long. Raises UserError: the library does not run."""
         with self._lock:
-            if self._process is None or self._process.poll() is not None:
+            if self._process is None:
                 self._process = subprocess.Popen(
                     [sys.executable, "-P", "-c", PROCESS],  # -P: as of ``run.workers.starter``
                     stdin=subprocess.PIPE,
@@ -78,14 +94,20 @@ class MathVerifyScorer(GenerationScorer):
             requests, replies = self._process.stdin, self._process.stdout
             assert requests is not None
             assert replies is not None
-            with suppress(BrokenPipeError):  # it has ended
-                requests.write(json.dumps([gold, answer]) + "\n")
-                requests.flush()
-            if reply := replies.readline():
-                is_equal, found = json.loads(reply)
-                return is_equal, found
-            if (code := self._process.wait()) == -signal.SIGXCPU:
-                return False, None
+            try:
+                with suppress(BrokenPipeError):  # it has ended
+                    requests.write(json.dumps([gold, answer]) + "\n")
+                    requests.flush()
+                if reply := replies.readline():
+                    is_equal, found = json.loads(reply)
+                    return is_equal, found
+                code = self._process.wait()
+            except BaseException:  # its reply would be taken for the next one's
+                self.close()
+                raise
+            self.close()
+        if code == -signal.SIGXCPU:
+            return False, None
         found, do = f"a process that ended with {code}", "python -c 'import math_verify' shows why"
         raise UserError(f"scorer {self.name!r}", found, "math-verify to run", do)
 

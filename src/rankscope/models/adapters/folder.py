@@ -22,7 +22,7 @@ from rankscope.errors import IntegrityError, UserError, reading
 from rankscope.filesystem import check_taken, folder_in_one_step
 from rankscope.formatting import count
 from rankscope.hashing import sha256_file, sha256_json
-from rankscope.models.adapters.mlx import MLX_WEIGHTS, peft_tensors
+from rankscope.models.adapters.mlx import MLX_WEIGHTS, tensors_as_peft
 from rankscope.models.adapters.settings import (
     CONFIG,
     WEIGHTS,
@@ -209,7 +209,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         metadata = dict(file.metadata() or {})
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     if path.name == MLX_WEIGHTS:
-        tensors = peft_tensors(path, tensors, MODULE_PREFIX)
+        tensors = tensors_as_peft(path, tensors, MODULE_PREFIX)
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor.float()).all():
             raise IntegrityError(path, f"values that are not finite in {key!r}", "numbers", RECOPY)

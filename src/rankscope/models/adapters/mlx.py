@@ -26,7 +26,7 @@ def is_mlx_config(config: Mapping[str, Any]) -> bool:
     return "lora_parameters" in config and "peft_type" not in config
 
 
-def peft_config(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+def config_as_peft(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """PEFT's ``adapter_config.json`` in place of mlx-lm's, which was read from ``path``.
 
     It names no target modules, as mlx-lm counts layers from the last one of a model that only the
@@ -49,7 +49,7 @@ def peft_config(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def peft_tensors(path: Path, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def tensors_as_peft(path: Path, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """mlx-lm's tensors under PEFT's names, which begin with ``prefix``, and in PEFT's layout."""
     renamed = {}
     for key, tensor in tensors.items():

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from rankscope.config.patterns import compile_pattern
 from rankscope.errors import UserError, reading
 from rankscope.filesystem import read_json_object
-from rankscope.models.adapters.mlx import MLX_WEIGHTS, is_mlx_config, peft_config
+from rankscope.models.adapters.mlx import MLX_WEIGHTS, config_as_peft, is_mlx_config
 from rankscope.models.methods import get_lora_method, lora_methods
 from rankscope.models.methods.lora import LoraMethod
 
@@ -163,7 +163,7 @@ def weights_file(folder: Path) -> Path:
 def read_config(path: Path) -> dict[str, Any]:
     """An ``adapter_config.json`` in PEFT's terms, whichever of PEFT and mlx-lm wrote it."""
     config = read_json_object(path)
-    return peft_config(path, config) if is_mlx_config(config) else config
+    return config_as_peft(path, config) if is_mlx_config(config) else config
 
 
 def read_settings(path: Path) -> AdapterSettings:
