@@ -237,3 +237,57 @@ def test_an_unknown_architecture_and_an_unknown_module_are_refused(
     for form in sorted({*format_names()} - {"peft"}):
         with pytest.raises(UserError, match=r"'model\.extra\.x', expected modules"):
             written(form, adapter, tmp_path / f"{form}-2", exportable.records)
+
+
+SYSTEM = "Be brief. ```\n'Never' guess \U0001f600."
+
+
+def test_the_system_text_that_all_rows_share_reaches_card_and_modelfile(
+    exportable: Any, tmp_path: Path
+) -> None:
+    def rows(place: str, first: str, start: int = 0) -> Path:
+        chats = [
+            [("system", SYSTEM if n else first), ("user", f"{n} and {n}"), ("assistant", f"is {n}")]
+            for n in range(start, start + 12)
+        ]
+        turns = [[{"role": role, "content": text} for role, text in chat] for chat in chats]
+        return write_rows(tmp_path / place, [{"messages": chat} for chat in turns])
+
+    study = {
+        "name": "chat",
+        "model": {"path": str(exportable.base), "prompt_format": "chat"},
+        "tasks": [
+            {"name": name, "train": str(rows(f"{name}.jsonl", first)), "test": str(test)}
+            for test in [rows("test.jsonl", SYSTEM, 20)]
+            for name, first in (("one", SYSTEM), ("two", "Be long."))
+        ],
+        "arms": [{"method": "lora", "rank": 2, "lr": 1e-3}],
+        "seeds": [0],
+        "train": {
+            "max_steps": 1,
+            "batch_size": 1,
+            "gradient_accumulation": 1,
+            "schedule": "cosine",
+        },
+        "analyze": {"spectra": {"enabled": False}},
+    }
+    (tmp_path / "study.yaml").write_text(json.dumps(study), "utf-8")
+    ran = rankscope("run", tmp_path / "study.yaml", "--out", tmp_path / "out")
+    assert ran.code == 0, ran
+    for task, form in (("one", "peft"), ("one", "gguf"), ("two", "peft"), ("two", "gguf")):
+        done = rankscope("export", tmp_path / "out", "r=2", "--task", task, "--format", form,
+                         "--out", tmp_path / task / form)  # fmt: skip
+        assert done.code == 0, done
+    card = (tmp_path / "one" / "peft" / "README.md").read_text("utf-8")
+    (line,) = (line for line in card.splitlines() if line.startswith("messages.insert"))
+    messages: list[dict[str, str]] = []
+    exec(line, {"messages": messages})  # noqa: S102
+    assert messages == [{"role": "system", "content": SYSTEM}]
+    assert "```" not in line
+    for part in ("| max steps | 1 |", "| batch size | 1 |", "| schedule | cosine |",
+                 "| warmup fraction | 0.1 |", "| max length | 1024 |"):  # fmt: skip
+        assert part in card
+    assert "| epochs |" not in card
+    assert f'SYSTEM """{SYSTEM}"""' in (tmp_path / "one/gguf/Modelfile").read_text("utf-8")
+    assert "messages.insert" not in (tmp_path / "two/peft/README.md").read_text("utf-8")
+    assert "SYSTEM" not in (tmp_path / "two/gguf/Modelfile").read_text("utf-8")

@@ -178,7 +178,9 @@ def _convert(
     check_adapter_fits(source, adapter, shapes.linear_shapes)
     if config.tie_word_embeddings and shapes.output_layer in adapter.a:
         raise UserError(place, TIED_HEAD, do="leave the option out")
-    return get_format(form).write(adapter, out, config.get_text_config(), study, base)
+    writer = get_format(form)
+    steps: list[UseStep] = writer.write(adapter, out, config.get_text_config(), study, base)
+    return steps
 
 
 def base_reference(model: ModelConfig, name: str | None) -> dict[str, str | None]:
