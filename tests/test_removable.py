@@ -52,7 +52,7 @@ except UserError as error:
 
 
 OTHERS = (
-    *("report/figures/loss.py", "tools/trackers/wandb.py"),
+    *("report/figures/loss.py", "tools/trackers/wandb.py", "tools/formats/mlx.py"),
     *("analyses/subjects", "analyses/rank_curves", "integrations"),
     *("tools/trainer_files/axolotl.py", "tools/trainer_files/axolotl.toml"),
 )
@@ -62,6 +62,10 @@ REMOVED = [
         "analyses/answers": ("analyze.answers.enabled=true", "expected one of spectra"),
         "analyses/heads": ("analyze.heads.enabled=true", "expected one of spectra"),
         "analyses/variants": ("evaluate.scales=[0.5]", "expected one of cross_domain, retention"),
+        "evaluate/scorers/math_verify.py": (
+            "tasks.0.scorer=math_verify",
+            "expected one of contains",
+        ),
         "evaluate/scorers/rouge.py": ("tasks.0.scorer=rouge", "expected one of contains"),
         "models/methods/dora.py": ("arms.0.method=dora", "expected one of lora, full"),
         "models/methods/eva.py": ("arms.0.method=eva", "expected one of lora, full"),

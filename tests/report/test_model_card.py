@@ -174,7 +174,7 @@ HUB_BASE = BaseSource("a/b on the hub", '"a/b"', "a/b", "bfloat16", "a/b")
 
 def serving(**settings: object) -> str:
     """The vLLM command for an adapter."""
-    steps = use_steps(HUB_BASE, {"peft_type": "LORA", **settings}, "mine", ".", chat=False)
+    steps = use_steps(HUB_BASE, {"peft_type": "LORA", **settings}, "mine", ".", None)
     return next(step.code for step in steps if "vLLM" in step.title)
 
 

@@ -12,6 +12,7 @@ from rankscope.cli.terminal import Reply, err_console, print_line, print_message
 from rankscope.errors import UserError
 from rankscope.filesystem import replace_text
 from rankscope.progress import ConsoleReporter
+from rankscope.tools.formats import PEFT, format_names
 from rankscope.tools.trackers import tracker_names
 
 
@@ -148,6 +149,10 @@ def _export_command(
     best_lora: Annotated[bool, Option("--best-lora", help="The best LoRA arm.")] = False,
     task: Annotated[str | None, Option(help="Training task, if the study has several.")] = None,
     merge: Annotated[bool, Option("--merge", help="Merge the adapter into a full model.")] = False,
+    form: Annotated[
+        str,
+        Option("--format", metavar="FORMAT", help=f"One of {', '.join(format_names())}."),
+    ] = PEFT,
     step: Annotated[int | None, Option(help="Export the weights kept at this step.")] = None,
     base_name: Annotated[
         str | None,
@@ -177,7 +182,13 @@ def _export_command(
     from rankscope.tools.export import ExportRequest, export_trial
 
     request = ExportRequest(
-        label=label, best_lora=best_lora, task=task, step=step, merge=merge, base_name=base_name
+        label=label,
+        best_lora=best_lora,
+        task=task,
+        step=step,
+        merge=merge,
+        format=form,
+        base_name=base_name,
     )
     spec, kind, notes = export_trial(folder, out, request)
     for note in notes:

@@ -252,12 +252,20 @@ def _task_record(
         num_fewshot=task.spec.num_fewshot,
         fewshot_source=task.fewshot_source,
         prompt_format=encoder.prompt_format,
+        system=_system_text(task.train),
         source=task.source,
         sha256=hashed(task.sha256),
         validation_sha256=hashed(items_sha256(task.validation)),
         test_sha256=hashed(items_sha256(task.test)),
         contaminated_sha256=sha256_json(sorted(task.contaminated_ids)),
     )
+
+
+def _system_text(rows: Sequence[Item]) -> str:
+    """The system turn that all rows begin with; empty if they do not."""
+    turns = {row.messages[0] if row.messages else None for row in rows}
+    turn = turns.pop() if len(turns) == 1 else None
+    return turn.content if turn is not None and turn.role == "system" else ""
 
 
 def task_sha256(

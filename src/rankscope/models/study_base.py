@@ -21,7 +21,12 @@ from rankscope.models.adapters.folder import (
     opened_weights,
     recorded_base,
 )
-from rankscope.models.adapters.settings import CONFIG, WEIGHTS, read_adapter_config
+from rankscope.models.adapters.settings import (
+    CONFIG,
+    read_adapter_config,
+    read_config,
+    weights_file,
+)
 from rankscope.models.adapters.warm_start import (
     load_adapter_for,
     resolve_adapters,
@@ -238,8 +243,8 @@ def _adapter_fields(folder: Path, base: Path, shapes: Architecture) -> dict[str,
 
 def peft_type(folder: Path) -> str | None:
     """None also without the weights, which a reader of the adapter then misses."""
-    is_whole = (folder / WEIGHTS).is_file()
-    kind: str | None = read_json_object(folder / CONFIG).get("peft_type") if is_whole else None
+    is_whole = weights_file(folder).is_file()
+    kind: str | None = read_config(folder / CONFIG).get("peft_type") if is_whole else None
     return kind
 
 
@@ -274,6 +279,6 @@ def num_trained_parameters(trial: TrialSpec, num_of_base: int) -> int:
     assert trial.given is not None
     if trial.is_full:
         return num_of_base
-    with opened_weights(Path(trial.given.folder) / WEIGHTS) as file:
+    with opened_weights(weights_file(Path(trial.given.folder))) as file:
         names = [n for n in file.keys() if not n.endswith(".base_layer.weight")]  # noqa: SIM118
         return sum(int(torch.Size(file.get_slice(n).get_shape()).numel()) for n in names)

@@ -35,6 +35,7 @@ class TaskRecord(Record):
     num_fewshot: int = 0  # Answered questions shown before each one
     fewshot_source: str = ""  # Where those rows come from, in words
     prompt_format: Literal["chat", "plain", ""] = ""  # Whether prompts use the chat template
+    system: str = ""  # First turn of every training row; empty if rows have none or different ones
     source: str  # Where the rows come from, in words
     sha256: str  # Of the rows used
     validation_sha256: str = ""  # Of the validation items, their prompts and scoring alone

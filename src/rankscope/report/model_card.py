@@ -5,7 +5,7 @@ number comes from the study's records; a card says so if something was not measu
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
@@ -14,6 +14,7 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment
 from markupsafe import Markup
 
+from rankscope.config.study import TrainConfig
 from rankscope.formatting import (
     Unit,
     count,
@@ -25,6 +26,7 @@ from rankscope.formatting import (
     score_text,
 )
 from rankscope.records import (
+    OVERRIDE_LABELS,
     ArmSummary,
     Estimate,
     ModelRecord,
@@ -38,7 +40,7 @@ from rankscope.report.page import template_environment
 from rankscope.report.study_view import StudyView, change_on
 from rankscope.report.table_formats import markdown, table_from_rows
 from rankscope.report.tables import role_of_tested
-from rankscope.report.use_it import BaseSource, folder_name, use_steps
+from rankscope.report.use_it import BaseSource, UseStep, folder_name
 
 # --- the three cards ------------------------------------------------------------------------------
 
@@ -51,7 +53,7 @@ def adapter_card(trial: TrialSpec, base: ModelRecord) -> str:
         "training task": trial.task,
         **_trial_settings(trial),
     }
-    return _render(trial, settings, is_adapter=not trial.is_full)
+    return _render(trial, settings, "transformers" if trial.is_full else "peft")
 
 
 def changed_card(folder: Path, note: str) -> str:
@@ -67,28 +69,28 @@ def study_card(
     trial: TrialRecords,
     summary: ArmSummary,
     base: BaseSource,
-    settings: Mapping[str, Any] | None,
+    use: tuple[str, Sequence[UseStep]],
     step: int | None = None,
 ) -> str:
     """The card of exported weights.
 
     Args:
         summary: the scores of this one trained model.
-        settings: of ``adapter_config.json``; None for a full model.
+        use: the library that loads them, as the hub names it, ``transformers`` for a full model;
+            and how to use them.
         step: of weights kept during training, which were not scored.
     """
     study, advice, spec = view.study, view.advice(trial.spec.task), trial.spec
-    chat = study.model.prompt_format == "chat"
     arm, change = view.arm(summary.task, summary.label), view.retention_change(summary)
     versions = {"Rankscope": study.provenance.rankscope, "Python": study.provenance.python}
     return _render(
         spec,
         _study_settings(study, trial, base, step),
-        is_adapter=settings is not None,
+        library=use[0],
         base_model=base.hub_name,
         study=study,
         step=count(step, "optimizer step") if step is not None else "",
-        steps=use_steps(base, settings, folder_name(spec.task), ".", chat=chat),
+        steps=use[1],
         scores=[row for task in study.tasks if (row := _score_row(view, trial, summary, task))],
         retained=view.retained(summary.task),
         retention=_text(change, view.retention_unit(summary.task)) if change else "",
@@ -103,7 +105,7 @@ def study_card(
 def _render(
     spec: TrialSpec,
     settings: Mapping[str, object],
-    is_adapter: bool,
+    library: str,
     base_model: str | None = None,
     **values: Any,
 ) -> str:
@@ -111,12 +113,13 @@ def _render(
     known = [{"setting": name, "value": str(v)} for name, v in settings.items() if v is not None]
     front_matter = ModelCardData(
         base_model=base_model,
-        library_name="peft" if is_adapter else "transformers",
+        library_name=library,
         pipeline_tag="text-generation",
         tags=["rankscope", *([method] if method else [])],
     ).to_yaml()
     template = _environment().get_template("model_card.md.j2")
-    values = {"study": None, **values, "spec": spec, "method": method, "is_adapter": is_adapter}
+    values = {"study": None, **values, "spec": spec, "method": method}
+    values["is_adapter"] = library != "transformers"
     return template.render(values | {"front_matter": front_matter, "settings": known})
 
 
@@ -171,6 +174,7 @@ def _study_settings(
         "training task": spec.task,
         "data": _data_source(study, task),
         "data as read and formatted, sha256": task.sha256,
+        **_protocol(study.config.train),
         **_trial_settings(spec),
     }
     if train is not None:
@@ -181,6 +185,15 @@ def _study_settings(
             "weights, sha256": train.weights_sha256 if step is None else None,
         }
     return settings
+
+
+def _protocol(train: TrainConfig) -> dict[str, object]:
+    """How long and in which steps a study trains; an arm may override some of it."""
+    names = ("epochs", "max_steps", "tokens", *OVERRIDE_LABELS, "max_length", "labels")
+    values = train.model_dump(include=set(names))
+    if train.max_steps or train.tokens:  # take precedence
+        del values["epochs"]
+    return {name.replace("_", " "): values[name] for name in names if name in values}
 
 
 def _score_row(

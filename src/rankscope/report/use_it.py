@@ -13,19 +13,21 @@ from pathlib import PurePath
 from typing import Any, Literal
 
 from rankscope.formatting import count, with_leading_space
-from rankscope.models.methods import get_lora_method, lora_methods
+from rankscope.models.methods import get_lora_method, get_method, lora_methods
 from rankscope.records import ArmSummary, Prompt, StudyRecords, TrialSpec
 from rankscope.report.page import template_environment
 from rankscope.report.study_view import StudyView
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # Values of vLLM's ``--max-lora-rank`` from 8 on
 ASK = "Ask in the form of the task's items; of a mixture, the examples of one part are shown."
+CONVERT_MODEL = "python llama.cpp/convert_hf_to_gguf.py {}"
+SENTENCEPIECE = "For some tokenizers the script needs `pip install sentencepiece`."
 HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 """What the hub accepts as ``base_model``."""
 
 
 @dataclass(frozen=True, slots=True)
-class _UseStep:
+class UseStep:
     title: str
     code: str
     language: Literal["sh", "python"] = "sh"
@@ -124,64 +126,74 @@ def obstacle(settings: Mapping[str, Any], program: Literal["vLLM", "llama.cpp"])
     return ""
 
 
+def system_of(study: StudyRecords, task: str) -> str | None:
+    """The system text of all training rows, or an empty one; None without a chat template."""
+    return study.task(task).system if study.model.prompt_format == "chat" else None
+
+
 def use_steps(
-    base: BaseSource, settings: Mapping[str, Any] | None, name: str, place: str, *, chat: bool
-) -> list[_UseStep]:
+    base: BaseSource,
+    settings: Mapping[str, Any] | None,
+    name: str,
+    place: str,
+    system: str | None,
+) -> list[UseStep]:
     """Load, merge, serve and convert what was exported.
 
     Args:
         settings: of ``adapter_config.json``; None for a full model.
         name: of the adapter in requests to a server.
         place: folder or hub id of what was exported.
-        chat: it was trained with the tokenizer's chat template.
+        system: as of :func:`system_of`.
     """
     quoted, template = shlex.quote(place), template_environment(str, {}).get_template("load.py.j2")
     is_adapter, folder = settings is not None, json.dumps(place)
-    load = template.render(base=base, is_adapter=is_adapter, folder=folder, chat=chat)
+    # Python writes out what is not printable; three backticks would end a card's block of code.
+    text = system and repr(system).replace("```", "``\\x60")
+    load = template.render(base=base, is_adapter=is_adapter, folder=folder, system=text)
     if settings is None:
         return [
-            _UseStep("Load it with transformers", load, "python"),
-            _UseStep("Serve it with vLLM", f"vllm serve {quoted}"),
-            _UseStep("Convert it to GGUF", f"python llama.cpp/convert_hf_to_gguf.py {quoted}"),
+            UseStep("Load it with transformers", load, "python"),
+            UseStep("Serve it with vLLM", f"vllm serve {quoted}"),
+            UseStep("Convert it to GGUF", CONVERT_MODEL.format(quoted), note=SENTENCEPIECE),
         ]
     merge = (
         "merged = model.merge_and_unload()\n"
         'merged.save_pretrained("merged")\ntokenizer.save_pretrained("merged")'
     )
     return [
-        _UseStep("Load it with PEFT", load, "python", base.note),
-        _UseStep(
+        UseStep("Load it with PEFT", load, "python", base.note),
+        UseStep(
             "Merge it into the base", merge, "python", "This continues the code that loads it."
         ),
         _serve(base, settings, name, quoted),
-        _convert(settings, place),
+        _convert(base, settings, quoted),
     ]
 
 
-def _serve(base: BaseSource, settings: Mapping[str, Any], name: str, place: str) -> _UseStep:
+def _serve(base: BaseSource, settings: Mapping[str, Any], name: str, place: str) -> UseStep:
     if reason := obstacle(settings, "vLLM"):
-        return _UseStep("Serve it with vLLM", "vllm serve merged", note=f"{reason} Merge it first.")
+        return UseStep("Serve it with vLLM", "vllm serve merged", note=f"{reason} Merge it first.")
     ranks = (int(settings["r"]), *dict(settings.get("rank_pattern") or {}).values())
     limit = next(rank for rank in VLLM_RANKS if rank >= max(ranks))
     command = (
         f"vllm serve {base.shell} --enable-lora --max-lora-rank {limit} "
         f"--lora-modules {name}={place}"
     )
-    return _UseStep("Serve it with vLLM", command, note=f'Requests name it: "model": "{name}".')
+    return UseStep("Serve it with vLLM", command, note=f'Requests name it: "model": "{name}".')
 
 
-def _convert(settings: Mapping[str, Any], place: str) -> _UseStep:
-    title, folder, fetch = "Convert it to GGUF", shlex.quote(place), ""
-    if "/" in place:  # the script reads folders only
-        folder, fetch = "lora", f"hf download {place} --local-dir lora\n"
+def _convert(base: BaseSource, settings: Mapping[str, Any], place: str) -> UseStep:
+    title = "Convert it to GGUF"
     if reason := obstacle(settings, "llama.cpp"):
-        command = "python llama.cpp/convert_hf_to_gguf.py merged"
-        return _UseStep(title, command, note=f"{reason} Merge it first.")
-    command = f"python llama.cpp/convert_lora_to_gguf.py {folder} --outfile lora.gguf"
-    return _UseStep(title, fetch + command)
+        note = f"{reason} Merge it first. {SENTENCEPIECE}"
+        return UseStep(title, CONVERT_MODEL.format("merged"), note=note)
+    source = "" if base.hub_name else f" --base {base.shell}"  # the script reads the hub by itself
+    command = f"python llama.cpp/convert_lora_to_gguf.py {place}{source} --outfile adapter.gguf"
+    return UseStep(title, command)
 
 
-def steps_for_task(view: StudyView, task: str, folder: str) -> tuple[_UseStep, ...]:
+def steps_for_task(view: StudyView, task: str, folder: str) -> tuple[UseStep, ...]:
     """How to export and use the arm that the answer of a task is about; empty without one.
 
     ``folder`` is the study's, as its user would type it.
@@ -195,17 +207,21 @@ def steps_for_task(view: StudyView, task: str, folder: str) -> tuple[_UseStep, .
         return _prompt_steps(view, task, spec.prompt)
     name = folder_name(f"{task}-{arm.short_label.replace('=', '')}")
     command = f"rankscope export {shlex.quote(folder)} {_selection(view, arm)}"
-    steps = [_UseStep("Export it", f"{command} --out {name}")]
+    steps = [UseStep("Export it", f"{command} --out {name}")]
     settings = None if spec.is_full else adapter_settings(spec)
+    base = base_source(view.study, {})
+    uses = use_steps(base, settings, name, name, system_of(view.study, task))
     if settings is not None:
         merged = f"{command} --merge --out {name}-merged"
-        steps.append(_UseStep("Export it merged into the base", merged))
-    base = base_source(view.study, {})
-    chat = view.study.model.prompt_format == "chat"
-    return (*steps, *use_steps(base, settings, name, name, chat=chat))
+        steps.append(UseStep("Export it merged into the base", merged))
+    method = get_method(spec.method)
+    if method.has_rank and method.delta_is_low_rank:
+        made = [f"{command} --format {form} --out {name}-{form}" for form in ("gguf", "mlx")]
+        uses[-1] = UseStep("Export it for Ollama and llama.cpp, or for MLX", "\n".join(made))
+    return (*steps, *uses)
 
 
-def _prompt_steps(view: StudyView, task: str, prompt: Prompt) -> tuple[_UseStep, ...]:
+def _prompt_steps(view: StudyView, task: str, prompt: Prompt) -> tuple[UseStep, ...]:
     """The base, and the prompt before a question: as messages, or as the text that was scored."""
     pairs = [(q, reply) for part, q, reply in prompt.examples if part == prompt.examples[0][0]]
     if view.study.model.prompt_format == "chat":
@@ -218,8 +234,8 @@ def _prompt_steps(view: StudyView, task: str, prompt: Prompt) -> tuple[_UseStep,
         code = "\n\n".join([*[prompt.system] * bool(prompt.system), *solved, "..."])
     own = view.study.task(task).num_fewshot if prompt.num_fewshot is None else 0
     note = f" Before the question, show the task's own {count(own, 'solved example')}, too."
-    serve = _UseStep("Serve the base with vLLM", f"vllm serve {base_source(view.study, {}).shell}")
-    return serve, _UseStep("Put this before each question", code, "python", ASK + note * bool(own))
+    serve = UseStep("Serve the base with vLLM", f"vllm serve {base_source(view.study, {}).shell}")
+    return serve, UseStep("Put this before each question", code, "python", ASK + note * bool(own))
 
 
 def _selection(view: StudyView, arm: ArmSummary) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,9 +24,19 @@ from rankscope.models.parameters import architecture, read_model_config
 from rankscope.records import StudyRecords, TaskRecord, TrialRecords, TrialSpec
 from rankscope.report.model_card import study_card
 from rankscope.report.study_view import StudyView
-from rankscope.report.use_it import base_source
+from rankscope.report.use_it import (
+    BaseSource,
+    UseStep,
+    base_source,
+    folder_name,
+    system_of,
+    use_steps,
+)
 from rankscope.store import Ledger, snapshot_path, weights_path
+from rankscope.tools.formats import PEFT, check_format, get_format
 
+TIED_HEAD = "an adapter of the output layer, which shares its weights with the input embedding"
+WHOLE = "--merge, which writes a whole model"
 WITHOUT_MERGE = "export the adapter without --merge"
 MOST_LISTED = 12  # Trials named in a message about an ambiguous label
 
@@ -37,6 +48,7 @@ class ExportRequest:
     task: str | None = None  # Training task, for a study with several
     step: int | None = None  # Weights kept during training, instead of the final ones
     merge: bool = False  # Write a full model with the adapter merged into the base
+    format: str = PEFT  # Of the adapter, a file of ``formats/``
     base_name: str | None = None  # Hub id of a base that the study read from a local folder
 
 
@@ -51,6 +63,7 @@ def export_trial(folder: Path, out: Path, request: ExportRequest) -> Export:
     trial or its weights are not there, or ``out`` cannot be used; IntegrityError: the stored
     weights were altered, or do not fit their configuration; DiskFull: ``out`` stays as it was.
     """
+    check_format(request.format, whole=WHOLE * request.merge)
     check_outside(out, folder, "--out")
     check_taken(out)
     with Ledger.open(folder, write=False) as ledger:
@@ -60,6 +73,7 @@ def export_trial(folder: Path, out: Path, request: ExportRequest) -> Export:
             view, folder, request.label, request.task, best_lora=request.best_lora
         )
         trial = next(t for t in study.trials if t.spec == spec)
+        check_format(request.format, whole="a fully fine-tuned model" * spec.is_full)
         source = ledger.checked_path(_weights(ledger, trial, request.step))
         with folder_in_one_step(out) as partial:
             return _write(view, trial, reason, source, partial, request)
@@ -113,33 +127,60 @@ def _write(
     study, spec = view.study, trial.spec
     notes = [f"{spec.label}: {reason}"] if reason else []
     merged = request.merge and not spec.is_full
+    known_bases = {
+        name: f"{known.card}; the original on the hub is {known.hub}"
+        for name, known in KNOWN_MODELS.items()
+    }
+    base = base_source(study, known_bases, request.base_name or "")
     settings: dict[str, Any] | None = None
+    library, steps = "transformers", list[UseStep]()
     if merged:
         merge_adapter(study, source, out)
+    elif request.format != PEFT:
+        library = request.format
+        steps = _convert(study, spec.task, source, out, library, base)
     else:
         shutil.copytree(source, out, dirs_exist_ok=True, copy_function=shutil.copyfile)
     if request.merge and spec.is_full:
         notes.append("full fine-tuning gives a whole model; there is nothing to merge")
     if merged or spec.is_full:
         check_stored_weights(out)
-    else:
+    elif request.format == PEFT:
         _check_fits_base(study.config.model, out)
         notes += _copy_tokenizer(study.config.model, out)
         settings = json.loads((out / CONFIG).read_text("utf-8"))
         settings |= base_reference(study.config.model, request.base_name)
         (out / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True), "utf-8")
+        library = "peft"
+    if not steps:
+        system = system_of(study, spec.task)
+        steps = use_steps(base, settings, folder_name(spec.task), ".", system)
     step = None if request.step == _last_step(trial) else request.step
-    known_bases = {
-        name: f"{known.card}; adapter_config.json names the original on the hub, {known.hub}"
-        for name, known in KNOWN_MODELS.items()
-    }
-    base = base_source(study, known_bases, request.base_name or "")
-    card = study_card(view, trial, summarize(study, [trial]), base, settings, step)
+    card = study_card(view, trial, summarize(study, [trial]), base, (library, steps), step)
     (out / "README.md").write_text(card, encoding="utf-8")
     if step is None:
         write_hub_scores(study, trial, out / ".eval_results")
     kind = "merged model" if merged else "model" if spec.is_full else "adapter"
     return spec, kind, notes
+
+
+def _convert(
+    study: StudyRecords, task: str, source: Path, out: Path, form: str, base: BaseSource
+) -> list[UseStep]:
+    """Write the adapter of ``source`` in another format than PEFT's; how to use it."""
+    from rankscope.models.adapters.folder import check_adapter_fits, load_adapter
+
+    place, kind = f"--format {form}", read_json_object(source / CONFIG).get("peft_type")
+    if kind != "LORA":
+        raise UserError(place, f"an adapter of {kind}", "LoRA or DoRA", "leave the option out")
+    config = read_model_config(model_folder(study.config.model, weights=False))
+    adapter, shapes = load_adapter(source, task), architecture(config)
+    check_adapter_fits(source, adapter, shapes.linear_shapes)
+    if config.tie_word_embeddings and shapes.output_layer in adapter.a:
+        raise UserError(place, TIED_HEAD, do="leave the option out")
+    writer = get_format(form)
+    steps: list[UseStep] = writer.write(adapter, out, config.get_text_config(), study, base)
+    return steps
 
 
 def base_reference(model: ModelConfig, name: str | None) -> dict[str, str | None]:
@@ -206,17 +247,16 @@ def merge_adapter(study: StudyRecords, adapter: Path, out: Path) -> None:
         attn_implementation="eager",
         trust_remote_code=False,
     )
-    tuned = PeftModel.from_pretrained(model, str(adapter))
+    with warnings.catch_warnings():
+        # PEFT asks transformers for an attribute that was renamed.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        tuned = PeftModel.from_pretrained(model, str(adapter))
     if not hasattr(tuned.base_model, "merge_and_unload"):
         kind = getattr(tuned.peft_config["default"].peft_type, "value", "this method")
         raise UserError("--merge", f"{kind}, which PEFT cannot merge", do=WITHOUT_MERGE)
     head = tuned.get_output_embeddings()
     if getattr(model.config, "tie_word_embeddings", False) and hasattr(head, "base_layer"):
-        raise UserError(
-            "--merge",
-            "an adapter of the output layer, which shares its weights with the input embedding",
-            do=WITHOUT_MERGE,
-        )
+        raise UserError("--merge", TIED_HEAD, do=WITHOUT_MERGE)
     merged = tuned.merge_and_unload(safe_merge=True)
     merged.to(getattr(torch, study.model.dtype)).save_pretrained(out)
     load_tokenizer(folder).save_pretrained(out)

@@ -22,11 +22,14 @@ from rankscope.errors import IntegrityError, UserError, reading
 from rankscope.filesystem import check_taken, folder_in_one_step
 from rankscope.formatting import count
 from rankscope.hashing import sha256_file, sha256_json
+from rankscope.models.adapters.mlx import MLX_WEIGHTS, tensors_as_peft
 from rankscope.models.adapters.settings import (
     CONFIG,
     WEIGHTS,
     AdapterSettings,
     read_adapter_config,
+    read_config,
+    weights_file,
 )
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import StoredFactors
@@ -132,7 +135,7 @@ def load_adapter(
     without both A and B is noticed by :func:`check_adapter_fits`, which knows the base's layers.
     """
     settings = read_adapter_config(folder, readable=readable)
-    path = folder / WEIGHTS
+    path = weights_file(folder)
     tensors, metadata = read_weights(path)
     if base is not None:
         check_same_base(folder, metadata.get(BASE_HASH), base.sha256)
@@ -201,10 +204,12 @@ def opened_weights(path: Path) -> Iterator[Any]:
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file, all finite, and its metadata."""
+    """The tensors of a safetensors file, all finite, and its metadata; mlx-lm's as PEFT's."""
     with opened_weights(path) as file:
         metadata = dict(file.metadata() or {})
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    if path.name == MLX_WEIGHTS:
+        tensors = tensors_as_peft(path, tensors, MODULE_PREFIX)
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor.float()).all():
             raise IntegrityError(path, f"values that are not finite in {key!r}", "numbers", RECOPY)
@@ -246,14 +251,14 @@ def check_same_base(folder: Path, recorded: str | None, base_sha256: str) -> Non
 
 def recorded_base(folder: Path) -> str | None:
     """Recorded hash of an adapter's base; PEFT itself records none."""
-    with opened_weights(folder / WEIGHTS) as file:
+    with opened_weights(weights_file(folder)) as file:
         recorded: str | None = (file.metadata() or {}).get(BASE_HASH)
     return recorded
 
 
 def adapter_sha256(folder: Path) -> str:
     with reading(f"adapter {folder}", "its files"):
-        return sha256_json([sha256_file(folder / name) for name in (CONFIG, WEIGHTS)])
+        return sha256_json([sha256_file(path) for path in (folder / CONFIG, weights_file(folder))])
 
 
 def _is_copy(key: str, keys: Collection[str]) -> bool:
@@ -263,7 +268,7 @@ def _is_copy(key: str, keys: Collection[str]) -> bool:
 
 
 def base_weight_copies(folder: Path) -> dict[str, Tensor]:
-    tensors, _ = read_weights(folder / WEIGHTS)
+    tensors, _ = read_weights(weights_file(folder))
     return {
         key.removeprefix(MODULE_PREFIX).removesuffix(COPY): tensor
         for key, tensor in tensors.items()
@@ -314,14 +319,14 @@ def rewrite(source: Path, out: Path, changed: Mapping[str, StoredFactors], card:
     check_taken(out)
     with folder_in_one_step(out) as folder:
         (folder / "README.md").write_text(card, encoding="utf-8")
-        if not changed:
+        if not changed and (source / WEIGHTS).is_file():
             for name in (CONFIG, WEIGHTS):
                 shutil.copyfile(source / name, folder / name)
             return
-        tensors, metadata = read_weights(source / WEIGHTS)
+        tensors, metadata = read_weights(weights_file(source))
         for name, factors in changed.items():
             tensors |= {key: part.float() for key, part in _tensors_of(name, factors).items()}
-        settings = json.loads((source / CONFIG).read_text(encoding="utf-8"))
+        settings = read_config(source / CONFIG)
         text = json.dumps(_changed_settings(settings, tensors), indent=2, sort_keys=True)
         _write_tensors(folder, tensors, metadata.get(BASE_HASH))
         (folder / CONFIG).write_text(text, encoding="utf-8")
@@ -345,6 +350,7 @@ def _changed_settings(settings: dict[str, Any], tensors: Mapping[str, Tensor]) -
     alphas = {name: alpha_at(name, module_rank) for name, module_rank in ranks.items()}
     alpha = Counter(alphas[name] for name, r in ranks.items() if r == rank).most_common(1)[0][0]
     return settings | {
+        "target_modules": settings.get("target_modules") or sorted(ranks),
         "r": rank,
         "lora_alpha": _as_whole(alpha),
         "rank_pattern": {name: r for name, r in ranks.items() if r != rank},

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from rankscope.config.patterns import compile_pattern
 from rankscope.errors import UserError, reading
 from rankscope.filesystem import read_json_object
+from rankscope.models.adapters.mlx import MLX_WEIGHTS, config_as_peft, is_mlx_config
 from rankscope.models.methods import get_lora_method, lora_methods
 from rankscope.models.methods.lora import LoraMethod
 
@@ -153,9 +154,21 @@ def _method_fields() -> list[str]:
     return sorted({name for method in lora_methods() for name in method.peft_fields})
 
 
+def weights_file(folder: Path) -> Path:
+    """PEFT's file of an adapter's weights, or mlx-lm's if there is no other."""
+    files = [folder / WEIGHTS, folder / MLX_WEIGHTS]
+    return next((file for file in files if file.is_file()), files[0])
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """An ``adapter_config.json`` in PEFT's terms, whichever of PEFT and mlx-lm wrote it."""
+    config = read_json_object(path)
+    return config_as_peft(path, config) if is_mlx_config(config) else config
+
+
 def read_settings(path: Path) -> AdapterSettings:
     """An ``adapter_config.json`` by itself, whatever its initialization."""
-    config = read_json_object(path)
+    config = read_config(path)
     folder = path.parent
     if config.get("peft_type") != "LORA":
         raise UserError(f"adapter {folder}", f"peft_type {config.get('peft_type')!r}", "'LORA'")
@@ -168,14 +181,14 @@ def read_settings(path: Path) -> AdapterSettings:
 def read_adapter_config(folder: Path, *, readable: bool = False) -> AdapterSettings:
     """``adapter_config.json`` of a LoRA adapter that leaves the base as it is, or, with
     ``readable``, one whose start is computed from the base's weights."""
-    if not (folder / WEIGHTS).is_file():
+    if not weights_file(folder).is_file():
         if (folder / "adapter_model.bin").is_file():
             found = "adapter_model.bin, a pickle, which can run code when loaded"
             do = "save it again with PEFT's save_pretrained on a machine that you trust"
             raise UserError(f"adapter {folder}", found, WEIGHTS, do)
         found = f"no {WEIGHTS}" if folder.is_dir() else "no such folder"
         raise UserError(f"adapter {folder}", found, "a PEFT adapter folder")
-    settings, config = read_settings(folder / CONFIG), read_json_object(folder / CONFIG)
+    settings, config = read_settings(folder / CONFIG), read_config(folder / CONFIG)
     init, inits = config.get("init_lora_weights", True), PLAIN_INITS
     if readable:
         inits = READABLE_INITS
