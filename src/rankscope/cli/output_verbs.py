@@ -176,7 +176,7 @@ def _export_command(
         raise UserError("export", "several choices", "one of LABEL, --best and --best-lora")
     check_study(folder)
     if patch is not None:
-        if merge or step is not None or base_name is not None:
+        if merge or step is not None or base_name is not None or form != PEFT:
             raise UserError("export --patch", "an option for weights", "none", "leave it out")
         return _patched(folder, patch, out, label, task, best_lora=best_lora)
     from rankscope.tools.export import ExportRequest, export_trial

@@ -53,7 +53,7 @@ def keep_records(study: StudyRecords, out: Path) -> None:
         "model": study.model.model_dump(mode="json"),
         "provenance": study.provenance.model_dump(mode="json"),
         "seconds": study.total_seconds,
-        "tasks": [task.model_dump(mode="json") for task in study.tasks],
+        "tasks": [task.model_dump(mode="json", exclude={"system"}) for task in study.tasks],
         "trials": [trial_row(trial) for trial in study.trials],
     }
     found: list[tuple[str, Record | None]] = [("eval", record) for record in study.evals.values()]

@@ -27,6 +27,11 @@ PAIRS = [
     # Without marks of LaTeX the library would read both as 2.
     (r"2\sqrt{3}", r"\sqrt{12}", 1),
     (r"2\sqrt{3}", "2", 0),
+    # Letters side by side are variables, no words.
+    ("2xy", "2ab", 0),
+    ("2xy", "2", 0),
+    ("x+yz", "x+zy", 1),
+    (r"\frac{ab}{2}", r"$\frac{ab}{2}$", 1),
     ("(1,2)", "$(1, 2)$", 1),
     ("[0,1)", "(0,1)", 0),
     ("72%", "0.72", 1),

@@ -10,7 +10,6 @@ import importlib.util
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -28,16 +27,16 @@ if TYPE_CHECKING:
     from rankscope.data.items import Item
     from rankscope.data.registry import TaskSpec
 
-SECONDS = 10  # Of processor time for one answer; usual ones take milliseconds
-WORD_OR_MARK = re.compile(r"\$|\\boxed|\\\(|\\\[|(?<![\\A-Za-z])[A-Za-z]{2,}")
-"""A mark of LaTeX, or a word that is no command of LaTeX."""
+SECONDS = 3  # Of processor time for one answer; usual ones take milliseconds
+WORD_OR_MARK = re.compile(r"\$|\\boxed|\\\(|\\\[|(?:^|\s)[A-Za-z]{2,}(?=[\s.,;:!?]|$)")
+"""A mark of LaTeX, or a word between blanks; letters beside anything else are variables."""
 PROCESS = "from rankscope.evaluate.scorers.math_verify import answer_requests; answer_requests()"
 
 
 class MathVerifyScorer(GenerationScorer):
     """Right if math-verify finds the answer equal to the gold answer, or if their texts are equal.
 
-    Of a text with words, the library compares the last expression that it finds.
+    Of a text with words, the library chooses the expression: a boxed one first.
     """
 
     name = "math_verify"
@@ -79,7 +78,7 @@ class MathVerifyScorer(GenerationScorer):
 
     def _compare(self, gold: str, answer: str) -> tuple[bool, str | None]:
         """Whether they are equal, and what was compared of the answer: None if nothing was found or
-        the comparison took too long. Raises UserError: the library does not run."""
+        the comparison took too much time or memory. Raises UserError: the library does not run."""
         with self._lock:
             if self._process is None:
                 self._process = subprocess.Popen(
@@ -106,7 +105,7 @@ class MathVerifyScorer(GenerationScorer):
                 self.close()
                 raise
             self.close()
-        if code == -signal.SIGXCPU:
+        if code < 0:  # A signal: of the limit on time, or of a system that lacks memory
             return False, None
         found, do = f"a process that ended with {code}", "python -c 'import math_verify' shows why"
         raise UserError(f"scorer {self.name!r}", found, "math-verify to run", do)

@@ -23,7 +23,7 @@ ADAPTER, BASE = "adapter.gguf", "base.gguf"
 INTERLEAVED = {"llama": "llama", "mistral": "llama", "granite": "granite", "smollm3": "smollm3"}
 """transformers' model type -> llama.cpp's architecture, if llama.cpp rotates adjacent numbers of a
 head, while transformers rotates number i with number i + d / 2 of a head of d."""
-HALVES = {name: name for name in ("gemma", "gemma2", "olmo2", "phi3", "qwen2", "qwen3")}
+HALVES = {name: name for name in ("gemma", "olmo2", "phi3", "qwen2", "qwen3")}
 HALVES |= {"gemma3_text": "gemma3"}
 """The same, if both rotate halves."""
 
