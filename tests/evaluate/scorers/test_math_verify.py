@@ -94,12 +94,8 @@ def test_it_judges_in_threads(scorer: MathVerifyScorer) -> None:
     assert found == [[1.0, 0.0] * 5] * 3
 
 
-def test_an_answer_that_takes_too_long_is_wrong_and_the_next_is_judged(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_answer_that_takes_too_long_is_wrong_and_the_next_is_judged() -> None:
     """No signal of Python's interrupts the power of huge integers."""
-    code = "from rankscope.evaluate.scorers import math_verify as m; m.SECONDS = 3; "
-    monkeypatch.setattr(math_verify, "PROCESS", f"{code}m.answer_requests()")
     item = Item(reference="5")
     with closing(MathVerifyScorer()) as scorer:
         assert scorer.judge_answer(item, "$9^{9^{9^9}}$", None) == (0.0, "5", None)
