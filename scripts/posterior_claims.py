@@ -2,8 +2,8 @@
 
     python scripts/posterior_claims.py
 
-prints the verdicts and the tables of the studies that have run; the rules are at the head of each
-study file.
+writes the verdicts and the tables of the studies that have run to docs/findings/axes.md; the rules
+are at the head of each study file. A test compares.
 """
 
 import tempfile
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import rankscope
-from claims_board import RECORDS
+from claims_board import RECORDS, with_numbers
 from claims_judges import judged
 from rankscope.advise.arms import Arm, summarize_arms
 from rankscope.advise.axes import axis_texts, draws_of
@@ -23,6 +23,7 @@ from rankscope.config.arm import TARGET_GROUPS
 from rankscope.formatting import percent
 from restore_study import restore
 
+PAGE = RECORDS.parent / "axes.md"
 LIKELY, UNLIKELY = 0.8, 0.2
 """Probabilities from which a rule calls something so, or not so."""
 Judge = Callable[[TaskResults], tuple[str, str]]
@@ -53,7 +54,9 @@ def mlp_beats_attention(results: TaskResults) -> tuple[str, str]:
         for name, modules in TARGET_GROUPS.items()
     }
     p = dict(zip(best, within(results, [*best.values()]), strict=True))
+    above = float((draws_of(results, best["mlp"]) > draws_of(results, best["attention"])).mean())
     told = ", ".join(f"{name} {percent(value)}" for name, value in p.items())
+    told += f"; that the MLP is above the attention at all {percent(above)}"
     return judged(p["mlp"] >= LIKELY and p["attention"] <= UNLIKELY, p["attention"] >= LIKELY), told
 
 
@@ -167,4 +170,4 @@ def numbers(records: Path = RECORDS) -> str:
 
 
 if __name__ == "__main__":
-    print(numbers())
+    PAGE.write_text(with_numbers(PAGE.read_text("utf-8"), numbers(), Path(__file__).name), "utf-8")

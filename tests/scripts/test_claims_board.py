@@ -14,6 +14,7 @@ from pocket_study import small_study
 import claims_board
 import claims_judges
 import paper_in_small
+import posterior_claims
 import rankscope
 from claims_judges import FAILS, HOLDS, OPEN
 from claims_records import Arm, Grid, keep
@@ -254,6 +255,12 @@ def test_every_number_of_the_board_follows_from_the_records() -> None:
         assert claims_board.with_numbers(board, text) == board, (
             f"{page} is not what the records say; run python scripts/claims_board.py"
         )
+
+
+def test_every_number_of_the_axes_follows_from_the_records() -> None:
+    kept = posterior_claims.PAGE.read_text("utf-8")
+    text = claims_board.with_numbers(kept, posterior_claims.numbers(), "posterior_claims.py")
+    assert text == kept, "run python scripts/posterior_claims.py"
 
 
 def test_the_probability_of_a_claim_by_hand() -> None:
