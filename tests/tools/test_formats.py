@@ -247,7 +247,11 @@ def test_the_system_text_that_all_rows_share_reaches_card_and_modelfile(
 ) -> None:
     def rows(place: str, first: str, start: int = 0) -> Path:
         chats = [
-            [("system", SYSTEM if n else first), ("user", f"{n} and {n}"), ("assistant", f"is {n}")]
+            [
+                ("system", SYSTEM if n % 2 else first),
+                ("user", f"{n} and {n}"),
+                ("assistant", f"is {n}"),
+            ]
             for n in range(start, start + 12)
         ]
         turns = [[{"role": role, "content": text} for role, text in chat] for chat in chats]
@@ -264,7 +268,7 @@ def test_the_system_text_that_all_rows_share_reaches_card_and_modelfile(
         "arms": [{"method": "lora", "rank": 2, "lr": 1e-3}],
         "seeds": [0],
         "train": {
-            "max_steps": 1,
+            "max_steps": 2,
             "batch_size": 1,
             "gradient_accumulation": 1,
             "schedule": "cosine",
@@ -284,7 +288,7 @@ def test_the_system_text_that_all_rows_share_reaches_card_and_modelfile(
     exec(line, {"messages": messages})  # noqa: S102
     assert messages == [{"role": "system", "content": SYSTEM}]
     assert "```" not in line
-    for part in ("| max steps | 1 |", "| batch size | 1 |", "| schedule | cosine |",
+    for part in ("| max steps | 2 |", "| batch size | 1 |", "| schedule | cosine |",
                  "| warmup fraction | 0.1 |", "| max length | 1024 |"):  # fmt: skip
         assert part in card
     assert "| epochs |" not in card
