@@ -134,6 +134,10 @@ def answer_requests() -> None:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         spent = int(usage.ru_utime + usage.ru_stime)
         resource.setrlimit(resource.RLIMIT_CPU, (spent + SECONDS, most))
-        gold, answer = (parse(as_expression(t), parsing_timeout=None) for t in json.loads(line))
-        is_equal = bool(gold and answer and verify(gold, answer, timeout_seconds=None))
-        print(json.dumps([is_equal, str(answer[-1]) if answer else None]), file=replies, flush=True)
+        try:
+            gold, answer = (parse(as_expression(t), parsing_timeout=None) for t in json.loads(line))
+            is_equal = bool(gold and answer and verify(gold, answer, timeout_seconds=None))
+            reply = [is_equal, str(answer[-1]) if answer else None]
+        except Exception:  # an answer may hold anything, such as numbers too long to be printed
+            reply = [False, None]
+        print(json.dumps(reply), file=replies, flush=True)
