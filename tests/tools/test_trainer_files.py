@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from chat_tokenizers import CHATML, byte_tokenizer
 from command_line import files_below, settings, write_rows
 from command_line import rankscope as command
@@ -19,7 +20,7 @@ from rankscope.config.task import TaskConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import read_task_items
 from rankscope.models.model_folder import pocket_folder
-from rankscope.tools.trainer_documents import as_literal
+from rankscope.tools.trainer_documents import as_literal, read_document
 
 FILES = Path(__file__).with_name("trainer_files")
 WORDS = "ba do ma ti lo ku se ra".split()
@@ -141,15 +142,49 @@ def test_rows_of_the_hub_and_four_bits(place: Path) -> None:
 
 
 def test_two_data_sets_are_a_mixture(place: Path) -> None:
+    asked = ("init", "s.yaml", "--from", "trl.yaml", "--model", "pocket")
+    (place / "more").mkdir()
+    shutil.copyfile(place / "chats.jsonl", place / "more" / "chats.jsonl")
     file = place / "trl.yaml"
-    text = file.read_text("utf-8").replace(
-        "dataset_name: chats.jsonl", "datasets: [{path: pairs.jsonl}, {path: chats.jsonl}]"
-    )
-    file.write_text(text, "utf-8")
-    assert command("init", "s.yaml", "--from", "trl.yaml", "--model", "pocket").code == 0
+    text = file.read_text("utf-8")
+    two = "datasets: [{path: more/chats.jsonl}, {path: chats.jsonl}]"
+    file.write_text(text.replace("dataset_name: chats.jsonl", two), "utf-8")
+    assert command(*asked).code == 0
     study = load_study_file(place / "s.yaml")
-    assert [task.mixture for task in study.tasks] == [["pairs", "chats"]]
-    assert [task.name for task in study.evaluate.cross_domain] == ["pairs", "chats"]
+    assert [task.mixture for task in study.tasks] == [["chats_1", "chats_2"]]  # Names differ
+    assert [task.name for task in study.evaluate.cross_domain] == ["chats_1", "chats_2"]
+    # TRL learns the completions of pairs and all tokens of chats; a study has one rule.
+    file.write_text(text.replace("dataset_name: chats.jsonl", two.replace("more/chats", "pairs")))
+    refused = command(*asked, "--force")
+    assert refused.code == 2
+    assert "data sets of other templates or labels" in refused.told
+
+
+def test_a_warm_up_of_no_steps_is_none_and_names_are_as_assigned(place: Path) -> None:
+    asked = ("init", "s.yaml", "--from", "lora.yml", "--model", "pocket", "--force")
+    lines = "base_model: a/b\nadapter: lora\nlora_r: 8\nlora_alpha: 16\nlearning_rate: 1e-4\n"
+    lines += "datasets: [{path: pairs.jsonl, type: {field_instruction: prompt, "
+    lines += "field_output: completion, format: 'Q {instruction}'}}]\n"
+    for more, share in (("", 0.03), ("warmup_steps: 0\n", 0.0), ("warmup_ratio: 0.2\n", 0.2)):
+        (place / "lora.yml").write_text(lines + more)
+        assert command(*asked).code == 0, more
+        assert load_study_file(place / "s.yaml").train.warmup_fraction == share
+    code = "r = 8\nargs = SFTConfig(max_length=64)\ndef main(r):\n    LoraConfig(r=r)\nmain(64)\n"
+    (place / "s.py").write_text(
+        code + "if False:\n    0\nelse:\n    SFTConfig(learning_rate=1e-3)\n"
+    )
+    document = read_document(place / "s.py", {"SFTConfig": [], "LoraConfig": []})
+    assert document.computed == {"LoraConfig.r": "r"}
+    assert document.values["SFTConfig.learning_rate"] == 1e-3
+
+
+def test_a_list_of_dashes_becomes_the_word_of_the_trainer(tmp_path: Path) -> None:
+    (tmp_path / "t.yaml").write_text("lora_target_modules:\n- q_proj\n- v_proj\nlora_r: 4\n")
+    document = read_document(tmp_path / "t.yaml", {})
+    new = document.patched({"lora_target_modules": "all-linear", "lora_r": 8})
+    assert yaml.safe_load(new) == {"lora_target_modules": "all-linear", "lora_r": 8}
+    new = document.patched({"lora_target_modules": ["k_proj", "o_proj"]})
+    assert new == "lora_target_modules:\n- k_proj\n- o_proj\nlora_r: 4\n"
 
 
 def test_all_faults_are_in_one_message(place: Path) -> None:
@@ -185,6 +220,9 @@ def test_all_faults_are_in_one_message(place: Path) -> None:
         ("x.py", "from trl import DPOConfig\nDPOConfig(beta=1)\n", "found another stage"),
         ("x.py", "LoraConfig(r=rank)\n", "LoraConfig.r: found rank, expected a value"),
         ("x.py", "LoraConfig(**kwargs)\n", "LoraConfig.**: found kwargs, expected a value"),
+        ("x.py", "load_dataset('a/b').map(words)\nLoraConfig(r=4)\n", "found a call of map"),
+        ("x.py", "SFTConfig(max_length=None)\nLoraConfig()\n", "found None, expected a number"),
+        ("x.yaml", "lora_r: 4\nmodel_name_or_path: a/b\n", "found full fine-tuning, expected"),
         ("x.py", "LoraConfig(r=1)\nLoraConfig(r=2)\n", "LoraConfig.r: found several calls"),
         ("x.py", "SFTConfig(max_length=1)\n", "found full fine-tuning, expected a LoRA adapter"),
         ("x.py", "open('ran', 'w')\nLoraConfig(r=4)\n", "found no base model, expected one"),
@@ -361,8 +399,6 @@ def test_trl_trains_with_the_patched_file(place: Path, small: Path, tmp_path: Pa
 
 
 def test_numbers_are_written_as_any_yaml_reads_them() -> None:
-    import yaml
-
     for value in (2e-3, 1e-5, 2.5e-7, 16, 0.05):
         assert yaml.safe_load(as_literal(value, "yaml")) == value
         assert json.loads(as_literal(value, "json")) == value

@@ -75,7 +75,7 @@ def _init_command(
 ) -> Reply:
     if list_presets:
         return Reply(PRESETS, lambda: print_line(PRESET_LINES))
-    from rankscope.config.loader import load_study_file, published_schema, study_json_schema
+    from rankscope.config.loader import published_schema, study_json_schema
     from rankscope.tools import new_study
 
     if schema:
@@ -84,6 +84,8 @@ def _init_command(
         remedy = "give another name" + (", or --force to overwrite it" if file.is_file() else "")
         raise UserError(file, "a file or folder of that name", "a new name", remedy)
     names = list(retention or ())
+    if source is not None and minutes is not None:
+        raise UserError("init --from", "--minutes", "none", "its grid is around the file's values")
     if source is None and on_a_terminal() and new_study.takes_own_rows(preset):
         model, data, names = _ask_what_is_missing(model, data, names)
         may_lose = _ask_for_limit() if may_lose is None else may_lose
@@ -101,8 +103,7 @@ def _init_command(
     if minutes is not None:
         with ConsoleReporter(err_console) as reporter:
             text, fit = new_study.fit_to_minutes(text, file, minutes, reporter)
-    replace_text(file, text)
-    config = load_study_file(file)
+    config = new_study.write_study(file, text)
     missing = new_study.missing_pieces(config)
     missing += [problem] if problem else []
     hub = [] if missing else new_study.hub_pieces(config)
@@ -199,7 +200,9 @@ def _show_written(data: Mapping[str, Any], summary: str) -> None:
     for cut in data.get("cuts", ()):
         print_line(f"cut: {cut}")
     if "planned_seconds" in data:
-        print_line(f"planned: at most {rough_duration(data['planned_seconds'])} on this machine")
+        print_line(f"planned: about {rough_duration(data['planned_seconds'])} on this machine")
+        for note in data["notes"]:
+            print_line(f"note: {note}")
     if data["from_hub"]:
         print_line(f"from the hub, which needs a connection: {', '.join(data['from_hub'])}")
     if not data["missing"]:

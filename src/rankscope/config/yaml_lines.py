@@ -107,7 +107,7 @@ def dump_flow(value: Any) -> str:
         return f"{{{', '.join(f'{key}: {dump_flow(entry)}' for key, entry in value.items())}}}"
     if isinstance(value, list):
         return f"[{', '.join(map(dump_flow, value))}]"
-    is_line = isinstance(value, str) and "\n" not in value
+    is_line = isinstance(value, str) and not set(value) & set("\n,[]{}")
     return dump_text(value) if is_line else json.dumps(value, ensure_ascii=False)
 
 

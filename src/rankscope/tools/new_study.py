@@ -24,6 +24,7 @@ from rankscope.data.sources import DEV, READERS, SPLIT_FILES, check_file
 from rankscope.data.task_source import hub_tasks, missing_rows
 from rankscope.data.tasks import numeric_answers, read_task_items
 from rankscope.errors import UserError, did_you_mean, reading
+from rankscope.filesystem import replace_text
 from rankscope.formatting import rough_duration
 from rankscope.models.fetch import KNOWN_MODELS, is_cached
 from rankscope.models.model_folder import model_folder
@@ -172,7 +173,7 @@ def fit_to_minutes(
     the line of before; and ``cuts`` in words with the ``planned_seconds``. Raises UserError: it
     cannot be planned, or not even the smallest study ends in time.
     """
-    from rankscope.run.machines import measured_machine
+    from rankscope.run.machines import busy_notes, measured_machine
     from rankscope.run.plan import make_plan
     from rankscope.run.prepare import prepare
 
@@ -204,7 +205,8 @@ def fit_to_minutes(
     marked = [
         new if new == old or "#" in new else f"{new}  # was {old.strip()}" for old, new in lines
     ]
-    return "\n".join(marked) + "\n", {"cuts": cuts[:kept], "planned_seconds": seconds_of(kept)}
+    planned: dict[str, object] = {"cuts": cuts[:kept], "planned_seconds": seconds_of(kept)}
+    return "\n".join(marked) + "\n", planned | {"notes": busy_notes()}
 
 
 def cut_text(text: str, pattern: str, to: str | float) -> str:
@@ -216,6 +218,20 @@ def cut_text(text: str, pattern: str, to: str | float) -> str:
         )
 
     return re.sub(pattern, replaced, text, flags=re.MULTILINE)
+
+
+def write_study(file: Path, text: str) -> StudyConfig:
+    """Write a study file. Raises UserError: it is none, and the file of before is put back."""
+    before = file.read_text("utf-8") if file.is_file() else None
+    replace_text(file, text)
+    try:
+        return load_study_file(file)
+    except UserError:
+        if before is None:
+            file.unlink()
+        else:
+            replace_text(file, before)
+        raise
 
 
 # --- paths --------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ class TrainerDocument:
     spans: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     """Key -> the text that its value is in, the first character and the one after the last."""
     unread: list[str] = field(default_factory=list)  # Cells that are no Python
+    called: set[str] = field(default_factory=set)  # Last names of all calls
 
     def patched(self, changes: Mapping[str, Any]) -> str:
         """The file with other values of some of its keys."""
@@ -61,8 +62,11 @@ class TrainerDocument:
         part, start, end = self.spans[key]
         text = self.texts[part]
         if self.style == "yaml" and text.startswith("- ", start):
-            margin = " " * (start - text.rfind("\n", 0, start) - 1)
-            return part, start, end, f"\n{margin}".join(f"- {name}" for name in value)
+            if isinstance(value, list):
+                margin = " " * (start - text.rfind("\n", 0, start) - 1)
+                return part, start, end, f"\n{margin}".join(f"- {name}" for name in value)
+            start = len(text[:start].rstrip())  # beside the key
+            return part, start, end, f" {as_literal(value, self.style)}"
         return part, start, end, " " * (start == end) + as_literal(value, self.style)
 
 
@@ -133,6 +137,8 @@ def _read_code(path: Path, cells: list[str], calls: Mapping[str, Sequence[str]])
             document.unread.append(f"cell of code {number + 1} ({error})")
     constants = _constants([tree for _, tree in trees])
     for number, tree in trees:
+        nodes = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        document.called |= {ast.unparse(node).rpartition(".")[2] for node in nodes}
         for call, name, node in _arguments(tree, calls):
             key = f"{call}.{name}"
             if key in document.spans or name == "**":
@@ -163,12 +169,15 @@ def _without_magics(source: str) -> str:
 
 def _constants(trees: Sequence[ast.Module]) -> dict[str, ast.expr]:
     """Names that are assigned once, at top level, with what is assigned to them."""
+    nodes = [node for tree in trees for node in ast.walk(tree)]
     stored = Counter(
         node.id
-        for tree in trees
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)
     )
+    stored += Counter(node.arg for node in nodes if isinstance(node, ast.arg))
+    defined = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.alias)
+    stored += Counter(node.name for node in nodes if isinstance(node, defined))
     assigned = [node for tree in trees for node in tree.body if isinstance(node, ast.Assign)]
     pairs = [(a.targets[0], a.value) for a in assigned if len(a.targets) == 1]
     return {n.id: v for n, v in pairs if isinstance(n, ast.Name) and stored[n.id] == 1}
@@ -179,6 +188,8 @@ def _arguments(
 ) -> Iterator[tuple[str, str, ast.expr]]:
     """(call, argument, expression) in the order of the code, without what follows ``if False``."""
     if isinstance(node, ast.If) and isinstance(node.test, ast.Constant) and not node.test.value:
+        for other in node.orelse:
+            yield from _arguments(other, calls)
         return
     if isinstance(node, ast.Call):
         dotted = "." + ast.unparse(node.func)

@@ -49,6 +49,10 @@ def patch_trainer_file(
     if spec.rank is None or spec.rank_pattern or [spec.method] != run.methods:
         rule = f"an arm of method {' and '.join(run.methods)}"
         raise UserError(file, f"{spec.label}, of method {spec.method}", rule, "choose another")
+    axes = ("rows", "replay", "kl_to_base", "early_stop", "init_from")
+    if odd := [name for name in axes if getattr(spec, name, None)]:
+        found = f"{spec.label}, an arm with {', '.join(odd)}"
+        raise UserError(file, found, "one whose settings such a file has", "choose another arm")
     facts = run.facts | {"alpha": resolved_alpha(run.facts.get("alpha", "r"), spec.rank)}
     changes: dict[str, Any] = {}
     for fact, value in _settings(run, study, spec).items():
@@ -82,6 +86,7 @@ def _settings(run: TrainerFile, study: StudyRecords, spec: TrialSpec) -> dict[st
         "lr": spec.lr,
         "targets": groups[0] if groups else sorted(spec.targets),
         "dropout": spec.dropout,
+        **({} if spec.lr_ratio is None else {"lr_ratio": spec.lr_ratio}),
         **{name: value for name, value in length.items() if name in run.sources},
         **own,
     }
@@ -91,8 +96,15 @@ def _differences(run: TrainerFile, study: StudyRecords, spec: TrialSpec) -> list
     """What the file has otherwise than the study had, and keeps: it may have changed since."""
     config = study.config
     pairs: dict[str, Any] = {name: getattr(config.train, name) for name in COMPARED}
-    pairs |= {"model": config.model.label, "max_steps": config.train.max_steps}
-    return [
+    pairs |= {"max_steps": config.train.max_steps, "epochs": config.train.epochs}
+    base, own = run.path_of(run.facts.get("model", "")), config.model.path
+    if base is None or own is None or base.resolve() != Path(own).resolve():
+        pairs["model"] = config.model.label
+    notes = [f"the study trained {config.train.tokens:g} tokens"] if config.train.tokens else []
+    if "warmup_fraction" in spec.overrides:
+        share = spec.overrides["warmup_fraction"]
+        notes.append(f"the arm has a warm-up of {share} of the steps, the file keeps its own")
+    return notes + [
         f"{run.sources.get(name, name)}: the file has {run.facts.get(name)}, the study had {value}"
         for name, value in pairs.items()
         if name in PLACES and name not in spec.overrides and run.facts.get(name) != value

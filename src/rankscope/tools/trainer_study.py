@@ -1,7 +1,7 @@
 """``rankscope init --from``: a study around the run that another trainer's file describes.
 
-Nothing is guessed: the study file begins with a table of all keys of the file, those that a study
-has no place for included. Like ``new_study``, it needs no torch.
+The study file begins with a table of the keys of the file that have a value, those that a study has
+no place for included. Like ``new_study``, it needs no torch.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from typing import Any
 from rankscope.config.arm import resolved_alpha
 from rankscope.config.study import ModelConfig
 from rankscope.config.yaml_lines import dump_flow
-from rankscope.data.sources import read_file
+from rankscope.data.sources import READERS, read_file
 from rankscope.errors import UserError
 from rankscope.tools.new_study import MAX_BYTES_READ, model_for_study_file, own_rows, split_files
 from rankscope.tools.trainer_files import PLACES, TrainerFile, read_trainer_file
@@ -55,6 +55,8 @@ def study_of_trainer_file(
     base = _base(run, model, file)
     if not base:
         faults.append("found no base model, expected one; give --model")
+    elif not re.fullmatch(HUB_ID, str(base.get("hub", "a/b"))):
+        faults.append(f"found no folder {base['hub']} here, expected the base; give --model")
     elif str(base.get("hub", "")).endswith("-bnb-4bit"):
         faults.append(f"found {base['hub']}, in 4 bits already; give the original with --model")
     lacking = [name for name in ("rank", "alpha") if name not in run.facts]
@@ -64,6 +66,10 @@ def study_of_trainer_file(
     sets = [{"path": str(data.absolute())}] if data else run.data_sets()
     faults += [fault for data_set in sets for fault in data_set.get("faults", ())]
     parts = [_part(run, s, file, faults) for s in sets if s.get("path") and not s.get("faults")]
+    forms = {(first["plain words"] or run.is_plain(first), run.labels(first))
+             for _, first, _ in parts}  # fmt: skip
+    if len(forms) > 1:
+        faults.append("found data sets of other templates or labels, expected one; give --data")
     if not (parts or any(data_set.get("faults") for data_set in sets)):
         faults.append("found no rows, expected a data set; give --data")
     for name in given:
@@ -94,12 +100,19 @@ def _part(
     name, keys = str(data_set["path"]), dict(data_set.get("keys", {}))
     notes, wordings = [*data_set.get("notes", ())], data_set.get("wordings")
     unread = f"rows were not read: prompts are worded as the study does, not as {run.name} does"
-    first: dict[str, Any] = {"plain": data_set.get("plain", False)}
+    first: dict[str, Any] = {"plain words": data_set.get("plain", False)}
     place = run.path_of(name)
     if place is None:
-        if not re.fullmatch(HUB_ID, name) or "." in name[-6:]:
+        if not re.fullmatch(HUB_ID, name) or Path(name).suffix in READERS:
             faults.append(f"found no rows at {name}, expected a file or a hub id; give --data")
         task_name = re.sub(r"[^\w-]+", "_", name.rpartition("/")[2])
+        if wordings and keys.get("fields", ALPACA) == ALPACA:
+            keys.pop("fields", None)
+        elif wordings and wordings[0] == wordings[1]:
+            keys["prompt"], wordings = wordings[0], None
+        elif wordings:
+            faults.append(f"{name}: found words for rows with and without {wordings[2]}, expected "
+                          "rows at hand; give --data")  # fmt: skip
         lines = [f"{name}: rows of the hub", *notes, *[unread] * bool(wordings), ""]
         return {"name": task_name, "hub": name, **keys}, first, lines
     paths = split_files(place)
@@ -132,15 +145,20 @@ def _assembled(
 ) -> TrainerStudy:
     row, tasks = parts[0][1], [task for task, _, _ in parts]
     notes = [*run.notes(row), *(note for _, _, lines in parts for note in lines[1:-1])]
-    if not row.keys() - {"plain"}:
+    if not row.keys() - {"plain words"}:
         notes.append("rows were not read: look at train.labels and model.prompt_format")
-    if row.get("plain") or run.is_plain(row):
+    if row["plain words"] or run.is_plain(row):
         base["prompt_format"] = "plain"
         notes.append(f"model.prompt_format: plain, as {run.name} has no template around these rows")
-    warmup = _warmup(run, sum(task.pop("rows", 0) for task in tasks), notes)
-    if rows := run.facts.get("max_rows"):
-        tasks[0]["max_train_rows"] = rows
+    counts = [task.pop("rows", 0) for task in tasks]
+    if most := run.facts.get("max_rows"):
+        counts = [min(number, most) for number in counts]
+        tasks = [task | {"max_train_rows": most} for task in tasks]
+    warmup = _warmup(run, sum(counts) if all(counts) else 0, notes)
     names = [str(task["name"]) for task in tasks]
+    if len({*names}) < len(names):
+        names = [f"{name}_{place}" for place, name in enumerate(names, start=1)]
+        tasks = [task | {"name": name} for task, name in zip(tasks, names, strict=True)]
     both = {"name": "_".join(names)[:60], "mixture": names}
     head = _table(run, [*notes, f"train.labels: {run.labels(row)}"])
 

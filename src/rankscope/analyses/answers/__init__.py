@@ -64,6 +64,12 @@ class AnswersAnalysis(Analysis[AnswersConfig]):
     def max_new_tokens(self, config: "StudyConfig") -> int:
         return min(MAX_ANSWER_TOKENS, config.evaluate.max_new_tokens)
 
+    def record_settings(
+        self, study: "PreparedStudy", kind: str, model_id: str
+    ) -> dict[str, object]:
+        is_own = kind == self.name
+        return {"max_new_tokens": self.max_new_tokens(study.config)} if is_own else {}
+
     def trial_seconds(self, costs: "CostModel", trial: "TrialSpec") -> float:
         """Of one model's answers, each as long as it may be."""
         if not self.applies_to(costs.inputs, trial):

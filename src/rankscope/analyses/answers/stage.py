@@ -89,7 +89,8 @@ class AnswersStage(Stage[TrialSpec, AnswersRecord]):
             )
 
     def commit(self, result: AnswersRecord) -> None:
-        self.context.ledger.commit([result])
+        settings = self.context.study.settings_of(self.name, [result.trial_id])
+        self.context.ledger.commit([result], settings=settings)
 
 
 # --- questions ----------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Files of other trainers, a Python file for each and a table beside it: name.toml has its keys
 and what they are in a study, the class ``Name`` + ``File`` in name.py reads its rows.
 
-Values mean what they mean to the trainer, its defaults included.
+Values mean what they mean to the trainer, and a key that is absent has its default.
 """
 
 import math
@@ -24,6 +24,12 @@ _TABLES = tomllib.loads(Path(__file__).with_name("places.toml").read_text("utf-8
 PLACES: dict[str, str] = _TABLES["places"]
 """Setting of a run -> where a study file has it."""
 SCHEDULES = ("linear", "cosine", "constant")
+OBJECTS = {
+    f"SFTTrainer.{name}"
+    for name in "model args train_dataset eval_dataset peft_config tokenizer processing_class "
+    "data_collator callbacks".split()
+}
+"""Arguments that other calls make."""
 
 
 class TrainerFile:
@@ -58,9 +64,12 @@ class TrainerFile:
         self.faults: list[str] = []
         for key, value in self.values.items():
             self._read(key, value)
+        for key, value in document.values.items():
+            if value is None and self.setting(key) == "max_length":
+                self.faults.append(f"{key}: found None, expected a number of tokens")
         for key, expression in document.computed.items():
-            if key.startswith("SFTTrainer."):
-                continue  # objects that other calls make
+            if key in OBJECTS:
+                continue
             if self.setting(key) or key.endswith("**"):
                 self.faults.append(f"{key}: found {expression}, expected a value: code is not run")
             elif not self._why(key):
@@ -95,8 +104,13 @@ class TrainerFile:
             self.left.append((key, value, why))
 
     def _take(self, fact: str, key: str, value: Any) -> None:
-        if fact in ("max_steps", "warmup", "max_rows") and value <= 0:
-            return  # transformers' -1, and a second key for the warm-up
+        if fact in ("max_steps", "max_rows") and value <= 0:
+            return  # transformers' -1
+        if fact == "warmup" and fact in self.sources:  # its two keys: the positive one counts
+            if value <= 0:
+                return
+            if self.facts[fact] <= 0:
+                del self.sources[fact]
         if fact == "schedule" and value.removesuffix("_with_warmup") not in SCHEDULES:
             rule = f"a study has {', '.join(SCHEDULES)}, and takes linear"
             self.facts[fact] = "linear"

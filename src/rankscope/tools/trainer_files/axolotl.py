@@ -1,5 +1,6 @@
 """axolotl: one YAML file, its rows described by ``type``."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -8,6 +9,7 @@ from rankscope.tools.trainer_files import TrainerFile
 TYPES = "alpaca, chat_template, sharegpt, completion or a mapping with field_instruction"
 STAGES = ("rl", "reward_model", "process_reward_model", "pretraining_dataset")
 USER_COLUMNS = ("instruction", "input", "output")
+READ = ("path", "type", "data_files", "ds_type", "split")  # Keys of a data set
 
 
 class AxolotlFile(TrainerFile):
@@ -47,6 +49,13 @@ class AxolotlFile(TrainerFile):
         """Its rows, with the words that axolotl puts around them."""
         path, kind = given.get("data_files") or given.get("path"), given.get("type")
         faults = self.unread_keys(given)
+        if isinstance(path, list) and len(path) > 1:
+            faults.append(f"datasets: found {len(path)} data_files, expected one; give --data")
+        self.unknown += [
+            f"datasets.{key}: {value}"
+            for key, value in given.items()
+            if value and not (key in READ or key in self.unread or key.startswith("field"))
+        ]
         found: dict[str, Any] = {"path": path[0] if isinstance(path, list) else path}
         if kind == "alpaca":
             found |= {"wordings": (*self.alpaca, "input"), "plain": True}
@@ -59,8 +68,10 @@ class AxolotlFile(TrainerFile):
             names = {column: kind.get(f"field_{column}", column) for column in USER_COLUMNS}
             wordings = [kind.get("format", "{instruction} {input} ")]
             wordings.append(kind.get("no_input_format", "{instruction} "))
-            for name, column in names.items():
-                wordings = [wording.replace(f"{{{name}}}", f"{{{column}}}") for wording in wordings]
+            odd = [k for k in kind if k.startswith("system_format") or k == "field_system"]
+            faults += [f"datasets: found {key} in type, expected none; give --data" for key in odd]
+            pattern = re.compile(rf"\{{({'|'.join(names)})\}}")
+            wordings = [pattern.sub(lambda m: f"{{{names[m[1]]}}}", words) for words in wordings]
             start = str(kind.get("system_prompt") or "")
             found["wordings"] = (*(start + wording for wording in wordings), names["input"])
             fields = {"prompt": names["instruction"], "completion": names["output"]}

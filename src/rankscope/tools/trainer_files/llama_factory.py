@@ -42,7 +42,7 @@ class LlamaFactoryFile(TrainerFile):
     def _data_set(self, name: str, given: Any, file: Path) -> dict[str, Any]:
         if not isinstance(given, Mapping):
             return {"faults": [f"dataset: found no {name} in {file}, expected it there"]}
-        columns = {**INFO_COLUMNS, **given.get("columns", {})}
+        columns = given.get("columns") or INFO_COLUMNS  # All of them, if any is named
         path = given.get("file_name") or given.get("hf_hub_url")
         faults = self.unread_keys(given)
         odd = [column for column in columns if column not in (*INFO_COLUMNS, "messages")]
@@ -50,8 +50,11 @@ class LlamaFactoryFile(TrainerFile):
         local = file.parent / str(path)
         found = {"path": str(local) if local.exists() else path, "faults": faults}
         if given.get("formatting", "alpaca") == "alpaca":
-            prompt, query, response = (columns[column] for column in INFO_COLUMNS)
-            found["wordings"] = (f"{{{prompt}}}\n{{{query}}}", f"{{{prompt}}}", query)
+            prompt, query, response = (columns.get(column) for column in INFO_COLUMNS)
+            both = f"{{{prompt}}}\n{{{query}}}" if query else f"{{{prompt}}}"
+            found["wordings"] = (both, f"{{{prompt}}}", query)
+            if not (prompt and response):
+                faults.append(f"{file}: {name}: found columns {columns}, expected prompt, response")
             fields = {"prompt": prompt, "completion": response}
             return found | {"keys": {"fields": fields}}
         return found | self.conversations_in(columns.get("messages", "conversations"))
@@ -59,4 +62,9 @@ class LlamaFactoryFile(TrainerFile):
     def changes(self, fact: str, value: Any) -> dict[str, Any]:
         """Names of modules are one text, with commas."""
         found = super().changes(fact, value).items()
-        return {key: ",".join(new) if isinstance(new, list) else new for key, new in found}
+        return {
+            key: ",".join(new)
+            if isinstance(new, list) and not isinstance(self.values.get(key), list)
+            else new
+            for key, new in found
+        }

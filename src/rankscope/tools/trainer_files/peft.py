@@ -1,11 +1,14 @@
 """PEFT: the folder of a finished adapter, with the trainer's state if that is beside it."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from rankscope.filesystem import read_json_object
 from rankscope.tools.trainer_documents import TrainerDocument
 from rankscope.tools.trainer_files import TrainerFile
 
 LARGEST_RATE = "largest learning_rate"  # Of those that were logged
-OF_STATE = ("num_train_epochs", "train_batch_size")
+OF_STATE = ("num_train_epochs", "max_steps", "train_batch_size")
 
 
 class PeftFile(TrainerFile):
@@ -20,6 +23,10 @@ class PeftFile(TrainerFile):
         # Most of its keys are false or empty: options that were not used.
         document.values = {k: v for k, v in document.values.items() if v is not False}
         super().__init__(document)
+        self.facts["gradient_accumulation"] = 1
+
+    def notes(self, row: Mapping[str, Any]) -> list[str]:
+        return ["gradient accumulation is not stored with an adapter: 1 is assumed"]
 
     def problems(self) -> list[str]:
         kind = self.facts.get("adapter")

@@ -8,6 +8,13 @@ from rankscope.tools.trainer_documents import TrainerDocument
 from rankscope.tools.trainer_files import TrainerFile
 
 OF_COMMAND = {"rank": 16, "alpha": 32.0, "dropout": 0.05}  # Defaults of ModelConfig
+RATE_OF_TRANSFORMERS = 5e-5  # Of TrainingArguments
+RUNS = ("SFTConfig", "TrainingArguments", "UnslothTrainingArguments")
+ROW_CHANGES = (
+    *("map", "filter", "select", "shuffle", "train_test_split", "rename_column", "rename_columns"),
+    *("standardize_sharegpt", "standardize_data_formats", "concatenate_datasets"),
+)
+"""Calls that change rows."""
 OTHER_STAGE = r"([A-Z]*(DPO|PO|RLOO|GKD|PRM|BCO|KTO)|OnlineDPO|Reward)(Config|Trainer)\..*"
 BUILDERS = ("json", "csv", "parquet", "text")
 
@@ -17,12 +24,19 @@ class TrlFile(TrainerFile):
         super().__init__(document)
         if document.style != "python" and "r" not in self.values:
             self.facts |= {k: v for k, v in OF_COMMAND.items() if k not in self.sources}
+        if "TrainingArguments" in document.called and "lr" not in self.sources:
+            self.facts["lr"] = RATE_OF_TRANSFORMERS
 
     def problems(self) -> list[str]:
         keys = [*self.document.values, *self.document.computed]
         others = [key for key in keys if re.fullmatch(OTHER_STAGE, key)]
         found = [f"{key}: found another stage, expected SFTConfig" for key in others[:1]]
-        has_adapter = self.document.values.get("use_peft", bool(self.sources.keys() & OF_COMMAND))
+        is_code, values = self.document.style == "python", self.document.values
+        if is_code and not self.document.called & {*RUNS}:
+            found.append(f"found no call of {', '.join(RUNS)}, expected the settings of a run")
+        # `trl sft` trains the whole model without `use_peft`; LoraConfig's own values have `r`.
+        default = bool(self.sources.keys() & OF_COMMAND) if is_code else "r" in values
+        has_adapter = values.get("use_peft", default)
         return found + ["found full fine-tuning, expected a LoRA adapter"] * (not has_adapter)
 
     def data_sets(self) -> list[dict[str, Any]]:
@@ -35,6 +49,9 @@ class TrlFile(TrainerFile):
         code = [key for key in self.document.computed if key.endswith("formatting_func")]
         faults = [f"{key}: found code that makes rows, which is not run; give them with --data"
                   for key in code]  # fmt: skip
+        changed = sorted(self.document.called & {*ROW_CHANGES})
+        faults += [f"rows: found a call of {call}, which is not run; give them with --data"
+                   for call in changed]  # fmt: skip
         sets = rows.get("datasets") or [rows]
         column = rows.get("dataset_text_field", "text")
         return [self._data_set(given, column, faults) for given in sets if "path" in given]
@@ -44,6 +61,8 @@ class TrlFile(TrainerFile):
         files = files.get("train") if isinstance(files, Mapping) else files
         path = files if files and given["path"] in BUILDERS else given["path"]
         known = {**given, "data_files": files if path != files else None}
+        if isinstance(path, list) and len(path) > 1:
+            faults = [*faults, f"rows: found {len(path)} files, expected one; give --data"]
         return {
             "path": path[0] if isinstance(path, list) else path,
             "keys": {} if column == "text" else {"fields": {"text": column}},
