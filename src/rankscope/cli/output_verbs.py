@@ -2,7 +2,7 @@
 after it."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
@@ -14,6 +14,9 @@ from rankscope.filesystem import replace_text
 from rankscope.progress import ConsoleReporter
 from rankscope.tools.formats import PEFT, format_names
 from rankscope.tools.trackers import tracker_names
+
+if TYPE_CHECKING:
+    from rankscope.tools.export import ExportRequest
 
 
 @verb("atlas", "Reading {places} ...")
@@ -179,7 +182,7 @@ def _export_command(
         if merge or step is not None or base_name is not None or form != PEFT:
             raise UserError("export --patch", "an option for weights", "none", "leave it out")
         return _patched(folder, patch, out, label, task, best_lora=best_lora)
-    from rankscope.tools.export import ExportRequest, export_trial
+    from rankscope.tools.export import ExportRequest
 
     request = ExportRequest(
         label=label,
@@ -190,6 +193,12 @@ def _export_command(
         format=form,
         base_name=base_name,
     )
+    return _exported(folder, out, request)
+
+
+def _exported(folder: Path, out: Path, request: "ExportRequest") -> Reply:
+    from rankscope.tools.export import export_trial
+
     spec, kind, notes = export_trial(folder, out, request)
     for note in notes:
         print_message(f"note: {note}")
