@@ -160,7 +160,8 @@ def test_status_of_a_finished_study_says_what_to_do_with_it(copied: Path) -> Non
     ]
     assert then(by_method["lora"]) == [f"{export} --out {copied}-adapter", compare]
     told = command("status", copied).told
-    assert f"next: rankscope report {copied} or: {export} --out {copied}-adapter or: " in told
+    shown = f"next: rankscope report {copied} or: {export} --out {copied}-adapter or: "
+    assert shown.replace(" ", "") in told.replace(" ", "")  # A long path is folded
     file.write_text("{", "utf-8")
     assert json.loads(command("status", copied, "--json").out)["then"] == [compare]
     with Ledger.open(copied, write=True) as ledger:

@@ -11,7 +11,7 @@ import pytest
 from inspections import HEADS, LAYERS, ablation, given, inspect_heads, inspection
 from report_studies import cells, ordinary_study, trial_with_heads
 
-from rankscope.analyses.heads.figures import draw_heads_compared
+from rankscope.analyses.heads.figures import draw_head_concentration, draw_heads_compared
 from rankscope.analyses.heads.record import HeadAblation, HeadsRecord
 from rankscope.analyses.spectra import figures
 from rankscope.analyses.spectra.record import SpectraRecord
@@ -136,8 +136,8 @@ def head_figures_of(*ablations: HeadAblation) -> dict[str, Figure]:
 
 def test_heads_are_maps_of_layers_and_heads() -> None:
     figures = head_figures_of()
-    assert list(figures) == ["heads", "heads-concentration"]
-    figure = figures["heads"]
+    assert list(figures) == ["heads"]
+    (figure,) = figures.values()
     data = json.loads(json.dumps(figure_data(figure)["data"]))
     shown = {c.label.split(":")[0]: data[c.traces[0]] for c in figure.choices}
     # No k_proj or o_proj was changed: they are not offered.
@@ -154,18 +154,25 @@ def test_heads_are_maps_of_layers_and_heads() -> None:
     assert "layer 1 head 3 in r4, 0.5" in figure.finding
 
 
-def test_an_update_in_few_heads_counts_few() -> None:
-    figure = head_figures_of()["heads-concentration"]
-    # |dW_h| is 2 (1 + layer + head): energies of query heads are 4 times 1, 4, 9, 16, 4, 9, 16, 25,
-    # those of key/value heads, of which v_proj alone changed, 4 times 1, 4, 4, 9.
-    for kind, parts in (
-        ("query heads", (1, 4, 9, 16, 4, 9, 16, 25)),
-        ("key/value heads", (1, 4, 4, 9)),
-    ):
-        expected = math.prod((n / sum(parts)) ** (-n / sum(parts)) for n in parts)
-        assert figure.data[f"effective number of {kind}"].tolist() == [pytest.approx(expected)]
-    assert "so many of 8 query heads: 6.13 for r4" in figure.finding
-    assert figure.plot is None  # One adapter has no line over rank
+def test_an_update_in_few_heads_counts_few(view: StudyView) -> None:
+    # |dW_h| is 2 (1 + layer + head) in the first model of the inspection.
+    (record,) = [
+        h for t in inspect_heads(inspection("r4")).trials if (h := t.analysis(HeadsRecord))
+    ]
+    assert record.energies(("q_proj", "o_proj")) == [4, 16, 36, 64, 16, 36, 64, 100]
+    assert record.energies(("k_proj", "v_proj")) == [4, 16, 16, 36]  # k_proj did not change
+    figure = draw_head_concentration(arms_analyzed(view, "med"))
+    arm = view.best_lora("med")
+    of_seeds = []
+    for trial in view.trials(arm):
+        parts = trial.analysis(HeadsRecord).energies(("q_proj",))
+        shares = [part / sum(parts) for part in parts]
+        of_seeds.append(math.prod(share**-share for share in shares))
+    shown = figure.data.set_index("arm").loc[arm.label, "effective number of query heads"]
+    assert shown == pytest.approx(sum(of_seeds) / len(of_seeds))
+    assert f"of {3 * HEADS}: " in figure.finding
+    # One adapter has no line over rank.
+    assert draw_head_concentration(given_analyzed(inspect_heads(inspection("r4")))) is None
 
 
 def test_ablation_sets_the_trained_task_against_others() -> None:

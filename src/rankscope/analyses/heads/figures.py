@@ -259,7 +259,7 @@ one in a single head counts 1. The table also counts the other kind of heads."""
 
 @register("heads", 15, per="models")
 def draw_head_concentration(models: AnalyzedModels) -> Figure | None:
-    """Whether an update is in few heads or in all; None if no attention matrix changed."""
+    """Whether an update is in few heads or in all; None without adapters of several ranks."""
     found = [record for m in models.models for record in m.records(HeadsRecord)]
     kinds = {k: names for k, names in HEAD_KINDS.items() if any(r.energies(names) for r in found)}
     if not kinds:
@@ -272,6 +272,9 @@ def draw_head_concentration(models: AnalyzedModels) -> Figure | None:
         HeadsRecord, {f"effective number of {k}": effective(names) for k, names in kinds.items()}
     )
     kind, names = next(iter(kinds.items()))
+    plot = rank_plot(models.rank_axis, [Panel(frame, f"effective number of {kind}")])
+    if plot is None:
+        return None
     known = [
         f"{number(value)} for {m.label}"
         for m in models.models
@@ -280,10 +283,9 @@ def draw_head_concentration(models: AnalyzedModels) -> Figure | None:
     most = max(len(r.energies(names)) for r in found)
     return Figure(
         **models.names("heads-concentration", "In few heads or in all"),
-        finding=f"The update is spread as if evenly over so many of {most} {kind}: "
-        f"{join_names(known[:8])}.",
+        finding=f"Effective number of {kind}, of {most}: {join_names(known[:8])}.",
         data=frame,
-        plot=rank_plot(models.rank_axis, [Panel(frame, f"effective number of {kind}")]),
+        plot=plot,
         caption=_CONCENTRATION.format(" and ".join(names)),
     )
 
