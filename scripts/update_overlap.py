@@ -1,14 +1,13 @@
 """Does a high rank change a model in the directions in which full fine-tuning does?
 
-    python scripts/update_overlap.py STUDY_FOLDER [RECORDS]
+    python scripts/update_overlap.py STUDY_FOLDER
 
 reads the stored weights of a finished study and prints, of every arm, how much of the span of the
 leading singular vectors of its updates is in that of full fine-tuning's: mean over matrices, left
-and right vectors, and pairs of a seed of each. Two seeds of one arm are its ceiling. RECORDS gets
-the table as ``overlap.json``.
+and right vectors, and pairs of a seed of each. Two seeds of full fine-tuning are the ceiling.
+"unrelated" is for eight vectors; between seeds of a rank r below eight it is r / 8 of that.
 """
 
-import json
 import sys
 from collections.abc import Iterable
 from itertools import combinations, product
@@ -116,7 +115,4 @@ def lines(rows: list[dict[str, object]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    rows = table(Path(sys.argv[1]))
-    print("\n".join(lines(rows)))
-    if len(sys.argv) > 2:
-        Path(sys.argv[2], "overlap.json").write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
+    print("\n".join(lines(table(Path(sys.argv[1])))))
