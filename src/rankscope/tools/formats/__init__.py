@@ -1,8 +1,9 @@
 """Formats of an exported adapter besides PEFT's, one file each.
 
 ``rankscope export --format name`` takes the class ``Name`` of the file name.py in this folder. Its
-``whole_model`` is the command that converts the folder {} of a whole model; ``write`` writes an
-adapter's files and returns how to use them. The adapter has the name of its training task.
+``whole_model`` is the command that converts a whole model, with {} in place of the model's folder;
+``write`` writes an adapter's files and returns how to use them. The adapter has
+the name of its training task.
 """
 
 import pkgutil
