@@ -14,11 +14,11 @@ from rankscope.data.study_data import StudyData
 from rankscope.errors import UserError
 from rankscope.evaluate.evaluator import wanted_splits
 from rankscope.evaluate.scorers.scorer import ItemTokens
-from rankscope.evaluate.scoring_memory import scoring_memory
 from rankscope.hashing import canonical_json
 from rankscope.models.study_base import StudyBase
 from rankscope.records import BASE, EvalKey, Split, TaskRecord, TrialSpec, trial_of
 from rankscope.run.groups import Group, Grouping
+from rankscope.run.scoring_memory import scoring_memory
 from rankscope.train.step_schedule import due_steps, rung_steps, trial_protocol, trial_steps
 
 SPLITS: tuple[Split, ...] = ("validation", "test")

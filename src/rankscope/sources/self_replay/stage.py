@@ -4,15 +4,13 @@ import json
 import random
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from rankscope.errors import NotFiniteError
 from rankscope.evaluate.context_window import context_length
-from rankscope.evaluate.continuous_batching import Generation, GenerationLimits, RunningBatch
+from rankscope.evaluate.continuous_batching import GenerationLimits, RunningBatch
+from rankscope.evaluate.sampling import SampledGeneration, draw
 from rankscope.models.base import Base
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
@@ -73,22 +71,6 @@ def use_sampled_rows(context: RunContext) -> None:
 
 # --- what the base writes by itself, at temperature 1 -------------------------------------------
 
-BLOCK = 256  # Tokens whose probabilities are added up on the device
-
-
-@dataclass(slots=True)
-class _SampledRow(Generation):
-    """A row whose tokens are drawn; its ``ids`` keep its end tokens."""
-
-    ends_left: int = 1
-    draws: random.Random = field(default_factory=random.Random)
-    """Uniform numbers of its own: what is drawn does not depend on the rows beside it."""
-
-    def accept(self, token: int, batch: RunningBatch) -> None:
-        self.ids.append(token)
-        self.ends_left -= token in batch.limits.stop_ids
-        self.stopped = self.ends_left == 0
-
 
 def sample_rows(base: Base, rows: RowsToSample, batch_tokens: int) -> list[list[int]]:
     """What the base writes in each row after the prompt, token ids."""
@@ -100,7 +82,7 @@ def sample_rows(base: Base, rows: RowsToSample, batch_tokens: int) -> list[list[
     )
     most = limits.context - len(rows.prompt)
     sampled = [
-        _SampledRow(
+        SampledGeneration(
             None,
             rows.prompt,
             most,
@@ -112,37 +94,3 @@ def sample_rows(base: Base, rows: RowsToSample, batch_tokens: int) -> list[list[
     with torch.inference_mode():
         RunningBatch(base, limits, draw).run(deque(sampled))
     return [row.ids for row in sampled]
-
-
-def draw(logits: Tensor, sequences: Sequence[_SampledRow]) -> Tensor:
-    """A token for each row, (R,): the first whose cumulative probability exceeds the row's next
-    uniform number. (R, V) logits.
-
-    Only the sums of blocks of tokens, and the block that holds the token, leave the device: they
-    are added up in float64, which not every device has.
-    """
-    uniform = torch.tensor([[row.draws.random()] for row in sequences], dtype=torch.float64)
-    probabilities = F.pad(logits.float().softmax(dim=-1), (0, -logits.shape[-1] % BLOCK))
-    blocks = probabilities.unflatten(-1, (-1, BLOCK))  # (R, V / BLOCK, BLOCK)
-    sums = blocks.sum(dim=-1).cpu().double()
-    if not sums.isfinite().all():
-        raise NotFiniteError(
-            "self_replay",
-            "probabilities of the base that are not finite",
-            "finite ones",
-            "set dtype: float32 or use another model",
-        )
-    block, rest = _first_beyond(sums, uniform * sums.sum(dim=-1, keepdim=True))
-    rows = torch.arange(len(blocks), device=blocks.device)
-    token, _ = _first_beyond(blocks[rows, block.squeeze(1).to(blocks.device)].cpu().double(), rest)
-    return (block * BLOCK + token).squeeze(1)
-
-
-def _first_beyond(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each row, the index of the first weight with which the sum exceeds the target, and how far
-    the target exceeds the sum of the weights before it. (R, N) and (R, 1) float64."""
-    cumulative = weights.cumsum(dim=-1)
-    below_all = cumulative[:, -1:] * (1 - torch.finfo(torch.float64).eps)
-    target = torch.minimum(target, below_all)
-    index = torch.searchsorted(cumulative, target, right=True)
-    return index, target - (cumulative - weights).gather(1, index)

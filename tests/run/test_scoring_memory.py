@@ -15,10 +15,10 @@ from rankscope.evaluate import continuous_batching
 from rankscope.evaluate.continuous_batching import GenerationLimits, generate, most_cached_tokens
 from rankscope.evaluate.likelihood import continuation_logprobs
 from rankscope.evaluate.scorers.scorer import ItemTokens, Question
-from rankscope.evaluate.scoring_memory import scoring_memory
 from rankscope.models.attention.varlen import KVCache
 from rankscope.models.base import Base
 from rankscope.models.parameters import model_on_meta, nbytes
+from rankscope.run.scoring_memory import scoring_memory
 from rankscope.train.memory import MemoryModel
 from rankscope.train.pass_memory import AllocationCounter, shaped_adapter
 

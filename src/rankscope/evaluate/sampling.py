@@ -1,0 +1,62 @@
+"""Draw tokens at random: each sequence has uniform numbers of its own, so what is drawn for it does
+not depend on the sequences beside it."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rankscope.errors import NotFiniteError
+from rankscope.evaluate.continuous_batching import Generation, RunningBatch
+
+BLOCK = 256  # Tokens whose probabilities are added up on the device
+
+
+@dataclass(slots=True)
+class SampledGeneration(Generation):
+    """A sequence whose tokens are drawn; its ``ids`` keep its end tokens."""
+
+    ends_left: int = 1
+    draws: random.Random = field(default_factory=random.Random)
+
+    def accept(self, token: int, batch: RunningBatch) -> None:
+        self.ids.append(token)
+        self.ends_left -= token in batch.limits.stop_ids
+        self.stopped = self.ends_left == 0
+
+
+def draw(logits: Tensor, sequences: Sequence[SampledGeneration]) -> Tensor:
+    """A token for each row, (R,): the first whose cumulative probability exceeds the row's next
+    uniform number. (R, V) logits.
+
+    Only the sums of blocks of tokens, and the block that holds the token, leave the device: they
+    are added up in float64, which not every device has.
+    """
+    uniform = torch.tensor([[row.draws.random()] for row in sequences], dtype=torch.float64)
+    probabilities = F.pad(logits.float().softmax(dim=-1), (0, -logits.shape[-1] % BLOCK))
+    blocks = probabilities.unflatten(-1, (-1, BLOCK))  # (R, V / BLOCK, BLOCK)
+    sums = blocks.sum(dim=-1).cpu().double()
+    if not sums.isfinite().all():
+        raise NotFiniteError(
+            "sampling",
+            "probabilities of the next token that are not finite",
+            "finite ones",
+            "set dtype: float32 or use another model",
+        )
+    block, rest = _first_beyond(sums, uniform * sums.sum(dim=-1, keepdim=True))
+    rows = torch.arange(len(blocks), device=blocks.device)
+    token, _ = _first_beyond(blocks[rows, block.squeeze(1).to(blocks.device)].cpu().double(), rest)
+    return (block * BLOCK + token).squeeze(1)
+
+
+def _first_beyond(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row, the index of the first weight with which the sum exceeds the target, and how far
+    the target exceeds the sum of the weights before it. (R, N) and (R, 1) float64."""
+    cumulative = weights.cumsum(dim=-1)
+    below_all = cumulative[:, -1:] * (1 - torch.finfo(torch.float64).eps)
+    target = torch.minimum(target, below_all)
+    index = torch.searchsorted(cumulative, target, right=True)
+    return index, target - (cumulative - weights).gather(1, index)
