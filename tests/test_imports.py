@@ -36,6 +36,7 @@ GROUND = frozenset(
 
 REGISTRIES: dict[str, frozenset[str]] = {
     "models/methods": frozenset(),
+    "train/objectives": frozenset(),
     "analyses": frozenset(),
     "sources": frozenset(),
     "run/executors": frozenset({"run/workers/starter.py", "run/workers/attempts.py"}),

@@ -23,6 +23,7 @@ from rankscope.errors import did_you_mean
 from rankscope.models.methods import all_methods, get_method
 from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.methods.method import Method
+from rankscope.train.objectives import objective_names, parse_objective
 
 ScheduleName = Literal["linear", "cosine", "constant"]
 
@@ -32,6 +33,7 @@ TRAIN_OVERRIDES = (
     "schedule",
     "warmup_fraction",
     "weight_decay",
+    "objective",
 )
 """Fields of ``train`` that an arm may override."""
 MITIGATIONS = ("replay", "kl_to_base", "early_stop")
@@ -46,6 +48,15 @@ TARGET_GROUPS: dict[str, tuple[str, ...]] = {
 TargetSet = Literal["attention", "mlp", "all-linear"] | list[str]
 MODULE_PATTERN = r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$"
 
+TrainedBy = Annotated[
+    str,
+    BeforeValidator(
+        parse_objective,
+        json_schema_input_type=Annotated[str, RegisteredName(objective_names)]
+        | dict[Annotated[str, RegisteredName(objective_names)], dict[str, JsonValue]],
+    ),
+]
+"""An objective by name, or ``{dpo: {beta: 0.3}}``."""
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
@@ -211,6 +222,8 @@ class ArmConfig(ConfigSection):
     """Overrides ``train.warmup_fraction``."""
     weight_decay: OneOrMore[NonNegativeFloat] | None = None
     """Overrides ``train.weight_decay``."""
+    objective: OneOrMore[TrainedBy] | None = None
+    """Overrides ``train.objective``."""
     replay: OneOrMore[_ReplayConfig] | None = None
     """General rows mixed in: ``{task: NAME, share: 0.1}``."""
     kl_to_base: OneOrMore[NonNegativeFloat] | None = None

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from rankscope.analyses import all_analyses
 from rankscope.analyses.analysis import Analysis
-from rankscope.config.arm import ArmConfig, ScheduleName
+from rankscope.config.arm import ArmConfig, ScheduleName, TrainedBy
 from rankscope.config.objective import Budget, ObjectiveConfig
 from rankscope.config.section import (
     ConfigSection,
@@ -31,6 +31,8 @@ from rankscope.config.section import (
 from rankscope.config.task import TaskConfig
 from rankscope.run.executors import ExecutorChoice, executor_section
 from rankscope.sources import source_of
+from rankscope.train.objectives import objective_of
+from rankscope.train.objectives.objective import Objective
 
 if TYPE_CHECKING:
     ExecutorConfig = ExecutorChoice
@@ -85,6 +87,10 @@ class ModelConfig(ConfigSection):
 class TrainConfig(ConfigSection):
     """The training protocol; an arm may override the fields in ``arm.TRAIN_OVERRIDES``."""
 
+    objective: TrainedBy = "sft"
+    """What is minimized: ``sft``, the answers of the rows; ``dpo``, on rows with a chosen and a
+    rejected answer; ``grpo``, on rewards of the models' own answers. ``{dpo: {beta: 0.3}}`` has
+    settings."""
     epochs: float = Field(3.0, gt=0)
     """Passes over the training rows; ``max_steps`` and ``tokens`` take precedence."""
     max_steps: int | None = Field(None, ge=1)
@@ -391,6 +397,11 @@ class StudyConfig(ConfigSection):
     def num_trials_as_written(self) -> int:
         """Tasks x arm points x seeds, repeated points counted each time."""
         return len(self.tasks) * sum(arm.num_points() for arm in self.arms) * len(self.seeds)
+
+    def objectives(self) -> list[Objective]:
+        """What its arms minimize, each once."""
+        own = [arm.objective or [self.train.objective] for arm in self.arms if arm.trains]
+        return [objective_of(text) for text in dict.fromkeys(t for texts in own for t in texts)]
 
     def described_tasks(self) -> list[TaskConfig]:
         """Training tasks first, then the others; one that is only named again is listed again."""

@@ -13,12 +13,12 @@ template writes its own.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from rankscope.data.chat import PLAIN_FORMAT, ChatTemplate, TextSegment, plain_turns
-from rankscope.data.items import Item, Message
+from rankscope.data.items import LETTERS, Item, Message
 from rankscope.errors import UserError, reading
 from rankscope.formatting import with_leading_space
 from rankscope.hashing import sha256_json
@@ -26,6 +26,7 @@ from rankscope.hashing import sha256_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from rankscope.data.registry import TaskSpec
     from rankscope.evaluate.scorers.scorer import ItemTokens
 
 PromptFormat = Literal["chat", "plain"]
@@ -41,11 +42,34 @@ class EncodedRow:
     input_ids: tuple[int, ...]
     is_label: tuple[bool, ...]  # is_label[i]: token i is predicted with loss. Token 0 never is.
     truncated: bool  # The completion was cut at ``max_length``
+    rejected: "EncodedRow | None" = None  # The same prompt with the answer that is rejected
+    value: float = field(default=0.0, compare=False)
+    """A number of its objective. ``dpo``: log p of the answer less that of the rejected one under
+    the base; ``grpo``: the advantage of the answer over all answer tokens of its step."""
+    asked: "Asked | None" = field(default=None, compare=False, repr=False)
+
+    @property
+    def parts(self) -> "tuple[EncodedRow, ...]":
+        """The row, and the one with the rejected answer."""
+        return (self,) if self.rejected is None else (self, self.rejected)
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        return self.input_ids[: self.is_label.index(True)]
 
     @property
     def label_positions(self) -> list[int]:
         """Positions whose logits predict a labeled token: each label's predecessor."""
         return [t - 1 for t, is_label in enumerate(self.is_label) if is_label]
+
+
+class Asked(NamedTuple):
+    """What judges answers to a row, for objectives whose models write them."""
+
+    item: Item
+    spec: "TaskSpec"
+    encoder: "Encoder"
+    max_new_tokens: int
 
 
 @dataclass(frozen=True)
@@ -72,7 +96,8 @@ class EncodedRows:
     @property
     def sha256(self) -> str:
         """Hash of what training sees: tokens and labels, so it covers tokenizer and template."""
-        return sha256_json([[row.input_ids, [int(x) for x in row.is_label]] for row in self.rows])
+        parts = (part for row in self.rows for part in row.parts)
+        return sha256_json([[part.input_ids, [int(x) for x in part.is_label]] for part in parts])
 
 
 def resolved_format(
@@ -180,6 +205,17 @@ class Encoder:
             return self._tokenize_continuation(self._chat.render_answer(text))
         prompt = "" if item is None or item.messages else item.prompt
         return self._tokenize_continuation(with_leading_space(prompt, text))
+
+    def pair(self, item: Item, labels: LabelMode) -> EncodedRow | None:
+        """The item as one training row with a rejected answer: of a multiple-choice item the option
+        after the right one. None if either answer has no room."""
+        assert item.answer is not None
+        row, wrong = self.training_row(item, labels), (item.answer + 1) % len(item.choices)
+        is_text = item.completion.strip() == item.choices[item.answer].strip()
+        text = item.choices[wrong] if is_text else LETTERS[wrong]
+        turns = (*item.messages[:-1], Message("assistant", text)) if item.messages else ()
+        rejected = self.training_row(replace(item, completion=text, messages=turns), labels)
+        return row and rejected and replace(row, rejected=rejected)
 
     def training_row(self, item: Item, labels: LabelMode) -> EncodedRow | None:
         """The item as one training row; None if there is no completion, or no room for one.
@@ -325,16 +361,28 @@ def _is_plain_text(item: Item) -> bool:
     return not item.prompt and not item.messages
 
 
-def encode_rows(encoder: Encoder, items: Sequence[Item], labels: LabelMode) -> EncodedRows:
-    """Every item of a training split as a row."""
+def encode_rows(
+    encoder: Encoder,
+    items: Sequence[Item],
+    labels: LabelMode,
+    *,
+    pairs: bool = False,
+    spec: "TaskSpec | None" = None,
+    max_new_tokens: int = 0,
+) -> EncodedRows:
+    """Every item of a training split as a row, with ``pairs`` also its rejected answer, and with
+    ``max_new_tokens`` what judges answers of so many tokens to it."""
+    encode = encoder.pair if pairs else encoder.training_row
     rows: list[EncodedRow] = []
     dropped: list[Item] = []
     for item in items:
-        row = encoder.training_row(item, labels)
+        row = encode(item, labels)
         if row is None:
             dropped.append(item)
-        else:
-            rows.append(row)
+            continue
+        if spec is not None and max_new_tokens:
+            row = replace(row, asked=Asked(item, spec, encoder, max_new_tokens))
+        rows.append(row)
     if dropped and (not rows or len(dropped) > max(1, MAX_SHARE_DROPPED * len(items))):
         first = min((item.location for item in dropped), key=lambda place: (len(place), place))
         raise UserError(
@@ -344,4 +392,6 @@ def encode_rows(encoder: Encoder, items: Sequence[Item], labels: LabelMode) -> E
             "one such row, or 1 %, at most, and one to learn from",
             "raise train.max_length or shorten the rows",
         )
-    return EncodedRows(tuple(rows), len(dropped), sum(row.truncated for row in rows))
+    return EncodedRows(
+        tuple(rows), len(dropped), sum(part.truncated for row in rows for part in row.parts)
+    )

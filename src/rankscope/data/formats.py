@@ -10,7 +10,7 @@ All rows of a file have the shape of its first row. Recognized shapes: chat (``m
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, takewhile
 from typing import Any
 
 from rankscope.config.section import short_repr
@@ -30,9 +30,10 @@ from rankscope.data.rows import (
 from rankscope.errors import UserError, did_you_mean, reason_of
 
 KNOWN_SHAPES = (
-    "messages | conversations | prompt, completion | text | text, label | instruction, input, "
-    "output | question, choices, answer | question, answer"
+    "messages | conversations | prompt, completion | prompt, chosen, rejected | text | text, label "
+    "| instruction, input, output | question, choices, answer | question, answer"
 )
+PAIR = ("chosen", "rejected")
 ANSWERS = frozenset({"output", "completion", "response", "answer", "choices"})
 LABELED_PROMPT = "Text: {question}\nLabel:"
 MAX_FIELD_NAMES = 300  # Characters of the names of a row's fields that a message shows
@@ -68,13 +69,40 @@ def conversation(messages: Sequence[Message], field: str) -> Item:
     )
 
 
-def _refuse_pair(row: RawRow) -> Item:
-    is_chat = isinstance(row.fields["chosen"], list)
-    asked = next((f"prompt: {name}, " for name in ("prompt", "question") if name in row.fields), "")
-    field = "messages" if is_chat else f"{asked}completion" if asked else "text"
-    rule = "one answer, as only supervised fine-tuning is compared"
-    do = f"train on the chosen one: fields: {{{field}: chosen}}"
-    raise UserError(row.location, "a pair of answers, 'chosen' and 'rejected'", rule, do)
+def _read_pair(row: RawRow) -> Item:
+    """A preferred and a rejected answer to one prompt, as the two choices of an item: conversations
+    whose last turns differ, or texts with a ``prompt``, a ``question``, or a common beginning."""
+    asked = next((name for name in ("prompt", "question") if name in row.fields), None)
+    if isinstance(row.fields["chosen"], list):
+        is_apart = asked is not None and isinstance(row.fields[asked], list)
+        before = messages_field(row, asked) if asked and is_apart else ()
+        chosen, rejected = ((*before, *messages_field(row, name)) for name in PAIR)
+        if chosen[:-1] != rejected[:-1] or not chosen or rejected[-1].role != "assistant":
+            found, rule = "conversations that differ before their last turn", "one prompt"
+            raise BadRow(f"'chosen' and 'rejected': {found}", f"{rule} and two answers to it")
+        item, texts = conversation(chosen, "chosen"), (chosen[-1].content, rejected[-1].content)
+    else:
+        texts = completion_field(row, "chosen"), completion_field(row, "rejected")
+        question = text_field(row, asked) if asked else _common_beginning(*texts)
+        texts = texts if asked else (texts[0][len(question) :], texts[1][len(question) :])
+        item = Item(question=question, completion=texts[0], reference=texts[0].strip())
+        if isinstance(system := row.fields.get("system"), str) and system.strip():
+            turns = (("system", system), ("user", question), ("assistant", texts[0]))
+            item = replace(item, messages=tuple(Message(*turn) for turn in turns))
+    if missing := next(
+        (name for name, text in zip(PAIR, texts, strict=True) if not text.strip()), ""
+    ):
+        raise NoCompletion(missing)
+    if texts[0].strip() == texts[1].strip():
+        raise BadRow("'chosen' and 'rejected' that are equal", "two different answers")
+    return replace(item, choices=texts, answer=0)
+
+
+def _common_beginning(*texts: str) -> str:
+    """Whole words that all texts begin with."""
+    same = takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))
+    common = "".join(letters[0] for letters in same)
+    return common[: max(common.rfind(" "), common.rfind("\n")) + 1].rstrip(" ")
 
 
 def _read_prompt_completion(row: RawRow) -> Item:
@@ -146,7 +174,7 @@ PLAIN_TEXT = Shape(
 SHAPES: tuple[Shape, ...] = (
     Shape("messages", frozenset({"messages"}), _read_chat),
     Shape("conversations", frozenset({"conversations"}), _read_chat),
-    Shape("a pair of answers", frozenset({"chosen", "rejected"}), _refuse_pair,
+    Shape("a pair of answers", frozenset(PAIR), _read_pair,
           lambda fields: not ANSWERS & fields.keys()),
     Shape("prompt and completion", frozenset({"prompt"}), _read_prompt_completion),
     Shape("alpaca", frozenset({"instruction"}), _read_alpaca),

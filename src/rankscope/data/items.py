@@ -44,6 +44,8 @@ class Item:
     """File and row, such as ``data/train.jsonl, row 3``; not part of the item's identity."""
 
     # For the scorer and the prompt:
+    base_margin: float | None = field(default=None, compare=False)
+    """Log p of the first choice less that of the second under the base, nats, once it is known."""
     continuation: str = ""  # The text after any option, scored after each of the ``contexts``
     template: str = "{question}"  # Default prompt of the shape
     fields: Mapping[str, Any] = field(default_factory=dict, compare=False)

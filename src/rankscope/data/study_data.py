@@ -1,9 +1,9 @@
 """The data of a study: its tasks, read, split and mixed, and its training rows, encoded."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from itertools import chain, zip_longest
+from functools import cache, partial
+from itertools import chain, product, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +75,10 @@ def prepare_data(
         tasks = {name: stand_ins(task) for name, task in tasks.items()}
         replayed = {name: stand_ins(task) for name, task in replayed.items()}
     labels = config.train.labels
-    rows = {t.name: encode_rows(encoder, tasks[t.name].train, labels) for t in config.tasks}
+    for objective, name in product(config.objectives(), (task.name for task in config.tasks)):
+        objective.check_task(tasks[name], config.train)
+    encode = partial(_encode_rows, config, encoder)
+    rows = {t.name: encode(tasks[t.name], tasks[t.name].train) for t in config.tasks}
     replay_rows = {
         name: encode_rows(encoder, task.train, labels) for name, task in replayed.items()
     } | {
@@ -95,22 +98,37 @@ def prepare_data(
         ),
         *unknown_token_notes(rows, encoder.unknown_id),
     ]
-    fewer_rows = {t.name: _fewer_rows(config, encoder, tasks[t.name]) for t in config.tasks}
+    fewer_rows = {t.name: _fewer_rows(config, encode, tasks[t.name]) for t in config.tasks}
     return StudyData(encoder, tasks, rows, fewer_rows, replay_rows, tuple(notes))
 
 
-def _fewer_rows(config: StudyConfig, encoder: Encoder, task: LoadedTask) -> dict[int, EncodedRows]:
+def _encode_rows(
+    config: StudyConfig, encoder: Encoder, task: LoadedTask, items: Sequence[Item]
+) -> EncodedRows:
+    """Training rows with all that the study's objectives need."""
+    objectives = config.objectives()
+    return encode_rows(
+        encoder,
+        items,
+        config.train.labels,
+        pairs=any(objective.needs_pairs for objective in objectives),
+        spec=task.spec,
+        max_new_tokens=max((objective.max_new_tokens for objective in objectives), default=0),
+    )
+
+
+def _fewer_rows(
+    config: StudyConfig,
+    encode: Callable[[LoadedTask, Sequence[Item]], EncodedRows],
+    task: LoadedTask,
+) -> dict[int, EncodedRows]:
     """By number of rows that some arm trains on, the same rows as with ``max_train_rows``."""
     name, counts = task.spec.name, {n for arm in config.arms for n in arm.rows or () if n != "all"}
     if above := [n for n in sorted(counts) if n > len(task.train)]:
         found, rule = f"{above[-1]} of task {name!r}", f"at most {len(task.train)}"
         raise UserError("rows of an arm", found, rule, "give more rows, or write 'all'")
     return {
-        n: encode_rows(
-            encoder,
-            first_of_order(task.train, n, config.data_seed, name, "train"),
-            config.train.labels,
-        )
+        n: encode(task, first_of_order(task.train, n, config.data_seed, name, "train"))
         for n in counts
     }
 
@@ -282,7 +300,7 @@ class CachingEncoder(Encoder):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        for name in ("prompt_ids", "answer_ids", "training_row"):
+        for name in ("prompt_ids", "answer_ids", "training_row", "pair"):
             setattr(self, name, cache(getattr(self, name)))
 
 

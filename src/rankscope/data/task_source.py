@@ -181,7 +181,8 @@ def own_spec(config: TaskConfig, contents: Sequence[Item]) -> TaskSpec:
         raise UserError(f"task {config.name!r}", found, "none", "remove it")
     default = "loss"
     if first.choices:
-        default = "option_text"
+        is_pair = {"chosen", "rejected"} <= first.fields.keys()
+        default = "preference" if is_pair else "option_text"
     elif 2 * marked > len(contents):
         default = "number"
     elif config.name == "perplexity" and first.completion and not first.question:

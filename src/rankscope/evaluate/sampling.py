@@ -2,7 +2,7 @@
 not depend on the sequences beside it."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,11 +21,12 @@ class SampledGeneration(Generation):
 
     ends_left: int = 1
     draws: random.Random = field(default_factory=random.Random)
+    entropy: float = 0.0  # Of its tokens' distributions together, nats, see :func:`drawing_at`
 
     def accept(self, token: int, batch: RunningBatch) -> None:
         self.ids.append(token)
         self.ends_left -= token in batch.limits.stop_ids
-        self.stopped = self.ends_left == 0
+        self.stopped = self.ends_left == 0 or batch.ends_in_stop_string(self.ids)
 
 
 def draw(logits: Tensor, sequences: Sequence[SampledGeneration]) -> Tensor:
@@ -60,3 +61,18 @@ def _first_beyond(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     target = torch.minimum(target, below_all)
     index = torch.searchsorted(cumulative, target, right=True)
     return index, target - (cumulative - weights).gather(1, index)
+
+
+def drawing_at(temperature: float) -> Callable[[Tensor, Sequence[SampledGeneration]], Tensor]:
+    """:func:`draw` at a temperature, which adds up the entropies of each sequence's distributions."""
+
+    def choose(logits: Tensor, sequences: Sequence[SampledGeneration]) -> Tensor:
+        logits = logits.float() / temperature
+        logprobs = logits.log_softmax(dim=-1)
+        entropies = -(logprobs.exp() * logprobs).sum(dim=-1)
+        for sequence, entropy in zip(sequences, entropies.tolist(), strict=True):
+            if not sequence.is_finished:
+                sequence.entropy += entropy
+        return draw(logits, sequences)
+
+    return choose

@@ -61,11 +61,12 @@ class TrialSpec(Record):
     """Rank of every target by module path; ``rank`` is then the one of as many parameters."""
     init_from: str | None = None  # Folder of the adapter that training continues
     init_sha256: str | None = None  # Hash of that adapter's configuration and weights
-    batch_size: int | None = None  # The arm's own, like the next four; None: the study's
+    batch_size: int | None = None  # The arm's own, like the next five; None: the study's
     gradient_accumulation: int | None = None
     schedule: Literal["linear", "cosine", "constant"] | None = None
     warmup_fraction: float | None = None
     weight_decay: float | None = None
+    objective: str | None = None
     replay: str | None = None
     """From here on mitigations: the task whose rows are mixed in, or ``PREFIX:REST`` of a source of
     rows."""
@@ -241,6 +242,7 @@ OVERRIDE_LABELS = {
     "schedule": "schedule",
     "warmup_fraction": "warmup",
     "weight_decay": "decay",
+    "objective": "objective",
 }
 
 
@@ -266,6 +268,17 @@ class PenaltyPoint(Record):
     divergence: float | None = None  # Unweighted KL(base || tuned), mean over labeled tokens, nats
 
 
+class RewardPoint(Record):
+    """The answers that a model wrote for one step."""
+
+    step: int
+    reward: float  # Mean over all answers
+    length: float  # Mean, tokens
+    entropy: float  # Of the next token, mean over all tokens of the answers, nats
+    cut: float  # Share that the limit on their length cut
+    alike: float  # Share of prompts all of whose answers have the same reward: they teach nothing
+
+
 class TrainRecord(Record):
     trial_id: str
     group_id: str  # Equal for trials trained together
@@ -282,6 +295,7 @@ class TrainRecord(Record):
     losses: tuple[LossPoint, ...]
     weights_sha256: str  # Of the stored adapter or full model weights
     penalties: tuple[PenaltyPoint, ...] = ()  # By step, for a trial with replay or KL to the base
+    rewards: tuple[RewardPoint, ...] = ()  # By step, for an objective whose models write answers
     num_replay_tokens: int = 0  # The part of ``num_tokens`` in replayed rows
     best_step: int | None = None  # Only with early stopping: the step whose weights were kept
 

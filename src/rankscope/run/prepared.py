@@ -19,6 +19,7 @@ from rankscope.models.study_base import StudyBase
 from rankscope.records import BASE, EvalKey, Split, TaskRecord, TrialSpec, trial_of
 from rankscope.run.groups import Group, Grouping
 from rankscope.run.scoring_memory import scoring_memory
+from rankscope.train.objectives import objective_of
 from rankscope.train.step_schedule import due_steps, rung_steps, trial_protocol, trial_steps
 
 SPLITS: tuple[Split, ...] = ("validation", "test")
@@ -129,7 +130,8 @@ class PreparedStudy:
             return 0
         rows, protocol = self.data.rows_of(trial), trial_protocol(trial, self.config.train)
         rows_per_step = min(len(rows.rows), protocol.batch_size * protocol.gradient_accumulation)
-        return round(self.num_steps(trial) * rows_per_step * rows.num_tokens / len(rows.rows))
+        of_epoch = objective_of(protocol.objective).num_tokens(rows)
+        return round(self.num_steps(trial) * rows_per_step * of_epoch / len(rows.rows))
 
     def training_tokens(self, trial: TrialSpec) -> int:
         """Tokens that a trial trains on, replayed ones included."""

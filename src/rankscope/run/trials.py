@@ -30,6 +30,7 @@ from rankscope.records import (
     finished_trials,
 )
 from rankscope.store import Ledger, task_changes
+from rankscope.train.objectives import SFT
 from rankscope.train.step_schedule import check_learning_rates, trial_protocol, trial_steps
 
 RESULTS_VERSION = 2
@@ -189,6 +190,8 @@ def own_identity(trial: TrialSpec, train: TrainConfig) -> dict[str, object]:
         return settings
     aside = NOT_TRAINING if trial.early_stop is None else NOT_TRAINING - STOPPING
     protocol = trial_protocol(trial, train).model_dump(exclude=set(aside))
+    if protocol["objective"] == SFT:
+        del protocol["objective"]  # as in studies from before there were others
     if train.max_steps is not None or train.tokens is not None:
         del protocol["epochs"]  # these win, so epochs change nothing
     if not trial.is_full:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rankscope.data.tasks import LoadedTask
     from rankscope.run.context import RunContext
 
-Use = Literal["scored", "replayed"]
+Use = Literal["scored", "replayed", "compared"]
 
 
 class Source:
@@ -26,7 +26,8 @@ class Source:
     name: ClassVar[str]  # In labels of arms
     prefix: ClassVar[str]
     use: ClassVar[Use]
-    """``scored``: tasks of a study without arms; ``replayed``: rows that an arm replays."""
+    """``scored``: tasks of a study without arms; ``replayed``: rows that an arm replays;
+    ``compared``: what the base gives to rows and items of the study, which no task names."""
     label: ClassVar[str]  # What its tasks are, in messages
 
     def check_name(self, rest: str) -> None:

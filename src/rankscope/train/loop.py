@@ -79,6 +79,11 @@ def train_group(
             if not active:
                 break
 
+            # Some objectives need the models as they are now: to write answers, all together.
+            for objective in dict.fromkeys(state.objective for state in active):
+                own = [state for state in active if state.objective is objective]
+                objective.begin_step(model, own, step)
+
             # Forward and backward. Gradients add up over the passes of a step. Trials share no
             # trained parameter, so each gets the gradient that it would have had alone.
             terms_of = [state.begin_step(step) for state in active]

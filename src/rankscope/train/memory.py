@@ -22,6 +22,7 @@ from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.multi_lora import linear_layers, target_linears
 from rankscope.models.parameters import ADAMW_STATES, FLOAT32_BYTES, nbytes
 from rankscope.records import TrialSpec
+from rankscope.train.objectives import objective_of
 from rankscope.train.pass_memory import (
     META,
     PassMemory,
@@ -68,8 +69,14 @@ class RowCounts:
 
     @classmethod
     def of(cls, rows: Sequence[EncodedRow]) -> "RowCounts":
-        tokens = [len(row.input_ids) for row in rows]
-        labels = [sum(row.is_label) for row in rows]
+        sizes = [(len(part.input_ids), sum(part.is_label)) for row in rows for part in row.parts]
+        if written := [row for row in rows if row.asked]:  # as long as answers can become
+            most = max(row.asked.max_new_tokens for row in written if row.asked)
+            sizes = [
+                (max(n, len(row.prompt_ids) + most), max(k, most))
+                for row, (n, k) in zip(written, sizes, strict=True)
+            ]
+        tokens, labels = zip(*sizes, strict=True)
         figures = [(statistics.fmean(n), statistics.pstdev(n), max(n)) for n in (tokens, labels)]
         return cls(len(rows), *figures[0], *figures[1])
 
@@ -155,6 +162,7 @@ class MemoryModel:
         rows_each = [
             math.ceil(
                 min(counts.num_rows, p.batch_size * p.gradient_accumulation)
+                * objective_of(p.objective).rows_each
                 / (1 - (trial.replay_share or 0.0))
             )
             for trial, p in zip(group, own, strict=True)

@@ -28,7 +28,10 @@ from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.quantize import require_bitsandbytes
 from rankscope.models.sharding import whole
 from rankscope.train.loss import kl_divergences, mean_losses
+from rankscope.train.objectives import SFT, objective_of
+from rankscope.train.objectives.objective import Objective
 
+SUPERVISED = objective_of(SFT)
 RATIO = "lr_ratio"  # Key of a parameter group: its learning rate over the trial's
 
 
@@ -39,10 +42,23 @@ class LossTerm:
     weight: float = 1.0  # Of the mean loss in the step's loss
     kl_weight: float = 0.0  # Of the mean KL to the base in the step's loss
     is_replay: bool = False
+    objective: Objective = SUPERVISED
 
     @property
     def num_labels(self) -> int:
         return sum(sum(row.is_label) for row in self.rows)
+
+    @property
+    def pass_rows(self) -> int:
+        """Rows that a pass has at least."""
+        return 2 if self.objective.needs_pairs else 1
+
+    def loss(self, losses: Tensor, rows: Sequence[EncodedRow]) -> Tensor:
+        """The share of some of its rows in the step's loss, from their losses: by row, or their
+        share already."""
+        if not self.objective.by_row:
+            return losses.squeeze(0)
+        return self.weight * self.objective.loss(losses, rows, self.rows)
 
 
 def compute_gradients(
@@ -53,15 +69,16 @@ def compute_gradients(
     ``model`` is the base with the trials' adapters, or the copy that full fine-tuning trains;
     ``base`` is the untuned one, which KL compares with. Terms of one trial follow one another.
 
-    Returns for each term its mean loss and its mean KL(base || tuned), nats per labeled token; a KL
-    of weight 0 is not computed, and 0.
+    Returns for each term its loss, of supervised fine-tuning nats per labeled token, and its mean
+    KL(base || tuned), nats per labeled token; a KL of weight 0 is not computed, and 0.
     """
     num_labels = [term.num_labels for term in terms]
     totals = torch.zeros(2, len(terms), device=model.device)  # weighted losses; KL
     passes = forward_passes([term.rows for term in terms], batch_tokens, model.shards.size)
     # Each layer needs all shards: one that has a pass fewer than others runs a row, weight 0.
     term, rows_of_term = passes[0][0]
-    for parts, weight in model.shards.own(passes, [(term, rows_of_term[:1])]):
+    idle = [(term, rows_of_term[: terms[term].pass_rows])]
+    for parts, weight in model.shards.own(passes, idle):
         members = [i for i, _ in parts]
         with_kl = [i for i in members if terms[i].kl_weight]
         base_logits = (
@@ -77,13 +94,22 @@ def compute_gradients(
             row.input_ids[t + 1] for _, rows in parts for row in rows for t in row.label_positions
         ]
         logits = model.logits(RowBatch.of(batch, model.device))
+        pieces, divisors = list[list[int]](), list[float]()
+        for (i, rows), count in zip(parts, counts, strict=True):
+            by_row = terms[i].objective.by_row
+            pieces.append([sum(row.is_label) for row in rows] if by_row else [count])
+            divisors += [1.0] * len(rows) if by_row else [num_labels[i] / terms[i].weight]
+        temperatures = [terms[i].objective.temperature for i in members]
         losses = mean_losses(
-            logits,
+            at_temperatures(logits, temperatures, counts),
             torch.tensor(labels, dtype=torch.int64, device=model.device),
-            counts,
-            [num_labels[i] / terms[i].weight for i in members],
+            [count for piece in pieces for count in piece],
+            divisors,
+        ).split([len(piece) for piece in pieces])
+        of_parts = torch.stack(
+            [terms[i].loss(own, rows) for own, (i, rows) in zip(losses, parts, strict=True)]
         )
-        total = losses.sum() * weight
+        total = of_parts.sum() * weight
         if with_kl:
             logits_of = dict(zip(members, logits.split(counts), strict=True))
             for i, reference in zip(with_kl, base_logits, strict=True):
@@ -91,11 +117,19 @@ def compute_gradients(
                 total = total + terms[i].kl_weight * kl
                 totals[1, i] += kl.detach()
         total.backward()
-        totals[0, members] += losses.detach() * weight
+        totals[0, members] += of_parts.detach() * weight
     model.shards.add_up(totals)
     return [
         (loss / term.weight, kl) for term, loss, kl in zip(terms, *totals.tolist(), strict=True)
     ]
+
+
+def at_temperatures(logits: Tensor, temperatures: Sequence[float], counts: Sequence[int]) -> Tensor:
+    """Logits over the temperature of their part, of so many rows; themselves if all are 1."""
+    if set(temperatures) == {1.0}:
+        return logits
+    divisors = torch.repeat_interleave(torch.tensor(temperatures), torch.tensor(counts))
+    return logits / divisors.to(logits)[:, None]
 
 
 @torch.no_grad()
@@ -125,8 +159,9 @@ def forward_passes(
     """Cut the rows of one optimizer step, by term, into few forward passes of similar size.
 
     A pass has at most ``batch_tokens`` tokens, or one row, whatever the trials' batch sizes and
-    accumulation: the gradient is a sum over the step's rows, however they are cut. If several run
-    at once, their number is about a multiple of ``at_once``.
+    accumulation: the gradient is a sum over the step's rows, however they are cut. A pair is not
+    cut: its loss needs both rows. If several run at once, their number is about a multiple of
+    ``at_once``.
     """
     total = sum(len(row.input_ids) for rows in rows_of for row in rows)
     rounds = max(1, math.ceil(total / (batch_tokens * at_once)))
@@ -134,10 +169,13 @@ def forward_passes(
     passes: list[list[tuple[int, list[EncodedRow]]]] = [[]]
     size = seen = 0
     for i, rows in enumerate(rows_of):
+        chosen: EncodedRow | None = None  # The row before, if it may begin a pair
         for row in rows:
+            is_second, chosen = chosen is not None and chosen.rejected is row, row
             length = len(row.input_ids)
             # Either the pass is full, or the middle of this row would fall into the next share.
-            if size and (size + length > batch_tokens or seen + length / 2 > len(passes) * share):
+            is_full = size + length > batch_tokens or seen + length / 2 > len(passes) * share
+            if size and is_full and not is_second:
                 passes.append([])
                 size = 0
             if not passes[-1] or passes[-1][-1][0] != i:

@@ -19,7 +19,9 @@ from rankscope.models.init_context import InitContext
 from rankscope.models.lora import Adapter
 from rankscope.models.methods import get_method
 from rankscope.models.sharding import all_finite, local
-from rankscope.records import LossPoint, PenaltyPoint, TrialSpec
+from rankscope.records import LossPoint, PenaltyPoint, RewardPoint, TrialSpec
+from rankscope.train.objectives import objective_of
+from rankscope.train.objectives.objective import Objective
 from rankscope.train.step import (
     LossTerm,
     clip_gradients,
@@ -57,9 +59,12 @@ class TrialState:
     replay_rows: Sequence[EncodedRow] = ()
     replay_sampler: ReplaySampler | None = None
     early_stop: "EarlyStop | None" = None
+    objective: Objective = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     losses: list[LossPoint] = field(default_factory=list)
     penalties: list[PenaltyPoint] = field(default_factory=list)
+    rewards: list[RewardPoint] = field(default_factory=list)
+    written: list[EncodedRow] = field(default_factory=list)  # Its own answers in this step
     num_tokens: int = 0
     num_label_tokens: int = 0
     num_replay_tokens: int = 0
@@ -67,6 +72,7 @@ class TrialState:
     failure_status: Literal["failed", "diverged"] = "diverged"
 
     def __post_init__(self) -> None:
+        self.objective = objective_of(self.protocol.objective)
         parameters: ParamsT = self.parameters
         if self.adapter is not None and self.spec.lr_ratio is not None:
             fast = set(self.adapter.b.values())
@@ -110,15 +116,16 @@ class TrialState:
     def loss_terms(self, step: int) -> list[LossTerm]:
         """A step's rows by how they count: own, then replayed ones."""
         name, kl_weight = self.adapter_name, self.spec.kl_to_base or 0.0
-        own = [self.rows[i] for micro in self.sampler.step(step) for i in micro]
+        own, objective = self.objective.step_rows(self, step), self.objective
         if self.replay_sampler is None:
-            return [LossTerm(name, own, 1.0, kl_weight)]
+            return [LossTerm(name, own, 1.0, kl_weight, objective=objective)]
         replayed = [self.replay_rows[i] for i in self.replay_sampler.step(step)]
         if not replayed:
-            return [LossTerm(name, own)]
-        share = len(replayed) / (len(own) + len(replayed))
+            return [LossTerm(name, own, objective=objective)]
+        num_own = sum(map(len, self.sampler.step(step)))
+        share = len(replayed) / (num_own + len(replayed))
         return [
-            LossTerm(name, own, 1 - share),
+            LossTerm(name, own, 1 - share, objective=objective),
             LossTerm(name, replayed, share, kl_weight, is_replay=True),
         ]
 
@@ -146,6 +153,8 @@ class TrialState:
             what = "loss" if not is_loss_finite else "gradient norm"
             self.failure = f"{what} not finite at step {step + 1} of {self.num_steps}"
         self.optimizer.zero_grad(set_to_none=True)
+        if self.failure is None and (why := self.objective.why_hopeless(self)):
+            self.failure, self.failure_status = why, "failed"
         if self.failure is None and (reason := self.why_diverged(step + 1)):
             self.failure = f"after step {step + 1} of {self.num_steps} {reason}"
 
@@ -224,6 +233,7 @@ class TrialState:
             **{name: getattr(self, name) for name in STORED_FIELDS},
             "losses": [point.model_dump() for point in self.losses],
             "penalties": [point.model_dump() for point in self.penalties],
+            "rewards": [point.model_dump() for point in self.rewards],
             "tuner": self.tuner.counters() if self.tuner is not None else {},
             "early_stop": self.early_stop.counters() if self.early_stop is not None else {},
         }
@@ -250,6 +260,7 @@ class TrialState:
             setattr(self, name, counters[name])
         self.losses = [LossPoint.model_validate(point) for point in counters["losses"]]
         self.penalties = [PenaltyPoint.model_validate(point) for point in counters["penalties"]]
+        self.rewards = [RewardPoint.model_validate(point) for point in counters["rewards"]]
         if self.early_stop is not None:
             best = {p: tensors.get(f"{BEST}{i}") for i, p in enumerate(self.parameters)}
             weights = [t.to(p.device, copy=True) for p, t in best.items() if t is not None]

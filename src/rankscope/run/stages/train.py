@@ -161,6 +161,7 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
             losses=tuple(state.losses),
             weights_sha256=sha256,
             penalties=tuple(state.penalties),
+            rewards=tuple(state.rewards),
             num_replay_tokens=state.num_replay_tokens,
             best_step=state.early_stop.best_step or None if state.early_stop else None,
         )

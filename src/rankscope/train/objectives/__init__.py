@@ -1,0 +1,60 @@
+"""What training minimizes: one file per objective, and the registry that lists them.
+
+A file of this folder is all that an objective needs, and it can be deleted. Study files and plans
+ask this registry. Import it freely: it loads neither torch nor transformers.
+"""
+
+import json
+import pkgutil
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
+from rankscope.config.section import Unfit, short_repr
+from rankscope.errors import did_you_mean
+from rankscope.hashing import canonical_json
+from rankscope.train.objectives.objective import Objective
+
+SFT = Objective.name
+
+
+def _objectives_of_files() -> dict[str, type[Objective]]:
+    """The objectives that the files of this folder define, by name; ``sft``, the default, first."""
+    found = {SFT: Objective}
+    for file in pkgutil.iter_modules(__path__):
+        module = import_module(f"{__name__}.{file.name}")
+        for value in vars(module).values():
+            is_own = isinstance(value, type) and value.__module__ == module.__name__
+            if is_own and issubclass(value, Objective):
+                found[value.name] = value
+    return found
+
+
+_OBJECTIVES = _objectives_of_files()
+
+
+def objective_names() -> tuple[str, ...]:
+    return tuple(_OBJECTIVES)
+
+
+def parse_objective(value: Any) -> str:
+    """``dpo``, ``{dpo: {beta: 0.3}}``, or the text that this returns: the name alone, or JSON with
+    the settings that are not the default. Raises Unfit."""
+    if isinstance(value, str) and value.startswith("{"):
+        value = json.loads(value)
+    name, given = next(iter(value.items())) if isinstance(value, dict) and value else (value, {})
+    if not isinstance(name, str) or name not in _OBJECTIVES or len(value) > 1 < len([given]):
+        hint = did_you_mean(str(name), _OBJECTIVES).removeprefix("; ")
+        rule = f"one of {', '.join(_OBJECTIVES)}, or one with settings: {{dpo: {{beta: 0.3}}}}"
+        raise Unfit(short_repr(value), rule, hint)
+    settings = _OBJECTIVES[name].settings_type.model_validate(given or {})
+    chosen = settings.model_dump(mode="json", exclude_defaults=True)
+    return canonical_json({name: chosen}) if chosen else name
+
+
+@lru_cache
+def objective_of(text: str) -> Objective:
+    """The objective that :func:`parse_objective` made this text of."""
+    name, given = next(iter(json.loads(text).items())) if text.startswith("{") else (text, {})
+    kind = _OBJECTIVES[name]
+    return kind(kind.settings_type.model_validate(given))

@@ -1,0 +1,77 @@
+"""What an objective is: the rows of a step, and their loss. The class itself is supervised
+fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rankscope.config.section import ConfigSection
+from rankscope.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rankscope.config.study import TrainConfig
+    from rankscope.data.encode import EncodedRow, EncodedRows
+    from rankscope.data.tasks import LoadedTask
+    from rankscope.models.base import Base
+    from rankscope.train.trial_state import TrialState
+
+
+class Objective:
+    """Supervised fine-tuning: mean cross-entropy over the labeled tokens of a step.
+
+    A subclass sets ``by_row`` and implements :meth:`loss`. Its module imports torch inside methods
+    only, since the configuration imports every objective.
+    """
+
+    name: ClassVar[str] = "sft"
+    summary: ClassVar[str] = "supervised fine-tuning on the answers of the rows"
+    settings_type: ClassVar[type[ConfigSection]] = ConfigSection
+    by_row: ClassVar[bool] = False
+    """:meth:`loss` maps the summed log-probabilities of rows to the loss."""
+    needs_pairs: ClassVar[bool] = False  # Rows have a rejected answer, too
+    needs_reference: ClassVar[bool] = False
+    """Each row carries what the base gives its pair, see ``EncodedRow.value``."""
+    rows_each: int = 1  # Rows that run for each row of the task
+    temperature: float = 1.0  # Of the log-probabilities
+    max_new_tokens: int = 0  # Of answers that models write, and learn from
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+
+    def check_task(self, task: LoadedTask, train: TrainConfig) -> None:
+        """Raise UserError for a task, or a protocol, that the objective cannot be trained with."""
+        if self.needs_pairs and not all(item.choices for item in task.train):
+            raise UserError(
+                f"task {task.spec.name!r}, objective {self.name!r}",
+                f"rows of the shape {task.row_shape!r}, with one answer",
+                "a preferred and a rejected one (prompt, chosen, rejected), or multiple choice",
+                "give such rows, or choose another objective",
+            )
+
+    def num_tokens(self, rows: EncodedRows) -> int:
+        """Tokens that train in one epoch, at most."""
+        return rows.num_tokens
+
+    def begin_step(self, model: Base, states: Sequence[TrialState], step: int) -> None:
+        """Before a step of these trials: what needs the model as it is now."""
+
+    def step_rows(self, state: TrialState, step: int) -> list[EncodedRow]:
+        """The rows of a trial's step, in order; those of one pair follow one another."""
+        return [state.rows[i] for micro in state.sampler.step(step) for i in micro]
+
+    def why_hopeless(self, state: TrialState) -> str:
+        """Why a trial cannot learn from what comes; empty if it can."""
+        return ""
+
+    def loss(
+        self, losses: Tensor, rows: Sequence[EncodedRow], of_step: Sequence[EncodedRow]
+    ) -> Tensor:
+        """The share of some rows in the loss of a step: a scalar, with gradient.
+
+        ``losses``, (rows,) float32, are -log p of each row's labels, summed, nats; ``of_step`` are
+        all rows of the trial's step.
+        """
+        raise NotImplementedError
