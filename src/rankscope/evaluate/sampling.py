@@ -64,7 +64,7 @@ def _first_beyond(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def drawing_at(temperature: float) -> Callable[[Tensor, Sequence[SampledGeneration]], Tensor]:
-    """:func:`draw` at a temperature, which adds up the entropies of each sequence's distributions."""
+    """:func:`draw` at a temperature, which adds up the entropies of the distributions."""
 
     def choose(logits: Tensor, sequences: Sequence[SampledGeneration]) -> Tensor:
         logits = logits.float() / temperature

@@ -1,0 +1,330 @@
+"""Preference and reinforcement objectives: equal to TRL's trainers, to plain PyTorch, and to
+themselves in another group or after a stop."""
+
+import itertools
+import math
+import random
+from collections import Counter, deque
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from finished_studies import pocket
+from peft import LoraConfig, get_peft_model
+from tiny_models import assert_close, base_of
+from toy_training import assert_same_weights, bits, full_trial, losses, stop_after, trial
+from transformers import AutoTokenizer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
+
+from rankscope.config.study import TrainConfig
+from rankscope.data.encode import Asked, EncodedRow, Encoder
+from rankscope.data.items import Item
+from rankscope.data.registry import TaskSpec
+from rankscope.errors import Interrupted
+from rankscope.evaluate.continuous_batching import GenerationLimits, RunningBatch
+from rankscope.evaluate.sampling import SampledGeneration, drawing_at
+from rankscope.models.base import Base
+from rankscope.models.init_context import InitContext, new_adapter
+from rankscope.models.model_folder import pocket_folder
+from rankscope.records import TrialSpec
+from rankscope.train.checkpoint import GroupCheckpoint
+from rankscope.train.loop import GroupResult, train_group
+from rankscope.train.objectives.dpo import reference_margins
+from rankscope.train.objectives.grpo import EPSILON
+from rankscope.train.step import compute_gradients
+from rankscope.train.trial_state import start_trials
+from rounding import rounding, terms_of_pass
+
+pytestmark = pytest.mark.filterwarnings(
+    # TRL turns it on by default, and off for its reference.
+    "ignore:`gradient_checkpointing.*` is deprecated:FutureWarning"
+)
+TOKENIZER = AutoTokenizer.from_pretrained(pocket_folder())
+ENCODER = Encoder(TOKENIZER, "plain", None)
+WORDS = ["red", "old", "new", "cold", "warm", "good", "small", "open"]
+PAIRS = [
+    Item(prompt=f"The {a} one is", completion=b, choices=(b, f"not {b} at all"), answer=0)
+    for a, b in itertools.pairwise(WORDS)
+][:4]
+LETTERS = TaskSpec("letters", "", "regex", "{question}", extract="e")
+STEPS = 5
+BETA = 0.3
+
+
+def base() -> Base:
+    return base_of(pocket(), TOKENIZER)
+
+
+def relative(steps: int = STEPS) -> float:
+    return rounding(steps * terms_of_pass(pocket().config))
+
+
+def protocol(objective: Any, **changes: Any) -> TrainConfig:
+    settings = {"max_steps": STEPS, "batch_size": 2, "gradient_accumulation": 2}
+    return TrainConfig.model_validate(
+        {**settings, "warmup_fraction": 0.0, "objective": objective, **changes}
+    )
+
+
+def pairs(model: Base) -> list[EncodedRow]:
+    rows = [row for item in PAIRS if (row := ENCODER.pair(item, "completion"))]
+    margins = reference_margins(model, rows, 64)
+    return [
+        EncodedRow(row.input_ids, row.is_label, row.truncated, row.rejected, margin)
+        for row, margin in zip(rows, margins, strict=True)
+    ]
+
+
+def prompts() -> list[EncodedRow]:
+    """Prompts whose reward is an answer that contains the letter e."""
+    rows = []
+    for word in WORDS[:4]:
+        item = Item(prompt=f"The {word} one is", completion="e", reference="e")
+        row = ENCODER.training_row(item, "completion")
+        assert row is not None
+        asked = Asked(item, LETTERS, ENCODER, 6)
+        rows.append(EncodedRow(row.input_ids, row.is_label, row.truncated, asked=asked))
+    return rows
+
+
+def trained_by(objective: Any, trials: list[TrialSpec], **options: Any) -> GroupResult:
+    model = base()
+    rows = prompts() if "grpo" in str(objective) else pairs(model)
+    return train_group(model, trials, rows, protocol(objective), **options)
+
+
+def peft_of(spec: TrialSpec) -> tuple[Any, dict[str, list[torch.nn.Parameter]]]:
+    """PEFT's model of a trial at the start of its training, and its A and B by module."""
+    frozen = base()
+    start = new_adapter(frozen.model, spec, InitContext(frozen, {spec: []}, [spec]))
+    model = get_peft_model(
+        pocket(),
+        LoraConfig(
+            r=spec.rank,
+            lora_alpha=spec.alpha,
+            target_modules=list(spec.targets),
+            task_type="CAUSAL_LM",
+        ),
+    )
+    modules, found = dict(model.named_modules()), {}
+    for name in start.a:
+        layer = modules[f"base_model.model.{name}"]
+        found[name] = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+        found[name][0].data.copy_(start.a[name])
+    return model, found
+
+
+COMMON: dict[str, Any] = {
+    "learning_rate": 3e-3,
+    "lr_scheduler_type": "linear",
+    "max_steps": STEPS,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "logging_steps": 1,
+    "activation_checkpointing": False,
+    "bf16": False,
+    "use_cpu": True,
+    "report_to": "none",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+}
+"""Four rows a step: all of them, in whatever order."""
+
+
+def test_dpo_equals_trl(tmp_path: Path) -> None:
+    spec = trial()
+    group = trained_by({"dpo": {"beta": BETA}}, [trial("other", rank=2), spec])
+    model, expected = peft_of(spec)
+    rows = [
+        {"prompt": item.prompt, "chosen": f" {item.choices[0]}", "rejected": f" {item.choices[1]}"}
+        for item in PAIRS
+    ]
+    args = DPOConfig(str(tmp_path), beta=BETA, **COMMON)
+    trainer = DPOTrainer(
+        model, args=args, train_dataset=Dataset.from_list(rows), processing_class=TOKENIZER
+    )
+    ours = [row for row in pairs(base()) for row in row.parts]
+    theirs = [
+        [*row["prompt_ids"], *row[name]]
+        for row in trainer.train_dataset
+        for name in ("chosen_ids", "rejected_ids")
+    ]
+    assert [list(row.input_ids) for row in ours] == theirs
+    trainer.train()
+    found = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses(group.states[1])[0] == pytest.approx(math.log(2), rel=1e-6)
+    assert losses(group.states[1]) == pytest.approx(found, rel=relative())
+    adapter = group.states[1].adapter
+    assert adapter is not None
+    for name, (a, b) in expected.items():
+        assert_close(adapter.a[name], a, relative())
+        assert_close(adapter.b[name], b, relative())
+
+
+def test_dpo_of_a_full_model_equals_plain_pytorch() -> None:
+    state = trained_by({"dpo": {"beta": BETA}}, [full_trial()]).states[0]
+    model, frozen = pocket(), pocket()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
+
+    def logprob(of: Any, row: EncodedRow) -> torch.Tensor:
+        ids = torch.tensor([row.input_ids])
+        every = of(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+        return every[torch.tensor(row.is_label[1:])].sum()
+
+    slow = []
+    for step in range(STEPS):
+        loss = torch.tensor(0.0)
+        for row in pairs(base()):
+            assert row.rejected is not None
+            margin = logprob(model, row) - logprob(model, row.rejected)
+            with torch.no_grad():
+                reference = logprob(frozen, row) - logprob(frozen, row.rejected)
+            loss = loss - torch.nn.functional.logsigmoid(BETA * (margin - reference)) / len(PAIRS)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.param_groups[0]["lr"] = state.spec.lr * (1 - step / STEPS)
+        optimizer.step()
+        optimizer.zero_grad()
+        slow.append(float(loss.detach()))
+    assert losses(state) == pytest.approx(slow, rel=relative())
+
+
+def test_grpo_equals_trl_given_the_same_answers(tmp_path: Path) -> None:
+    spec, answers = trial(), 4
+    frozen, rows = base(), prompts()
+    train = protocol({"grpo": {"answers": answers, "max_new_tokens": 6, "temperature": 0.7}})
+    model, states = start_trials(frozen, [spec], rows, train, {})
+    state = states[0]
+    assert state.adapter is not None
+    peft, expected = peft_of(spec)
+    for name, (_, b) in expected.items():  # away from the start, where A has no gradient
+        b.data.normal_(0, 0.02)
+        state.adapter.b[name].data.copy_(b)
+    kept = state.spec.model_copy(update={"kl_to_base": 1e-9})  # keeps answers without advantage
+    state.spec = kept
+    state.objective.begin_step(model, states, 0)
+    written, tokens = state.written, sum(sum(row.is_label) for row in state.written)
+    assert len(written) == len(rows) * answers
+    texts = [TOKENIZER.decode(row.input_ids[len(row.prompt_ids) :]) for row in written]
+    rewards = torch.tensor([float("e" in text) for text in texts]).view(-1, answers)
+    spread = rewards.std(1, keepdim=True) + EPSILON
+    advantages = ((rewards - rewards.mean(1, keepdim=True)) / spread).flatten()
+    assert 0 < float(rewards.mean()) < 1
+    assert [row.value * tokens for row in written] == pytest.approx(advantages.tolist(), abs=1e-5)
+    state.spec = spec
+    model.multi_lora.training = True
+    compute_gradients(model, frozen, state.loss_terms(0), 128)
+
+    args = GRPOConfig(
+        str(tmp_path),
+        num_generations=answers,
+        generation_batch_size=len(written),
+        temperature=0.7,
+        loss_type="dapo",
+        **{**COMMON, "per_device_train_batch_size": len(written), "gradient_accumulation_steps": 1},
+    )
+    trainer = GRPOTrainer(
+        peft,
+        lambda completions, **_: [0.0] * len(completions),
+        args=args,
+        train_dataset=Dataset.from_list([{"prompt": "a"}] * len(written)),
+        processing_class=TOKENIZER,
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    inputs = padded(written) | {
+        "advantages": advantages,
+        "num_items_in_batch": torch.tensor(tokens),
+    }
+    # Its value is -advantage x ratio, which is 1; ours -advantage x log p: one gradient.
+    trainer._compute_loss(peft.train(), inputs).backward()
+    for name, (a, b) in expected.items():
+        for ours, other in ((state.adapter.a[name], a), (state.adapter.b[name], b)):
+            assert ours.grad is not None
+            assert_close(ours.grad, other.grad, relative(1))
+
+
+def padded(rows: list[EncodedRow]) -> dict[str, torch.Tensor]:
+    """As TRL lays a batch out: prompts end, and answers begin, in one column."""
+    longest = max(len(row.prompt_ids) for row in rows)
+    most = max(sum(row.is_label) for row in rows)
+    shape = {"prompt": longest, "completion": most}
+    made = {
+        f"{part}_{kind}": torch.zeros(len(rows), width, dtype=torch.int64)
+        for part, width in shape.items()
+        for kind in ("ids", "mask")
+    }
+    for i, row in enumerate(rows):
+        prompt, answer = row.prompt_ids, row.input_ids[len(row.prompt_ids) :]
+        made["prompt_ids"][i, longest - len(prompt) :] = torch.tensor(prompt)
+        made["prompt_mask"][i, longest - len(prompt) :] = 1
+        made["completion_ids"][i, : len(answer)] = torch.tensor(answer)
+        made["completion_mask"][i, : len(answer)] = 1
+    return made
+
+
+GRPO = {"grpo": {"answers": 4, "max_new_tokens": 6}}
+TRIALS = [trial(), trial("b", rank=8, alpha=16.0, seed=1), trial("c", rank=1, alpha=2.0, lr=1e-2)]
+
+
+@pytest.mark.parametrize("objective", ["dpo", GRPO], ids=["dpo", "grpo"])
+def test_group_equals_each_adapter_alone(objective: Any) -> None:
+    """Also what is written: a token changes only if a number is within rounding of its border."""
+    together = trained_by(objective, TRIALS)
+    for spec, state in zip(TRIALS, together.states, strict=True):
+        alone = trained_by(objective, [spec]).states[0]
+        assert [p.length for p in alone.rewards] == [p.length for p in state.rewards]
+        assert losses(state) == pytest.approx(losses(alone), rel=relative(), abs=relative())
+        assert_same_weights(state, alone, relative())
+
+
+@pytest.mark.parametrize("objective", ["dpo", GRPO], ids=["dpo", "grpo"])
+def test_stopped_group_continues_to_equal_bits(objective: Any, tmp_path: Path) -> None:
+    whole = trained_by(objective, TRIALS)
+    checkpoint = GroupCheckpoint(tmp_path / "state")
+    with pytest.raises(Interrupted):
+        trained_by(objective, TRIALS, checkpoint=checkpoint, should_stop=stop_after(3))
+    resumed = trained_by(objective, TRIALS, checkpoint=checkpoint)
+    assert bits(resumed) == bits(whole)
+    if objective == GRPO:
+        assert len(whole.states[0].rewards) == STEPS
+
+
+def test_equal_rewards_end_a_trial_with_the_reason() -> None:
+    """No answer of one token holds the whole reference."""
+    rows = [
+        EncodedRow(
+            row.input_ids,
+            row.is_label,
+            row.truncated,
+            asked=row.asked and row.asked._replace(item=Item(prompt="a", reference="zzzzzz")),
+        )
+        for row in prompts()
+    ]
+    state = train_group(base(), [trial()], rows, protocol(GRPO)).states[0]
+    assert state.failure_status == "failed"
+    assert state.failure is not None
+    assert "all 4 answers of every prompt had the same reward, 0" in state.failure
+
+
+def test_tokens_follow_the_distribution_of_the_model_at_a_temperature() -> None:
+    """Chi-square of 4,000 first tokens at temperature .5, ten likeliest and the rest: below the
+    quantile of 1e-6 at 10 degrees of freedom."""
+    model, prompt, draws = base(), ENCODER.prompt_ids(PAIRS[0]), 4000
+    sequences = [
+        SampledGeneration(None, prompt, 1, draws=random.Random(f"law/{i}")) for i in range(draws)
+    ]
+    limits = GenerationLimits(1, 256, 4096, ENCODER.stop_ids)
+    with torch.no_grad():
+        RunningBatch(model, limits, drawing_at(0.5)).run(deque(sequences))
+        logits = pocket()(torch.tensor([prompt])).logits[0, -1]
+    p = (logits / 0.5).softmax(0)
+    found = Counter(sequence.ids[0] for sequence in sequences)
+    top = p.topk(10).indices.tolist()
+    cells = [(found[t], float(p[t]) * draws) for t in top]
+    rest = draws - sum(n for n, _ in cells), draws - sum(expected for _, expected in cells)
+    statistic = sum((n - expected) ** 2 / expected for n, expected in [*cells, rest])
+    assert statistic < 46.9
+    entropy = float(-(p * p.log()).sum())
+    assert sequences[0].entropy == pytest.approx(entropy, rel=1e-5)
