@@ -32,6 +32,7 @@ def reasons(rows: list[RawRow], names: FieldNames | None = None) -> list[str]:
 MCQ = {"question": "q?", "choices": ["one", "two", "three"], "answer": 1}
 SHAREGPT = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
 TEXT_PARTS = [{"type": "text", "text": "h"}, {"type": "text", "text": "o"}]
+OTHER = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "no"}]
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
 
 HELLASWAG = {
@@ -97,6 +98,11 @@ SHAPES = [
     ({"question": {"stem": "q", "choices": OWN_ARC, "answerKey": "B"}}, "q", "y", ("x", "y"), 1),
     ({"prompt": CHAT[:1], "completion": CHAT[1:]}, "hi", "ho", (), None),
     ({"instruction": "i", "output": "o", "chosen": "c", "rejected": "r"}, "i", "o", (), None),
+    ({"prompt": "p", "chosen": "c", "rejected": "r"}, "p", "c", ("c", "r"), 0),
+    ({"question": "p", "chosen": "c", "rejected": "r", "system": "s"}, "p", "c", ("c", "r"), 0),
+    ({"prompt": "hi", "chosen": CHAT, "rejected": OTHER}, "hi", "ho", ("ho", "no"), 0),
+    ({"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": OTHER[1:]}, "hi", "ho", ("ho", "no"), 0),
+    ({"chosen": "Hi: go on", "rejected": "Hi: go by"}, "Hi: go", " on", (" on", " by"), 0),
 ]
 
 
@@ -182,24 +188,21 @@ def test_unknown_fields_are_refused_with_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "fields"),
+    ("row", "found"),
     [
-        ({"prompt": "p", "chosen": "c", "rejected": "r"}, "prompt: prompt, completion"),
-        ({"question": "p", "chosen": "c", "rejected": "r"}, "prompt: question, completion"),
-        ({"chosen": CHAT, "rejected": CHAT, "prompt": "hi"}, "messages"),
-        ({"chosen": "c", "rejected": "r"}, "text"),
+        (
+            {"prompt": "p", "chosen": "c ", "rejected": "c"},
+            "'chosen' and 'rejected' that are equal",
+        ),
+        ({"chosen": CHAT, "rejected": [CHAT[1], CHAT[1]]}, "differ before their last turn"),
+        ({"chosen": CHAT, "rejected": CHAT[:1]}, "differ before their last turn"),
+        ({"prompt": "p", "chosen": "c", "rejected": " "}, "no completion in field 'rejected'"),
+        ({"chosen": "", "rejected": "r"}, "no completion in field 'chosen'"),
     ],
 )
-def test_pairs_of_answers_are_refused_with_the_way_to_train_on_one(
-    row: dict[str, object], fields: str
-) -> None:
-    with pytest.raises(UserError) as error:
-        parse_rows(raw(row))
-    assert str(error.value) == (
-        "rows.jsonl, row 1: found a pair of answers, 'chosen' and 'rejected', expected one answer, "
-        "as only supervised fine-tuning is compared; train on the chosen one: "
-        f"fields: {{{fields}: chosen}}"
-    )
+def test_pairs_without_a_preference_are_bad_rows(row: dict[str, object], found: str) -> None:
+    (bad,) = parse_rows(raw(row)).rejected
+    assert found in str(bad)
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_given_models_beside_trained_ones_move_nothing_of_these(
     assert write_outputs(out, after)[1].advice == write_outputs(small, before)[1].advice
     with pytest.raises(UserError, match="found a given model, expected a trial that was trained"):
         export_trial(out, tmp_path / "exported", ExportRequest(label=lora))
-    # Asked for again, its scores are computed anew.
+    # Judged for again, its scores are computed anew.
     retried = study.run(out, retry=[lora])
     assert {t.status for t in retried.trials} == {"done"}
     assert retried.items[lora, "pocket_med", "test"].scores.tolist() == (

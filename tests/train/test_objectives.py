@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
 
 from rankscope.config.study import TrainConfig
-from rankscope.data.encode import Asked, EncodedRow, Encoder
+from rankscope.data.encode import EncodedRow, Encoder, Judged
 from rankscope.data.items import Item
 from rankscope.data.registry import TaskSpec
 from rankscope.errors import Interrupted
@@ -84,7 +84,7 @@ def prompts() -> list[EncodedRow]:
         item = Item(prompt=f"The {word} one is", completion="e", reference="e")
         row = ENCODER.training_row(item, "completion")
         assert row is not None
-        asked = Asked(item, LETTERS, ENCODER, 6)
+        asked = Judged(item, LETTERS, ENCODER, 6)
         rows.append(EncodedRow(row.input_ids, row.is_label, row.truncated, asked=asked))
     return rows
 

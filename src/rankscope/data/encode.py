@@ -46,7 +46,7 @@ class EncodedRow:
     value: float = field(default=0.0, compare=False)
     """A number of its objective. ``dpo``: log p of the answer less that of the rejected one under
     the base; ``grpo``: the advantage of the answer over all answer tokens of its step."""
-    asked: "Asked | None" = field(default=None, compare=False, repr=False)
+    asked: "Judged | None" = field(default=None, compare=False, repr=False)
 
     @property
     def parts(self) -> "tuple[EncodedRow, ...]":
@@ -63,7 +63,7 @@ class EncodedRow:
         return [t - 1 for t, is_label in enumerate(self.is_label) if is_label]
 
 
-class Asked(NamedTuple):
+class Judged(NamedTuple):
     """What judges answers to a row, for objectives whose models write them."""
 
     item: Item
@@ -381,7 +381,7 @@ def encode_rows(
             dropped.append(item)
             continue
         if spec is not None and max_new_tokens:
-            row = replace(row, asked=Asked(item, spec, encoder, max_new_tokens))
+            row = replace(row, asked=Judged(item, spec, encoder, max_new_tokens))
         rows.append(row)
     if dropped and (not rows or len(dropped) > max(1, MAX_SHARE_DROPPED * len(items))):
         first = min((item.location for item in dropped), key=lambda place: (len(place), place))

@@ -24,6 +24,7 @@ from rankscope.data.sources import DEV, READERS, SPLIT_FILES, check_file
 from rankscope.data.task_source import hub_tasks, missing_rows
 from rankscope.data.tasks import numeric_answers, read_task_items
 from rankscope.errors import UserError, did_you_mean, reading
+from rankscope.evaluate.scorers.preference import PreferenceScorer
 from rankscope.filesystem import replace_text
 from rankscope.formatting import rough_duration
 from rankscope.models.fetch import KNOWN_MODELS, is_cached
@@ -56,7 +57,7 @@ def study_template(
     """The commented study file of a preset, ready to be written.
 
     Args:
-        preset: name of the preset.
+        preset: name of the preset; the default one is ``dpo`` for rows with a rejected answer.
         model: replaces the preset's model; a short form of the ``model`` key, such as ``./folder``
             or ``owner/name``. ``pocket`` gives another file: the same question in tasks and
             learning rates that suit that model (with ``task`` it gives the preset's own file).
@@ -73,6 +74,8 @@ def study_template(
         known = f"one of {', '.join(PRESETS)}"
         hint = did_you_mean(preset, PRESETS).removeprefix("; ")
         raise UserError("--preset", short_repr(preset), known, hint)
+    if preset == "default" and task is not None and task.get("scorer") == PreferenceScorer.name:
+        preset = "dpo"
     is_pocket = False
     if model is not None:
         with reading(f"--model {short_repr(model)}", "a model"):
@@ -287,6 +290,8 @@ def own_rows(
     if scorer == "loss" and numeric_answers([item for rows in items.values() for item in rows]):
         task["scorer"] = scorer = "number"
         notes = ()  # which recommend that
+    elif scorer == PreferenceScorer.name:
+        task["scorer"] = scorer
     counts = ", ".join(f"{len(rows):,} {split}" for split, rows in items.items())
     dropped = f", {read.dropped:,} dropped" if read.dropped else ""
     summary = f"{name}: {counts} rows{dropped} ({read.row_shape}), scorer {scorer}"

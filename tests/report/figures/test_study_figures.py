@@ -21,7 +21,7 @@ from rankscope.report.charts.heat_map import Grid, heat_map
 from rankscope.report.figures import plane, rate_map, transfer
 from rankscope.report.figures.against_rank import draw_against_rank
 from rankscope.report.figures.like_full import ALIKE, draw_like_full
-from rankscope.report.figures.loss import binned_losses, draw_loss
+from rankscope.report.figures.loss import binned, draw_loss
 from rankscope.report.figures.loss_gap import GAP, draw_loss_gap
 from rankscope.report.study_view import StudyView
 
@@ -173,15 +173,15 @@ def test_the_ends_are_of_the_arms_drawn(view: StudyView) -> None:
     assert re.fullmatch(r"Loss at the end of the arms drawn: \S+ \(r=8 lr=0.001\)\.", one.finding)
 
 
-def test_binned_losses_keep_short_curves_and_thin_long_ones(view: StudyView) -> None:
+def test_bins_keep_short_curves_and_thin_long_ones(view: StudyView) -> None:
     arm = next(a for a in view.arms("med") if a.seeds == 3)
-    trials = view.trials(arm)
-    records = [t.train for t in trials if t.train]
-    curve = binned_losses(trials, points=10_000)
+    records = [t.train for t in view.trials(arm) if t.train]
+    points = [(p.step, p.loss) for record in records for p in record.losses]
+    curve = binned(points, 10_000)
     by_step = [np.mean([r.losses[i].loss for r in records]) for i in range(records[0].steps)]
     assert [step for step, _ in curve] == [p.step for p in records[0].losses]
     assert [value for _, value in curve] == pytest.approx(by_step)
-    thin = binned_losses(trials, points=8)
+    thin = binned(points, 8)
     assert len(thin) == 8
     # Forty steps fall into eight bins of five, so the mean of bins is the mean of steps.
     assert np.mean([value for _, value in thin]) == pytest.approx(np.mean(by_step))

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from rankscope.run.context import RunContext
 
 
-class Reference(Source):
+class ReferenceMargins(Source):
     name = "reference"
     prefix = "reference"
     use = "compared"
@@ -25,4 +25,4 @@ class Reference(Source):
         use_reference(context)
 
 
-register_source(Reference())
+register_source(ReferenceMargins())
