@@ -54,7 +54,7 @@ def train(
         if state.failure is not None:
             raise RuntimeError(f"{state.spec.trial_id}: {state.failure}")
         times.losses[state.spec.trial_id] = [point.loss for point in state.losses]
-        times.tokens += sum(len(row.input_ids) for row in rows.timed(state.spec))
+        times.tokens += rows.timed_tokens(state.spec)
     times.seconds += clock.seconds_after(rows.setting.warmup_steps)
     base.multi_lora.clear()
 

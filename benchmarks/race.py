@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig
@@ -55,6 +56,7 @@ class Setting:
         max_length: tokens; longer rows are left out on every side.
         steps: optimizer steps of each trial, warm-up included.
         warmup_steps: first steps of each run that are not timed.
+        objective: what is minimized; with ``dpo`` rows have a rejected answer.
     """
 
     model: str
@@ -68,6 +70,7 @@ class Setting:
     warmup_steps: int = 1
     dtype: str = "auto"
     device: str = "auto"
+    objective: str = "sft"
 
     def torch_device(self) -> torch.device:
         """Where to compute."""
@@ -108,6 +111,7 @@ class Setting:
             warmup_fraction=0.1,
             max_length=self.max_length,
             checkpoint_seconds=1e9,
+            objective=self.objective,
         )
 
 
@@ -119,6 +123,7 @@ class Rows:
     prompts: list[str] = field(default_factory=list)
     completions: list[str] = field(default_factory=list)
     encoded: list[EncodedRow] = field(default_factory=list)
+    rejected: list[str] = field(default_factory=list)  # Of pairs, the other completion
 
     @classmethod
     def read(cls, setting: Setting, max_train_rows: int | None = None) -> "Rows":
@@ -133,11 +138,15 @@ class Rows:
         task = TaskConfig(name=setting.task, max_train_rows=max_train_rows)
         wanted = setting.steps * setting.batch_size * setting.gradient_accumulation
         for item in load_task(task, data_dir, data_seed=0).train:
-            row = encoder.training_row(item, "completion")
+            is_pair = setting.objective == "dpo"
+            row = (encoder.pair if is_pair else encoder.training_row)(item, "completion")
             if row is not None and not (row.truncated and max_train_rows is None):
                 rows.prompts.append(item.prompt)
                 rows.completions.append(with_leading_space(item.prompt, item.completion))
                 rows.encoded.append(row)
+                if item.answer is not None:
+                    other = item.choices[(item.answer + 1) % len(item.choices)]
+                    rows.rejected.append(with_leading_space(item.prompt, other))
             if max_train_rows is None and len(rows.encoded) == wanted:
                 break
         return rows
@@ -148,11 +157,8 @@ class Rows:
         fields = json.loads(text)
         setting = fields["setting"]
         setting["trials"] = tuple(tuple(trial) for trial in setting["trials"])
-        encoded = [
-            EncodedRow(tuple(row["input_ids"]), tuple(row["is_label"]), row["truncated"])
-            for row in fields["encoded"]
-        ]
-        return cls(Setting(**setting), fields["prompts"], fields["completions"], encoded)
+        texts = (fields["prompts"], fields["completions"])
+        return cls(Setting(**setting), *texts, [*map(_row, fields["encoded"])], fields["rejected"])
 
     def order(self, spec: TrialSpec) -> list[list[list[int]]]:
         """Row indices of every micro-batch of every optimizer step of a trial."""
@@ -166,6 +172,16 @@ class Rows:
         """The rows of a trial's timed steps, rows of several epochs several times."""
         steps = self.order(spec)[self.setting.warmup_steps :]
         return [self.encoded[i] for micros in steps for micro in micros for i in micro]
+
+    def timed_tokens(self, spec: TrialSpec) -> int:
+        """Of those rows, rejected answers with their prompts too."""
+        return sum(len(part.input_ids) for row in self.timed(spec) for part in row.parts)
+
+
+def _row(fields: Mapping[str, Any]) -> EncodedRow:
+    rejected = None if fields["rejected"] is None else _row(fields["rejected"])
+    ids, labels = tuple(fields["input_ids"]), tuple(fields["is_label"])
+    return EncodedRow(ids, labels, fields["truncated"], rejected)
 
 
 class StepClock:
@@ -211,7 +227,7 @@ class Times:
     def add(self, spec: TrialSpec, rows: Rows, losses: list[float], clock: StepClock) -> None:
         """Count the finished run of one trial."""
         seconds = clock.seconds_after(rows.setting.warmup_steps)
-        tokens = sum(len(row.input_ids) for row in rows.timed(spec))
+        tokens = rows.timed_tokens(spec)
         self.losses[spec.trial_id] = losses
         self.seconds += seconds
         self.tokens += tokens

@@ -93,8 +93,8 @@ FAULTS: list[tuple[str | bytes, str, str, str, str]] = [
     (replaced(ITEM, f"{ITEM}    lora_rnak: 8\n"), "10: arms.0.lora_rnak",
      "an unknown key", "a known one", "did you mean 'rank'?"),
     (GOOD + "  zzz: 1\n", "16: train.zzz", "an unknown key",
-     "one of objective, epochs, max_steps, tokens, batch_size, gradient_accumulation, batch_tokens, "
-     "schedule, ... (21 in all)", "correct it"),
+     "one of objective, epochs, max_steps, tokens, batch_size, gradient_accumulation, "
+     "batch_tokens, schedule, ... (21 in all)", "correct it"),
     (replaced("train:\n  ep", "trian:\n  ep"), "14: trian", "", "", "did you mean 'train'?"),
     (GOOD + '"a\\u202Eb": 1\n', "16: 'a\\u202eb'", "an unknown key", "one of name, model, ", ""),
     (GOOD + "seeds: 3\n", "16: seeds", "a second value of this key, which line 13 has too", "", ""),

@@ -223,6 +223,7 @@ class TrialSpec(Record):
             parts.append(f"from {name}@{(self.init_sha256 or '')[:8]}")  # names may repeat
         for name, value in self.overrides.items():
             number = value if isinstance(value, str) else f"{value:.12g}"
+            number = number.translate(str.maketrans("", "", '{}"'))  # of an objective's settings
             parts.append(f"{OVERRIDE_LABELS[name]}={number}")
         parts += [f"{name}={value}" for name, value in self.mitigations.items()]
         return tuple(parts)

@@ -24,6 +24,8 @@ from rankscope.records import TrialSpec
 from rankscope.run.groups import Group
 from rankscope.run.prepared import PreparedStudy
 from rankscope.train.memory import RowCounts
+from rankscope.train.objectives import objective_of
+from rankscope.train.step_schedule import trial_protocol
 
 if TYPE_CHECKING:
     from rankscope.run.machines import Machine
@@ -99,7 +101,18 @@ class CostModel:
     def _trial_training(self, trial: TrialSpec) -> float:
         operations = self.training_operations(trial, self.inputs.training_tokens(trial))
         moved = self.inputs.num_steps(trial) * self.parameters(trial) * OPTIMIZER_BYTES
-        return self.computing(operations) + self.moving(moved)
+        return self.computing(operations) + self.moving(moved) + self._writing(trial)
+
+    def _writing(self, trial: TrialSpec) -> float:
+        """Seconds of the answers that it writes to learn from, each as long as it may become."""
+        protocol = trial_protocol(trial, self.inputs.config.train)
+        objective, rows = objective_of(protocol.objective), self.inputs.data.rows_of(trial).rows
+        if not objective.max_new_tokens:
+            return 0.0
+        num = min(len(rows), protocol.batch_size * protocol.gradient_accumulation)
+        read = round(sum(len(row.prompt_ids) for row in rows) / len(rows))
+        answer = ItemTokens(read, 1, objective.max_new_tokens)
+        return self.inputs.num_steps(trial) * self.scoring([answer] * num * objective.rows_each)
 
     def training_operations(self, trial: TrialSpec, tokens: int) -> float:
         """Operations of a trial that trains on ``tokens`` tokens, replayed ones included."""

@@ -40,6 +40,7 @@ from rankscope.run.groups import USABLE_SHARE
 from rankscope.run.prepared import PreparedStudy
 from rankscope.train.loop import train_group
 from rankscope.train.memory import MemoryModel
+from rankscope.train.objectives import SFT
 from rankscope.train.pass_memory import FEWEST_LAYERS
 from rankscope.train.step_schedule import trial_protocol
 
@@ -255,7 +256,9 @@ def _widest(inputs: PreparedStudy) -> tuple[int, int]:
 
 def with_rows(inputs: PreparedStudy, trials: Sequence[TrialSpec], num_rows: int) -> PreparedStudy:
     """The study with these trials, each of a few steps of so many rows."""
-    steps = {"max_steps": STEPS, "tokens": None, "batch_size": num_rows, "gradient_accumulation": 1}
+    steps: dict[str, object] = {"max_steps": STEPS}
+    steps |= {"tokens": None, "batch_size": num_rows, "gradient_accumulation": 1}
+    steps["objective"] = SFT  # the share of the product rate is the same
     train = inputs.config.train.model_copy(update=steps)
     config = inputs.config.model_copy(update={"train": train})
     return dataclasses.replace(inputs, config=config, trials=tuple(trials))

@@ -42,8 +42,9 @@ def parse_objective(value: Any) -> str:
     the settings that are not the default. Raises Unfit."""
     if isinstance(value, str) and value.startswith("{"):
         value = json.loads(value)
-    name, given = next(iter(value.items())) if isinstance(value, dict) and value else (value, {})
-    if not isinstance(name, str) or name not in _OBJECTIVES or len(value) > 1 < len([given]):
+    named = value if isinstance(value, dict) else {str(value): {}}
+    name, given = next(iter(named.items()), ("", {}))
+    if len(named) != 1 or name not in _OBJECTIVES:
         hint = did_you_mean(str(name), _OBJECTIVES).removeprefix("; ")
         rule = f"one of {', '.join(_OBJECTIVES)}, or one with settings: {{dpo: {{beta: 0.3}}}}"
         raise Unfit(short_repr(value), rule, hint)

@@ -1,0 +1,125 @@
+"""Studies by preference and by reward, as a user runs them."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import Outcome, rankscope, write_rows
+
+from faults import flip_bit
+from rankscope.store import Ledger
+
+TRAIN = {"max_steps": 4, "batch_size": 4, "gradient_accumulation": 1, "max_length": 64}
+PAIRS = [
+    {
+        "prompt": f"How is the {thing}?",
+        "chosen": f"The {thing} is {word}.",
+        "rejected": f"I do not know how the {thing} is, or whether it is {word}.",
+    }
+    for thing in ("house", "river", "road", "child", "horse", "town", "garden", "door")
+    for word in ("old", "new", "small", "large", "good")
+]
+
+
+def run(folder: Path, *options: object, **study: Any) -> Outcome:
+    """A study of two ranks and full fine-tuning on the pocket model."""
+    arms = [{"method": "lora", "rank": [1, 8], "lr": 4e-3}, {"method": "full", "lr": 5e-4}]
+    whole = {"name": "s", "model": "pocket", "arms": arms, "seeds": [0], "dtype": "float32"}
+    file = folder / "study.yaml"
+    file.write_text(json.dumps(whole | study), "utf-8")  # YAML, too
+    return rankscope("run", file, "--out", folder / "out", *options)
+
+
+@pytest.fixture(scope="module")
+def preferred(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dpo")
+    write_rows(folder / "pairs.jsonl", PAIRS)
+    ran = run(folder, tasks=[{"name": "pairs", "train": "pairs.jsonl"}],
+              train=TRAIN | {"objective": {"dpo": {"beta": 0.5}}})  # fmt: skip
+    assert ran.code == 0, ran.err
+    return folder
+
+
+def test_the_base_prefers_nothing_against_itself(preferred: Path) -> None:
+    study = Ledger.read(preferred / "out", with_analyses=False)
+    base = {key: record for key, record in study.evals.items() if key[0] == "base"}
+    assert {record.score for record in base.values()} == {0.5}
+    assert {record.metrics["margin"] for record in base.values()} == {0.0}
+    for trial in study.trials:
+        scored = study.evals[trial.spec.trial_id, "pairs", "test"]
+        assert scored.score > 0.5
+        assert scored.metrics["margin"] > 0
+        assert trial.train is not None
+        assert trial.train.losses[0].loss == pytest.approx(0.6931, abs=1e-4)
+
+
+def test_the_reference_is_stored_once_and_checked(preferred: Path, tmp_path: Path) -> None:
+    """Of the rows, and of the items of either split."""
+    copied = shutil.copytree(preferred, tmp_path / "copy")
+    files = sorted((copied / "out/artifacts/base/rows").iterdir())
+    assert len(files) == 3
+    again = rankscope("run", copied / "study.yaml", "--out", copied / "out")
+    assert again.code == 0
+    assert "adapters" not in again.err  # nothing trains again
+    flip_bit(files[0])
+    refused = rankscope("run", copied / "study.yaml", "--out", copied / "out")
+    assert refused.code != 0
+    assert files[0].name in refused.told
+
+
+def test_preference_and_supervised_training_are_arms_of_one_study(tmp_path: Path) -> None:
+    """Of multiple choice, whose scores stay what they are; each is another trial."""
+    objectives = ["sft", "dpo", {"dpo": {"beta": 1}}]
+    arms = [{"method": "lora", "rank": 2, "lr": 4e-3, "objective": objectives}]
+    ran = run(tmp_path, tasks=["pocket_med"], arms=arms, train=TRAIN, evaluate={"max_items": 20})
+    assert ran.code == 0, ran.err
+    study = Ledger.read(tmp_path / "out", with_analyses=False)
+    labels = [trial.spec.arm_label for trial in study.trials]
+    assert labels[:2] == ["r=2 lr=0.004", "r=2 lr=0.004 objective=dpo"]
+    assert labels[2] == "r=2 lr=0.004 objective=dpo:beta:1.0"
+    assert len({trial.train.group_id for trial in study.trials if trial.train}) == 1
+    assert {record.metric for record in study.evals.values()} == {"acc"}
+
+
+def test_rewards_are_recorded_and_drawn(tmp_path: Path) -> None:
+    train = TRAIN | {"objective": {"grpo": {"answers": 4, "max_new_tokens": 12}}}
+    ran = run(tmp_path, tasks=["pocket_gsm"], train=train,
+              evaluate={"max_items": 20, "max_new_tokens": 12})  # fmt: skip
+    assert ran.code == 0, ran.err
+    study = Ledger.read(tmp_path / "out", with_analyses=False)
+    for trial in study.trials:
+        assert trial.train is not None
+        points = trial.train.rewards
+        assert [point.step for point in points] == [0, 1, 2, 3]
+        assert all(0 < point.length <= 12 and point.entropy > 0 for point in points)
+        # Prompts and their answers alone; what taught nothing did not run.
+        assert 0 < trial.train.num_label_tokens <= 4 * 4 * 4 * 12
+    page = (tmp_path / "out/report.html").read_text("utf-8")
+    assert "Reward while training, pocket_gsm" in page
+    assert "Training loss, pocket_gsm" not in page
+
+
+@pytest.mark.parametrize(
+    ("tasks", "objective", "found"),
+    [
+        (["pocket_gsm"], "dpo", "rows of the shape 'question and answer', with one answer"),
+        (["pocket_gsm"], "dpoo", "did you mean 'dpo'"),
+        (["pocket_gsm"], {"dpo": {"beta": 0}}, "greater than 0"),
+        (["pocket_gsm"], {"dpo": {}, "sft": {}}, "one of sft, dpo, grpo"),
+        (["pocket_gsm"], {"grpo": {"answers": 1}}, "greater than or equal to 2"),
+        (["pocket_gsm"], {"grpo": {"reward": "option_text"}}, "the reward 'option_text'"),
+        (["pocket_gsm"], {"grpo": {"reward": {"numbr": 1.0}}}, "did you mean 'number'"),
+        (["pocket_gsm"], {"grpo": {"reward": "python:a.py:f"}}, "--trust-task-code"),
+        (["pocket_med"], "grpo", "the reward 'option_text'"),
+        ([{"name": "both", "mixture": ["pocket_gsm", "pocket_med"]}], "grpo", "a mixture of tasks"),
+    ],
+)
+def test_what_cannot_be_trained_so_is_refused(
+    tasks: list[Any], objective: Any, found: str, tmp_path: Path
+) -> None:
+    ran = run(tmp_path, tasks=tasks, train=TRAIN | {"objective": objective})
+    assert ran.code == 2, ran.told
+    assert found in ran.told
+    assert not (tmp_path / "out").exists()
