@@ -17,6 +17,8 @@ import importlib
 import math
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
@@ -84,16 +86,9 @@ def compute_gradients(
         base_logits = (
             base_logits_of(base, [rows for i, rows in parts if i in with_kl]) if with_kl else []
         )
-        batch = [
-            Row(row.input_ids, row.label_positions, terms[i].adapter_name)
-            for i, rows in parts
-            for row in rows
-        ]
+        named = [(rows, terms[i].adapter_name, terms[i].objective.by_row) for i, rows in parts]
         counts = [sum(sum(row.is_label) for row in rows) for _, rows in parts]
-        labels = [
-            row.input_ids[t + 1] for _, rows in parts for row in rows for t in row.label_positions
-        ]
-        logits = model.logits(RowBatch.of(batch, model.device))
+        logits, labels = label_logits(model, named)
         pieces, divisors = list[list[int]](), list[float]()
         for (i, rows), count in zip(parts, counts, strict=True):
             by_row = terms[i].objective.by_row
@@ -102,7 +97,7 @@ def compute_gradients(
         temperatures = [terms[i].objective.temperature for i in members]
         losses = mean_losses(
             at_temperatures(logits, temperatures, counts),
-            torch.tensor(labels, dtype=torch.int64, device=model.device),
+            labels,
             [count for piece in pieces for count in piece],
             divisors,
         ).split([len(piece) for piece in pieces])
@@ -122,6 +117,38 @@ def compute_gradients(
     return [
         (loss / term.weight, kl) for term, loss, kl in zip(terms, *totals.tolist(), strict=True)
     ]
+
+
+def label_logits(
+    model: Base, parts: Sequence[tuple[Sequence[EncodedRow], str | None, bool]]
+) -> tuple[Tensor, Tensor]:
+    """Logits (labels, vocabulary) that predict the labels of rows, in order; and the labels.
+
+    ``parts`` are rows, their adapter, and whether neighbors with one prompt share it: these run as
+    one row that branches, so the prompt is computed once, and its last logits predict the first
+    token of every answer.
+    """
+    batch, sources, num_kept, labels = list[Row](), list[int](), 0, list[int]()
+    for rows, name, share in parts:
+        labels += [row.input_ids[t + 1] for row in rows for t in row.label_positions]
+        for _, members in groupby(rows, attrgetter("prompt_ids") if share else id):
+            own = list(members)
+            trunk = len(own[0].prompt_ids) if len(own) > 1 else len(own[0].input_ids)
+            ids, keep, branches = [*own[0].input_ids[:trunk]], list[int](), list[int]()
+            for row in own:
+                for t in row.label_positions:
+                    place = t if t < trunk else len(ids) + t - trunk
+                    if place not in keep[:1]:  # the last of the prompt, which all rows have
+                        keep.append(place)
+                    sources.append(num_kept + (0 if place == keep[0] else len(keep) - 1))
+                branches.append(max(0, len(row.input_ids) - 1 - trunk))
+                ids += row.input_ids[trunk:-1]  # nothing follows the last token
+            batch.append(Row(ids, keep, name, branches=[n for n in branches if n]))
+            num_kept += len(keep)
+    logits = model.logits(RowBatch.of(batch, model.device))
+    if len(sources) > len(logits):
+        logits = logits[torch.tensor(sources, device=model.device)]
+    return logits, torch.tensor(labels, dtype=torch.int64, device=model.device)
 
 
 def at_temperatures(logits: Tensor, temperatures: Sequence[float], counts: Sequence[int]) -> Tensor:

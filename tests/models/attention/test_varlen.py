@@ -109,11 +109,35 @@ def test_branches_see_their_trunk_themselves_and_what_all_rows_share(
     assert_close(found, torch.cat(expected))
 
 
-def test_branches_and_prefixes_are_for_scoring() -> None:
-    base = base_of(tiny_llama())
-    batch = RowBatch.of([Row([3, 4, 5], [2], branches=[1])], base.device)
+def test_branches_have_the_gradients_of_rows_apart() -> None:
+    """A prefix has none: its keys and values are stored without their history."""
+    trunk, *branches = token_rows([9, 4, 1, 6])
+    model = tiny_llama()
+    base = base_of(model)
+    weights = [model.get_input_embeddings().weight, model.model.layers[0].self_attn.k_proj.weight]
+    for weight in weights:
+        weight.requires_grad_(True)
+    apart = [
+        Row([*trunk, *branch], range(len(trunk) - 1, len(trunk) + len(branch)))
+        for branch in branches
+    ]
+    expected = base.logits(RowBatch.of(apart, base.device))
+    lengths = list(map(len, branches))
+    keep = range(len(trunk) - 1, len(trunk) + sum(lengths))
+    row = Row([*trunk, *(i for branch in branches for i in branch)], keep, branches=lengths)
+    batch = RowBatch.of([row], base.device)
+    kept = base.logits(batch).split([1, *lengths])
+    found = torch.cat([part for of_branch in kept[1:] for part in (kept[0], of_branch)])
+    assert_close(found, expected)
+    slope = torch.randn_like(expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, weights, slope),
+        torch.autograd.grad(expected, weights, slope),
+        strict=True,
+    ):
+        assert_close(ours, theirs)
     with pytest.raises(ValueError, match="no backward pass"):
-        base.logits(batch)
+        base.logits(batch, prefix=KVCache(1, 4))
     with pytest.raises(ValueError, match="a prefix of 2 rows"), torch.inference_mode():
         base.logits(batch, prefix=KVCache(2, 4))
 

@@ -175,13 +175,13 @@ class AttentionPlan:
     def with_branches(
         self, branches: Sequence[Sequence[int]], prefix: KVCache | None, device: torch.device
     ) -> "AttentionPlan":
-        """The plan for rows that branch or continue ``prefix``, without gradients."""
+        """The plan for rows that branch, or that continue ``prefix`` without gradients."""
         if prefix is not None and len(prefix.lengths) != 1:
             raise ValueError(f"a prefix of {len(prefix.lengths)} rows; all rows continue one")
-        if torch.is_grad_enabled():
-            raise ValueError("rows that branch or continue a prefix have no backward pass")
+        if torch.is_grad_enabled() and prefix is not None:
+            raise ValueError("rows that continue a prefix have no backward pass")
         lengths, layout = self.lengths.tolist(), None
-        if device.type == "cpu":
+        if device.type == "cpu" and not torch.is_grad_enabled():
             num_shared = 0 if prefix is None else int(prefix.lengths)
             layout = RowLayout(lengths, device, MAX_SCORES, num_shared)
         tree = TreeMask(lengths, branches or [()] * len(lengths))

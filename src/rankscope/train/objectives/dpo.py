@@ -57,19 +57,16 @@ def reference_margins(base: Base, rows: Sequence[EncodedRow], batch_tokens: int)
     in the passes of training."""
     import torch
 
-    from rankscope.models.base import Row, RowBatch
     from rankscope.train.loss import mean_losses
-    from rankscope.train.step import forward_passes
+    from rankscope.train.step import forward_passes, label_logits
 
     pairs = [part for row in rows for part in row.parts]
     losses = []
     with torch.no_grad():
         for ((_, part),) in forward_passes([pairs], batch_tokens):
-            batch = [Row(row.input_ids, row.label_positions) for row in part]
-            labels = [row.input_ids[t + 1] for row in part for t in row.label_positions]
-            logits = base.logits(RowBatch.of(batch, base.device))
-            counts, targets = [sum(row.is_label) for row in part], torch.tensor(labels)
-            losses.append(mean_losses(logits, targets.to(base.device), counts, [1.0] * len(counts)))
+            logits, labels = label_logits(base, [(part, None, True)])
+            counts = [sum(row.is_label) for row in part]
+            losses.append(mean_losses(logits, labels, counts, [1.0] * len(counts)))
     chosen, rejected = torch.cat(losses).unflatten(0, (-1, 2)).unbind(1)
     margins: list[float] = (rejected - chosen).tolist()
     return margins
