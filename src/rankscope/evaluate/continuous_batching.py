@@ -192,17 +192,21 @@ class RunningBatch:
         self.rebuild(parts)
 
     def prefill(self, admitted: Sequence[Generation]) -> Iterator[CachePart]:
-        """Compute prompts with one shared prefix, and generate the first token of each."""
+        """Compute prompts with one shared prefix, equal ones of a model once, and generate the first
+        token of each."""
         prefix = self.compute_prefix(admitted[0])
         num_shared = 0 if prefix is None else prefix.capacity
+        asked: dict[tuple[object, ...], list[Generation]] = {}
+        for sequence in admitted:
+            asked.setdefault((sequence.adapter_name, *sequence.prompt), []).append(sequence)
         rows = [
             Row(s.prompt[num_shared:], [len(s.prompt) - num_shared - 1], s.adapter_name, num_shared)
-            for s in admitted
+            for s, *_ in asked.values()
         ]
-        start = 0
+        alike = iter(asked.values())
         for batch in batches_of(rows, self.limits.batch_tokens):
-            sequences = admitted[start : start + len(batch)]
-            start += len(batch)
+            members = list(itertools.islice(alike, len(batch)))
+            sequences = [sequence for of_row in members for sequence in of_row]
             capacity = num_shared + max(len(row.ids) for row in batch)
             if prefix is None:
                 cache = KVCache(len(batch), capacity)
@@ -211,6 +215,11 @@ class RunningBatch:
                 cache = KVCache.of_rows([(prefix, copies)], capacity)
             row_batch = RowBatch.of(batch, self.base.device)
             logits = self.base.logits(row_batch, cache, store=True, prefix=prefix)
+            if len(sequences) > len(batch):
+                counts = torch.tensor([len(of_row) for of_row in members])
+                copies = torch.arange(len(batch)).repeat_interleave(counts)
+                cache = KVCache.of_rows([(cache, copies)], capacity)
+                logits = logits[copies.to(logits.device)]
             yield cache, sequences, self.accept_next(logits, sequences)
 
     def compute_prefix(self, sequence: Generation) -> KVCache | None:
