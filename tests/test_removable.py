@@ -53,7 +53,7 @@ except UserError as error:
 
 OTHERS = (
     *("report/figures/loss.py", "tools/trackers/wandb.py", "tools/formats/mlx.py"),
-    *("analyses/subjects", "analyses/rank_curves", "integrations"),
+    *("analyses/subjects", "analyses/rank_curves", "integrations", "sources/reference"),
     *("tools/trainer_files/axolotl.py", "tools/trainer_files/axolotl.toml"),
 )
 """Extensions that no study file names."""
@@ -71,6 +71,7 @@ REMOVED = [
         "models/methods/eva.py": ("arms.0.method=eva", "expected one of lora, full"),
         "models/methods/nested.py": ("arms.0.method=nested", "expected one of lora, full"),
         "run/executors/ray.py": ("executor=ray", "expected one of local, slurm"),
+        "train/objectives/grpo.py": ("train.objective=grpo", "expected one of sft, dpo"),
         "sources/lm_eval": (
             "evaluate.cross_domain=[lm_eval:x]",
             "expected the name of a task, as there is no source of such tasks",
@@ -81,6 +82,8 @@ REMOVED = [
         "evaluate/scorers/regex.py": ("tasks.0.scorer=regex", "expected one of contains"),
         "models/methods/pissa.py": ("arms.0.method=pissa", "expected one of lora, dora, eva"),
         "run/executors/slurm.py": ("executor=slurm", "expected one of local, ray"),
+        "evaluate/scorers/preference.py": ("tasks.0.scorer=preference", "expected one of contains"),
+        "train/objectives/dpo.py": ("train.objective=dpo", "expected one of sft, grpo"),
         "sources/self_replay": (
             "arms.0.replay={task: 'self:5', share: 0.1}",
             "expected the name of a task, as there is no source of such tasks",

@@ -192,8 +192,8 @@ class RunningBatch:
         self.rebuild(parts)
 
     def prefill(self, admitted: Sequence[Generation]) -> Iterator[CachePart]:
-        """Compute prompts with one shared prefix, equal ones of a model once, and generate the first
-        token of each."""
+        """Compute prompts with one shared prefix, equal ones of a model once, and write the first
+        token of each answer."""
         prefix = self.compute_prefix(admitted[0])
         num_shared = 0 if prefix is None else prefix.capacity
         asked: dict[tuple[object, ...], list[Generation]] = {}

@@ -24,7 +24,7 @@ from rankscope.data.sources import DEV, READERS, SPLIT_FILES, check_file
 from rankscope.data.task_source import hub_tasks, missing_rows
 from rankscope.data.tasks import numeric_answers, read_task_items
 from rankscope.errors import UserError, did_you_mean, reading
-from rankscope.evaluate.scorers.preference import PreferenceScorer
+from rankscope.evaluate.scorers import get_scorer
 from rankscope.filesystem import replace_text
 from rankscope.formatting import rough_duration
 from rankscope.models.fetch import KNOWN_MODELS, is_cached
@@ -74,7 +74,8 @@ def study_template(
         known = f"one of {', '.join(PRESETS)}"
         hint = did_you_mean(preset, PRESETS).removeprefix("; ")
         raise UserError("--preset", short_repr(preset), known, hint)
-    if preset == "default" and task is not None and task.get("scorer") == PreferenceScorer.name:
+    scorer = (task or {}).get("scorer")
+    if preset == "default" and scorer is not None and get_scorer(scorer).compares_with_base:
         preset = "dpo"
     is_pocket = False
     if model is not None:
@@ -290,7 +291,7 @@ def own_rows(
     if scorer == "loss" and numeric_answers([item for rows in items.values() for item in rows]):
         task["scorer"] = scorer = "number"
         notes = ()  # which recommend that
-    elif scorer == PreferenceScorer.name:
+    elif get_scorer(scorer).compares_with_base:
         task["scorer"] = scorer
     counts = ", ".join(f"{len(rows):,} {split}" for split, rows in items.items())
     dropped = f", {read.dropped:,} dropped" if read.dropped else ""

@@ -18,10 +18,11 @@ from rankscope.formatting import MAX_NAME, POINTS, score_text
 from rankscope.records import BASE, Estimate, Status
 from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.heat_map import Grid, heat_map
+from rankscope.report.charts.training_curves import binned
 from rankscope.report.figures import plane, rate_map, transfer
 from rankscope.report.figures.against_rank import draw_against_rank
 from rankscope.report.figures.like_full import ALIKE, draw_like_full
-from rankscope.report.figures.loss import binned, draw_loss
+from rankscope.report.figures.loss import draw_loss
 from rankscope.report.figures.loss_gap import GAP, draw_loss_gap
 from rankscope.report.study_view import StudyView
 

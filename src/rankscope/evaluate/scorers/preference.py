@@ -30,6 +30,7 @@ class PreferenceScorer(ChoiceScorer):
         "acc": "the chosen answer is the likelier one",
     }
     scores_texts = True
+    compares_with_base = True
 
     def adapt_row(self, content: Item) -> Item:
         if len(content.choices) != 2:

@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from rankscope.report.charts.figure import Figure
+from rankscope.report.charts.training_curves import draw_curves
 from rankscope.report.figures import register
-from rankscope.report.figures.loss import draw_curves
 from rankscope.report.study_view import StudyView
 
 _CAPTION = " Answers are drawn by the model as it is at that step, on the prompts of the step."

@@ -13,7 +13,7 @@ from rankscope.data.tasks import LoadedTask, items_sha256
 from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.evaluator import encode_split
 from rankscope.evaluate.likelihood import continuation_logprobs
-from rankscope.evaluate.scorers.preference import PreferenceScorer
+from rankscope.evaluate.scorers import get_scorer
 from rankscope.hashing import sha256_json
 from rankscope.models.base import Base
 from rankscope.records import Split
@@ -22,7 +22,6 @@ from rankscope.run.groups import Group
 from rankscope.run.prepared import SPLITS
 from rankscope.run.stages import Stage, run_stage
 from rankscope.store import rows_path
-from rankscope.train.objectives.dpo import reference_margins
 
 Margins = tuple[str, Callable[[Base], list[float]]]
 """The hash of what margins depend on besides the base, and how they are computed."""
@@ -56,6 +55,8 @@ def _wanted(context: RunContext) -> list[Margins]:
     study = context.study
     data, train, wanted = study.data, study.config.train, list[Margins]()
     if any(objective.needs_reference for objective in study.config.objectives()):
+        from rankscope.train.objectives.dpo import reference_margins
+
         sets = [rows for of in data.fewer_rows.values() for rows in of.values()]
         for rows in (*data.rows.values(), *sets):
             compute = partial(reference_margins, rows=rows.rows, batch_tokens=train.batch_tokens)
@@ -85,7 +86,7 @@ def _pair_splits(context: RunContext) -> list[tuple[LoadedTask, Split]]:
     return [
         (task, split)
         for task in tasks
-        if task.spec.scorer == PreferenceScorer.name and not task.parts
+        if not task.parts and get_scorer(task.spec.scorer).compares_with_base
         for split in SPLITS
         if (task.spec.name, split) in context.study.items
     ]
