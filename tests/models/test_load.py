@@ -15,16 +15,15 @@ from safetensors.torch import load_file, save_file
 from tiny_models import IDS, VOCABULARY, assert_close, base_of, logits_of, tiny_llama
 from torch import Tensor
 from toy_training import trial
-from transformers import AutoModelForCausalLM, JambaConfig, LlamaForCausalLM, MambaConfig
+from transformers import AutoModelForCausalLM, JambaConfig, LlamaForCausalLM
 
-from rankscope.config.study import ModelConfig, StudyConfig, TrainConfig
+from rankscope.config.study import ModelConfig, TrainConfig
 from rankscope.data.encode import EncodedRow
 from rankscope.errors import IntegrityError, UserError
 from rankscope.hashing import sha256_tensors, weights_sha256
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.init_context import new_adapter
 from rankscope.models.load import check_stored_weights, load_base
-from rankscope.models.study_base import resolve_base
 from rankscope.train.loop import train_group
 
 CPU = torch.device("cpu")
@@ -195,13 +194,7 @@ def test_a_configuration_that_does_not_fit_the_weights_is_refused(
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers misses the fast kernels of state spaces
-def test_state_spaces_are_refused_before_they_are_loaded(tmp_path: Path) -> None:
-    """One without attention by its configuration; one that has both if an adapter is in the way."""
-    MambaConfig().save_pretrained(tmp_path)
-    arm = {"method": "lora", "rank": 2, "lr": 1e-3, "targets": ["in_proj"]}
-    study = StudyConfig(name="s", model=str(tmp_path), tasks=["pocket_med"], arms=[arm])
-    with pytest.raises(UserError, match="found model type 'mamba', which has no attention"):
-        resolve_base(study, weights=False)
+def test_an_adapter_that_a_state_space_would_skip_is_refused() -> None:
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 300}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "attn_layer_offset": 1}
     model = AutoModelForCausalLM.from_config(JambaConfig(**shape, **heads, num_experts=1))

@@ -99,7 +99,7 @@ def generate(
     Prompts are token ids, at least one and fewer than ``limits.context``. The adapters of
     ``adapter_names``, distinct, are attached to ``base``; None is the bare base.
     """
-    groups = find_shared_prefixes(prompts)
+    groups = find_shared_prefixes(prompts, base.packs)
     shared = {i: group for group in groups for i in group[1]}
     order = [i for _, members in groups for i in sorted(members, key=lambda i: -len(prompts[i]))]
     by_model = {

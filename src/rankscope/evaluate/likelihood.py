@@ -112,7 +112,7 @@ def prefix_groups(
     trees: Sequence[TokenTree], batch_tokens: int, base: Base
 ) -> Iterator[PrefixGroup]:
     prompts = [tree.ids[: tree.keep[0] + 1] for tree in trees]
-    for length, members in find_shared_prefixes(prompts):
+    for length, members in find_shared_prefixes(prompts, base.packs):
         prefix = None
         if length:
             row = Row(prompts[members[0]][:length], [])

@@ -36,14 +36,16 @@ class _Span:
             self.saved, self.cuts = saved, [(self.length, self.first, stop)]
 
 
-def find_shared_prefixes(prompts: Sequence[Sequence[int]]) -> list[SharedPrefix]:
+def find_shared_prefixes(
+    prompts: Sequence[Sequence[int]], may_share: bool = True
+) -> list[SharedPrefix]:
     """Divide prompts into groups such that the fewest tokens are computed.
 
     A group's prefix leaves at least one token of every prompt: its last one gives the logits.
     Sorted prompts that share a prefix are neighbors, and such spans are nested or disjoint, so the
     best cuts of a span are either its own prefix or the best cuts of its parts.
     """
-    order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
+    order = sorted(range(len(prompts)), key=lambda i: list(prompts[i])) if may_share else []
     cuts: list[tuple[int, int, int]] = []
     open_spans: list[_Span] = []
     for place, index in enumerate(order):

@@ -208,9 +208,8 @@ def live_base(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizer
     live: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if live is model and any(isinstance(m, BaseTunerLayer) for m in model.modules()):
         raise UserError(_PLACE, "adapters in a model that is no PeftModel", "get_peft_model's")
-    varlen.register_attention()
     config = copy.deepcopy(live.config)
-    config._attn_implementation = varlen.NAME
+    config._attn_implementation = varlen.attention_of(config)
     made = model_on_meta(config)
     # The layer inside a wrapper comes after it, and takes its place.
     sources = {key.replace(".base_layer", ""): layer for key, layer in live.named_modules()}

@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -23,6 +23,9 @@ from rankscope.models.multi_lora import AdapterSpan, MultiLora, linear_layers, u
 from rankscope.models.quantize import dense_weight
 from rankscope.models.sharding import Shards, trainable_shards
 from rankscope.records import ModelRecord
+
+OWN_CACHES = ("cache", "past_key_values", "cache_params", "state")
+"""Names that models give to their own cache, in their outputs and among their arguments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,25 @@ class RowBatch:
             AdapterSpan(name, bisect_left(keep, start), bisect_left(keep, stop))
             for name, start, stop in self.segments
         )
+
+    def alone(self) -> Iterator[tuple[int, str | None, list[int], list[int]]]:
+        """By row, and by branch of a row: the row's index, its adapter, which of the N tokens it
+        reads, and at which of those logits are kept: together, in order, all that the batch keeps.
+        """
+        keep, starts = self.keep.tolist(), [segment.start for segment in self.segments]
+        stop = 0
+        for row, length in enumerate(self.lengths):
+            start, stop = stop, stop + length
+            name = self.segments[bisect_right(starts, start) - 1].adapter_name
+            branches = self.branches[row] if self.branches else ()
+            first = at = stop - sum(branches)
+            for branch in branches or (0,):
+                places = [*range(start, first), *range(at, at + branch)]
+                # The first branch's pass gives the logits of what all of them follow, too.
+                wanted = keep[bisect_left(keep, start if at == first else at) :]
+                wanted = wanted[: bisect_left(wanted, at + branch)]
+                yield row, name, places, [bisect_left(places, place) for place in wanted]
+                at += branch
 
     @classmethod
     def of(cls, rows: Sequence[Row], device: torch.device) -> "RowBatch":
@@ -101,6 +123,10 @@ class Base:
     product_dtype: torch.dtype | None = None
     """Dtype of matrix products if it differs from the weights': mixed precision (1710.03740).
     Norms, softmax and sums stay in float32."""
+    packs: bool = True
+    """Whether rows share a pass. If not, each runs alone, by transformers' own attention: layers
+    that mix tokens elsewhere (state spaces, convolutions) would mix rows."""
+    resumes: bool = True  # If they run alone: whether the model's own cache continues a row
 
     @property
     def device(self) -> torch.device:
@@ -122,7 +148,7 @@ class Base:
         """
         # The choice lives in the config object, which another model may share and change.
         attention = self.model.config.get_text_config()._attn_implementation
-        if attention != varlen.NAME:
+        if self.packs and attention != varlen.NAME:
             found = f"{self.record.label}: attention {attention!r}, expected {varlen.NAME!r}"
             raise RuntimeError(f"{found}: give each model whose attention is set its own config")
         for segment in batch.segments:
@@ -130,16 +156,17 @@ class Base:
             # Scoring the bare base in its place would hide a misspelled name.
             if name is not None and name not in self.multi_lora.adapters:
                 raise KeyError(f"no adapter is attached under the name {name!r}")
+        if not self.packs:
+            if prefix is not None or plan is not None:
+                raise ValueError(f"{self.record.label}: rows of this model share nothing")
+            return self._logits_alone(batch, cache, store)
         if plan is None:
             plan = AttentionPlan.of(batch.lengths, self.device, cache, store)
             if batch.branches or prefix is not None:
                 plan = plan.with_branches(batch.branches, prefix, self.device)
         self.shards.announce("forward", self.name)
         routing = self.multi_lora.routing(batch.segments, batch.kept_segments())
-        precision: AbstractContextManager[object] = nullcontext()
-        if self.product_dtype is not None:
-            precision = torch.autocast(self.device.type, self.product_dtype)
-        with routing, precision:
+        with routing, self._precision():
             out: Tensor = self.model(
                 input_ids=batch.input_ids,
                 position_ids=batch.position_ids,
@@ -150,6 +177,43 @@ class Base:
         if cache is not None and store:
             cache.advance(plan.lengths)
         return out
+
+    def _precision(self) -> AbstractContextManager[object]:
+        if self.product_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.product_dtype)
+
+    def _logits_alone(self, batch: RowBatch, cache: KVCache | None, store: bool) -> Tensor:
+        """:meth:`logits` by one pass for each row, and for each branch of a row."""
+        out: list[Tensor] = []
+        for row, name, places, keep in batch.alone():
+            ids, (before, past) = batch.input_ids[:, places], (None, None)
+            if cache is not None:
+                before, past = cache.rows[row]
+            if len(places) > 1 or not store:
+                past = None  # some models continue their own cache by single tokens only
+            whole = ids if before is None else torch.cat([before, ids], 1)
+            num_read = whole.shape[1] if past is None else len(places)
+            kept = torch.tensor(keep, dtype=torch.int64, device=self.device)
+            kept += num_read - len(places)
+            routing = self.multi_lora.routing(
+                (AdapterSpan(name, 0, num_read),), (AdapterSpan(name, 0, len(keep)),)
+            )
+            with routing, self._precision():
+                result = self.model(
+                    input_ids=whole[:, -num_read:],
+                    use_cache=store and self.resumes,
+                    logits_to_keep=kept,
+                    **(past or {}),
+                )
+            logits = result.logits[0]
+            out.append(logits if len(logits) == len(keep) else logits[kept])  # some ignore the wish
+            if cache is not None and store:
+                key = next((key for key in OWN_CACHES if result.get(key) is not None), None)
+                cache.rows[row] = whole, {key: result[key]} if key else None
+        if cache is not None and store:
+            cache.advance(torch.tensor(batch.lengths))
+        return torch.cat(out)
 
     @contextmanager
     def optimizer_step(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
@@ -190,7 +254,8 @@ class Base:
         kept = {id(p): copy.copy(p) for p in self.model.parameters()} if in_place else {}
         model = copy.deepcopy(self.model, kept)
         unwrap(model)
-        return Base(model, self.tokenizer, self.record, self.folder, MultiLora(model))
+        own = (self.tokenizer, self.record, self.folder, MultiLora(model))
+        return Base(model, *own, packs=self.packs, resumes=self.resumes)
 
 
 def batches_of(rows: Iterable[Row], batch_tokens: int) -> Iterable[list[Row]]:

@@ -23,6 +23,7 @@ from rankscope.device import dtype_name
 from rankscope.errors import UserError, first_line, reading
 from rankscope.hashing import weights_sha256
 from rankscope.models.attention import varlen
+from rankscope.models.attention.varlen import KVCache
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.model_folder import damaged, model_folder
 from rankscope.models.multi_lora import MultiLora
@@ -128,8 +129,16 @@ def frozen_base(
     model.eval()
     model.requires_grad_(False)
     block_output_layer(model)
-    base = Base(model, tokenizer, record, folder, MultiLora(model))
-    check_rows_apart(base)
+    packs = model.config.get_text_config()._attn_implementation == varlen.NAME
+    base = Base(model, tokenizer, record, folder, MultiLora(model), packs=packs)
+    try:
+        check_rows_apart(base)
+    except UserError:
+        if not packs:
+            raise
+        base.packs = False
+        model.set_attn_implementation("eager")  # which every architecture has
+        check_rows_apart(base)
     return base
 
 
@@ -196,15 +205,15 @@ def check_stored_weights(folder: Path) -> None:
 
 
 def _filled_model(folder: Path, dtype: torch.dtype, options: dict[str, Any]) -> PreTrainedModel:
-    varlen.register_attention()
     disable_progress_bar()  # transformers' own
     with reading(f"model folder {folder}", "a causal language model of transformers"):
+        config = read_model_config(folder)
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
-                config=read_model_config(folder),
+                config=config,
                 dtype=dtype,
-                attn_implementation=varlen.NAME,
+                attn_implementation=varlen.attention_of(config),
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
@@ -230,7 +239,8 @@ def check_rows_apart(base: Base) -> None:
     """Check that concatenated rows do not see each other, by running two rows together and alone.
 
     Layers other than attention that mix tokens (convolutions, state spaces, linear attention) would
-    carry one row into the next.
+    carry one row into the next. Of a base whose rows run alone, a state that outlives a pass would;
+    here it is also found whether its own cache continues a row as the whole row goes on.
     """
     vocabulary = base.record.vocab_size
     first = [(7 * i + 3) % vocabulary for i in range(9)]
@@ -240,7 +250,13 @@ def check_rows_apart(base: Base) -> None:
         alone = base.logits(RowBatch.of([Row(second, keep)], base.device)).float()
         both = RowBatch.of([Row(first, []), Row(second, keep)], base.device)
         gap = float((base.logits(both).float() - alone).norm() / alone.norm())
-    tolerance = 1e-5 if base.model.dtype == torch.float32 else 0.05
+        tolerance = 1e-5 if base.model.dtype == torch.float32 else 0.05
+        if not base.packs:
+            cache = KVCache(1, len(second))
+            for part in (second[:-1], second[-1:]):
+                batch = RowBatch.of([Row(part, [len(part) - 1])], base.device)
+                last = base.logits(batch, cache, store=True).float()
+            base.resumes = bool((last - alone[-1]).norm() < tolerance * alone[-1].norm())
     if not gap < tolerance:
         found = f"a row's logits that change by {gap:.1e} (relative) when another row precedes it"
         expected = "an architecture that mixes tokens in attention alone"

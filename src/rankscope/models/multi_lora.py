@@ -183,8 +183,9 @@ class MultiLoraLinear(nn.Module):
             y: Tensor = self.linear(x)
             return y
         parameters = [p for part in slices for p in part.parameters]
-        y = MultiLoraProduct.apply(x.squeeze(0), self.linear, slices, *parameters)  # type: ignore[no-untyped-call]
-        return y[None]
+        flat = x.flatten(0, -2)
+        y = MultiLoraProduct.apply(flat, self.linear, slices, *parameters)  # type: ignore[no-untyped-call]
+        return y.view(*x.shape[:-1], -1)
 
 
 class MultiLora:

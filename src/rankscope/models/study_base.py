@@ -73,10 +73,6 @@ def resolve_base(config: StudyConfig, weights: bool) -> tuple[StudyConfig, Study
     """
     folder = model_folder(config.model, weights)
     model_config = read_model_config(folder)
-    if not hasattr(model_config.get_text_config(), "num_attention_heads"):
-        found = f"model type {model_config.model_type!r}, which has no attention"
-        expected = "a transformer such as Llama, Qwen, Mistral or Gemma"
-        raise UserError(f"model folder {folder}", found, expected, "choose another model")
     shapes = architecture(model_config)
     config, warm_starts = resolve_adapters(with_matched_ranks(config, shapes), shapes)
     notes = rank_notes(config, shapes)  # checks targets before rows are read, which can take long

@@ -328,10 +328,10 @@ def _run_steps(probed: PreparedStudy, machine: Machine) -> float:
 
 
 def random_base(inputs: PreparedStudy) -> Base:
-    varlen.register_attention()
+    attention = varlen.attention_of(inputs.base.config)
     with torch.device(inputs.device), no_init_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            inputs.base.config, attn_implementation=varlen.NAME, dtype=inputs.dtype
+            inputs.base.config, attn_implementation=attention, dtype=inputs.dtype
         )
     model.tie_weights()  # which comes with the weights otherwise
     generator = torch.Generator(inputs.device).manual_seed(0)

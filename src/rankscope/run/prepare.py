@@ -1,5 +1,6 @@
 """From a study file to everything that can be known before weights are loaded."""
 
+from collections.abc import Mapping
 from statistics import fmean
 
 from rankscope.advise.checks import notes_beforehand
@@ -11,6 +12,7 @@ from rankscope.device import (
     choose_dtype,
     dtype_name,
 )
+from rankscope.errors import UserError
 from rankscope.evaluate.evaluator import scored_items
 from rankscope.models.study_base import check_machine, resolve_base
 from rankscope.progress import ProgressReporter
@@ -63,6 +65,8 @@ def prepare(
     free_bytes /= config.train.devices if memory.device.type == "cpu" else 1  # shards share it
     room = config.memory_limit or round(USABLE_SHARE * free_bytes)
     notes = [*base.notes, *data.encoder.notes, *data.notes, *notes_beforehand(config, tasks)]
+    if not memory.packs:
+        notes += rows_alone_notes(config, memory, counts)
     notes += [_tokens_note(t, items, prompted[t.trial_id]) for t in trials if t.prompt]
     study = PreparedStudy(
         config=config,
@@ -83,6 +87,23 @@ def prepare(
     if machine is None:
         check_machine(study.config, study.trials, device, dtype)
     return study
+
+
+def rows_alone_notes(
+    config: StudyConfig, memory: MemoryModel, counts: Mapping[str, RowCounts]
+) -> list[str]:
+    """What it costs that rows of this model cannot share a pass."""
+    architecture = type(memory.base).__name__
+    if config.train.devices > 1:
+        found = f"{config.train.devices}, with {architecture}, whose rows run alone"
+        raise UserError("train.devices", found, "1 (docs/models.md)")
+    shortest = min((of.mean_tokens for of in counts.values()), default=1.0)
+    times = max(1.0, config.train.batch_tokens / shortest)
+    return [
+        f"{architecture}: rows cannot share a pass (docs/models.md), so each row, and each answer "
+        f"of a question, runs alone: exact, in up to {times:,.0f} times as many passes as "
+        f"train.batch_tokens={config.train.batch_tokens:,} allows, and shared beginnings run again"
+    ]
 
 
 def _tokens_note(trial: TrialSpec, items: Items, prompted: Items) -> str:

@@ -88,7 +88,7 @@ def train_group(
             # trained parameter, so each gets the gradient that it would have had alone.
             terms_of = [state.begin_step(step) for state in active]
             terms = [term for own_terms in terms_of for term in own_terms]
-            one_row_each = any(state.needs_row_passes for state in active)
+            one_row_each = not model.packs or any(state.needs_row_passes for state in active)
             batch_tokens = 1 if one_row_each else config.batch_tokens  # a pass has at least one row
             with model.optimizer_step([p for state in active for p in state.parameters]):
                 losses = compute_gradients(model, base, terms, batch_tokens)

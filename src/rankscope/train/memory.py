@@ -141,10 +141,11 @@ class MemoryModel:
     def __init__(self, config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype = dtype
         self.device = device
-        varlen.register_attention()
+        attention = varlen.attention_of(config)
+        self.packs = attention is not None  # Whether rows share a pass
         with META:
             self.base: PreTrainedModel = AutoModelForCausalLM.from_config(
-                copy.deepcopy(config), attn_implementation=varlen.NAME, dtype=dtype
+                copy.deepcopy(config), attn_implementation=attention, dtype=dtype
             )
         head = self.base.get_output_embeddings()
         self._layers = [n for n, layer in linear_layers(self.base).items() if layer is not head]
@@ -167,7 +168,7 @@ class MemoryModel:
             )
             for trial, p in zip(group, own, strict=True)
         ]
-        shape = counts.fullest_pass(sum(rows_each), train.batch_tokens)
+        shape = counts.fullest_pass(sum(rows_each), train.batch_tokens if self.packs else 1)
         if is_full := group[0].is_full:
             values = sum(parameter.numel() for parameter in self.base.parameters())
             values_each = math.ceil(values / train.devices)

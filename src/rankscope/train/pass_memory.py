@@ -25,7 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rankscope.models.attention.kernel import KernelRows, has_varlen_kernel
 from rankscope.models.attention.products import RowLayout
-from rankscope.models.attention.varlen import AttentionPlan
+from rankscope.models.attention.varlen import NAME, AttentionPlan
 from rankscope.models.base import (
     Row,
     RowBatch,
@@ -190,7 +190,14 @@ class PassMemory:
             unwrap(self.model)
 
     def _logits(self, batch: RowBatch) -> Tensor:
-        """(1, M, vocabulary), by the plan that the rows have on the device."""
+        """(M, vocabulary), by the plan that the rows have on the device, or row by row."""
+        model: Any = self.model
+        if model.config._attn_implementation != NAME:
+            parts = []
+            for _, _, places, kept in batch.alone():
+                ids, keep = batch.input_ids[:, places].to(META), torch.tensor(kept, device=META)
+                parts.append(model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits[0])
+            return torch.cat(parts)
         plan = AttentionPlan.of(batch.lengths, CPU)  # this machine may lack the device
         by_products = self.device.type == "cpu" and plan.layout is not None
         plan = replace(
@@ -200,7 +207,6 @@ class PassMemory:
             layout=RowLayout(batch.lengths, META) if by_products else None,
             kernel=KernelRows(plan.lengths, META) if has_varlen_kernel(self.device) else None,
         )
-        model: Any = self.model
         logits: Tensor = model(
             input_ids=batch.input_ids.to(META),
             position_ids=batch.position_ids.to(META),
@@ -254,7 +260,14 @@ class AllocationCounter(TorchDispatchMode):
         for storage in _storages((args, kwargs)):
             if storage._cdata not in self._living:
                 self._foreign[storage._cdata] = storage
-        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return True  # transformers asks whether positions follow one another
+        if func is torch.ops.aten._grouped_mm.default:  # on meta it refuses all but bfloat16
+            x, weights, ends = args[0], args[1], (*args, *(kwargs or {}).values())[2]
+            groups = ends.shape if weights.dim() == x.dim() else ()
+            out = x.new_empty(*groups, x.shape[0], weights.shape[-1])
+        else:
+            out = func(*args, **(kwargs or {}))
         for storage in _storages(out):
             if storage._cdata not in self._living and storage._cdata not in self._foreign:
                 self._born(storage)

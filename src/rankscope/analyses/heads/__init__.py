@@ -8,6 +8,7 @@ from pydantic import Field
 from rankscope.analyses import register_analysis
 from rankscope.analyses.analysis import Analysis
 from rankscope.config.section import ConfigSection, Name, Unfit
+from rankscope.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +56,11 @@ class HeadsAnalysis(Analysis[HeadsConfig]):
         from rankscope.analyses.heads.layout import HeadLayout
         from rankscope.models.parameters import model_on_meta
 
-        HeadLayout.of(model_on_meta(study.base.config))
+        model = model_on_meta(study.base.config)
+        HeadLayout.of(model)
+        if not study.grouping.model.packs:
+            found = "rows that run alone, by an attention that is not Rankscope's (docs/models.md)"
+            raise UserError(f"heads of {type(model).__name__}", found, "a model whose rows pack")
 
     def needs_one_device(self, config: "StudyConfig", trials: Sequence["TrialSpec"]) -> str:
         return "analyze.heads.enabled"

@@ -11,10 +11,11 @@ attention function registered here lays the rows out as ``(R, T)`` for the atten
 so each row attends to itself and its own cached prefix. Padding follows a row's tokens, where
 causality hides it.
 
-This works for every architecture that uses transformers' attention interface and passes its keyword
-arguments on. Another architecture gets an error, because its rows would mix silently.
+This works for every architecture that uses transformers' attention interface, passes its keyword
+arguments on, and mixes tokens nowhere else. Of any other, each row runs alone (``models/base.py``).
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, PretrainedConfig
+from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedConfig
 
 from rankscope.errors import UserError
 from rankscope.models.attention.kernel import DecodeStep, KernelRows, has_varlen_kernel
@@ -50,6 +51,8 @@ class KVCache:
         self.capacity = capacity
         self.keys: dict[int, Tensor] = {}  # Layer -> (R, K, capacity, D); unused beyond the lengths
         self.values: dict[int, Tensor] = {}
+        self.rows: list[tuple[Tensor | None, Any]] = [(None, None)] * num_rows
+        """If rows run alone: each row's token ids, (1, P), and the model's own cache."""
 
     @classmethod
     def of_rows(
@@ -64,6 +67,7 @@ class KVCache:
         whole = cls(0, capacity)
         lengths = [cache.lengths[rows] for cache, rows in parts]
         whole.lengths = torch.cat(lengths)
+        whole.rows = [cache.rows[i] for cache, rows in parts for i in rows.tolist()]
         for side in ("keys", "values"):
             stored = [getattr(cache, side) for cache, _ in parts]
             for layer in tuple(stored[0]):
@@ -102,8 +106,9 @@ class KVCache:
 def cached_values_per_token(config: PretrainedConfig) -> int:
     """Keys and values of one token in all layers, if every layer keeps all tokens."""
     text = config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    queries = getattr(text, "num_attention_heads", None) or 1  # a state space has none
+    heads = getattr(text, "num_key_value_heads", None) or queries
+    width = getattr(text, "head_dim", None) or text.hidden_size // queries
     return int(2 * text.num_hidden_layers * heads * width)
 
 
@@ -245,11 +250,11 @@ def _varlen_attention(
         found = "layers that pass no keyword arguments on to their attention"
         expected = "an architecture such as Llama, Qwen, Mistral or Gemma"
         raise UserError(type(module).__name__, found, expected, "choose another model")
-    for feature in ("softcap", "s_aux"):
-        if kwargs.get(feature) is not None:
-            found = f"the attention feature {feature!r}"
-            expected = "an architecture without it"
-            raise UserError(type(module).__name__, found, expected, "choose another model")
+    features = [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]
+    if features or value.shape[-1] != query.shape[-1]:
+        found = f"the attention feature {(features or ['values of another width'])[0]!r}"
+        expected = "an architecture without it"
+        raise UserError(type(module).__name__, found, expected, "choose another model")
     # Under autocast rotary positions leave queries and keys in float32.
     query, key = query.to(value.dtype), key.to(value.dtype)
     window = kwargs.get("sliding_window")
@@ -323,3 +328,27 @@ def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
 
 def register_attention() -> None:
     AttentionInterface.register(NAME, _varlen_attention)
+
+
+def attention_of(config: PretrainedConfig) -> str | None:
+    """The attention of models of a configuration: ours if rows can share a pass, or None, by which
+    transformers chooses one. Found on shapes: each layer attends through ours, none convolves."""
+    register_attention()
+    attending, meta = set[int](), torch.device("meta")
+    plan = AttentionPlan.of([2, 2], meta)
+
+    def note(layer: int, *_: object) -> None:
+        attending.add(layer)
+
+    try:
+        with meta, torch.no_grad():
+            model: Any = AutoModelForCausalLM.from_config(
+                copy.deepcopy(config), attn_implementation=NAME, dtype=torch.bfloat16
+            )
+            ids = torch.zeros(1, 4, dtype=torch.int64)
+            model(input_ids=ids, use_cache=False, attention_plan=replace(plan, probe=note))
+    except Exception:  # ours is refused, or misses what it needs, each time in other words
+        return None
+    convolves = any(isinstance(module, nn.Conv1d) for module in model.modules())
+    in_all = len(attending) == config.get_text_config().num_hidden_layers
+    return NAME if in_all and not convolves else None

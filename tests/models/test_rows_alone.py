@@ -1,0 +1,216 @@
+"""Families of docs/models.md, most with a pass for each row, against transformers and PEFT."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from architectures import SHAPE, WINDOW
+from evaluation_worlds import tokenizer
+from peft import LoraConfig, get_peft_model
+from tiny_models import assert_close
+from torch import Tensor
+from toy_training import losses, plain_losses, toy_rows, training_tolerance, trial
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from rankscope.config.study import ModelConfig, TrainConfig
+from rankscope.errors import UserError
+from rankscope.evaluate.continuous_batching import GenerationLimits, generate
+from rankscope.evaluate.likelihood import continuation_logprobs
+from rankscope.evaluate.scorers.scorer import Question
+from rankscope.models.attention.varlen import attention_of
+from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.init_context import new_adapter
+from rankscope.models.load import check_rows_apart, frozen_base, model_record
+from rankscope.train.loop import train_group
+from rankscope.train.memory import MemoryModel, RowCounts
+
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+CPU = torch.device("cpu")
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+LAYERS = {"layer_types": ["linear_attention", "full_attention"]}
+DELTA = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8}
+DELTA |= {"linear_value_head_dim": 8}
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1}
+MAMBA |= {"mamba_chunk_size": 4}
+STATES = {key: SHAPE[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers")}
+STATES |= {"state_size": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+EVEN = {key: value for key, value in SHAPE.items() if key != "num_key_value_heads"}
+WIDE = {**SHAPE, "num_key_value_heads": 4, "moe_intermediate_size": 24, "n_routed_experts": 4}
+LATENT = {"kv_lora_rank": 8, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8}
+CONFIGS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
+    "Gemma 2": ("Gemma2", {**SHAPE, "sliding_window": WINDOW, "attn_logit_softcapping": 2.0}, ()),
+    "gpt-oss": ("GptOss", {**SHAPE, **LOCAL_EXPERTS, "sliding_window": WINDOW}, ()),
+    "Qwen3-Next": ("Qwen3Next", {**SHAPE, **EXPERTS, **DELTA, **LAYERS}, ("in_proj_qkvz",)),
+    "Qwen3.5": ("Qwen3_5Text", {**SHAPE, **DELTA, **LAYERS}, ("in_proj_qkv", "out_proj")),
+    "Mamba": ("Mamba", STATES, ("in_proj",)),
+    "Mamba 2": ("Mamba2", {**STATES, "num_heads": 4, "head_dim": 16, "n_groups": 1}, ("in_proj",)),
+    "Jamba": (
+        "Jamba",
+        {
+            **SHAPE,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "num_experts": 4,
+            "mamba_dt_rank": 4,
+        },
+        ("in_proj", "q_proj", "up_proj"),
+    ),
+    "Bamba": ("Bamba", {**SHAPE, "attn_layer_indices": [1], **MAMBA}, ("in_proj",)),
+    "Falcon-H1": ("FalconH1", {**SHAPE, "mamba_d_ssm": 64, **MAMBA}, ("in_proj",)),
+    "Granite 4": (
+        "GraniteMoeHybrid",
+        {**SHAPE, **LOCAL_EXPERTS, **MAMBA, "layer_types": ["mamba", "attention"]},
+        ("in_proj",),
+    ),
+    "RecurrentGemma": (
+        "RecurrentGemma",
+        {**SHAPE, "lru_width": 32, "block_types": ["recurrent", "attention"]},
+        ("linear_x", "linear_out"),
+    ),
+    "RWKV": ("Rwkv", {**STATES, "context_length": 256}, ("key", "receptance")),
+    "LFM2": ("Lfm2", {**SHAPE, "layer_types": ["conv", "full_attention"]}, ("in_proj", "w1")),
+    "OLMo Hybrid": ("OlmoHybrid", {**SHAPE, **DELTA, **LAYERS}, ("g_proj",)),
+    "MiniMax": ("MiniMax", {**SHAPE, **LOCAL_EXPERTS, **LAYERS, "block_size": 4}, ("qkv_proj",)),
+    "DeepSeek-V3": (
+        "DeepseekV3",
+        {
+            **WIDE,
+            **LATENT,
+            "v_head_dim": 8,
+            "n_group": 1,
+            "topk_group": 1,
+            "num_experts_per_tok": 2,
+        },
+        ("q_a_proj", "kv_b_proj"),
+    ),
+    "Qwen3-MoE": ("Qwen3Moe", {**SHAPE, **EXPERTS}, ()),
+    "Granite": ("Granite", SHAPE, ()),
+    "GPT-NeoX": ("GPTNeoX", EVEN, ("query_key_value", "dense_h_to_4h")),
+}
+"""By the page's name: class and settings of the configuration, and targets if not of attention."""
+QUESTIONS = [([5, 9, 31, 7, 250], [[3], [77, 12], [77, 12, 9]]), ([8], [[4], [6]])]
+
+
+def config_of(architecture: str) -> PreTrainedConfig:
+    kind, settings, _ = CONFIGS[architecture]
+    made: PreTrainedConfig = getattr(transformers, f"{kind}Config")(**copy.deepcopy(settings))
+    return made
+
+
+def stock(architecture: str, attention: str | None = None) -> Any:
+    """A tiny random model with the attention that transformers chooses; equal at each call."""
+    torch.manual_seed(0)
+    config = config_of(architecture)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+
+
+def loaded(architecture: str) -> Base:
+    model = stock(architecture, attention_of(config_of(architecture)))
+    record = model_record(ModelConfig(path="tiny"), CPU, torch.float32, model, tokenizer(), "")
+    return frozen_base(model, tokenizer(), record, Path("tiny"))
+
+
+def whole(model: Any, ids: list[int]) -> Tensor:
+    with torch.no_grad():
+        logits: Tensor = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+    return logits
+
+
+def table() -> dict[str, str]:
+    """By architecture, whether rows share a pass, as the page says."""
+    lines = PAGE.read_text("utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("| family "))
+    cells = [line.strip("|").split("|") for line in lines[start + 2 : lines.index("", start)]]
+    return {row[0].strip(): row[1].strip() for row in cells}
+
+
+def test_the_page_lists_what_is_tried() -> None:
+    assert tuple(table()) == tuple(CONFIGS)
+
+
+@pytest.mark.filterwarnings("ignore:.*is falling back to its reference")
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_scores_and_training_are_those_of_transformers_and_peft(architecture: str) -> None:
+    base, model = loaded(architecture), stock(architecture)
+    assert base.packs == (table()[architecture] == "many rows")
+    memory = MemoryModel(config_of(architecture), torch.float32, CPU)
+    assert memory.packs == base.packs
+
+    rows = [list(row.input_ids) for row in toy_rows(3)] + [[9]]
+    with torch.no_grad():
+        found = base.logits(RowBatch.of([Row(ids, range(len(ids))) for ids in rows], CPU))
+    assert_close(found, torch.cat([whole(model, ids) for ids in rows]), 2e-6)
+
+    questions = [Question(*of) for of in QUESTIONS]
+    with torch.inference_mode():
+        scored = continuation_logprobs(base, questions, [None], 4096)[None].values
+    for (prompt, options), ours in zip(QUESTIONS, scored, strict=True):
+        for option, value in zip(options, ours, strict=True):
+            logprobs = whole(model, prompt + option)[len(prompt) - 1 : -1].log_softmax(-1)
+            assert value == pytest.approx(
+                sum(float(p[t]) for p, t in zip(logprobs, option, strict=True)), rel=1e-5
+            )
+
+    limits = GenerationLimits(4, 64, 4096, frozenset())
+    with torch.inference_mode():
+        answers = generate(base, rows, [None], limits)[None]
+    for ids, answer in zip(rows, answers, strict=True):
+        expected = list(ids)
+        for _ in range(4):
+            expected.append(int(whole(model, expected)[-1].argmax()))
+        assert answer.ids == expected[len(ids) :]
+
+    check_training(architecture, base)
+    counts = RowCounts.of(toy_rows(12))
+    assert memory.of_group([targeted(architecture)], counts, TrainConfig()).pass_bytes > 0
+
+
+def targeted(architecture: str, name: str = "low", **settings: Any) -> Any:
+    own = CONFIGS[architecture][2] or ("q_proj", "o_proj")
+    return trial(name, targets=own, **settings)
+
+
+def check_training(architecture: str, base: Base) -> None:
+    """Two adapters trained together, against PEFT one by one."""
+    protocol, rows = TrainConfig(max_steps=2, batch_size=3, gradient_accumulation=1), toy_rows(12)
+    trials = [targeted(architecture), targeted(architecture, "high", rank=8, lr=1e-3, seed=1)]
+    starts = [new_adapter(base.model, spec) for spec in trials]
+    tolerance = training_tolerance(2)
+    for state, start in zip(train_group(base, trials, rows, protocol).states, starts, strict=True):
+        spec: Any = state.spec
+        config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=list(spec.targets))
+        tuned: Any = get_peft_model(stock(architecture), config).train()
+        modules = dict(tuned.named_modules())
+        pairs = {}
+        for name in start.a:
+            layer: Any = modules[f"base_model.model.{name}"]
+            pairs[name] = (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+            for parameter, value in zip(pairs[name], (start.a[name], start.b[name]), strict=True):
+                parameter.data.copy_(value)
+        rates = {p: spec.lr for pair in pairs.values() for p in pair}
+        assert losses(state) == pytest.approx(
+            plain_losses(spec, tuned, rates, rows, protocol), rel=tolerance
+        )
+        assert state.adapter is not None
+        for name, expected in pairs.items():
+            for ours, theirs in zip(state.adapter.module_parameters(name), expected, strict=True):
+                assert_close(ours, theirs, 20 * tolerance)
+
+
+def test_a_state_that_outlives_a_pass_is_refused() -> None:
+    base = loaded("LFM2")
+    layer: Any = base.model.get_input_embeddings()
+    last = torch.zeros(1)
+
+    def leak(module: Any, args: Any, out: Tensor) -> Tensor:
+        mixed = out + last
+        last.copy_(out.mean())
+        return mixed
+
+    layer.register_forward_hook(leak)
+    with pytest.raises(UserError, match="when another row precedes it"):
+        check_rows_apart(base)
