@@ -76,6 +76,9 @@ def test_dtype_follows_the_name_or_the_machine(monkeypatch: pytest.MonkeyPatch) 
     assert choose_dtype("auto", CPU) == (torch.bfloat16 if native else torch.float32)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert choose_dtype("auto", CPU) == torch.float32
+    for is_native, expected in ((True, torch.bfloat16), (False, torch.float16)):  # A100, T4
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda answer=is_native, **_: answer)
+        assert choose_dtype("auto", torch.device("cuda")) == expected
 
 
 def test_peak_memory_sees_a_block_that_is_gone_and_can_start_anew() -> None:

@@ -104,7 +104,8 @@ def visible_gpus() -> list[str]:
 
 
 def choose_dtype(text: str, device: torch.device) -> torch.dtype:
-    """The base's dtype; ``auto`` is bfloat16 if ``device`` computes in it natively, else float32.
+    """The base's dtype; ``auto`` is bfloat16 if ``device`` computes in it natively, else float16 on
+    CUDA and float32 elsewhere.
 
     Native are CUDA from compute capability 8.0 on, and processors with AVX512-BF16 or AMX.
     """
@@ -113,7 +114,8 @@ def choose_dtype(text: str, device: torch.device) -> torch.dtype:
         is_native = device.type == "cpu" and not limited and BFLOAT16_FLAGS & processor_flags()
         if device.type == "cuda":
             is_native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if is_native else torch.float32
+        other = torch.float16 if device.type == "cuda" else torch.float32
+        return torch.bfloat16 if is_native else other
     named: torch.dtype = getattr(torch, text)
     return named
 

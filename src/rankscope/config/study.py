@@ -277,7 +277,7 @@ class StudyConfig(ConfigSection):
         str, AfterValidator(matches(DEVICE_PATTERN, "auto, cpu, mps, cuda or cuda:0"))
     ] = "auto"
     """``auto`` takes CUDA, then MPS, then CPU."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """The base's dtype; adapters and optimizer state are always float32."""
     quantize: Literal["none", "4bit"] = "none"
     """``4bit`` keeps the base in 4 bits (CUDA only); adapters train as usual."""

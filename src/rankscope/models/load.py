@@ -131,14 +131,15 @@ def frozen_base(
     block_output_layer(model)
     packs = model.config.get_text_config()._attn_implementation == varlen.NAME
     base = Base(model, tokenizer, record, folder, MultiLora(model), packs=packs)
-    try:
-        check_rows_apart(base)
-    except UserError:
-        if not packs:
-            raise
-        base.packs = False
-        model.set_attn_implementation("eager")  # which every architecture has
-        check_rows_apart(base)
+    if packs:
+        try:
+            check_rows_apart(base)
+        except UserError:
+            base.packs = False
+            model.set_attn_implementation("eager")  # which every architecture has
+    if not base.packs:
+        with reading(record.architecture, "a model that transformers itself can run"):
+            check_rows_apart(base)
     return base
 
 

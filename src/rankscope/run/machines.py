@@ -81,7 +81,8 @@ class Machine:
         if name not in self.rates:
             known = f"{' or '.join(self.rates)}, in which {self.label} computes"
             raise UserError("plan: dtype", name, known, "give '--set dtype=...'")
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+        named: torch.dtype = getattr(torch, name)
+        return named
 
     def basis(self, dtype: torch.dtype) -> str:
         """What estimates of time rest on, as a sentence."""

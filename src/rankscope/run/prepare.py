@@ -1,6 +1,6 @@
 """From a study file to everything that can be known before weights are loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from rankscope.advise.checks import notes_beforehand
@@ -65,6 +65,7 @@ def prepare(
     free_bytes /= config.train.devices if memory.device.type == "cpu" else 1  # shards share it
     room = config.memory_limit or round(USABLE_SHARE * free_bytes)
     notes = [*base.notes, *data.encoder.notes, *data.notes, *notes_beforehand(config, tasks)]
+    notes += experts_notes(memory, trials)
     if not memory.packs:
         notes += rows_alone_notes(config, memory, counts)
     notes += [_tokens_note(t, items, prompted[t.trial_id]) for t in trials if t.prompt]
@@ -87,6 +88,24 @@ def prepare(
     if machine is None:
         check_machine(study.config, study.trials, device, dtype)
     return study
+
+
+def experts_notes(memory: MemoryModel, trials: Sequence[TrialSpec]) -> list[str]:
+    """That adapters leave experts alone, if each layer holds them in one tensor."""
+    names = [
+        f"{name}.{key}"
+        for name, module in memory.base.named_modules()
+        if "Experts" in type(module).__name__
+        for key, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() == 3
+    ]
+    if not names or not any(trial.rank and not trial.peft for trial in trials):
+        return []
+    short = names[0].split(".layers.")[-1].partition(".")[2]
+    return [
+        f"{type(memory.base).__name__}: adapters leave its experts, no linear layers, as they "
+        f"are; method {{peft: {{peft_type: LORA, target_parameters: [{short}]}}}} trains them"
+    ]
 
 
 def rows_alone_notes(

@@ -13,9 +13,10 @@ from rankscope.config.study import TrainConfig
 from rankscope.data.encode import EncodedRow
 from rankscope.errors import CONTINUES, Interrupted
 from rankscope.models.base import Base, disable_gradient_checkpointing
+from rankscope.models.sharding import all_finite
 from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import GroupCheckpoint, restore_states, save_states
-from rankscope.train.step import compute_gradients
+from rankscope.train.step import compute_gradients, gradients
 from rankscope.train.trial_state import TrialState, start_trials
 
 StepCallback = Callable[[int, Base, Sequence[TrialState]], None]
@@ -87,11 +88,23 @@ def train_group(
             # Forward and backward. Gradients add up over the passes of a step. Trials share no
             # trained parameter, so each gets the gradient that it would have had alone.
             terms_of = [state.begin_step(step) for state in active]
-            terms = [term for own_terms in terms_of for term in own_terms]
             one_row_each = not model.packs or any(state.needs_row_passes for state in active)
             batch_tokens = 1 if one_row_each else config.batch_tokens  # a pass has at least one row
-            with model.optimizer_step([p for state in active for p in state.parameters]):
-                losses = compute_gradients(model, base, terms, batch_tokens)
+            trained = [p for state in active for p in state.parameters]
+            while True:
+                terms = [term for own_terms in terms_of for term in own_terms]
+                with model.optimizer_step(trained):
+                    losses = compute_gradients(model, base, terms, batch_tokens)
+                scaled = [state for state in active if state.loss_scale > 1]
+                too_large = [s for s in scaled if not all_finite(gradients(s.parameters))]
+                if not too_large:
+                    break
+                # Beyond float16: the step again, from half the scale; at 1 the trial has diverged.
+                for state in too_large:
+                    state.loss_scale /= 2
+                for parameter in trained:
+                    parameter.grad = None
+                terms_of = [state.begin_again(step) for state in active]
 
             # Clip, check and update, each trial by itself.
             for state, own_terms in zip(active, terms_of, strict=True):

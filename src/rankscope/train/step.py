@@ -34,6 +34,9 @@ from rankscope.train.objectives import SFT, objective_of
 from rankscope.train.objectives.objective import Objective
 
 SUPERVISED = objective_of(SFT)
+LOSS_SCALE = 2.0**16
+"""Of float16 at first. Below 6e-8 it has no numbers, where many gradients of a mean over tokens are
+(Micikevicius et al., 1710.03740); powers of two round nothing."""
 RATIO = "lr_ratio"  # Key of a parameter group: its learning rate over the trial's
 
 
@@ -45,6 +48,7 @@ class LossTerm:
     kl_weight: float = 0.0  # Of the mean KL to the base in the step's loss
     is_replay: bool = False
     objective: Objective = SUPERVISED
+    scale: float = 1.0  # Of the gradients, against underflow in float16
 
     @property
     def num_labels(self) -> int:
@@ -60,7 +64,12 @@ class LossTerm:
         share already."""
         if not self.objective.by_row:
             return losses.squeeze(0)
-        return self.weight * self.objective.loss(losses, rows, self.rows)
+        return self.factor * self.objective.loss(losses, rows, self.rows)
+
+    @property
+    def factor(self) -> float:
+        """Of its mean loss in what is differentiated."""
+        return self.weight * self.scale
 
 
 def compute_gradients(
@@ -93,7 +102,7 @@ def compute_gradients(
         for (i, rows), count in zip(parts, counts, strict=True):
             by_row = terms[i].objective.by_row
             pieces.append([sum(row.is_label) for row in rows] if by_row else [count])
-            divisors += [1.0] * len(rows) if by_row else [num_labels[i] / terms[i].weight]
+            divisors += [1.0] * len(rows) if by_row else [num_labels[i] / terms[i].factor]
         temperatures = [terms[i].objective.temperature for i in members]
         losses = mean_losses(
             at_temperatures(logits, temperatures, counts),
@@ -109,13 +118,14 @@ def compute_gradients(
             logits_of = dict(zip(members, logits.split(counts), strict=True))
             for i, reference in zip(with_kl, base_logits, strict=True):
                 kl = kl_divergences(logits_of[i], reference).sum() / num_labels[i]
-                total = total + terms[i].kl_weight * kl
+                total = total + terms[i].kl_weight * terms[i].scale * kl
                 totals[1, i] += kl.detach()
         total.backward()
         totals[0, members] += of_parts.detach() * weight
     model.shards.add_up(totals)
     return [
-        (loss / term.weight, kl) for term, loss, kl in zip(terms, *totals.tolist(), strict=True)
+        (loss / term.factor, kl)
+        for term, loss, kl in zip(terms, *totals.tolist(), strict=True)
     ]
 
 
@@ -246,6 +256,15 @@ def rate_groups(
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get(RATIO, 1.0)
+
+
+def gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def unscale_gradients(parameters: Sequence[nn.Parameter], scale: float) -> None:
+    for gradient in gradients(parameters) if scale != 1 else ():
+        gradient /= scale
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:

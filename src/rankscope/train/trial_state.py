@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -23,11 +23,13 @@ from rankscope.records import LossPoint, PenaltyPoint, RewardPoint, TrialSpec
 from rankscope.train.objectives import objective_of
 from rankscope.train.objectives.objective import Objective
 from rankscope.train.step import (
+    LOSS_SCALE,
     LossTerm,
     clip_gradients,
     new_optimizer,
     rate_groups,
     set_rate,
+    unscale_gradients,
 )
 from rankscope.train.step_schedule import learning_rate, planned_steps, trial_protocol
 
@@ -42,7 +44,7 @@ LOSS_INCREASE = 3.0
 """Nats above the first step's loss: the right token is then 20 times less likely than at the start.
 """
 SHORTEST_STRETCH = 10
-STORED_FIELDS = ("num_tokens", "num_label_tokens", "num_replay_tokens", "failure")
+STORED_FIELDS = ("num_tokens", "num_label_tokens", "num_replay_tokens", "failure", "loss_scale")
 
 
 @dataclass(slots=True)
@@ -59,6 +61,7 @@ class TrialState:
     replay_rows: Sequence[EncodedRow] = ()
     replay_sampler: ReplaySampler | None = None
     early_stop: "EarlyStop | None" = None
+    loss_scale: float = 1.0
     objective: Objective = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     losses: list[LossPoint] = field(default_factory=list)
@@ -100,11 +103,7 @@ class TrialState:
 
     def begin_step(self, step: int) -> list[LossTerm]:
         """Prepare dropout for the step, count its tokens, and return its loss terms."""
-        if self.adapter is not None:
-            self.adapter.begin_step(step)
-        if self.tuner is not None:
-            self.tuner.begin_step(step)
-        terms = self.loss_terms(step)
+        terms = self.begin_again(step)
         for term in terms:
             num_tokens = sum(len(row.input_ids) for row in term.rows)
             self.num_tokens += num_tokens
@@ -112,6 +111,14 @@ class TrialState:
             if term.is_replay:
                 self.num_replay_tokens += num_tokens
         return terms
+
+    def begin_again(self, step: int) -> list[LossTerm]:
+        """The step's terms, with its dropout from the beginning."""
+        if self.adapter is not None:
+            self.adapter.begin_step(step)
+        if self.tuner is not None:
+            self.tuner.begin_step(step)
+        return [replace(term, scale=self.loss_scale) for term in self.loss_terms(step)]
 
     def loss_terms(self, step: int) -> list[LossTerm]:
         """A step's rows by how they count: own, then replayed ones."""
@@ -134,6 +141,7 @@ class TrialState:
         own = next(loss for term, (loss, _) in losses if not term.is_replay)
         replayed = next((loss for term, (loss, _) in losses if term.is_replay), None)
         kl = next((kl for term, (_, kl) in losses if term.kl_weight), None)
+        unscale_gradients(self.parameters, self.loss_scale)
         if self.tuner is not None:
             self.tuner.penalize()
         norm = clip_gradients(self.parameters, self.protocol.max_grad_norm)
@@ -302,6 +310,7 @@ def start_trials(
             adapter=trained if isinstance(trained, Adapter) else None,
             tuner=cast("PeftTuner", trained) if trial.peft is not None else None,
             early_stop=None if trial.early_stop is None else EarlyStop(trial.early_stop),
+            loss_scale=LOSS_SCALE if base.model.dtype == torch.float16 else 1.0,
         )
         if trial.replay is not None and trial.replay_share:
             state.replay_rows = replay[trial.replay]

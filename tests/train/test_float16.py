@@ -1,0 +1,67 @@
+"""float16: gradients are scaled by powers of two, which change no result that float16 can hold."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from toy_training import bits, full_trial, losses, protocol, stop_after, trained, trial
+
+from rankscope.errors import Interrupted
+from rankscope.train import trial_state
+from rankscope.train.checkpoint import GroupCheckpoint
+from rankscope.train.loop import GroupResult
+
+TRIALS = (trial("a"), trial("b", rank=8, seed=1, dropout=0.1, kl_to_base=0.1))
+STEPS = protocol(epochs=None, max_steps=4)
+
+
+def in_float16(monkeypatch: pytest.MonkeyPatch, scale: float) -> GroupResult:
+    monkeypatch.setattr(trial_state, "LOSS_SCALE", scale)
+    return trained(TRIALS, STEPS, dtype=torch.float16)
+
+
+def distance(found: GroupResult, expected: GroupResult) -> float:
+    """Largest difference of a trial's weights, relative to their norm."""
+    pairs = zip(found.states, expected.states, strict=True)
+    flat = [[torch.cat([p.detach().flatten() for p in s.parameters]) for s in of] for of in pairs]
+    return max(float((ours - theirs).norm() / theirs.norm()) for ours, theirs in flat)
+
+
+def test_small_gradients_survive_and_large_ones_repeat_the_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without a scale some gradients are lost; from one that is too large, halved until it fits,
+    everything but the scale itself is bit for bit as from one that fitted."""
+    reference = trained(TRIALS, STEPS)
+    found = in_float16(monkeypatch, 2.0**16)
+    assert [state.loss_scale for state in found.states] == [2.0**16] * 2
+    assert distance(found, reference) < 2e-3
+    unscaled = in_float16(monkeypatch, 1.0)
+    assert distance(unscaled, reference) > 2 * distance(found, reference)
+    halved = in_float16(monkeypatch, 2.0**30)
+    assert max(state.loss_scale for state in halved.states) < 2.0**30
+    for state in (*found.states, *halved.states):
+        assert all(point.grad_norm < 10 for point in state.losses)
+        state.loss_scale = 1.0
+    assert bits(halved) == bits(found)
+
+
+def test_the_scale_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = in_float16(monkeypatch, 2.0**30)
+    checkpoint = GroupCheckpoint(tmp_path / "checkpoints" / "group")
+    options = {"dtype": torch.float16, "checkpoint": checkpoint}
+    with pytest.raises(Interrupted):
+        trained(TRIALS, STEPS, should_stop=stop_after(2), **options)
+    assert bits(trained(TRIALS, STEPS, **options)) == bits(whole)
+
+
+def test_full_fine_tuning_is_scaled_and_what_no_scale_helps_has_diverged() -> None:
+    spec = full_trial()
+    expected = losses(trained([spec], STEPS).states[0])
+    assert losses(trained([spec], STEPS, dtype=torch.float16).states[0]) == pytest.approx(
+        expected, rel=1e-3
+    )
+    lost, kept = trained((trial("lost", lr=1e6), TRIALS[0]), STEPS, dtype=torch.float16).states
+    assert lost.failure is not None
+    assert kept.failure is None
+    assert kept.loss_scale == 2.0**16
