@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from architectures import SHAPE, WINDOW
+from architectures import ARCHITECTURES, SHAPE, WINDOW
+from architectures import stock as packed
 from evaluation_worlds import tokenizer
 from peft import LoraConfig, get_peft_model
 from tiny_models import assert_close
@@ -20,6 +21,7 @@ from rankscope.errors import UserError
 from rankscope.evaluate.continuous_batching import GenerationLimits, generate
 from rankscope.evaluate.likelihood import continuation_logprobs
 from rankscope.evaluate.scorers.scorer import Question
+from rankscope.models.attention import varlen
 from rankscope.models.attention.varlen import attention_of
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.init_context import new_adapter
@@ -201,6 +203,18 @@ def check_training(architecture: str, base: Base) -> None:
                 assert_close(ours, theirs, 20 * tolerance)
 
 
+@pytest.mark.parametrize("rope", [None, "dynamic", "llama3", "yarn"])
+def test_rows_of_attention_alone_share_passes(rope: str | None) -> None:
+    """Some rotary embeddings ask how long a row is, which shapes alone do not say."""
+    if rope is None:
+        assert {attention_of(packed(name).config) for name in ARCHITECTURES} == {varlen.NAME}
+        return
+    scaling = {"rope_type": rope, "factor": 4.0, "rope_theta": 1e4}
+    scaling |= {"original_max_position_embeddings": 64, "low_freq_factor": 1, "high_freq_factor": 4}
+    config = transformers.LlamaConfig(**SHAPE, rope_parameters=scaling)
+    assert attention_of(config) == varlen.NAME
+
+
 def test_a_state_that_outlives_a_pass_is_refused() -> None:
     base = loaded("LFM2")
     layer: Any = base.model.get_input_embeddings()
@@ -214,3 +228,26 @@ def test_a_state_that_outlives_a_pass_is_refused() -> None:
     layer.register_forward_hook(leak)
     with pytest.raises(UserError, match="when another row precedes it"):
         check_rows_apart(base)
+
+
+def test_recomputed_layers_and_starts_from_data_go_row_by_row() -> None:
+    trials = [
+        targeted("LFM2", "dropout", dropout=0.2),
+        targeted("LFM2", "dora", method="dora"),
+        targeted("LFM2", "eva", method="eva", rank=8),
+    ]
+    plain, again = (
+        train_group(
+            loaded("LFM2"),
+            trials,
+            toy_rows(9),
+            TrainConfig(max_steps=2, batch_size=3, gradient_checkpointing=recomputes),
+        )
+        for recomputes in (False, True)
+    )
+    for one, other in zip(plain.states, again.states, strict=True):
+        assert losses(one) == losses(other)
+        assert one.adapter is not None
+        assert len(one.adapter.a) == 3
+        for ours, theirs in zip(one.parameters, other.parameters, strict=True):
+            assert_close(ours, theirs, 1e-6)

@@ -167,6 +167,7 @@ class RunningBatch:
         while waiting or self.sequences:
             num_finished = sum(sequence.is_finished for sequence in self.sequences)
             is_sparse = num_finished * SPARE >= len(self.sequences)
+            is_sparse |= num_finished > 0 and not self.base.packs  # no cache to copy
             is_full = bool(self.sequences) and int(self.cache.lengths.max()) >= self.cache.capacity
             if waiting and is_sparse:
                 self.admit(waiting)

@@ -111,11 +111,16 @@ def run_watched(
     base: Base, batch: RowBatch, calls: Mapping[nn.Linear, Callable[[Tensor], object]]
 ) -> None:
     """Run a batch through the bare base, and call a function with the input of each layer."""
+    of_rows: dict[nn.Linear, list[Tensor]] = {linear: [] for linear in calls}
     with ExitStack() as hooks:
         for linear, call in calls.items():
-            hook = linear.register_forward_pre_hook(lambda _, args, call=call: call(args[0]))
+            seen = call if base.packs else of_rows[linear].append
+            hook = linear.register_forward_pre_hook(lambda _, args, seen=seen: seen(args[0]))
             hooks.callback(hook.remove)
         base.logits(batch)
+    for linear, inputs in of_rows.items():
+        if inputs:
+            calls[linear](torch.cat(inputs, -2))
 
 
 def _redistributed_ranks(

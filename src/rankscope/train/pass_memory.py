@@ -18,14 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rankscope.models.attention.kernel import KernelRows, has_varlen_kernel
 from rankscope.models.attention.products import RowLayout
-from rankscope.models.attention.varlen import NAME, AttentionPlan
+from rankscope.models.attention.varlen import NAME, AttentionPlan, OnShapes
 from rankscope.models.base import (
     Row,
     RowBatch,
@@ -236,7 +235,7 @@ class PassMemory:
         )
 
 
-class AllocationCounter(TorchDispatchMode):
+class AllocationCounter(OnShapes):
     """Counts the bytes of the tensors made inside it, as long as they live.
 
     Storage that existed before does not count, and views share the storage of their tensor.
@@ -260,14 +259,7 @@ class AllocationCounter(TorchDispatchMode):
         for storage in _storages((args, kwargs)):
             if storage._cdata not in self._living:
                 self._foreign[storage._cdata] = storage
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
-            return True  # transformers asks whether positions follow one another
-        if func is torch.ops.aten._grouped_mm.default:  # on meta it refuses all but bfloat16
-            x, weights, ends = args[0], args[1], (*args, *(kwargs or {}).values())[2]
-            groups = ends.shape if weights.dim() == x.dim() else ()
-            out = x.new_empty(*groups, x.shape[0], weights.shape[-1])
-        else:
-            out = func(*args, **(kwargs or {}))
+        out = super().__torch_dispatch__(func, types, args, kwargs)
         for storage in _storages(out):
             if storage._cdata not in self._living and storage._cdata not in self._foreign:
                 self._born(storage)

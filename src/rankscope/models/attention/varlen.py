@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedConfig
 
 from rankscope.errors import UserError
@@ -108,7 +109,8 @@ def cached_values_per_token(config: PretrainedConfig) -> int:
     text = config.get_text_config()
     queries = getattr(text, "num_attention_heads", None) or 1  # a state space has none
     heads = getattr(text, "num_key_value_heads", None) or queries
-    width = getattr(text, "head_dim", None) or text.hidden_size // queries
+    width = getattr(text, "qk_head_dim", None) or getattr(text, "head_dim", None)
+    width = width or text.hidden_size // queries
     return int(2 * text.num_hidden_layers * heads * width)
 
 
@@ -250,11 +252,18 @@ def _varlen_attention(
         found = "layers that pass no keyword arguments on to their attention"
         expected = "an architecture such as Llama, Qwen, Mistral or Gemma"
         raise UserError(type(module).__name__, found, expected, "choose another model")
-    features = [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]
-    if features or value.shape[-1] != query.shape[-1]:
-        found = f"the attention feature {(features or ['values of another width'])[0]!r}"
-        expected = "an architecture without it"
-        raise UserError(type(module).__name__, found, expected, "choose another model")
+    for feature in ("softcap", "s_aux"):
+        if kwargs.get(feature) is not None:
+            found = f"the attention feature {feature!r}"
+            expected = "an architecture without it"
+            raise UserError(type(module).__name__, found, expected, "choose another model")
+    width = value.shape[-1]
+    if width < query.shape[-1]:  # latent attention; zeros stay zeros in every sum over keys
+        padded = F.pad(value, (0, query.shape[-1] - width))
+        out, _ = _varlen_attention(
+            module, query, key, padded, None, scaling, dropout, plan, **kwargs
+        )
+        return out[..., :width], None
     # Under autocast rotary positions leave queries and keys in float32.
     query, key = query.to(value.dtype), key.to(value.dtype)
     window = kwargs.get("sliding_window")
@@ -330,6 +339,21 @@ def register_attention() -> None:
     AttentionInterface.register(NAME, _varlen_attention)
 
 
+class OnShapes(TorchDispatchMode):
+    """Lets whole models run on the meta device, whose tensors have shapes and no values."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return 1  # models ask whether positions follow one another, or how many there are
+        if func is torch.ops.aten._grouped_mm.default:  # it refuses all but bfloat16
+            x, weights, ends = (*args, *(kwargs or {}).values())[:3]
+            groups = ends.shape if weights.dim() == x.dim() else ()
+            return x.new_empty(*groups, x.shape[0], weights.shape[-1])
+        return func(*args, **(kwargs or {}))
+
+
 def attention_of(config: PretrainedConfig) -> str | None:
     """The attention of models of a configuration: ours if rows can share a pass, or None, by which
     transformers chooses one. Found on shapes: each layer attends through ours, none convolves."""
@@ -341,9 +365,9 @@ def attention_of(config: PretrainedConfig) -> str | None:
         attending.add(layer)
 
     try:
-        with meta, torch.no_grad():
+        with meta, torch.no_grad(), OnShapes():
             model: Any = AutoModelForCausalLM.from_config(
-                copy.deepcopy(config), attn_implementation=NAME, dtype=torch.bfloat16
+                copy.deepcopy(config), attn_implementation=NAME
             )
             ids = torch.zeros(1, 4, dtype=torch.int64)
             model(input_ids=ids, use_cache=False, attention_plan=replace(plan, probe=note))
