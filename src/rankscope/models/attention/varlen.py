@@ -365,7 +365,7 @@ def attention_of(config: PretrainedConfig) -> str | None:
         attending.add(layer)
 
     try:
-        with meta, torch.no_grad(), OnShapes():
+        with meta, torch.no_grad(), OnShapes():  # type: ignore[no-untyped-call]
             model: Any = AutoModelForCausalLM.from_config(
                 copy.deepcopy(config), attn_implementation=NAME
             )
