@@ -19,6 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from rankscope.errors import UserError
 from rankscope.models.attention import varlen
 from rankscope.models.attention.varlen import AttentionPlan, KVCache
+from rankscope.models.compiled import compute_plainly
 from rankscope.models.multi_lora import AdapterSpan, MultiLora, linear_layers, unwrap
 from rankscope.models.quantize import dense_weight
 from rankscope.models.sharding import Shards, trainable_shards
@@ -243,6 +244,7 @@ class Base:
             return made
         copied = self.copied()
         model = copied.model.float()
+        compute_plainly(model)  # compiled functions take frozen weights, and no mixed precision
         model.requires_grad_(True)
         if self.model.dtype != model.dtype:
             copied.product_dtype = self.model.dtype

@@ -25,6 +25,7 @@ from rankscope.hashing import weights_sha256
 from rankscope.models.attention import varlen
 from rankscope.models.attention.varlen import KVCache
 from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.compiled import compile_elementwise, is_compiled
 from rankscope.models.model_folder import damaged, model_folder
 from rankscope.models.multi_lora import MultiLora
 from rankscope.models.parameters import model_on_meta, read_model_config
@@ -120,7 +121,10 @@ def load_trained_model(base: Base, folder: Path) -> Base:
     if base.shards.size > 1:
         return sharded_base(base.shards, "trained", record, folder, model, base.tokenizer)
     model.to(base.device)  # type: ignore[arg-type]  # a wrapper without its own types
-    return frozen_base(model, base.tokenizer, record, folder)
+    trained = frozen_base(model, base.tokenizer, record, folder)
+    if is_compiled(base.model):
+        compile_elementwise(model)
+    return trained
 
 
 def frozen_base(

@@ -51,6 +51,7 @@ NOT_TRAINING = frozenset(
         "evaluate_every",
         "evaluate_items",
         "gradient_checkpointing",
+        "kernels",
         "lora_implementation",
     }
 )

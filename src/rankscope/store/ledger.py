@@ -5,7 +5,7 @@ import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Self
+from typing import Any, Literal, Self
 
 from pydantic import FiniteFloat
 
@@ -178,6 +178,13 @@ class Ledger:
             check_same_versions(self.out, history[-1], provenance)
         if history[-1].model_copy(update={"created": provenance.created}) != provenance:
             self._put(provenance=json_list([*history, provenance]))
+
+    def kernels(self) -> Literal["plain", "compiled"] | None:
+        """``train.kernels`` of the stored study; None if there is none."""
+        config = stored(self._db, "config", dict[str, Any])
+        if config is None:
+            return None
+        return "compiled" if config["train"].get("kernels") == "compiled" else "plain"
 
     def put_notes(self, notes: Sequence[str]) -> None:
         self._put(notes=json.dumps(list(notes)))

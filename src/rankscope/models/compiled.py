@@ -1,0 +1,197 @@
+"""Element-wise work of a frozen model as compiled functions: norms, rotary embeddings and gates.
+
+Between two products PyTorch walks over memory once for each operation, and keeps a float32 copy of
+every norm's input. ``torch.compile`` makes one walk of each of these functions, forward and
+backward, and keeps their inputs alone. The functions are the model's own: a norm's ``forward``, the
+rotary embedding of its attention's module, its activation. Every token has its own arithmetic, so
+its numbers depend neither on the tokens beside it nor on the shape that was compiled first.
+
+    N tokens; H query and K key heads; D head dim
+"""
+
+import inspect
+import os
+from collections.abc import Callable
+from functools import cache, cached_property
+from types import FunctionType, MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rankscope.errors import first_line
+from rankscope.models.fetch import cache_folder
+
+ROTARY = "apply_rotary_pos_emb"  # The function's name in transformers' modules
+MOST_GRAPHS = 64
+"""Of one function in a process: one for each class of layers, width, and mode of autograd."""
+
+
+class _Compiled:
+    """``function(owner, *tensors)``, and the gradient of its first ``num_inputs`` tensors, which
+    all have N tokens first."""
+
+    def __init__(self, function: Callable[..., Any], num_inputs: int) -> None:
+        self.function, self.num_inputs = function, num_inputs
+
+    @cached_property
+    def forward(self) -> Callable[..., Any]:
+        return torch.compile(self.function, dynamic=True, fullgraph=True)
+
+    @cached_property
+    def backward(self) -> Callable[..., Any]:
+        def gradient(grads: Any, owner: Any, *tensors: Tensor) -> Any:
+            inputs, rest = tensors[: self.num_inputs], tensors[self.num_inputs :]
+            return torch.func.vjp(lambda *xs: self.function(owner, *xs, *rest), *inputs)[1](grads)
+
+        return torch.compile(gradient, dynamic=True, fullgraph=True)
+
+    def __call__(self, owner: Any, *tensors: Tensor) -> Any:
+        if len(tensors[0]) == 1:  # A dimension of 1 would be compiled for itself
+            out = self(owner, *(torch.cat([x, x]) for x in tensors))
+            return out[:1] if isinstance(out, Tensor) else tuple(x[:1] for x in out)
+        if torch.is_grad_enabled():
+            return _WithGradient.apply(self, owner, *tensors)  # type: ignore[no-untyped-call]
+        return self.forward(owner, *(x.contiguous() for x in tensors))
+
+
+class _WithGradient(torch.autograd.Function):
+    """A compiled function that keeps its inputs alone."""
+
+    @staticmethod
+    def forward(ctx: Any, compiled: _Compiled, owner: Any, *tensors: Tensor) -> Any:
+        tensors = tuple(x.detach().contiguous() for x in tensors)
+        ctx.save_for_backward(*tensors)
+        ctx.compiled, ctx.owner = compiled, owner
+        return compiled.forward(owner, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        tensors, above = ctx.saved_tensors, tuple(grad.contiguous() for grad in grads)
+        given = above if len(above) > 1 else above[0]
+        gradients = ctx.compiled.backward(given, ctx.owner, *tensors)
+        return None, None, *gradients, *(len(tensors) - len(gradients)) * [None]
+
+
+def _norm(layer: Any, x: Tensor) -> Tensor:
+    y: Tensor = type(layer).forward(layer, x)
+    return y
+
+
+def _gate(mlp: Any, gate: Tensor, up: Tensor) -> Tensor:
+    inner: Tensor = mlp.act_fn(gate) * up
+    return inner
+
+
+def _rotate(rotary: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+    """q (N, H, D) and k (N, K, D) at the positions of ``cos`` and ``sin``, (N, D)."""
+    rotated = rotary(*(x.transpose(0, 1)[None] for x in (q, k)), cos[None], sin[None])
+    return tuple(x[0].transpose(0, 1).contiguous() for x in rotated)
+
+
+NORM, GATE, ROTATE = _Compiled(_norm, 1), _Compiled(_gate, 2), _Compiled(_rotate, 2)
+
+
+# --- the layers that call them
+
+
+def _norm_forward(self: nn.Module, x: Tensor) -> Tensor:
+    y: Tensor = NORM(self, x.reshape(-1, x.shape[-1]))
+    return y.view(x.shape)
+
+
+def _mlp_forward(self: Any, x: Tensor) -> Tensor:
+    gate, up = self.gate_proj(x), self.up_proj(x)
+    inner = GATE(self, *(part.reshape(-1, part.shape[-1]) for part in (gate, up)))
+    y: Tensor = self.down_proj(inner.view(gate.shape))
+    return y
+
+
+def _attention_forward(cls: type[nn.Module]) -> Callable[..., Any] | None:
+    """The class's forward with the compiled rotary embedding; None if it calls none by name."""
+    plain: Any = inspect.unwrap(cls.forward)
+    rotary: Any = plain.__globals__.get(ROTARY)
+    if rotary is None or ROTARY not in plain.__code__.co_names:
+        return None
+
+    def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *rest: Any, **named: Any) -> Any:
+        if rest or named or cos.dim() != 3 or not len(q) == len(k) == len(cos) == 1:
+            return rotary(q, k, cos, sin, *rest, **named)
+        rotated = ROTATE(rotary, *(x[0].transpose(0, 1) for x in (q, k)), cos[0], sin[0])
+        return tuple(x.transpose(0, 1)[None] for x in rotated)
+
+    # The function is a global of its module, which other models of this process share.
+    names, code = {**plain.__globals__, ROTARY: rotate}, plain.__code__
+    made = FunctionType(code, names, plain.__name__, plain.__defaults__, plain.__closure__)
+    made.__kwdefaults__ = plain.__kwdefaults__
+    return made
+
+
+def _is_norm(layer: Any) -> bool:
+    """Whether it has one weight per feature, and the scale of its input does not matter."""
+    weights = list(layer.parameters())
+    # torch's own LayerNorm is one walk already.
+    if isinstance(layer, nn.LayerNorm) or [*layer.children()] or [w.dim() for w in weights] != [1]:
+        return False
+    x = torch.linspace(-3, 2, 2 * len(weights[0])).view(2, -1).to(weights[0])
+    y, of_larger = layer(x), layer(4 * x)
+    return y.shape == x.shape and bool(y.any()) and torch.allclose(y, of_larger, 0.02, 0.02)
+
+
+def _is_gated(mlp: Any, like: Tensor) -> bool:
+    """Whether it computes down(act(gate(x)) * up(x))."""
+    if not all(hasattr(mlp, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
+        return False
+    x = torch.linspace(-2, 2, 2 * mlp.down_proj.out_features).view(1, 2, -1).to(like)
+    return torch.equal(mlp(x), mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)))
+
+
+@torch.no_grad()
+def compile_elementwise(model: PreTrainedModel) -> None:
+    """Let a frozen model without adapters compute its element-wise parts by compiled functions. Its
+    weights and their names stay; functions are compiled when they are first called."""
+    _configure()
+    like = torch.empty(0, dtype=model.dtype, device=model.device)
+    chosen: dict[type[nn.Module], Callable[..., Any] | None] = {}
+    for layer in model.modules():
+        kind = type(layer)
+        if kind not in chosen:
+            own = _mlp_forward if _is_gated(layer, like) else _attention_forward(kind)
+            chosen[kind] = _norm_forward if _is_norm(layer) else own
+        if (forward := chosen[kind]) is not None:
+            layer.forward = MethodType(forward, layer)
+
+
+def compute_plainly(model: nn.Module) -> None:
+    """Undo :func:`compile_elementwise`."""
+    for layer in model.modules():
+        if isinstance(vars(layer).get("forward"), MethodType):
+            del layer.forward
+
+
+def is_compiled(model: nn.Module) -> bool:
+    return any(isinstance(vars(layer).get("forward"), MethodType) for layer in model.modules())
+
+
+def _configure() -> None:
+    import torch._dynamo
+    import torch._inductor.config
+
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    torch._dynamo.config.recompile_limit = MOST_GRAPHS
+    torch._inductor.config.compile_threads = 1  # Others are processes that import torch, and stay
+
+
+@cache
+def why_not_compiled(device: torch.device) -> str:
+    """What keeps functions from being compiled on a device, by compiling a small one; '' if
+    nothing does."""
+    _configure()
+    try:
+        with torch._inductor.config.patch(force_disable_caches=True):
+            double = torch.compile(lambda x: x.sin() * 2, dynamic=True, fullgraph=True)
+            double(torch.ones(64, device=device))
+    except Exception as error:  # of torch, of the compiler, of the file system
+        return first_line(error)
+    return ""

@@ -1,0 +1,118 @@
+"""Compiled norms, rotary embeddings and gates against PyTorch's own operations."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from architectures import stock
+from tiny_models import IDS, assert_close, base_of, logits_of, tiny_llama
+from torch import Tensor
+from toy_training import EVERY_METHOD, losses, protocol, toy_rows
+
+from rankscope.models import compiled
+from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.compiled import compile_elementwise, compute_plainly, is_compiled
+from rankscope.train.loop import train_group
+from rounding import rounding, terms_of_pass
+
+ROWS = [Row(IDS, range(len(IDS))), Row(IDS[:3], [2]), Row(IDS[2:], [0, 5])]
+
+
+def logits_and_gradient(base: Base) -> tuple[Tensor, Tensor]:
+    """Of the embeddings of three rows."""
+    seen: list[Tensor] = []
+
+    def keep(_: object, __: object, out: Tensor) -> Tensor:
+        seen.append(out.detach().requires_grad_())
+        return seen[-1]
+
+    handle = base.model.get_input_embeddings().register_forward_hook(keep)
+    logits = base.logits(RowBatch.of(ROWS, base.device))
+    handle.remove()
+    logits.float().logsumexp(1).sum().backward()
+    assert seen[0].grad is not None
+    return logits.detach(), seen[0].grad
+
+
+def gap(found: Tensor, expected: Tensor) -> float:
+    return float((found.float() - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("architecture", ["Llama", "Gemma 3"])
+def test_values_and_gradients_are_those_of_the_model(architecture: str) -> None:
+    """Gemma's norms multiply by 1 + w and its heads have some; its gate is a GELU. In bfloat16 both
+    ways are as far from float32."""
+    exact = base_of(stock(architecture))
+    names = list(exact.model.state_dict())
+    expected = logits_and_gradient(exact)
+    compile_elementwise(exact.model)
+    assert is_compiled(exact.model)
+    tolerance = rounding(terms_of_pass(exact.model.config))
+    for ours, theirs in zip(logits_and_gradient(exact), expected, strict=True):
+        assert_close(ours, theirs, tolerance)
+    assert list(exact.model.state_dict()) == names
+
+    rounded = base_of(stock(architecture).bfloat16())
+    plainly = logits_and_gradient(rounded)
+    compile_elementwise(rounded.model)
+    for ours, theirs, right in zip(logits_and_gradient(rounded), plainly, expected, strict=True):
+        assert 0 < gap(ours, right) <= 1.5 * gap(theirs, right)
+    compute_plainly(rounded.model)
+    again = logits_and_gradient(rounded)
+    assert all(torch.equal(a, b) for a, b in zip(plainly, again, strict=True))
+
+
+def test_a_token_alone_has_the_numbers_that_it_has_among_others() -> None:
+    model = tiny_llama().bfloat16().requires_grad_(False)
+    layer = model.model.layers[0]
+    rotary = type(layer.self_attn).forward.__wrapped__.__globals__[compiled.ROTARY]  # type: ignore[attr-defined]
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(97, *shape, generator=generator).bfloat16().requires_grad_()
+
+    generator = torch.Generator().manual_seed(0)
+    calls: list[tuple[Callable[..., object], list[Tensor]]] = [
+        (lambda x: compiled.NORM(layer.input_layernorm, x), [draw(64)]),
+        (lambda x, y: compiled.GATE(layer.mlp, x, y), [draw(96), draw(96)]),
+        (lambda *x: compiled.ROTATE(rotary, *x), [draw(4, 16), draw(2, 16), draw(16), draw(16)]),
+    ]
+    for call, tensors in calls:
+        whole = both_ways(call, tensors)
+        for span in (slice(0, 1), slice(5, 7), slice(30, 96)):
+            parts = both_ways(call, [x[span].detach().requires_grad_() for x in tensors])
+            for part, of_all in zip(parts, whole, strict=True):
+                assert torch.equal(part, of_all[span])
+
+
+def both_ways(call: Callable[..., object], tensors: list[Tensor]) -> list[Tensor]:
+    """Results, and gradients if those of the results are what they are."""
+    found = call(*tensors)
+    results = [found] if isinstance(found, Tensor) else list(found)  # type: ignore[call-overload]
+    gradients = torch.autograd.grad(
+        results, tensors, [x.detach().cos() for x in results], allow_unused=True
+    )
+    return [*results, *(gradient for gradient in gradients if gradient is not None)]
+
+
+@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}], ids=str)
+def test_a_group_of_every_method_trains_as_plainly(settings: dict[str, object]) -> None:
+    steps = protocol(epochs=1, **settings)
+    plain, fused = base_of(tiny_llama()), base_of(tiny_llama())
+    compile_elementwise(fused.model)
+    found, expected = (
+        train_group(base, EVERY_METHOD, toy_rows(), steps) for base in (fused, plain)
+    )
+    for ours, theirs in zip(found.states, expected.states, strict=True):
+        assert losses(ours) == pytest.approx(losses(theirs), rel=1e-4)
+        assert ours.failure is None
+
+
+def test_a_copy_to_train_computes_plainly() -> None:
+    base = base_of(tiny_llama())
+    expected = logits_of(base)
+    compile_elementwise(base.model)
+    copied = base.copied()
+    assert is_compiled(copied.model)
+    compute_plainly(base.model)  # the copy's layers are its own
+    assert_close(logits_of(copied), expected)
+    assert not is_compiled(copied.trainable_copy().model)
