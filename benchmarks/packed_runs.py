@@ -3,6 +3,7 @@
 A part is switched off by putting back what others do in its place; the losses stay the same.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -20,6 +21,7 @@ from rankscope.config.study import ModelConfig, TrainConfig
 from rankscope.models.attention import varlen
 from rankscope.models.attention.varlen import AttentionPlan
 from rankscope.models.base import Base, RowBatch
+from rankscope.models.compiled import compile_elementwise
 from rankscope.models.load import load_base
 from rankscope.models.multi_lora import AdapterSlice, AdapterSpan, MultiLoraProduct
 from rankscope.records import TrialSpec
@@ -41,7 +43,10 @@ def load(rows: Rows) -> Base:
     """The base, as a study loads it."""
     setting = rows.setting
     config = ModelConfig(path=setting.model, prompt_format="plain")
-    return load_base(config, setting.torch_device(), setting.torch_dtype())
+    base = load_base(config, setting.torch_device(), setting.torch_dtype())
+    if setting.kernels == "compiled":
+        compile_elementwise(base.model)
+    return base
 
 
 def train(
@@ -57,6 +62,37 @@ def train(
         times.tokens += rows.timed_tokens(state.spec)
     times.seconds += clock.seconds_after(rows.setting.warmup_steps)
     base.multi_lora.clear()
+
+
+# --- where the time goes
+
+KINDS = {
+    "products": "aten::(addmm_?|mm|bmm|baddbmm_?)",
+    "softmax": "aten::_softmax.*",
+    "copies": "aten::(copy_|cat|index_select|index_fill_|fill_|zero_|contiguous|clone)",
+    "compiled": ".*CompiledFxGraph.*|triton.*",
+    "other operations": "aten::.*",
+    "Python and dispatch": ".*",
+}
+"""Kinds of work by the first pattern that the profiler's name of an event matches whole."""
+
+
+def shares(rows: Rows) -> Times:
+    """The share of a second step's processor time that each kind of work takes, in ``notes``."""
+    base, specs = load(rows), rows.setting.specs()
+    short = replace(rows, setting=replace(rows.setting, steps=1, warmup_steps=0))
+    protocol = rows.setting.protocol().model_copy(
+        update={"max_steps": 1, "schedule": "constant", "warmup_fraction": 0.0}
+    )
+    train(base, specs, short, protocol, Times())
+    with torch.profiler.profile() as profiler:
+        train(base, specs, short, protocol, Times())
+    taken = dict.fromkeys(KINDS, 0.0)
+    for event in profiler.key_averages():
+        kind = next(kind for kind, name in KINDS.items() if re.fullmatch(name, event.key))
+        taken[kind] += event.self_device_time_total or event.self_cpu_time_total
+    whole = sum(taken.values())
+    return Times(notes={kind: time / whole for kind, time in taken.items()})
 
 
 # --- what each part contributes -------------------------------------------------------------------

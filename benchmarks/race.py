@@ -57,6 +57,7 @@ class Setting:
         steps: optimizer steps of each trial, warm-up included.
         warmup_steps: first steps of each run that are not timed.
         objective: what is minimized; with ``dpo`` rows have a rejected answer.
+        kernels: Rankscope's, as ``train.kernels``.
     """
 
     model: str
@@ -71,6 +72,7 @@ class Setting:
     dtype: str = "auto"
     device: str = "auto"
     objective: str = "sft"
+    kernels: str = "plain"
 
     def torch_device(self) -> torch.device:
         """Where to compute."""

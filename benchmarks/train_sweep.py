@@ -8,10 +8,11 @@ line is one JSON object; benchmarks/README.md says what the fields mean.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
-from race import Rows, Setting, Times, announce, heading, parity_of, run_side
+from race import Rows, Setting, Times, announce, heading, parity_of, rounded, run_side
 from rankscope.models.fetch import cached_model_folder
 
 PEERS = {"trl": ("single_runs", "trl"), "hand_tuned": ("single_runs", "hand_tuned")}
@@ -30,6 +31,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"])
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--kernels", default="plain", choices=["plain", "compiled"])
+    parser.add_argument("--shares", action="store_true", help="where our time goes, no race")
     parser.add_argument("--no-parts", action="store_true", help="skip the parts' contributions")
     parser.add_argument("--parity", action="store_true", help="compare losses and nothing else")
     return parser.parse_args(arguments)
@@ -49,6 +52,7 @@ def setting_of(options: argparse.Namespace) -> Setting:
         steps=options.steps,
         dtype=options.dtype,
         device=options.device,
+        kernels=options.kernels,
     )
 
 
@@ -85,6 +89,9 @@ def main() -> int:
     """Race, print, and exit with 1 where the sides did not compute the same."""
     options = parse()
     rows = Rows.read(setting_of(options))
+    if options.shares:
+        print(json.dumps(rounded(run_side("packed_runs", "shares", rows).notes)))
+        return 0
     peers = {name: run_side(*side, rows) for name, side in PEERS.items()}
     ours = run_side("packed_runs", "packed", rows)
     result = heading("train_sweep", rows.setting)
@@ -92,6 +99,7 @@ def main() -> int:
     if not options.parity:
         result |= ratios(rows, ours, peers)
         result |= utilization(rows, ours)
+        result["time_shares"] = run_side("packed_runs", "shares", rows).notes
         sides = {**peers, "packed": ours}
         result["tokens_per_second"] = {n: times.tokens_per_second for n, times in sides.items()}
         result["hand_tuned"] = peers["hand_tuned"].notes

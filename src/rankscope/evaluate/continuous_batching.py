@@ -295,7 +295,7 @@ class RunningBatch:
             position_ids=self.cache.lengths[None].clamp(max=self.limits.context - 1).to(device),
             lengths=(1,) * num_rows,
             segments=self.spans,
-            keep=torch.arange(num_rows, device=device),
+            keep=torch.arange(num_rows),
         )
         logits = self.base.logits(batch, self.cache, store=True)
         self.tokens = self.accept_next(logits, self.sequences)

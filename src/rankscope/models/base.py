@@ -54,7 +54,7 @@ class RowBatch:
     position_ids: Tensor  # (1, N) int64
     lengths: tuple[int, ...]
     segments: tuple[AdapterSpan, ...]
-    keep: Tensor  # (M,) indices into N at which logits are computed, rows in order
+    keep: Tensor  # (M,) indices into N at which logits are computed, rows in order; on the CPU
     branches: tuple[tuple[int, ...], ...] = ()  # By row; empty if no row has any
 
     def kept_segments(self) -> tuple[AdapterSpan, ...]:
@@ -104,7 +104,7 @@ class RowBatch:
             position_ids=torch.tensor([positions], device=device),
             lengths=tuple(len(row.ids) for row in rows),
             segments=tuple(segments),
-            keep=torch.tensor(keep, dtype=torch.int64, device=device),
+            keep=torch.tensor(keep, dtype=torch.int64),
             branches=branches if any(branches) else (),
         )
 
@@ -172,7 +172,7 @@ class Base:
                 input_ids=batch.input_ids,
                 position_ids=batch.position_ids,
                 use_cache=False,
-                logits_to_keep=batch.keep,
+                logits_to_keep=batch.keep.to(self.device),
                 attention_plan=plan,
             ).logits.squeeze(0)
         if cache is not None and store:

@@ -11,6 +11,7 @@ its numbers depend neither on the tokens beside it nor on the shape that was com
 
 import inspect
 import os
+import warnings
 from collections.abc import Callable
 from functools import cache, cached_property
 from types import FunctionType, MethodType
@@ -189,7 +190,8 @@ def why_not_compiled(device: torch.device) -> str:
     nothing does."""
     _configure()
     try:
-        with torch._inductor.config.patch(force_disable_caches=True):
+        with warnings.catch_warnings(), torch._inductor.config.patch(force_disable_caches=True):
+            warnings.simplefilter("ignore")  # torch's own, of caches that are off
             double = torch.compile(lambda x: x.sin() * 2, dynamic=True, fullgraph=True)
             double(torch.ones(64, device=device))
     except Exception as error:  # of torch, of the compiler, of the file system

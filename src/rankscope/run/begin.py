@@ -5,10 +5,8 @@ import signal
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from types import FrameType
-from typing import Literal
 
 from transformers.utils.logging import disable_progress_bar
 
@@ -21,15 +19,13 @@ from rankscope.device import (
 )
 from rankscope.errors import CONTINUES, STOP_SIGNALS, Interrupted, UserError
 from rankscope.filesystem import replace_text
-from rankscope.models.base import Base
-from rankscope.models.compiled import compile_elementwise, why_not_compiled
 from rankscope.models.load import base_record, load_base
 from rankscope.models.sharding import Shards
 from rankscope.progress import ProgressReporter
 from rankscope.records import BASE, FAILED, trial_of
 from rankscope.run.context import RunContext
 from rankscope.run.group_ledger import GroupLedger
-from rankscope.run.machines import choose_kernels
+from rankscope.run.kernels import load_for, with_kernels
 from rankscope.run.prepared import PreparedStudy
 from rankscope.store import Ledger
 
@@ -57,7 +53,7 @@ def begin_run(
     used.
     """
     check_record_settings(ledger, study)
-    study = _with_kernels(study, ledger.kernels())
+    study = with_kernels(study, ledger.kernels())
     config, before = study.config, ledger.statuses()
     tokenizer = study.data.encoder.tokenizer  # one of 262,144 entries takes .25 GB
     source = (config.model, study.device, study.dtype)
@@ -65,7 +61,7 @@ def begin_run(
     load = partial(load_base, *source, config.quantize, tokenizer, shards)
     groups = GroupLedger(ledger, study)
     context = RunContext(
-        study, ledger, record, partial(_load, study, load), reporter, should_stop, groups
+        study, ledger, record, partial(load_for, study, load), reporter, should_stop, groups
     )
     if not (has_executor or ledger.artifacts()):  # a base that cannot be loaded leaves no study
         context.load_base()
@@ -83,38 +79,6 @@ def begin_run(
     for note in study.notes:
         reporter.note(note)
     return context
-
-
-def _with_kernels(
-    study: PreparedStudy, before: Literal["plain", "compiled"] | None
-) -> PreparedStudy:
-    """The study with ``train.kernels`` chosen, once for all its results. ``before``: the choice of
-    earlier runs."""
-    kernels, notes = study.config.train.kernels, study.notes
-    if kernels == "auto":
-        kernels, note = choose_kernels(study) if before is None else (before, "")
-        notes = (*notes, note) if note else notes
-    elif before not in (None, kernels):
-        mixed = f"train.kernels: {kernels} now, {before} before: results differ by rounding"
-        notes = (*notes, mixed)
-    train = study.config.train.model_copy(update={"kernels": kernels})
-    config = study.config.model_copy(update={"train": train})
-    return replace(study, config=config, notes=notes)
-
-
-def _load(study: PreparedStudy, load: Callable[[], Base]) -> Base:
-    """The base, compiled if results are. Raises UserError: nothing can be compiled here."""
-    if study.config.train.kernels != "compiled":
-        return load()
-    reason = why_not_compiled(study.device)
-    if study.config.train.devices > 1:
-        reason = "several devices hold the base together"
-    if reason:
-        do = "make it work, or set 'plain': what is stored and what is new then differ by rounding"
-        raise UserError("train.kernels", f"'compiled', but {reason}", do=do)
-    base = load()
-    compile_elementwise(base.model)
-    return base
 
 
 def plan_again(ledger: Ledger, retry: Collection[str]) -> None:

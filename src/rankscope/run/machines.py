@@ -14,7 +14,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from typing import Literal
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -27,11 +26,10 @@ from rankscope.device import (
     limit_kernel_cache,
     release_freed_memory,
 )
-from rankscope.errors import UserError, did_you_mean, first_line
+from rankscope.errors import UserError, did_you_mean
 from rankscope.formatting import count
 from rankscope.models.attention import varlen
 from rankscope.models.base import Base
-from rankscope.models.compiled import compile_elementwise, compute_plainly, why_not_compiled
 from rankscope.models.load import frozen_base, model_record
 from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.multi_lora import unwrap
@@ -55,13 +53,6 @@ STEP_SECONDS = 1.0  # Estimated, of a step; of a larger model fewer layers run
 WEIGHT_DEVIATION = 0.02  # Standard deviation of the random weights
 
 now = time.perf_counter
-
-SAVED_SECONDS = 1.7e-8
-"""Of compiled functions, in training, per token, layer and feature: SmolLM2 in bfloat16 on two
-cores with AMX, 8.2 s a step of 5,380 tokens to 6.6."""
-COMPILE_SECONDS = 30.0  # Of all functions, once, on two idle cores
-WORTH_A_TRY = 10 * COMPILE_SECONDS  # Estimated saving
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}  # Relative, of losses
 
 PUBLISHED_UTILIZATION = 0.41
 """Most of the product rate that training is planned to use on a machine that was not measured.
@@ -230,7 +221,7 @@ def measured_machine(inputs: PreparedStudy) -> Machine:
     if not lora or train.devices > 1 or inputs.config.quantize != "none":
         return machine
     ranks = sorted(trial.rank or 1 for trial in lora)
-    trials = [_probe_trial(lora[0], rank, seed) for seed, rank in enumerate((ranks[0], ranks[-1]))]
+    trials = [probe_trial(lora[0], rank, seed) for seed, rank in enumerate((ranks[0], ranks[-1]))]
     rows = inputs.data.rows[lora[0].task]
     full_pass = round(train.batch_tokens / len(trials) * len(rows.rows) / rows.num_tokens)
     own = trial_protocol(lora[0], train)
@@ -287,7 +278,7 @@ def with_layers(inputs: PreparedStudy, layers: int) -> PreparedStudy:
     return dataclasses.replace(inputs, base=base, grouping=grouping)
 
 
-def _probe_trial(of: TrialSpec, rank: int, seed: int) -> TrialSpec:
+def probe_trial(of: TrialSpec, rank: int, seed: int) -> TrialSpec:
     return TrialSpec(
         trial_id=f"probe-{seed}",
         task=of.task,
@@ -308,9 +299,9 @@ def step_seconds(probed: PreparedStudy, machine: Machine) -> float:
 
 def _run_steps(probed: PreparedStudy, machine: Machine) -> float:
     """The share of the product rate that the fastest step reaches."""
-    base = _probed_base(probed)
+    base = probed_base(probed)
     try:
-        seconds, _ = _fastest_step(base, probed)
+        seconds, _ = fastest_step(base, probed)
     finally:
         del base
         gc.collect()  # layers and adapters refer to each other
@@ -323,7 +314,7 @@ def _run_steps(probed: PreparedStudy, machine: Machine) -> float:
     return per_token / (seconds * machine.rates[dtype_name(probed.dtype)] * 1e12)
 
 
-def _probed_base(probed: PreparedStudy) -> Base:
+def probed_base(probed: PreparedStudy) -> Base:
     """A random base, if there is room for it and its steps. Raises MemoryError."""
     memory, counts = probed.grouping.model, probed.grouping.counts[probed.trials[0].task]
     needed = memory.of_group(probed.trials, counts, probed.config.train).total_bytes
@@ -333,7 +324,7 @@ def _probed_base(probed: PreparedStudy) -> Base:
     return random_base(probed)
 
 
-def _fastest_step(base: Base, probed: PreparedStudy) -> tuple[float, list[float]]:
+def fastest_step(base: Base, probed: PreparedStudy) -> tuple[float, list[float]]:
     """Seconds of a token in the fastest step, as what else the machine does only slows the others,
     and the losses."""
     ends: list[tuple[float, int]] = []
@@ -365,51 +356,3 @@ def random_base(inputs: PreparedStudy) -> Base:
     tokenizer, device = inputs.data.encoder.tokenizer, inputs.device
     record = model_record(inputs.config.model, device, inputs.dtype, model, tokenizer, "")
     return frozen_base(model, tokenizer, record, inputs.base.folder)
-
-
-# --- ``train.kernels: auto``
-
-
-def choose_kernels(study: PreparedStudy) -> tuple[Literal["plain", "compiled"], str]:
-    """How a study that has no results yet computes what ``models/compiled.py`` can compile, and a
-    note if it would gain by that but cannot.
-
-    Compiled, if adapters train on this machine, if the saving known from another machine is worth a
-    try, and if steps of a few layers here show that the study saves more than compiling takes.
-    """
-    config, shape = study.config, study.base.config.get_text_config()
-    lora = [t for t in study.trials if not t.trains_alone and t.trains]
-    tokens = sum(map(study.training_tokens, lora))
-    estimate = SAVED_SECONDS * tokens * shape.num_hidden_layers * shape.hidden_size
-    is_elsewhere = config.runs_elsewhere or config.train.devices > 1
-    if estimate < WORTH_A_TRY or is_elsewhere or study.device.type not in ("cpu", "cuda"):
-        return "plain", ""
-    reason = why_not_compiled(study.device)
-    try:
-        saved = 0.0 if reason else _saved_per_token(study, lora[0])
-    except Exception as error:  # of what is wrong otherwise, the run will tell
-        saved, reason = 0.0, first_line(error)
-    if saved * tokens > COMPILE_SECONDS:
-        return "compiled", ""
-    slower = "train.kernels: plain, as nothing can be compiled"
-    return "plain", f"{slower}: {reason}" if reason else ""
-
-
-def _saved_per_token(study: PreparedStudy, trial: TrialSpec) -> float:
-    """Seconds that compiled functions save in training, all layers together; 0 if the losses are
-    not equal but for rounding."""
-    depth = int(study.base.config.get_text_config().num_hidden_layers)
-    layers, trials = min(depth, FEWEST_LAYERS), [_probe_trial(trial, trial.rank or 1, 0)]
-    rows = study.data.rows[trial.task]
-    num_rows = max(1, PROBE_ROWS * len(rows.rows) // rows.num_tokens)
-    probed = with_layers(with_rows(study, trials, num_rows), layers)
-    base = _probed_base(probed)
-    plain, expected = _fastest_step(base, probed)
-    compile_elementwise(base.model)
-    _fastest_step(base, probed)  # compiles
-    fast, losses = _fastest_step(base, probed)
-    compute_plainly(base.model)
-    plain = min(plain, _fastest_step(base, probed)[0])
-    largest = TOLERANCE[study.dtype]
-    is_equal = all(abs(a - b) <= largest * b for a, b in zip(losses, expected, strict=True))
-    return (plain - fast) * depth / layers if is_equal else 0.0

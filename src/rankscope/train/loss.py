@@ -51,8 +51,9 @@ class _MeanLosses(torch.autograd.Function):
         (gradient,) = ctx.saved_tensors
         if gradient.is_meta:  # shapes alone, no numbers
             return gradient, None, None, None
-        for part, scale in zip(gradient.split(ctx.counts), grads[0].tolist(), strict=True):
-            if scale != 1:  # 1 for a plain sum over adapters
+        for part, scale in zip(gradient.split(ctx.counts), grads[0], strict=True):
+            # 1 for a plain sum over adapters; to compare it on a device is to wait for that.
+            if not (scale.is_cpu and scale == 1):
                 part.mul_(scale)
         return gradient, None, None, None
 

@@ -1,0 +1,110 @@
+"""``train.kernels``: chosen once for a study, by what a few steps show on its machine."""
+
+import gc
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from rankscope.device import release_freed_memory
+from rankscope.errors import UserError, first_line
+from rankscope.models.base import Base
+from rankscope.models.compiled import compile_elementwise, compute_plainly, why_not_compiled
+from rankscope.records import TrialSpec
+from rankscope.run.machines import (
+    PROBE_ROWS,
+    fastest_step,
+    probe_trial,
+    probed_base,
+    with_layers,
+    with_rows,
+)
+from rankscope.run.prepared import PreparedStudy
+from rankscope.train.pass_memory import FEWEST_LAYERS
+
+SAVED_SECONDS = 1.7e-8
+"""Of compiled functions, in training, per token, layer and feature: SmolLM2 in bfloat16 on two
+cores with AMX, 8.2 s a step of 5,380 tokens to 6.6."""
+COMPILE_SECONDS = 30.0  # Of all functions, once, on two idle cores
+WORTH_A_TRY = 10 * COMPILE_SECONDS  # Estimated saving
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}  # Relative, of losses
+
+
+def with_kernels(
+    study: PreparedStudy, before: Literal["plain", "compiled"] | None
+) -> PreparedStudy:
+    """The study with ``train.kernels`` chosen, once for all its results. ``before``: the choice of
+    earlier runs."""
+    kernels, notes = study.config.train.kernels, study.notes
+    if kernels == "auto":
+        kernels, note = choose_kernels(study) if before is None else (before, "")
+        notes = (*notes, note) if note else notes
+    elif before not in (None, kernels):
+        mixed = f"train.kernels: {kernels} now, {before} before: results differ by rounding"
+        notes = (*notes, mixed)
+    train = study.config.train.model_copy(update={"kernels": kernels})
+    config = study.config.model_copy(update={"train": train})
+    return replace(study, config=config, notes=notes)
+
+
+def load_for(study: PreparedStudy, load: Callable[[], Base]) -> Base:
+    """The base, compiled if results are. Raises UserError: nothing can be compiled here."""
+    if study.config.train.kernels != "compiled":
+        return load()
+    reason = why_not_compiled(study.device)
+    if study.config.train.devices > 1:
+        reason = "several devices hold the base together"
+    if reason:
+        do = "make it work, or set 'plain': what is stored and what is new then differ by rounding"
+        raise UserError("train.kernels", f"'compiled', but {reason}", do=do)
+    base = load()
+    compile_elementwise(base.model)
+    return base
+
+
+def choose_kernels(study: PreparedStudy) -> tuple[Literal["plain", "compiled"], str]:
+    """How a study that has no results yet computes what ``models/compiled.py`` can compile, and a
+    note if it would gain by that but cannot.
+
+    Compiled, if adapters train on this machine, if the saving known from another machine is worth a
+    try, and if steps of a few layers here show that the study saves more than compiling takes.
+    """
+    config, shape = study.config, study.base.config.get_text_config()
+    lora = [t for t in study.trials if not t.trains_alone and t.trains]
+    tokens = sum(map(study.training_tokens, lora))
+    estimate = SAVED_SECONDS * tokens * shape.num_hidden_layers * shape.hidden_size
+    is_elsewhere = config.runs_elsewhere or config.train.devices > 1
+    if estimate < WORTH_A_TRY or is_elsewhere or study.device.type not in ("cpu", "cuda"):
+        return "plain", ""
+    reason = why_not_compiled(study.device)
+    try:
+        saved = 0.0 if reason else _saved_per_token(study, lora[0])
+    except Exception as error:  # of what is wrong otherwise, the run will tell
+        saved, reason = 0.0, first_line(error)
+    gc.collect()  # the layers and adapters of those steps refer to each other
+    release_freed_memory()
+    if saved * tokens > COMPILE_SECONDS:
+        return "compiled", ""
+    slower = "train.kernels: plain, as nothing can be compiled"
+    return "plain", f"{slower}: {reason}" if reason else ""
+
+
+def _saved_per_token(study: PreparedStudy, trial: TrialSpec) -> float:
+    """Seconds that compiled functions save in training, all layers together; 0 if the losses are
+    not equal but for rounding."""
+    depth = int(study.base.config.get_text_config().num_hidden_layers)
+    layers, trials = min(depth, FEWEST_LAYERS), [probe_trial(trial, trial.rank or 1, 0)]
+    rows = study.data.rows[trial.task]
+    num_rows = max(1, PROBE_ROWS * len(rows.rows) // rows.num_tokens)
+    probed = with_layers(with_rows(study, trials, num_rows), layers)
+    base = probed_base(probed)
+    plain, expected = fastest_step(base, probed)
+    compile_elementwise(base.model)
+    fastest_step(base, probed)  # compiles
+    fast, losses = fastest_step(base, probed)
+    compute_plainly(base.model)
+    plain = min(plain, fastest_step(base, probed)[0])
+    largest = TOLERANCE[study.dtype]
+    is_equal = all(abs(a - b) <= largest * b for a, b in zip(losses, expected, strict=True))
+    return (plain - fast) * depth / layers if is_equal else 0.0

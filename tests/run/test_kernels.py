@@ -1,0 +1,78 @@
+"""``train.kernels``: chosen once for a study, and kept."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pocket_study import SETTINGS, changed, results, run_interrupted, small_study
+
+from rankscope.run import kernels
+from rankscope.run.executors.local import LocalExecutor
+from rankscope.run.prepared import PreparedStudy
+from rankscope.store import Ledger
+
+WITHOUT_COMPILER = """
+import sys
+from pathlib import Path
+from pocket_study import changed, loaded, small_study
+from rankscope.errors import UserError
+from rankscope.run import kernels
+folder = Path(sys.argv[1])
+try:
+    small_study(folder, **changed("train", kernels="compiled")).run(folder / "wanted")
+except UserError as error:
+    print("refused:", error.where, (folder / "wanted" / "study.resolved.yaml").exists())
+kernels.WORTH_A_TRY = 0.0
+study = small_study(folder, evaluate={"max_items": 2})
+records = study.run(folder / "auto")
+print(records.config.train.kernels, [note for note in records.notes if "kernels" in note])
+"""
+ARMS = SETTINGS["arms"][:2]
+
+
+def study(folder: Path, wanted: str) -> Any:
+    train = changed("train", kernels=wanted, max_steps=3)
+    return small_study(folder, **train, arms=ARMS, seeds=[0], evaluate={"max_items": 4})
+
+
+def test_a_choice_is_kept_however_a_study_runs(tmp_path: Path) -> None:
+    """Compiled in one process; again with interruptions by a file that leaves the choice open; and
+    in workers. All have the same bits."""
+    expected = tmp_path / "whole"
+    study(tmp_path, "compiled").run(expected)
+    broken = tmp_path / "broken"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "choose_kernels", lambda study: ("compiled", ""))
+        run_interrupted(study(tmp_path, "auto"), broken, every=8)
+    study(tmp_path, "auto").run(broken)
+    workers = tmp_path / "workers"
+    by_file = study(tmp_path, "compiled")
+    by_file.run(workers, executor=LocalExecutor(by_file.config, 1))
+    for out in (broken, workers):
+        assert results(out) == results(expected)
+        with Ledger.open(out, write=False) as ledger:
+            assert ledger.kernels() == "compiled"
+
+
+def test_small_studies_compile_nothing(tmp_path: Path) -> None:
+    prepared: PreparedStudy = study(tmp_path, "auto").check()
+    assert kernels.choose_kernels(prepared) == ("plain", "")
+
+
+def test_without_a_compiler(tmp_path: Path) -> None:
+    """A study that asks for compiled functions is refused before it has results; one that leaves it
+    open goes on without, with a note."""
+    outcome = subprocess.run(
+        [sys.executable, "-c", WITHOUT_COMPILER, str(tmp_path)],
+        env={**os.environ, "CXX": "/bin/false", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    refused, auto = outcome.stdout.splitlines()
+    assert refused == "refused: train.kernels False"
+    assert auto.startswith("plain [")
+    assert "train.kernels: plain, as nothing can be compiled: InvalidCxxCompiler" in auto
