@@ -28,7 +28,7 @@ SAVED_SECONDS = 1.7e-8
 cores with AMX, 8.2 s a step of 5,380 tokens to 6.6."""
 COMPILE_SECONDS = 30.0  # Of all functions, once, on two idle cores
 WORTH_A_TRY = 10 * COMPILE_SECONDS  # Estimated saving
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}  # Relative, of losses
+LOSS_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}  # Relative, of losses
 
 
 def with_kernels(
@@ -105,6 +105,6 @@ def _saved_per_token(study: PreparedStudy, trial: TrialSpec) -> float:
     fast, losses = fastest_step(base, probed)
     compute_plainly(base.model)
     plain = min(plain, fastest_step(base, probed)[0])
-    largest = TOLERANCE[study.dtype]
+    largest = LOSS_TOLERANCE[study.dtype]
     is_equal = all(abs(a - b) <= largest * b for a, b in zip(losses, expected, strict=True))
     return (plain - fast) * depth / layers if is_equal else 0.0
