@@ -116,3 +116,8 @@ def test_a_copy_to_train_computes_plainly() -> None:
     compute_plainly(base.model)  # the copy's layers are its own
     assert_close(logits_of(copied), expected)
     assert not is_compiled(copied.trainable_copy().model)
+    weight = copied.model.get_submodule("model.norm").weight
+    assert isinstance(weight, Tensor)
+    weight.requires_grad_()  # as PEFT's layer norm tuning
+    copied.logits(RowBatch.of(ROWS, copied.device)).sum().backward()
+    assert weight.grad is not None

@@ -75,14 +75,12 @@ class _WithGradient(torch.autograd.Function):
         return None, None, *gradients, *(len(tensors) - len(gradients)) * [None]
 
 
-def _norm(layer: Any, x: Tensor) -> Tensor:
-    y: Tensor = type(layer).forward(layer, x)
-    return y
+def _norm(layer: Any, x: Tensor) -> Any:
+    return type(layer).forward(layer, x)
 
 
-def _gate(mlp: Any, gate: Tensor, up: Tensor) -> Tensor:
-    inner: Tensor = mlp.act_fn(gate) * up
-    return inner
+def _gate(mlp: Any, gate: Tensor, up: Tensor) -> Any:
+    return mlp.act_fn(gate) * up
 
 
 def _rotate(rotary: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
@@ -97,16 +95,16 @@ NORM, GATE, ROTATE = _Compiled(_norm, 1), _Compiled(_gate, 2), _Compiled(_rotate
 # --- the layers that call them
 
 
-def _norm_forward(self: nn.Module, x: Tensor) -> Tensor:
-    y: Tensor = NORM(self, x.reshape(-1, x.shape[-1]))
-    return y.view(x.shape)
+def _norm_forward(self: Any, x: Tensor) -> Any:
+    if self.weight.requires_grad:  # a PEFT method trains this copy
+        return type(self).forward(self, x)
+    return NORM(self, x.reshape(-1, x.shape[-1])).view(x.shape)
 
 
-def _mlp_forward(self: Any, x: Tensor) -> Tensor:
+def _mlp_forward(self: Any, x: Tensor) -> Any:
     gate, up = self.gate_proj(x), self.up_proj(x)
     inner = GATE(self, *(part.reshape(-1, part.shape[-1]) for part in (gate, up)))
-    y: Tensor = self.down_proj(inner.view(gate.shape))
-    return y
+    return self.down_proj(inner.view(gate.shape))
 
 
 def _attention_forward(cls: type[nn.Module]) -> Callable[..., Any] | None:
@@ -131,11 +129,11 @@ def _attention_forward(cls: type[nn.Module]) -> Callable[..., Any] | None:
 
 def _is_norm(layer: Any) -> bool:
     """Whether it has one weight per feature, and the scale of its input does not matter."""
-    weights = list(layer.parameters())
+    names = [name for name, _ in layer.named_parameters()]
     # torch's own LayerNorm is one walk already.
-    if isinstance(layer, nn.LayerNorm) or [*layer.children()] or [w.dim() for w in weights] != [1]:
+    if isinstance(layer, nn.LayerNorm) or names != ["weight"] or layer.weight.dim() != 1:
         return False
-    x = torch.linspace(-3, 2, 2 * len(weights[0])).view(2, -1).to(weights[0])
+    x = torch.linspace(-3, 2, 2 * len(layer.weight)).view(2, -1).to(layer.weight)
     y, of_larger = layer(x), layer(4 * x)
     return y.shape == x.shape and bool(y.any()) and torch.allclose(y, of_larger, 0.02, 0.02)
 
