@@ -94,7 +94,7 @@ FAULTS: list[tuple[str | bytes, str, str, str, str]] = [
      "an unknown key", "a known one", "did you mean 'rank'?"),
     (GOOD + "  zzz: 1\n", "16: train.zzz", "an unknown key",
      "one of objective, epochs, max_steps, tokens, batch_size, gradient_accumulation, "
-     "batch_tokens, schedule, ... (21 in all)", "correct it"),
+     "batch_tokens, schedule, ... (22 in all)", "correct it"),
     (replaced("train:\n  ep", "trian:\n  ep"), "14: trian", "", "", "did you mean 'train'?"),
     (GOOD + '"a\\u202Eb": 1\n', "16: 'a\\u202eb'", "an unknown key", "one of name, model, ", ""),
     (GOOD + "seeds: 3\n", "16: seeds", "a second value of this key, which line 13 has too", "", ""),

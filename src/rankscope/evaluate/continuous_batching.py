@@ -199,7 +199,8 @@ class RunningBatch:
         num_shared = 0 if prefix is None else prefix.capacity
         asked: dict[tuple[object, ...], list[Generation]] = {}
         for sequence in admitted:
-            asked.setdefault((sequence.adapter_name, *sequence.prompt), []).append(sequence)
+            own = () if self.base.packs else (id(sequence),)  # a model's own cache is not copied
+            asked.setdefault((sequence.adapter_name, *own, *sequence.prompt), []).append(sequence)
         rows = [
             Row(s.prompt[num_shared:], [len(s.prompt) - num_shared - 1], s.adapter_name, num_shared)
             for s, *_ in asked.values()

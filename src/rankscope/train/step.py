@@ -124,8 +124,7 @@ def compute_gradients(
         totals[0, members] += of_parts.detach() * weight
     model.shards.add_up(totals)
     return [
-        (loss / term.factor, kl)
-        for term, loss, kl in zip(terms, *totals.tolist(), strict=True)
+        (loss / term.factor, kl) for term, loss, kl in zip(terms, *totals.tolist(), strict=True)
     ]
 
 

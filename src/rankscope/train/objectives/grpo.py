@@ -105,7 +105,8 @@ class Grpo(Objective):
     def begin_step(self, model: Base, states: Sequence[TrialState], step: int) -> None:
         """Have all trials write their answers, judge them, and make the rows of the step."""
         asked = [super(Grpo, self).step_rows(state, step) for state in states]
-        drafts = [self._drafts(*pair, step) for pair in zip(states, asked, strict=True)]
+        pairs = zip(states, asked, strict=True)
+        drafts = [self._drafts(*pair, step, may_share=model.packs) for pair in pairs]
         self._write(model, states[0], asked[0][0], list(chain.from_iterable(drafts)))
         for state, rows, answers in zip(states, asked, drafts, strict=True):
             state.drop_cached_weights()  # made without gradient
@@ -134,14 +135,15 @@ class Grpo(Objective):
         )
 
     def _drafts(
-        self, state: TrialState, rows: Sequence[EncodedRow], step: int
+        self, state: TrialState, rows: Sequence[EncodedRow], step: int, *, may_share: bool
     ) -> list[SampledGeneration]:
         """The answers of a trial, yet to be written: several in a row to each prompt."""
         from rankscope.evaluate.prefix_sharing import find_shared_prefixes
         from rankscope.evaluate.sampling import SampledGeneration
 
         prompts = [row.prompt_ids for row in rows for _ in range(self.rows_each)]
-        shared = {i: group for group in find_shared_prefixes(prompts) for i in group[1]}
+        groups = find_shared_prefixes(prompts, may_share)
+        shared = {i: group for group in groups for i in group[1]}
         return [
             SampledGeneration(
                 state.adapter_name,
