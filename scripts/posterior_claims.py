@@ -76,6 +76,21 @@ def large_batches(results: TaskResults) -> tuple[str, str]:
     return judged(max(p.values()) >= LIKELY, max(p.values()) <= UNLIKELY), told
 
 
+def rank_suffices(results: TaskResults) -> tuple[str, str]:
+    """Whether r = 1 reaches the best rank; and whether the highest rank falls behind the one before
+    it, each at its best rate."""
+    ranks = [arm for arm in results.candidates if arm.summary.rank is not None]
+    ranks.sort(key=lambda arm: arm.summary.rank or 0)
+    p = within(results, ranks)
+    fall = draws_of(results, ranks[-2]) - draws_of(results, ranks[-1])
+    told = ", ".join(
+        f"r={arm.summary.rank} {percent(value)}" for arm, value in zip(ranks, p, strict=True)
+    )
+    behind = percent(float((fall > results.margin).mean()))
+    told += f"; that the last is behind the one before {behind}"
+    return judged(p[0] >= LIKELY, p[0] <= UNLIKELY), told
+
+
 def p_within(results: TaskResults) -> dict[str, tuple[Arm, float]]:
     """By label, every arm with the probability of being within the margin of the best of all."""
     return {
@@ -120,6 +135,14 @@ CLAIMS: list[tuple[str, str, str, Judge]] = [
         large_batches,
     ),
     ("claims/low-rates", "Rates of 1e-5 to 1e-4 suffice", "2512.15634", low_rates_suffice),
+    (
+        "objectives/grpo-pocket",
+        "Learning from rewards, rank 1 suffices",
+        "LoRA Without Regret",
+        rank_suffices,
+    ),
+    ("objectives/dpo-arc", "Learning from preferences, rank 1 suffices", "", rank_suffices),
+    ("objectives/grpo-gsm8k", "Learning from rewards on a real model, the same", "", rank_suffices),
     (
         "claims/methods",
         "Variants of LoRA are alike once the rate is tuned",
