@@ -114,12 +114,66 @@ def test_rewards_are_recorded_and_drawn(tmp_path: Path) -> None:
         (["pocket_gsm"], {"grpo": {"reward": "python:a.py:f"}}, "--trust-task-code"),
         (["pocket_med"], "grpo", "the reward 'option_text'"),
         ([{"name": "both", "mixture": ["pocket_gsm", "pocket_med"]}], "grpo", "a mixture of tasks"),
+        ([{"name": "pocket_med", "scorer": "preference"}], "sft", "4 choices"),
     ],
 )
-def test_what_cannot_be_trained_so_is_refused(
+def test_a_task_that_cannot_be_trained_so_is_refused(
     tasks: list[Any], objective: Any, found: str, tmp_path: Path
 ) -> None:
     ran = run(tmp_path, tasks=tasks, train=TRAIN | {"objective": objective})
     assert ran.code == 2, ran.told
     assert found in ran.told
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("train", "arm", "found"),
+    [
+        ({"tokens": 5000, "max_steps": None}, {}, "'train.tokens'"),
+        ({"labels": "all"}, {}, "'labels: all'"),
+        ({}, {"method": "nested", "rank": [2, 4]}, "whose answers would all be the largest's"),
+    ],
+)
+def test_a_protocol_that_rewards_cannot_train_is_refused(
+    train: dict[str, Any], arm: dict[str, Any], found: str, tmp_path: Path
+) -> None:
+    arms = [{"method": "lora", "rank": 2, "lr": 1e-3, **arm}]
+    ran = run(
+        tmp_path, tasks=["pocket_gsm"], train=TRAIN | {"objective": "grpo"} | train, arms=arms
+    )
+    assert ran.code == 2, ran.told
+    assert found in ran.told
+
+
+def test_the_base_margin_belongs_to_the_right_choice(tmp_path: Path) -> None:
+    """Which of two options is right is told by ``answer``, and not by their order."""
+    rows = [
+        {"question": row["prompt"], "answer": 1, "choices": [row["rejected"], row["chosen"]]}
+        for row in PAIRS
+    ]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    task = {"name": "two", "train": "rows.jsonl", "scorer": "preference"}
+    ran = run(tmp_path, tasks=[task], train=TRAIN | {"objective": "dpo"})
+    assert ran.code == 0, ran.err
+    study = Ledger.read(tmp_path / "out", with_analyses=False)
+    assert study.evals["base", "two", "test"].score == 0.5
+    for trial in study.trials:
+        assert study.evals[trial.spec.trial_id, "two", "test"].metrics["margin"] > 0
+
+
+def test_a_reward_counts_by_its_content(tmp_path: Path) -> None:
+    def ids(folder: Path, text: str) -> set[str]:
+        folder.mkdir()
+        (folder / "reward.py").write_text(text, "utf-8")
+        objective = {"grpo": {"answers": 2, "max_new_tokens": 2, "reward": "python:reward.py:f"}}
+        ran = run(folder, "--trust-task-code", tasks=["pocket_gsm"],
+                  train=TRAIN | {"objective": objective, "max_steps": 2},
+                  evaluate={"max_items": 4, "max_new_tokens": 2})  # fmt: skip
+        assert ran.code in (0, 1), ran.err
+        study = Ledger.read(folder / "out", with_analyses=False)
+        return {trial.spec.trial_id for trial in study.trials}
+
+    one = "import random\n\ndef f(answer, gold, prompt):\n    return len(answer) % 2\n"
+    first = ids(tmp_path / "a", one)
+    assert ids(tmp_path / "b", one) == first
+    assert not ids(tmp_path / "c", one + "# other\n") & first

@@ -78,6 +78,7 @@ class EncodedRows:
     dropped: int
     """Rows with nothing to learn: no completion, or a prompt of ``max_length`` tokens or more."""
     truncated: int  # Rows whose completion was cut at ``max_length``
+    judges: tuple[str, ...] = field(default=(), kw_only=True)  # Of answers that models write
 
     @cached_property
     def num_tokens(self) -> int:
@@ -97,7 +98,8 @@ class EncodedRows:
     def sha256(self) -> str:
         """Hash of what training sees: tokens and labels, so it covers tokenizer and template."""
         parts = (part for row in self.rows for part in row.parts)
-        return sha256_json([[part.input_ids, [int(x) for x in part.is_label]] for part in parts])
+        content = [[part.input_ids, [int(x) for x in part.is_label]] for part in parts]
+        return sha256_json([content, self.judges] if self.judges else content)
 
 
 def resolved_format(
@@ -208,14 +210,16 @@ class Encoder:
 
     def pair(self, item: Item, labels: LabelMode) -> EncodedRow | None:
         """The item as one training row with a rejected answer: of a multiple-choice item the option
-        after the right one. None if either answer has no room."""
+        after the right one. None if either answer has no room, or both are cut to the same."""
         assert item.answer is not None
         row, wrong = self.training_row(item, labels), (item.answer + 1) % len(item.choices)
         is_text = item.completion.strip() == item.choices[item.answer].strip()
         text = item.choices[wrong] if is_text else LETTERS[wrong]
         turns = (*item.messages[:-1], Message("assistant", text)) if item.messages else ()
         rejected = self.training_row(replace(item, completion=text, messages=turns), labels)
-        return row and rejected and replace(row, rejected=rejected)
+        if row is None or rejected is None or row.input_ids == rejected.input_ids:
+            return None
+        return replace(row, rejected=rejected)
 
     def training_row(self, item: Item, labels: LabelMode) -> EncodedRow | None:
         """The item as one training row; None if there is no completion, or no room for one.

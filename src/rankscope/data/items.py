@@ -45,7 +45,7 @@ class Item:
 
     # For the scorer and the prompt:
     base_margin: float | None = field(default=None, compare=False)
-    """Log p of the first choice less that of the second under the base, nats, once it is known."""
+    """Of two choices, log p of the right one less the other's under the base, nats, once known."""
     continuation: str = ""  # The text after any option, scored after each of the ``contexts``
     template: str = "{question}"  # Default prompt of the shape
     fields: Mapping[str, Any] = field(default_factory=dict, compare=False)

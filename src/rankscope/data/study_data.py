@@ -20,7 +20,8 @@ from rankscope.data.splits import (
 from rankscope.data.task_source import no_training_rows
 from rankscope.data.tasks import LoadedTask, load_task
 from rankscope.errors import UserError
-from rankscope.hashing import sha256_json
+from rankscope.evaluate.scorers import get_scorer
+from rankscope.hashing import canonical_json, sha256_json
 from rankscope.records import TrialSpec
 from rankscope.sources import source_of
 
@@ -107,7 +108,11 @@ def _encode_rows(
 ) -> EncodedRows:
     """Training rows with all that the study's objectives need."""
     objectives = config.objectives()
-    return encode_rows(
+    scorers = {scorer for objective in objectives for scorer in objective.scorers(task.spec)}
+    judges = sorted(
+        canonical_json([s.name.partition(":")[0], s.encoder_settings(encoder)]) for s in scorers
+    )
+    rows = encode_rows(
         encoder,
         items,
         config.train.labels,
@@ -115,6 +120,7 @@ def _encode_rows(
         spec=task.spec,
         max_new_tokens=max((objective.max_new_tokens for objective in objectives), default=0),
     )
+    return replace(rows, judges=tuple(judges))
 
 
 def _fewer_rows(
@@ -194,6 +200,9 @@ def _mix_tasks(
         if not part.train:
             found = f"{part.spec.name!r} in its mixture, which has no training rows"
             raise UserError(f"task {config.name!r}", found, "tasks with training rows", "remove it")
+    if any(get_scorer(part.spec.scorer).compares_with_base for part in parts):
+        found, rule = "tasks scored against the base in a mixture", "each as a task of its own"
+        raise UserError(f"task {config.name!r}", found, rule)
     if len({part.spec.score_unit for part in parts}) > 1:
         found = "tasks scored by accuracy and by log probability, which have no common mean"
         raise UserError(f"task {config.name!r}", found, "tasks of one kind", "mix only these")

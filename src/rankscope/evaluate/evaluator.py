@@ -73,6 +73,10 @@ def evaluate_task(
         return evaluations, failures
     max_tokens = context_length(base.model.config)
     encoded = encode_split(encoder, task, split, max_tokens, settings)
+    lacks_base = any(item.base_margin is None for item in encoded.items)
+    if encoded.scorer.compares_with_base and lacks_base and set(models.values()) != {BASE}:
+        found, rule = "items without the base's log-probabilities", "a study, which computes them"
+        raise UserError(f"task {task.spec.name!r}, scorer {task.spec.scorer!r}", found, rule)
     with base.multi_lora.dropout_off(), torch.inference_mode():
         scores = encoded.scorer.run(base, encoded, list(models))
     prompts = [item.prompt or item.question for item in encoded.items]

@@ -31,6 +31,7 @@ from rankscope.data.study_data import prepare_data
 from rankscope.data.task_source import missing_rows
 from rankscope.errors import NotFiniteError, RankscopeError, UserError
 from rankscope.evaluate.evaluator import Evaluation, evaluate_task
+from rankscope.evaluate.scorers import get_scorer
 from rankscope.formatting import amount, unit_of, with_interval
 from rankscope.models.adapters.folder import check_adapter_fits, load_adapter
 from rankscope.models.attention import varlen
@@ -117,6 +118,10 @@ class ForgettingCallback(TrainerCallback):
             raise UserError(_PLACE, "a trainer without a tokenizer", "processing_class=tokenizer")
         # A copy: encoding for scores changes the settings of the tokenizer's backend.
         self.data = prepare_data(self.config, copy.deepcopy(tokenizer))
+        for spec in (loaded.spec for loaded in self.data.tasks.values()):
+            if get_scorer(spec.scorer).compares_with_base:
+                found = f"the scorer {spec.scorer!r}, which needs a study"
+                raise UserError(f"task {spec.name!r}", found, "a task scored by itself")
         self.base, self.scored_step = dict[str, Evaluation](), -1
         for task, scored in self._evaluate(model, trained=False).items():
             if isinstance(scored, str):

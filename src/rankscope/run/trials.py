@@ -30,7 +30,7 @@ from rankscope.records import (
     finished_trials,
 )
 from rankscope.store import Ledger, task_changes
-from rankscope.train.objectives import SFT
+from rankscope.train.objectives import SFT, objective_of
 from rankscope.train.step_schedule import check_learning_rates, trial_protocol, trial_steps
 
 RESULTS_VERSION = 2
@@ -95,6 +95,10 @@ def study_trials(
         labels.setdefault(num_steps, trial.label)
         check_learning_rates(trial, num_steps, config.train)
         get_method(trial.method).check_trial(trial, base, rows.num_tokens, num_steps)
+        objective = objective_of(trial_protocol(trial, config.train).objective)
+        if trial.nested and objective.max_new_tokens:
+            found = f"nested ranks by {objective.name!r}, whose answers would all be the largest's"
+            raise UserError(f"{trial.task}: {trial.arm_label}", found, "ranks one by one")
     return (*trials, *_given_models(config, base, tasks)), labels
 
 
@@ -191,8 +195,9 @@ def own_identity(trial: TrialSpec, train: TrainConfig) -> dict[str, object]:
         return settings
     aside = NOT_TRAINING if trial.early_stop is None else NOT_TRAINING - STOPPING
     protocol = trial_protocol(trial, train).model_dump(exclude=set(aside))
-    if protocol["objective"] == SFT:
-        del protocol["objective"]  # as in studies from before there were others
+    objective = protocol.pop("objective")
+    if objective != SFT:
+        protocol["objective"] = objective_of(objective).identity()
     if train.max_steps is not None or train.tokens is not None:
         del protocol["epochs"]  # these win, so epochs change nothing
     if not trial.is_full:

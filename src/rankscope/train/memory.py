@@ -69,13 +69,11 @@ class RowCounts:
 
     @classmethod
     def of(cls, rows: Sequence[EncodedRow]) -> "RowCounts":
-        sizes = [(len(part.input_ids), sum(part.is_label)) for row in rows for part in row.parts]
-        if written := [row for row in rows if row.asked]:  # as long as answers can become
-            most = max(row.asked.max_new_tokens for row in written if row.asked)
-            sizes = [
-                (max(n, len(row.prompt_ids) + most), max(k, most))
-                for row, (n, k) in zip(written, sizes, strict=True)
-            ]
+        sizes = list[tuple[int, int]]()
+        for row in rows:
+            most = row.asked.max_new_tokens if row.asked else 0  # as long as answers can become
+            least = len(row.prompt_ids) + most if most else 0
+            sizes += [(max(len(p.input_ids), least), max(sum(p.is_label), most)) for p in row.parts]
         tokens, labels = zip(*sizes, strict=True)
         figures = [(statistics.fmean(n), statistics.pstdev(n), max(n)) for n in (tokens, labels)]
         return cls(len(rows), *figures[0], *figures[1])

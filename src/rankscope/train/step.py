@@ -60,11 +60,10 @@ class LossTerm:
         return 2 if self.objective.needs_pairs else 1
 
     def loss(self, losses: Tensor, rows: Sequence[EncodedRow]) -> Tensor:
-        """The share of some of its rows in the step's loss, from their losses: by row, or their
-        share already."""
+        """The part of its loss that these rows are, from their own losses, times the scale."""
         if not self.objective.by_row:
             return losses.squeeze(0)
-        return self.factor * self.objective.loss(losses, rows, self.rows)
+        return self.factor * self.objective.loss(losses / self.scale, rows, self.rows)
 
     @property
     def factor(self) -> float:
@@ -102,7 +101,9 @@ def compute_gradients(
         for (i, rows), count in zip(parts, counts, strict=True):
             by_row = terms[i].objective.by_row
             pieces.append([sum(row.is_label) for row in rows] if by_row else [count])
-            divisors += [1.0] * len(rows) if by_row else [num_labels[i] / terms[i].factor]
+            divisors += (
+                [1 / terms[i].scale] * len(rows) if by_row else [num_labels[i] / terms[i].factor]
+            )
         temperatures = [terms[i].objective.temperature for i in members]
         losses = mean_losses(
             at_temperatures(logits, temperatures, counts),
@@ -161,11 +162,12 @@ def label_logits(
 
 
 def at_temperatures(logits: Tensor, temperatures: Sequence[float], counts: Sequence[int]) -> Tensor:
-    """Logits over the temperature of their part, of so many rows; themselves if all are 1."""
+    """Logits over the temperature of their part, of so many rows, in float32, as answers are drawn;
+    themselves if all are 1."""
     if set(temperatures) == {1.0}:
         return logits
     divisors = torch.repeat_interleave(torch.tensor(temperatures), torch.tensor(counts))
-    return logits / divisors.to(logits)[:, None]
+    return logits.float() / divisors.to(logits.device)[:, None]
 
 
 @torch.no_grad()

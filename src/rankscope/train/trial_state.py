@@ -168,7 +168,8 @@ class TrialState:
 
     def why_diverged(self, steps_done: int) -> str | None:
         points = (*self.losses[:1], *self.losses[-judged_stretch(self.num_steps) :])
-        if reason := excessive_loss([point.loss for point in points], self.num_steps):
+        judged = [] if self.objective.by_row else [point.loss for point in points]
+        if judged and (reason := excessive_loss(judged, self.num_steps)):
             return reason
         if not is_update_checked(steps_done, self.num_steps):
             return None

@@ -12,7 +12,7 @@ so each row attends to itself and its own cached prefix. Padding follows a row's
 causality hides it.
 
 This works for every architecture that uses transformers' attention interface, passes its keyword
-arguments on, and mixes tokens nowhere else. Of any other, each row runs alone (``models/base.py``).
+arguments on, and mixes tokens nowhere else. Rows of others run alone (``models/base.py``).
 """
 
 import copy

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from rankscope.formatting import count
+from rankscope.records import TrainRecord
 from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.training_curves import draw_curves
 from rankscope.report.figures import register
@@ -15,15 +16,19 @@ OWN_LOSS = "loss of the objective"  # If an arm has another one than supervised 
 
 @register("training", 10)
 def draw_loss(view: StudyView, task: str) -> Figure | None:
-    """The arms of the focus line and full fine-tuning, named at their ends; None if models learn
-    from rewards, where the loss says nothing."""
-    if any(t.train and t.train.rewards for t in view.study.trials if t.spec.task == task):
-        return None
+    """The arms of the focus line and full fine-tuning, named at their ends; those that learn from
+    rewards are left out, as their loss says nothing."""
+    trained = [t.train for t in view.study.trials if t.train and t.spec.task == task]
     own = {t.spec.objective or view.study.config.train.objective for t in view.study.trials}
     name = LOSS if own == {"sft"} else OWN_LOSS
     title = f"Training loss, {task}"
-    names = ("loss", title, name)
-    figure = draw_curves(view, task, names, lambda train: ((p.step, p.loss) for p in train.losses))
+
+    def losses(train: TrainRecord) -> list[tuple[float, float]]:
+        return [] if train.rewards else [(p.step, p.loss) for p in train.losses]
+
+    figure = draw_curves(view, task, ("loss", title, name), losses)
+    if figure is None and trained:
+        return None
     if figure is None:
         frame = table_from_rows([], {"step": 1, name: 4})
         return Figure(view.key("loss", task), title, "No trial has a training record yet.", frame)

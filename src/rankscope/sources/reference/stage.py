@@ -1,4 +1,4 @@
-"""Compute the base's log-probabilities of pairs, store them, and put them beside rows and items."""
+"""Compute the base's log-probabilities of pairs, and store them in rows and items."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +28,7 @@ Margins = tuple[str, Callable[[Base], list[float]]]
 
 
 class ReferenceStage(Stage[Margins, tuple[str, list[float]]]):
-    """Log p of the first answer of each pair less that of the second, under the bare base."""
+    """Log p of the preferred answer of each pair less that of the other, under the bare base."""
 
     name = "reference"
 
@@ -93,14 +93,16 @@ def _pair_splits(context: RunContext) -> list[tuple[LoadedTask, Split]]:
 
 
 def _item_margins(context: RunContext, task: LoadedTask, split: Split, base: Base) -> list[float]:
-    """In the passes of scoring, so that the base's own score is exactly .5."""
+    """In the passes of scoring, so that a model that changes nothing scores exactly .5."""
     study = context.study
     longest, settings = context_length(base.model.config), study.config.evaluate
     encoded = encode_split(study.data.encoder, task, split, longest, settings)
     questions = [question for of_item in encoded.encoded for question in of_item]
     with torch.inference_mode():
         by_model = continuation_logprobs(base, questions, [None], settings.batch_tokens)
-    return [float(values[0] - values[1]) for values in by_model[None].values]
+    answers = [item.answer or 0 for item in encoded.items]
+    values = zip(answers, by_model[None].values, strict=True)
+    return [float(own[answer] - own[1 - answer]) for answer, own in values]
 
 
 def use_reference(context: RunContext) -> None:

@@ -6,17 +6,18 @@ deviation. One update follows each batch, so the ratio of the probabilities is 1
 
     - sum of advantage x log p(answer) / tokens of all answers of the step
 
-What is drawn is a function of seed, step, prompt and answer, and of the weights.
+What is drawn is a function of seed, step, prompt and answer, and of the weights, without dropout.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 from collections import deque
 from collections.abc import Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -90,13 +91,28 @@ class Grpo(Objective):
         return scorers
 
     def check_task(self, task: LoadedTask, train: TrainConfig) -> None:
+        super().check_task(task, train)
         where = f"task {task.spec.name!r}, objective 'grpo'"
+        turns = [[turn.role for turn in item.messages].count("assistant") for item in task.train]
+        if train.labels == "all" or max(turns, default=0) > 1:
+            found = "'labels: all'" if train.labels == "all" else "conversations of several answers"
+            raise UserError(where, found, "one answer to each prompt")
         if task.parts:
             raise UserError(where, "a mixture of tasks", "one task, whose answers are judged alike")
         for scorer in self.scorers(task.spec):
             scorer.check_task(task.spec)
         if train.devices > 1:
             raise UserError(where, f"'train.devices: {train.devices}'", "1")
+
+    def identity(self) -> dict[str, Any]:
+        """Python files count by their content, in the rows' hash, and not by their place."""
+        settings = self.settings.model_dump(mode="json")
+        reward = settings["reward"]
+        if isinstance(reward, str):
+            settings["reward"] = reward.rpartition("/")[2]
+        elif reward:
+            settings["reward"] = {n.rpartition("/")[2]: weight for n, weight in reward.items()}
+        return {self.name: settings}
 
     def num_tokens(self, rows: EncodedRows) -> int:
         longest = sum(len(row.prompt_ids) + self.max_new_tokens for row in rows.rows)
@@ -106,7 +122,7 @@ class Grpo(Objective):
         """Have all trials write their answers, judge them, and make the rows of the step."""
         asked = [super(Grpo, self).step_rows(state, step) for state in states]
         pairs = zip(states, asked, strict=True)
-        drafts = [self._drafts(*pair, step, may_share=model.packs) for pair in pairs]
+        drafts = [self._drafts(model, *pair, step) for pair in pairs]
         self._write(model, states[0], asked[0][0], list(chain.from_iterable(drafts)))
         for state, rows, answers in zip(states, asked, drafts, strict=True):
             state.drop_cached_weights()  # made without gradient
@@ -124,10 +140,8 @@ class Grpo(Objective):
         return (values * losses).sum()
 
     def why_hopeless(self, state: TrialState) -> str:
-        first = state.rewards[: min(JUDGED_STEPS, state.num_steps)]
-        if len(state.rewards) > len(first) or any(point.alike < 1 for point in first):
-            return ""
-        if len(first) < min(JUDGED_STEPS, state.num_steps):
+        first = state.rewards
+        if len(first) != min(JUDGED_STEPS, state.num_steps) or any(p.alike < 1 for p in first):
             return ""
         return (
             f"nothing to learn from: in {len(first)} steps all {self.rows_each} answers of every "
@@ -135,20 +149,22 @@ class Grpo(Objective):
         )
 
     def _drafts(
-        self, state: TrialState, rows: Sequence[EncodedRow], step: int, *, may_share: bool
+        self, model: Base, state: TrialState, rows: Sequence[EncodedRow], step: int
     ) -> list[SampledGeneration]:
         """The answers of a trial, yet to be written: several in a row to each prompt."""
+        from rankscope.evaluate.context_window import context_length
         from rankscope.evaluate.prefix_sharing import find_shared_prefixes
         from rankscope.evaluate.sampling import SampledGeneration
 
         prompts = [row.prompt_ids for row in rows for _ in range(self.rows_each)]
-        groups = find_shared_prefixes(prompts, may_share)
+        room = context_length(model.model.config) or math.inf
+        groups = find_shared_prefixes(prompts, model.packs)
         shared = {i: group for group in groups for i in group[1]}
         return [
             SampledGeneration(
                 state.adapter_name,
                 prompt,
-                self.max_new_tokens,
+                int(min(self.max_new_tokens, max(1, room - len(prompt)))),
                 shared[i],
                 draws=random.Random(f"grpo/{state.spec.seed}/{step}/{i}"),
             )

@@ -1,5 +1,4 @@
-"""What an objective is: the rows of a step, and their loss. The class itself is supervised
-fine-tuning."""
+"""The base class of objectives, itself supervised fine-tuning: a step's rows, and their loss."""
 
 from __future__ import annotations
 
@@ -14,7 +13,9 @@ if TYPE_CHECKING:
 
     from rankscope.config.study import TrainConfig
     from rankscope.data.encode import EncodedRow, EncodedRows
+    from rankscope.data.registry import TaskSpec
     from rankscope.data.tasks import LoadedTask
+    from rankscope.evaluate.scorers.generation import GenerationScorer
     from rankscope.models.base import Base
     from rankscope.train.trial_state import TrialState
 
@@ -43,13 +44,27 @@ class Objective:
 
     def check_task(self, task: LoadedTask, train: TrainConfig) -> None:
         """Raise UserError for a task, or a protocol, that the objective cannot be trained with."""
+        where = f"task {task.spec.name!r}, objective {self.name!r}"
+        if self.by_row and train.tokens is not None:
+            found = "'train.tokens', which counts the rows' own answers"
+            raise UserError(where, found, "'epochs' or 'max_steps'")
+        if self.needs_pairs and any(item.contexts for item in task.train):
+            raise UserError(where, "options inside the sentence", "options that follow a prompt")
         if self.needs_pairs and not all(item.choices for item in task.train):
             raise UserError(
-                f"task {task.spec.name!r}, objective {self.name!r}",
+                where,
                 f"rows of the shape {task.row_shape!r}, with one answer",
                 "a preferred and a rejected one (prompt, chosen, rejected), or multiple choice",
                 "give such rows, or choose another objective",
             )
+
+    def scorers(self, spec: TaskSpec) -> dict[GenerationScorer, float]:
+        """What judges the answers that models write, with weights; empty if they write none."""
+        return {}
+
+    def identity(self) -> dict[str, Any]:
+        """Its settings as they enter a trial's id."""
+        return {self.name: self.settings.model_dump(mode="json")}
 
     def num_tokens(self, rows: EncodedRows) -> int:
         """Tokens that train in one epoch, at most."""
