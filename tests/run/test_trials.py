@@ -221,6 +221,7 @@ NEUTRAL: list[dict[str, Any]] = [
 TRAINING: list[dict[str, Any]] = [
     {"train": {"epochs": 1.0}}, {"train": {"max_steps": 10}}, {"train": {"tokens": 10}},
     {"train": {"batch_size": 4}}, {"train": {"gradient_accumulation": 2}},
+    {"train": {"objective": "dpo"}},
     {"train": {"schedule": "cosine"}}, {"train": {"warmup_fraction": 0.0}},
     {"train": {"weight_decay": 0.1}}, {"train": {"max_grad_norm": 2.0}},
     {"train": {"max_length": 512}}, {"train": {"labels": "all"}}, {"dtype": "bfloat16"},
