@@ -27,7 +27,7 @@ REFUSED = [
     (EVAL + "pocket_med --split valid", "evaluate.split: found 'valid', expected 'validation'"),
     (EVAL + "pocket_med --adapter nowhere", "no such folder"),
     (EVAL + "pocket_med --adapter {pocket} --adapter {pocket}", "each model's own"),
-    (EVAL + "pocket_med --set dtype=float64", "expected 'auto', 'float32', 'bfloat16' or 'float16'"),
+    (EVAL + "pocket_med --set dtype=float64", "'float32', 'bfloat16' or 'float16'"),
     (EVAL + "pocket_med --set evaluate.too_long=cut", "too_long: found 'cut', expected 'refuse'"),
     (EVAL + "nowhere.yaml", "nowhere.yaml: found a fault ([Errno 2] No such file"),
     (EVAL + "./nowhere", "no such file or folder"),
