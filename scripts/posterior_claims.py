@@ -91,6 +91,20 @@ def rank_suffices(results: TaskResults) -> tuple[str, str]:
     return judged(p[0] >= LIKELY, p[0] <= UNLIKELY), told
 
 
+REACHED = 0.464
+"""Net gain of r = 64 in grpo-pocket less the margin: what the head of the follow-up names."""
+
+
+def rates_held_back(results: TaskResults) -> tuple[str, str]:
+    """Whether r = 1 gains as much as r = 64 did, at some higher rate."""
+    best = next(arm for arm in results.candidates if arm.summary.rank == 1)
+    draws, expected = draws_of(results, best), best.summary.expected
+    assert expected is not None
+    p = percent(float((draws >= REACHED).mean()))
+    told = f"{best.summary.label} {100 * expected.net:+.1f} points; 46.4 or more {p}"
+    return judged(expected.net >= REACHED, expected.net < REACHED), told
+
+
 def p_within(results: TaskResults) -> dict[str, tuple[Arm, float]]:
     """By label, every arm with the probability of being within the margin of the best of all."""
     return {
@@ -140,6 +154,12 @@ CLAIMS: list[tuple[str, str, str, Judge]] = [
         "Learning from rewards, rank 1 suffices",
         "LoRA Without Regret",
         rank_suffices,
+    ),
+    (
+        "objectives/grpo-pocket-rates",
+        "There, rank 1 was held back by its rates alone",
+        "",
+        rates_held_back,
     ),
     ("objectives/dpo-arc", "Learning from preferences, rank 1 suffices", "", rank_suffices),
     ("objectives/grpo-gsm8k", "Learning from rewards on a real model, the same", "", rank_suffices),
