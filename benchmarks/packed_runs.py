@@ -27,6 +27,7 @@ from rankscope.models.multi_lora import AdapterSlice, AdapterSpan, MultiLoraProd
 from rankscope.records import TrialSpec
 from rankscope.train import step
 from rankscope.train.loop import train_group
+from rankscope.train.trial_state import TrialState
 
 STEPS_PER_PART = 1
 """Optimizer steps of every run with one part off."""
@@ -51,8 +52,8 @@ def load(rows: Rows) -> Base:
 
 def train(
     base: Base, group: Sequence[TrialSpec], rows: Rows, protocol: TrainConfig, times: Times
-) -> None:
-    """Train one group and add what it measured."""
+) -> Sequence[TrialState]:
+    """Train one group, add what it measured, and return its trials."""
     clock = StepClock(base.device)
     result = train_group(base, group, rows.encoded, protocol, progress=lambda *_: clock.step_done())
     for state in result.states:
@@ -62,6 +63,7 @@ def train(
         times.tokens += rows.timed_tokens(state.spec)
     times.seconds += clock.seconds_after(rows.setting.warmup_steps)
     base.multi_lora.clear()
+    return result.states
 
 
 # --- where the time goes

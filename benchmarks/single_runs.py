@@ -332,7 +332,7 @@ def trl_run(
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
-    setting, protocol = rows.setting, rows.setting.protocol()
+    setting = rows.setting
     order = [i for micros in rows.order(spec) for micro in micros for i in micro]
     columns = {
         "prompt": [rows.prompts[i] for i in order],
@@ -341,24 +341,7 @@ def trl_run(
     with tempfile.TemporaryDirectory() as folder:
         trainer: Any = SFTTrainer(
             model=setting.model,
-            args=SFTConfig(
-                output_dir=folder,
-                per_device_train_batch_size=setting.batch_size,
-                gradient_accumulation_steps=setting.gradient_accumulation,
-                max_steps=setting.steps,
-                max_length=setting.max_length,
-                learning_rate=spec.lr,
-                lr_scheduler_type=protocol.schedule,
-                warmup_steps=protocol.warmup_fraction,
-                train_sampling_strategy="sequential",
-                bf16=setting.torch_dtype() == torch.bfloat16,
-                model_init_kwargs={"dtype": str(setting.torch_dtype()).removeprefix("torch.")},
-                use_cpu=setting.torch_device().type == "cpu",
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                **changes,
-            ),
+            args=SFTConfig(**trl_settings(spec, rows, folder), **changes),
             train_dataset=Dataset.from_dict(columns),
             peft_config=None if start is None else peft_config(spec),
         )
@@ -370,6 +353,28 @@ def trl_run(
         trainer.add_callback(clock)
         trainer.train()
     times.add(spec, rows, step_losses(), clock.clock)
+
+
+def trl_settings(spec: TrialSpec, rows: Rows, folder: str) -> dict[str, Any]:
+    """Arguments of a TRL trainer that the race fixes."""
+    setting, protocol = rows.setting, rows.setting.protocol()
+    return {
+        "output_dir": folder,
+        "per_device_train_batch_size": setting.batch_size,
+        "gradient_accumulation_steps": setting.gradient_accumulation,
+        "max_steps": setting.steps,
+        "max_length": setting.max_length,
+        "learning_rate": spec.lr,
+        "lr_scheduler_type": protocol.schedule,
+        "warmup_steps": protocol.warmup_fraction,
+        "train_sampling_strategy": "sequential",
+        "bf16": setting.torch_dtype() == torch.bfloat16,
+        "model_init_kwargs": {"dtype": str(setting.torch_dtype()).removeprefix("torch.")},
+        "use_cpu": setting.torch_device().type == "cpu",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
 
 
 def check_rows(prepared: Any, expected: Sequence[EncodedRow]) -> None:

@@ -22,7 +22,15 @@ from race import Rows, Setting, StepClock, Times, announce, heading, parity_of, 
 from rankscope.models.fetch import cached_model_folder
 from rankscope.models.model_folder import pocket_folder
 from rankscope.train.objectives.dpo import reference_margins
-from single_runs import TrainerClock, copy_start, load, new_adapter, peft_config, watch_losses
+from single_runs import (
+    TrainerClock,
+    copy_start,
+    load,
+    new_adapter,
+    peft_config,
+    trl_settings,
+    watch_losses,
+)
 
 RANKS = (1, 4, 16, 64)
 MORE_ERROR = 2.0
@@ -66,11 +74,10 @@ def trl_reference_before(rows: Rows) -> Times:
 
 def trl_runs(rows: Rows, changes: Mapping[str, Any]) -> Times:
     """One trainer by trial on the rows in the trial's order."""
-    import torch
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    setting, protocol, times = rows.setting, rows.setting.protocol(), Times()
+    setting, times = rows.setting, Times()
     model = load(setting)
     for spec in setting.specs():
         order = [i for micros in rows.order(spec) for micro in micros for i in micro]
@@ -82,24 +89,7 @@ def trl_runs(rows: Rows, changes: Mapping[str, Any]) -> Times:
         with tempfile.TemporaryDirectory() as folder:
             trainer: Any = DPOTrainer(
                 model=setting.model,
-                args=DPOConfig(
-                    output_dir=folder,
-                    per_device_train_batch_size=setting.batch_size,
-                    gradient_accumulation_steps=setting.gradient_accumulation,
-                    max_steps=setting.steps,
-                    max_length=setting.max_length,
-                    learning_rate=spec.lr,
-                    lr_scheduler_type=protocol.schedule,
-                    warmup_steps=protocol.warmup_fraction,
-                    train_sampling_strategy="sequential",
-                    bf16=setting.torch_dtype() == torch.bfloat16,
-                    model_init_kwargs={"dtype": str(setting.torch_dtype()).removeprefix("torch.")},
-                    use_cpu=setting.torch_device().type == "cpu",
-                    save_strategy="no",
-                    report_to="none",
-                    disable_tqdm=True,
-                    **changes,
-                ),
+                args=DPOConfig(**trl_settings(spec, rows, folder), **changes),
                 train_dataset=Dataset.from_dict(columns),
                 peft_config=peft_config(spec),
             )

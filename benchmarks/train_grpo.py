@@ -28,7 +28,6 @@ from rankscope.data.tasks import load_task
 from rankscope.evaluate.scorers import register_scorer
 from rankscope.evaluate.scorers.exact_match import ExactMatchScorer
 from rankscope.models.model_folder import pocket_folder
-from rankscope.train.trial_state import TrialState
 from single_runs import TrainerClock, copy_start, load, new_adapter, peft_config
 
 RANKS = (1, 4, 16, 64)
@@ -61,10 +60,7 @@ def packed(rows: Rows) -> Times:
     items, spec = task.train[: len(rows.prompts)], replace(task.spec, stop=("\n",))
     encoded = encode_rows(encoder, items, "completion", spec=spec, max_new_tokens=LONGEST)
     rows.encoded = list(encoded.rows)
-    states: list[TrialState] = []
-    finish = TrialState.finish
-    TrialState.finish = lambda state: (states.append(state), finish(state))[1]  # type: ignore
-    train(base, rows.setting.specs(), rows, rows.setting.protocol(), times)
+    states = train(base, rows.setting.specs(), rows, rows.setting.protocol(), times)
     points = [point for state in states for point in state.rewards]
     num = PROMPTS * ANSWERS
     times.tokens = sum(round(p.length * num) for p in points if p.step >= rows.setting.warmup_steps)
@@ -96,7 +92,6 @@ def trl(rows: Rows) -> Times:
                     per_device_train_batch_size=PROMPTS * ANSWERS,
                     num_generations=ANSWERS,
                     max_completion_length=LONGEST,
-                    generation_kwargs={"stop_strings": None},
                     max_steps=setting.steps,
                     learning_rate=spec.lr,
                     loss_type="dapo",

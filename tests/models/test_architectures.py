@@ -11,7 +11,7 @@ import torch
 from architectures import ARCHITECTURES, WINDOWED, alone, stock
 from evaluation_worlds import adapter as random_adapter
 from evaluation_worlds import tokenizer
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from peft_adapters import saved_adapter
 from tiny_models import VOCABULARY, assert_close, base_of
 from torch import Tensor
@@ -19,6 +19,7 @@ from toy_training import (
     MLP,
     full_trial,
     losses,
+    peft_twin,
     plain_losses,
     toy_rows,
     training_tolerance,
@@ -122,15 +123,7 @@ def check_lora(architecture: str, folder: Path) -> None:
     for state in trained(architecture, is_full=False).states:
         spec, model = state.spec, stock(architecture)
         start = new_adapter(base_with(architecture).model, spec)
-        config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=list(spec.targets))
-        tuned = get_peft_model(model, config).train()
-        modules = dict(tuned.named_modules())
-        pairs = {}
-        for name in start.a:
-            layer: Any = modules[f"base_model.model.{name}"]
-            pairs[name] = (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
-            for parameter, value in zip(pairs[name], (start.a[name], start.b[name]), strict=True):
-                parameter.data.copy_(value)
+        tuned, pairs = peft_twin(model, spec, start)
         rates = {p: spec.lr for pair in pairs.values() for p in pair}
         slow = plain_losses(spec, tuned, rates, ROWS, PROTOCOL)
         assert losses(state) == pytest.approx(slow, rel=tolerance)

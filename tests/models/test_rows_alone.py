@@ -10,10 +10,9 @@ import transformers
 from architectures import ARCHITECTURES, SHAPE, WINDOW
 from architectures import stock as packed
 from evaluation_worlds import tokenizer
-from peft import LoraConfig, get_peft_model
 from tiny_models import assert_close
 from torch import Tensor
-from toy_training import losses, plain_losses, toy_rows, training_tolerance, trial
+from toy_training import losses, peft_twin, plain_losses, toy_rows, training_tolerance, trial
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from rankscope.config.study import ModelConfig, TrainConfig
@@ -184,15 +183,7 @@ def check_training(architecture: str, base: Base) -> None:
     tolerance = training_tolerance(2)
     for state, start in zip(train_group(base, trials, rows, protocol).states, starts, strict=True):
         spec: Any = state.spec
-        config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=list(spec.targets))
-        tuned: Any = get_peft_model(stock(architecture), config).train()
-        modules = dict(tuned.named_modules())
-        pairs = {}
-        for name in start.a:
-            layer: Any = modules[f"base_model.model.{name}"]
-            pairs[name] = (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
-            for parameter, value in zip(pairs[name], (start.a[name], start.b[name]), strict=True):
-                parameter.data.copy_(value)
+        tuned, pairs = peft_twin(stock(architecture), spec, start)
         rates = {p: spec.lr for pair in pairs.values() for p in pair}
         assert losses(state) == pytest.approx(
             plain_losses(spec, tuned, rates, rows, protocol), rel=tolerance

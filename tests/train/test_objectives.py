@@ -12,9 +12,8 @@ import pytest
 import torch
 from datasets import Dataset
 from finished_studies import pocket
-from peft import LoraConfig, get_peft_model
 from tiny_models import assert_close, base_of
-from toy_training import assert_same_weights, bits, full_trial, losses, stop_after, trial
+from toy_training import assert_same_weights, bits, full_trial, losses, peft_twin, stop_after, trial
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
 
@@ -95,25 +94,12 @@ def trained_by(objective: Any, trials: list[TrialSpec], **options: Any) -> Group
     return train_group(model, trials, rows, protocol(objective), **options)
 
 
-def peft_of(spec: TrialSpec) -> tuple[Any, dict[str, list[torch.nn.Parameter]]]:
+def peft_of(spec: TrialSpec) -> tuple[Any, dict[str, tuple[torch.nn.Parameter, ...]]]:
     """PEFT's model of a trial at the start of its training, and its A and B by module."""
     frozen = base()
-    start = new_adapter(frozen.model, spec, InitContext(frozen, {spec: []}, [spec]))
-    model = get_peft_model(
-        pocket(),
-        LoraConfig(
-            r=spec.rank,
-            lora_alpha=spec.alpha,
-            target_modules=list(spec.targets),
-            task_type="CAUSAL_LM",
-        ),
+    return peft_twin(
+        pocket(), spec, new_adapter(frozen.model, spec, InitContext(frozen, {spec: []}, [spec]))
     )
-    modules, found = dict(model.named_modules()), {}
-    for name in start.a:
-        layer = modules[f"base_model.model.{name}"]
-        found[name] = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
-        found[name][0].data.copy_(start.a[name])
-    return model, found
 
 
 COMMON: dict[str, Any] = {
@@ -328,3 +314,17 @@ def test_tokens_follow_the_distribution_of_the_model_at_a_temperature() -> None:
     assert statistic < 46.9
     entropy = float(-(p * p.log()).sum())
     assert sequences[0].entropy == pytest.approx(entropy, rel=1e-5)
+
+
+def test_a_model_that_has_diverged_draws_and_leaves_the_others_alone() -> None:
+    """Its loss is then not finite, by which it leaves its group."""
+    logits = torch.full((3, 300), math.nan)
+    logits[1] = torch.linspace(0, 5, 300)
+    logits[2, 7] = math.inf
+    rows = [SampledGeneration(None, (1,), 1, draws=random.Random(str(i))) for i in range(3)]
+    tokens = drawing_at(0.5)(logits, rows)
+    whole = drawing_at(0.5)(
+        logits[1:2], [SampledGeneration(None, (1,), 1, draws=random.Random("1"))]
+    )
+    assert int(tokens[1]) == int(whole[0])
+    assert int(tokens[2]) == 7

@@ -12,6 +12,7 @@ from torch import Tensor
 from rankscope.errors import NotFiniteError
 from rankscope.evaluate.continuous_batching import Generation, RunningBatch
 
+LARGEST_LOGIT = 1e4  # In place of an infinite logit
 BLOCK = 256  # Tokens whose probabilities are added up on the device
 
 
@@ -67,7 +68,9 @@ def drawing_at(temperature: float) -> Callable[[Tensor, Sequence[SampledGenerati
     """:func:`draw` at a temperature, which adds up the entropies of the distributions."""
 
     def choose(logits: Tensor, sequences: Sequence[SampledGeneration]) -> Tensor:
-        logits = logits.float() / temperature
+        # A model that has diverged draws something: the loss of its answers then says so, and the
+        # others of its group go on.
+        logits = logits.float().nan_to_num(0.0, LARGEST_LOGIT, -LARGEST_LOGIT) / temperature
         logprobs = logits.log_softmax(dim=-1)
         entropies = -(logprobs.exp() * logprobs).sum(dim=-1)
         for sequence, entropy in zip(sequences, entropies.tolist(), strict=True):

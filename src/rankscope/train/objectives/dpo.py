@@ -30,7 +30,6 @@ class Dpo(Objective):
     and ref are summed over the tokens of an answer."""
 
     name = "dpo"
-    summary = "preferred above rejected answers, against the base"
     settings_type = DpoSettings
     by_row = needs_pairs = needs_reference = True
     rows_each = 2

@@ -67,7 +67,6 @@ class Grpo(Objective):
     """Rewards of the answers that a model writes itself."""
 
     name = "grpo"
-    summary = "rewards of the answers that the models write while they train"
     settings_type = GrpoSettings
     by_row = True
 
@@ -214,7 +213,7 @@ class Grpo(Objective):
         num_tokens = sum(len(answer.ids) for answer in answers)
         for index, row in enumerate(rows):
             own = answers[index * self.rows_each : (index + 1) * self.rows_each]
-            of_prompt = [self._reward(row, answer.text) for answer in own]
+            of_prompt = self._rewards(row, [answer.text for answer in own])
             mean = statistics.fmean(of_prompt)
             spread = statistics.stdev(of_prompt) + EPSILON if self.settings.scale else 1.0
             alike += len(set(of_prompt)) == 1
@@ -238,9 +237,11 @@ class Grpo(Objective):
         kept = made if state.spec.kl_to_base else [row for row in made if row.value]
         return kept or made[:1]
 
-    def _reward(self, row: EncodedRow, text: str) -> float:
+    def _rewards(self, row: EncodedRow, texts: Sequence[str]) -> list[float]:
         assert row.asked is not None
         item, spec, _, _ = row.asked
         pattern = None if spec.extract is None else compile_pattern(spec.extract)
         weights = self.scorers(spec).items()
-        return sum(weight * s.judge_answer(item, text, pattern)[0] for s, weight in weights)
+        return [
+            sum(w * s.judge_answer(item, text, pattern)[0] for s, w in weights) for text in texts
+        ]

@@ -28,7 +28,6 @@ class Objective:
     """
 
     name: ClassVar[str] = "sft"
-    summary: ClassVar[str] = "supervised fine-tuning on the answers of the rows"
     settings_type: ClassVar[type[ConfigSection]] = ConfigSection
     by_row: ClassVar[bool] = False
     """:meth:`loss` maps the summed log-probabilities of rows to the loss."""
