@@ -64,6 +64,12 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.freeze()
 
 
+@pytest.fixture(autouse=True)
+def _untrusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--trust-task-code`` sets it in this process; restored after each test."""
+    monkeypatch.setenv("RANKSCOPE_TRUST_TASK_CODE", "0")
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Folder of the real data sets, ``<task>/{train,validation,test}.jsonl``."""

@@ -17,7 +17,6 @@ from transformers import AutoTokenizer
 
 from faults import edit, refused
 
-TRUSTED = "RANKSCOPE_TRUST_TASK_CODE"
 MARKS = "from pathlib import Path\nPath({!r}).touch()\n"
 
 
@@ -35,12 +34,6 @@ class Payload:
 def mark(tmp_path: Path) -> Path:
     """The file that planted code makes if it runs."""
     return tmp_path / "it ran"
-
-
-@pytest.fixture(autouse=True)
-def _untrusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``--trust-task-code`` sets it in this process; restored after each test."""
-    monkeypatch.setenv(TRUSTED, "0")
 
 
 def change(path: Path, **settings: object) -> None:
