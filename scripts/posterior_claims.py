@@ -162,7 +162,7 @@ CLAIMS: list[tuple[str, str, str, Judge]] = [
         rates_held_back,
     ),
     ("objectives/dpo-arc", "Learning from preferences, rank 1 suffices", "", rank_suffices),
-    ("objectives/grpo-gsm8k", "Learning from rewards on a real model, the same", "", rank_suffices),
+    ("objectives/grpo-boolq", "Learning from rewards on a real model, the same", "", rank_suffices),
     (
         "claims/methods",
         "Variants of LoRA are alike once the rate is tuned",
