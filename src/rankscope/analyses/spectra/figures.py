@@ -1,7 +1,7 @@
 """Figures of the weights: how far they moved, in how many directions, and where."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 import pandas as pd
@@ -14,13 +14,23 @@ from rankscope.analyses.spectra.record import (
     SpectraRecord,
     growth_of_given,
 )
-from rankscope.formatting import MINUS, number
+from rankscope.formatting import MAX_NAME, MINUS, number, safe_text
+from rankscope.records import ArmSummary, TrialRecords
 from rankscope.report.analyzed_models import AnalyzedModel, AnalyzedModels
-from rankscope.report.charts.figure import Figure, hover_texts, records
+from rankscope.report.charts.figure import (
+    Figure,
+    hover_texts,
+    interval_cells,
+    plot_text,
+    range_cells,
+    records,
+)
 from rankscope.report.charts.heat_map import Grid, heat_map, pivot
 from rankscope.report.charts.rank_lines import Panel, Reference, rank_plot
+from rankscope.report.charts.scatter import Path, plane_plot
 from rankscope.report.figures import SECTIONS, Section, register
-from rankscope.report.style import MUTED
+from rankscope.report.study_view import StudyView
+from rankscope.report.style import DASHES, MUTED, SYMBOLS
 from rankscope.report.table_formats import table_from_rows
 
 SECTIONS["weights"] = Section(
@@ -162,6 +172,74 @@ _DIRECTIONS = {
 _RANKING = """Effective rank: exp of the entropy of the shares of the singular values. Stable \
 rank, in the table: |dW|_F² over the largest singular value squared. Both are at most the rank of \
 dW: r for LoRA, 2r for PiSSA, the smaller side of the matrix for DoRA and full fine-tuning."""
+
+
+@register("weights", 15)
+def draw_objectives(view: StudyView, task: str) -> Figure | None:
+    """What arms of different objectives learned and forgot, against how far they moved; None if all
+    have one objective."""
+    default, named = view.study.config.train.objective, dict[str, list[ArmSummary]]()
+    for arm in view.arms(task):
+        if arm.trains and (trials := view.trials(arm)):
+            named.setdefault(trials[0].spec.objective or default, []).append(arm)
+    if len(named) < 2:
+        return None
+    kept = view.retention_unit(task)
+    gain, retention = view.plane_titles(task, kept)
+    rows = [
+        {
+            "arm": arm.label,
+            "objective": objective,
+            "seeds": arm.seeds,
+            **range_cells(NORM, (total_norm(s) for s in _spectra(view.trials(arm)))),
+            **interval_cells(gain, arm.gain, view.unit(task)),
+            **interval_cells(retention, view.retention_change(arm), kept),
+        }
+        for objective, arms in named.items()
+        for arm in arms
+    ]
+    frame = table_from_rows(rows, view.plane_digits(task, kept) | {NORM: 3})
+    known = frame[frame[NORM].notna() & frame[gain].notna()].set_index("arm", drop=False)
+    title = f"Objectives by distance from the base, {task}"
+    if known["objective"].nunique() < 2:
+        missing = "Fewer than two objectives have scored arms with spectra."
+        return Figure(view.key("objectives", task), title, missing, frame)
+    groups = {name: g.sort_values(NORM) for name, g in known.groupby("objective", sort=False)}
+    level = min(group[gain].max() for group in groups.values())
+    near = {name: g.loc[(g[gain] - level).abs().idxmin()] for name, g in groups.items()}
+    words = {"gain": gain, "|dW|": NORM, "retention": retention}
+    colors = {arm.label: view.color(arm).light for arms in named.values() for arm in arms}
+    paths = [
+        Path(
+            frame=group,
+            words=words,
+            colors=[colors[label] for label in group.index],
+            style=(DASHES[i % len(DASHES)], SYMBOLS[i % len(SYMBOLS)]),
+            line_color=MUTED.light,
+        )
+        for i, group in enumerate(groups.values())
+    ]
+    ends = {str(group.index[-1]): plot_text(name) for name, group in groups.items()}
+    listed = "; ".join(
+        f"{safe_text(name, MAX_NAME)} gained {number(row[gain], 1)} ({row['arm']}) with |dW|_F "
+        f"{number(row[NORM], 3)} and retention {number(row[retention], 1)}"
+        for name, row in near.items()
+    )
+    return Figure(
+        key=view.key("objectives", task),
+        title=title,
+        finding=f"{number(level, 1)} {view.unit(task).difference} is the most that every objective "
+        f"reached. The arm of each that is nearest to it: {listed}.",
+        data=frame,
+        plot=plane_plot(known, (NORM, gain), paths, crosses={}, front=(), ring=None, names=ends),
+        caption="Each point is one arm, the mean over its seeds; a line joins the arms of one "
+        "objective by their distance. The table has intervals of gain and retention, and the range "
+        "of |dW|_F over seeds.",
+    )
+
+
+def _spectra(trials: Sequence[TrialRecords]) -> list[SpectraRecord]:
+    return [record for trial in trials if (record := trial.analysis(SpectraRecord)) is not None]
 
 
 @register("weights", 20, per="models")
