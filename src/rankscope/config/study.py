@@ -167,6 +167,9 @@ class _EvaluateFields(ConfigSection):
     """Longest generated answer, tokens."""
     too_long: Literal["refuse", "truncate_left"] = "refuse"
     """Items longer than the model's context: an error, or cut at the beginning and counted."""
+    engine: Literal["auto", "own", "vllm"] = "own"
+    """What writes answers: Rankscope, or a vLLM server, which is compared with it first; ``auto``
+    takes vLLM on a GPU if its command is there."""
 
 
 if TYPE_CHECKING:

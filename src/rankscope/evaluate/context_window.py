@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PretrainedConfig
 
@@ -12,6 +12,9 @@ from rankscope.data.items import Item
 from rankscope.data.registry import TaskSpec
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers.scorer import Scorer
+
+if TYPE_CHECKING:
+    from rankscope.evaluate.vllm import Vllm
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,7 @@ class EncodedSplit:
     encoded: Sequence[Any]  # One per item
     max_tokens: int = 0  # The model's context; 0 is no limit
     cut_at_start: frozenset[int] = frozenset()  # Items cut to fit the context
+    engine: "Vllm | None" = None  # Writes answers in place of the own one
 
     @property
     def cut_at_end(self) -> frozenset[int]:

@@ -6,7 +6,7 @@ A mixture of tasks is scored part by part, each part with its own prompts and sc
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -34,6 +34,9 @@ from rankscope.records import (
     WithoutContamination,
 )
 
+if TYPE_CHECKING:
+    from rankscope.evaluate.vllm import Vllm
+
 Evaluation = tuple[EvalRecord, list[ItemResult]]
 """One model on one split: its record, and its items in order."""
 
@@ -47,6 +50,7 @@ def evaluate_task(
     split: Split,
     models: Mapping[str | None, str],
     settings: EvaluateConfig,
+    engine: "Vllm | None" = None,
 ) -> tuple[dict[str | None, Evaluation], dict[str | None, str]]:
     """Score one split of one task under the base and any number of attached adapters.
 
@@ -63,7 +67,7 @@ def evaluate_task(
     if task.parts:
         kept = {item.item_id for item in _split_items(task, split)}
         parts = [
-            evaluate_task(base, encoder, part, split, models, settings)
+            evaluate_task(base, encoder, part, split, models, settings, engine)
             for whole in task.parts
             if _split_items(part := _with_items(whole, split, kept), split)
         ]
@@ -73,6 +77,7 @@ def evaluate_task(
         return evaluations, failures
     max_tokens = context_length(base.model.config)
     encoded = encode_split(encoder, task, split, max_tokens, settings)
+    encoded = replace(encoded, engine=engine)
     lacks_base = any(item.base_margin is None for item in encoded.items)
     if encoded.scorer.compares_with_base and lacks_base and set(models.values()) != {BASE}:
         found, rule = "items without the base's log-probabilities", "a study, which computes them"
@@ -304,6 +309,7 @@ def _scoring_settings(spec: TaskSpec, settings: EvaluateConfig, encoder: Encoder
         "batch_tokens": settings.batch_tokens,
         "max_new_tokens": settings.max_new_tokens,
         "too_long": settings.too_long,
+        **({"engine": settings.engine} if settings.engine != "own" else {}),
         **get_scorer(spec.scorer).encoder_settings(encoder),
     }
 

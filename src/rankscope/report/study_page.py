@@ -7,8 +7,9 @@ from typing import Literal, NamedTuple
 import yaml
 
 from rankscope.config.loader import study_values
+from rankscope.evaluate.metrics import DIFFERENCE, vllm_note
 from rankscope.formatting import NATS, Unit, count, join_names, number, safe_text
-from rankscope.records import BASE, EvalKey, ItemResult
+from rankscope.records import BASE, EvalKey, ItemResult, StudyRecords
 from rankscope.report.analyzed_models import arms_analyzed, given_analyzed
 from rankscope.report.answer import NEXT_STEPS_TITLE, answer_cards, missing
 from rankscope.report.charts.figure import Figure
@@ -44,6 +45,7 @@ def render_study(whole: StudyView, folder: str = "DIR", view: StudyView | None =
         view=view,
         study=whole.study,
         cards=answer_cards(view),
+        notes=_notes(whole.study),
         next_steps_title=NEXT_STEPS_TITLE,
         missing=[*missing(whole), *not_shown(whole, view)],
         items={task: compared for task, compared in items.items() if compared},
@@ -77,9 +79,15 @@ def _given_page(view: StudyView) -> str:
         [trial.spec.rank for trial in given if trial.spec.rank is not None],
         view.study.provenance,
         study=view.study,
+        notes=_notes(view.study),
         given=given,
         sections=sections,
     )
+
+
+def _notes(study: StudyRecords) -> list[str]:
+    scored = ((key[0], record.metrics) for key, record in study.evals.items())
+    return [*study.notes, *vllm_note({n: of for n, of in scored if DIFFERENCE in of}.values())]
 
 
 def study_sections(view: StudyView) -> list[Section]:

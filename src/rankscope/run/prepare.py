@@ -14,6 +14,7 @@ from rankscope.device import (
 )
 from rankscope.errors import UserError
 from rankscope.evaluate.evaluator import scored_items
+from rankscope.evaluate.vllm import check_engine
 from rankscope.models.study_base import check_machine, resolve_base
 from rankscope.progress import ProgressReporter
 from rankscope.records import TrialSpec
@@ -87,6 +88,7 @@ def prepare(
     reporter.finish()
     if machine is None:
         check_machine(study.config, study.trials, device, dtype)
+        check_engine(config)
     return study
 
 

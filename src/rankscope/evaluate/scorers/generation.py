@@ -98,7 +98,8 @@ class GenerationScorer(Scorer[list[int]]):
             stop_strings=split.spec.stop or stop_strings(split.encoder, split.spec, split.items),
         )
         started = time.perf_counter()
-        by_model = generate(base, split.encoded, adapter_names, limits)
+        write = generate if split.engine is None else split.engine.generate
+        by_model = write(base, split.encoded, adapter_names, limits)
         seconds = time.perf_counter() - started
         tokens = {
             name: sum(len(g.prompt) + len(g.ids) for g in generations)
@@ -107,6 +108,8 @@ class GenerationScorer(Scorer[list[int]]):
         scores = {}
         for name, generations in by_model.items():
             scores[name] = self.judge(split.items, generations, split.spec)
+            if split.engine is not None:
+                scores[name].metrics |= split.engine.metrics(name)
             scores[name].num_tokens = tokens[name]
             scores[name].seconds = seconds * tokens[name] / sum(tokens.values())
         add_gold_logprobs(base, split, limits, scores)

@@ -1,14 +1,16 @@
 """Score models on the tasks of the study: one split of one task at a time, many models at once."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from rankscope.errors import NotFiniteError, reporting_shortages
 from rankscope.evaluate.evaluator import Evaluation, evaluate_task
+from rankscope.evaluate.vllm import Vllm, engine_for
 from rankscope.models.base import Base
 from rankscope.records import BASE, EvalKey, Split, trial_of, write_items
 from rankscope.run.groups import Group
 from rankscope.run.stages import Stage
-from rankscope.store import Artifact, TrialFailure, items_path
+from rankscope.store import Artifact, TrialFailure, items_path, weights_path
 
 EvalBatch = tuple[str, Split, Mapping[str | None, str]]
 """Task, split, and by adapter name (None: no adapter) the id of a trial or scaled variant, or
@@ -21,6 +23,7 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
     """Scores of the trials themselves, and of the base."""
 
     name = "evaluate"
+    engine: Vllm | None = None
 
     def missing(self, group: Group) -> list[EvalBatch]:
         study, with_tests = self.context.study, self.context.round.is_last
@@ -49,8 +52,16 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
         ]
 
     def run(self, model: Base, work: Sequence[EvalBatch]) -> Iterator[Scored]:
+        study = self.context.study
         self.context.begin_stage(self.name, len(work))
-        yield from self.score_batches(model, work)
+        self.engine = engine_for(study.config, study.device)
+        try:
+            yield from self.score_batches(model, work)
+        finally:
+            if self.engine is not None:
+                self.engine.close()
+                for note in self.engine.notes():
+                    self.context.reporter.note(note)
 
     def score_batches(self, model: Base, work: Sequence[EvalBatch]) -> Iterator[Scored]:
         """Score batch by batch; a trial that failed is left out of the later ones."""
@@ -58,6 +69,8 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
         for task, split, model_ids in work:
             self.context.begin_piece(f"{task} {split}")
             alive = {n: i for n, i in model_ids.items() if trial_of(i) not in failed}
+            if self.engine is not None:
+                self.engine.folders = {n: self.weights_folder(i) for n, i in alive.items()}
             batch = task, split, alive
             is_base = BASE in alive.values()
             scored = self.score_base(batch) if is_base else self.score_trials(model, batch)
@@ -76,6 +89,7 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
             split,
             model_ids,
             study.config.evaluate,
+            self.engine,
         )
         failures = [
             TrialFailure(trial_of(model_ids[adapter]), "failed", f"{name} {split}: {reason}")
@@ -96,6 +110,7 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
                 split,
                 model_ids,
                 settings,
+                self.engine,
             )
         for reason in failures.values():
             raise NotFiniteError(
@@ -105,6 +120,15 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
                 "try 'dtype: float32', or another model",
             )
         return list(evaluations.values()), ()
+
+    def weights_folder(self, model_id: str) -> Path:
+        """Of a trial, a given model or the base, which a prompt leaves as it is."""
+        trial = None if model_id == BASE else self.context.study.trial(model_id)
+        if trial is None or trial.prompt is not None:
+            return self.context.base.folder
+        if trial.given is not None:
+            return Path(trial.given.folder)
+        return self.context.ledger.checked_path(weights_path(trial))
 
     def commit(self, result: Scored) -> None:
         ledger, (evaluations, failures) = self.context.ledger, result
