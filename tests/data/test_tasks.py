@@ -100,6 +100,7 @@ def test_chance_is_the_mean_over_the_report_rows(load: Load) -> None:
     assert arc.spec.chance == pytest.approx((1165 / 4 + 4 / 3 + 3 / 5) / 1172)
     assert load("gsm8k").spec.chance == 0
     assert load("boolq").spec.chance == 0.5
+    assert load("boolq", scorer="contains").spec.chance is None
 
 
 def test_training_on_law_takes_the_law_subjects_out_of_mmlu(load: Load, data_dir: Path) -> None:

@@ -169,7 +169,7 @@ class _EvaluateFields(ConfigSection):
     """Items longer than the model's context: an error, or cut at the beginning and counted."""
     engine: Literal["auto", "own", "vllm"] = "own"
     """What writes answers: Rankscope, or a vLLM server, which is compared with it first; ``auto``
-    takes vLLM on a GPU if its command is there."""
+    takes vLLM on a GPU if it can be."""
 
 
 if TYPE_CHECKING:

@@ -380,7 +380,7 @@ def _chance_score(spec: TaskSpec, test: Sequence[Item]) -> float | None:
         return None
     if get_scorer(spec.scorer).needs_choices:
         return sum(1 / len(item.choices) for item in test) / len(test)
-    return spec.chance
+    return None if spec.chance else spec.chance  # of writing an option by chance: not known
 
 
 def items_sha256(*splits: Sequence[Item]) -> str:

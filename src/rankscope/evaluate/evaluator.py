@@ -18,7 +18,7 @@ from rankscope.data.study_data import StudyData
 from rankscope.data.tasks import LoadedTask, items_sha256
 from rankscope.errors import UserError
 from rankscope.evaluate.context_window import EncodedSplit, context_length, fit_to_context
-from rankscope.evaluate.metrics import ModelScores, exact_mean, is_mean, standard_error
+from rankscope.evaluate.metrics import PARITY, ModelScores, exact_mean, is_mean, standard_error
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.evaluate.scorers.scorer import ItemTokens, Scorer
 from rankscope.hashing import sha256_json, tokenizer_sha256
@@ -224,6 +224,7 @@ def _merged_evaluation(task: LoadedTask, split: Split, parts: Sequence[Evaluatio
     metric = primary_metric(task)
     metrics = {metric: exact_mean([result.score for result in results])}
     metrics |= {f"{record.task}.{record.metric}": record.score for record in records}
+    metrics |= {name: of for r in records for name, of in r.metrics.items() if name in PARITY}
     scores = ModelScores(
         results,
         metrics,
@@ -300,6 +301,7 @@ def task_sha256(
 
 
 def _scoring_settings(spec: TaskSpec, settings: EvaluateConfig, encoder: Encoder) -> dict[str, Any]:
+    scorer = get_scorer(spec.scorer)
     return {
         "scorer": spec.scorer,
         "version": spec.version,
@@ -309,8 +311,8 @@ def _scoring_settings(spec: TaskSpec, settings: EvaluateConfig, encoder: Encoder
         "batch_tokens": settings.batch_tokens,
         "max_new_tokens": settings.max_new_tokens,
         "too_long": settings.too_long,
-        **({"engine": settings.engine} if settings.engine != "own" else {}),
-        **get_scorer(spec.scorer).encoder_settings(encoder),
+        **({"engine": "vllm"} if scorer.generates and settings.engine == "vllm" else {}),
+        **scorer.encoder_settings(encoder),
     }
 
 

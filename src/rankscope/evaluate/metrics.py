@@ -71,9 +71,9 @@ def is_mean(score: float, item_scores: Sequence[float]) -> bool:
     return math.isclose(score, exact_mean(item_scores), rel_tol=1e-9, abs_tol=1e-12)
 
 
-EQUAL, DIFFERENCE = "vllm_equal", "vllm_difference"
-"""Of a model whose answers vLLM wrote, on the first items: the share that the own engine writes
-too, and the mean difference of a token's log p, nats."""
+EQUAL, DIFFERENCE = PARITY = "vllm_equal", "vllm_difference"
+"""Of a model whose answers vLLM writes, on the first answers that it wrote: the share that the own
+engine writes too, and how much their log p differs from the own engine's, nats per token."""
 
 
 def vllm_note(written: Collection[Mapping[str, float]]) -> list[str]:
@@ -82,7 +82,7 @@ def vllm_note(written: Collection[Mapping[str, float]]) -> list[str]:
         return []
     equal, largest = exact_mean([m[EQUAL] for m in written]), max(m[DIFFERENCE] for m in written)
     return [
-        f"vLLM wrote the answers of {count(len(written), 'model')}; of the first ones of each "
-        f"{equal:.0%} are the own engine's, and log p of a token differs by {largest:.2g} nats, in "
-        "the mean of the model that differs most"
+        f"vLLM wrote the answers of {count(len(written), 'model')}; both engines wrote the first "
+        f"ones: {equal:.1%} have the same text, and their log p per token differs by {largest:.2g} "
+        "nats or less, in the mean of a model"
     ]

@@ -21,15 +21,15 @@ from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.request import ProxyHandler, Request, build_opener
 
 import torch
 
 from rankscope.config.study import StudyConfig
-from rankscope.device import release_freed_memory
-from rankscope.errors import UserError
+from rankscope.device import release_freed_memory, visible_gpus
+from rankscope.errors import UserError, first_line
 from rankscope.evaluate.continuous_batching import Generation, GenerationLimits, generate
 from rankscope.evaluate.likelihood import continuation_logprobs
 from rankscope.evaluate.metrics import DIFFERENCE, EQUAL, vllm_note
@@ -37,24 +37,40 @@ from rankscope.evaluate.scorers.scorer import Question
 from rankscope.models.base import Base
 from rankscope.records import BASE
 
-WHERE = "evaluate.engine"
 LARGEST_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # Of adapters, as vLLM takes them
-ADAPTERS_AT_ONCE = 8  # In a batch of the server; others wait in its memory
-SHARE_OF_FREE = 0.9  # Of the device's free memory, for the server
+ADAPTERS_AT_ONCE = 8  # In a batch of the server; others are read again
+PROMPTS_AT_ONCE = 512  # In a request: releases refuse more than 1,024
+SHARE_OF_FREE = 0.5  # Of the device's free memory, for the server; log p is computed in the rest
 CPU_CACHE_GIB = 2
-ANSWERS_COMPARED = 16  # By model, before any of its answers counts
+START_SECONDS = 1800
+ANSWERS_COMPARED = 16  # Of each model, before any of its answers counts
 LARGEST_DIFFERENCE = 0.1
-"""Mean difference of a token's log p, nats. In bfloat16 two ways to compute one model differ by .01
-to .03; an adapter that is left out, or scaled otherwise, by more."""
-LOG_BYTES = 2**16  # Of its end, in which the reason is looked for
-WATCHED = (
-    'exec 3<&0; "$@" </dev/null 3<&- & server=$!; (read -r _ <&3; kill $server) & wait $server'
-)
-"""A command that ends when the input of this shell does: when the process that holds it ends."""
+"""Of an answer's log p, nats per token, in the mean. In bfloat16 two ways to compute one model
+differ by .01."""
+LOG_BYTES = 2**16  # Of the end of the server's log, in which the reason of its end is looked for
+WATCHED = """
+exec 3<&0
+"$@" </dev/null 3<&- &
+server=$!
+(read -r _ <&3; kill $server; sleep 30; kill -9 0) &
+wait $server
+"""
+"""Runs a command that ends when the input of this shell does, which is when the process at its
+other end closes it or dies."""
 
 
 class ServerEnded(Exception):
     """The server cannot be reached any more, or never could; says why."""
+
+
+class Refused(Exception):
+    """The server does not do what it is asked for; says why."""
+
+
+class Answer(NamedTuple):
+    generation: Generation
+    ids: list[int]  # With the token that ended it
+    logprob: float
 
 
 def find_command() -> str | None:
@@ -62,47 +78,50 @@ def find_command() -> str | None:
     return shutil.which("vllm", path=beside)
 
 
-def check_engine(config: StudyConfig) -> None:
-    """Raise UserError: vLLM is asked for, and cannot be had."""
-    if config.evaluate.engine != "vllm":
-        return
+def resolved_engine(config: StudyConfig, device: torch.device, dtype: torch.dtype) -> str:
+    """``own`` or ``vllm``; ``auto`` is vLLM on a GPU where it can be. Raises UserError: it is asked
+    for and cannot be."""
+    wish, reason, do = config.evaluate.engine, "", "set 'own'"
     if config.train.devices > 1 or config.quantize != "none":
-        found = "'vllm', with a base that several devices hold, or that is quantized"
-        raise UserError(WHERE, found, "'own'")
-    if find_command() is None:
-        do = "install vllm in an environment of its own, and put its command on the PATH"
-        raise UserError(WHERE, "'vllm', and no such command on the PATH", "one", do)
-
-
-def engine_for(config: StudyConfig, device: torch.device) -> "Vllm | None":
-    """The engine of a study; None: its own. ``auto`` takes vLLM on a GPU, if it is there."""
-    check_engine(config)
-    command, wish = find_command(), config.evaluate.engine
-    is_worth_it = device.type == "cuda" and config.train.devices == 1 and config.quantize == "none"
-    if command is None or not (wish == "vllm" or (wish == "auto" and is_worth_it)):
-        return None
-    return Vllm(command, gives_up=wish == "auto")
+        reason = "a base that several devices hold, or that is quantized"
+    elif device.type == "cuda" and dtype == torch.float32:
+        reason = "float32, in which it has no adapters on a GPU"
+    elif find_command() is None:
+        reason = "no such command on the PATH"
+        do = "install vLLM in an environment of its own, and put its command on the PATH"
+    if wish == "auto":
+        return "own" if reason or device.type != "cuda" else "vllm"
+    if wish == "vllm" and reason:
+        raise UserError("evaluate.engine", f"'vllm', and {reason}", do=do)
+    return wish
 
 
 class Vllm:
     """Writes greedy answers as :func:`~rankscope.evaluate.continuous_batching.generate` does.
 
-    Models that vLLM cannot read are left to that function, and so is everything after a failure if
-    the engine ``gives_up``.
+    Models that vLLM cannot read, refuses or computes otherwise are left to that function, and so is
+    everything once a server has ended twice.
     """
 
-    def __init__(self, command: str, *, gives_up: bool) -> None:
-        self.command, self.gives_up = command, gives_up
+    def __init__(self, base_folder: Path) -> None:
+        self.base_folder = base_folder
         self.folders: Mapping[str | None, Path] = {}
-        """Weights by adapter name; None: of the model itself. Set it before each split."""
-        self.failure = ""  # Why it gave up
+        """Weights by adapter name; None: of the model itself."""
         self.parity: dict[Path, dict[str, float]] = {}
         """``EQUAL`` and ``DIFFERENCE`` by folder."""
+        self.unfit: dict[Path, str] = {}  # Why a folder is left to the own engine
+        self.failure = ""  # Why everything is
         self._server: _Server | None = None
 
     def metrics(self, name: str | None) -> dict[str, float]:
-        """Of a model whose answers it wrote; empty for another."""
-        return self.parity.get(self.folders.get(name, Path()), {})
+        """Of a model whose answers it writes; empty for another."""
+        return self.parity.get(self.folders[name], {}) if self._is_served(name) else {}
+
+    def notes(self) -> list[str]:
+        reasons = [f"{folder}: {reason}" for folder, reason in self.unfit.items()]
+        reasons += [self.failure] if self.failure else []
+        left = [f"answers are left to the own engine: {reason}" for reason in reasons]
+        return [*left, *vllm_note(self.parity.values())]
 
     def generate(
         self,
@@ -111,18 +130,18 @@ class Vllm:
         names: Sequence[str | None],
         limits: GenerationLimits,
     ) -> dict[str | None, list[Generation]]:
-        served = [] if self.failure else [n for n in names if _is_readable(self.folders.get(n))]
         found: dict[str | None, list[Generation]] = {}
-        if served:
+        for is_last in (False, True):  # a server that ends half-way is started once more
+            served = [name for name in names if self._is_served(name)]
+            if not served:
+                break
             try:
-                found = self._generate_twice(base, prompts, served, limits)
-            except UserError as error:
+                found = self._write(base, prompts, served, limits)
+                break
+            except ServerEnded as error:
                 self.close()
-                if not self.gives_up:
-                    raise
-                self.failure = str(error)
-                for name in served:
-                    self.parity.pop(self.folders[name], None)
+                if is_last:
+                    self.failure = f"vLLM ended twice: {error}"
         rest = [name for name in names if name not in found]
         found |= generate(base, prompts, rest, limits) if rest else {}
         return {name: found[name] for name in names}
@@ -132,32 +151,72 @@ class Vllm:
             self._server.close()
             self._server = None
 
-    def notes(self) -> list[str]:
-        failed = [f"the own engine wrote: {self.failure}"] if self.failure else []
-        return failed + vllm_note(self.parity.values())
+    def _is_served(self, name: str | None) -> bool:
+        folder = self.folders[name]
+        return not self.failure and folder not in self.unfit and _is_readable(folder, name)
 
-    def _generate_twice(
+    def _write(
         self,
         base: Base,
         prompts: Sequence[Sequence[int]],
         names: Sequence[str | None],
         limits: GenerationLimits,
     ) -> dict[str | None, list[Generation]]:
-        """A server that ends half-way is started once more, and writes all answers again."""
-        for is_last in (False, True):
+        """Answers of those models that the server computes as the own engine does."""
+        server = self._server_for(base, prompts, names, limits)
+        first = prompts[:ANSWERS_COMPARED]
+        new = [name for name in names if self.folders[name] not in self.parity]
+        ours = generate(base, first, new, limits) if new else {}
+        for name in names:
+            folder = self.folders[name]
             try:
-                server = self._server_for(base, prompts, names, limits)
-                for name in names:
-                    self._compare(server, base, prompts[:ANSWERS_COMPARED], name, limits)
-                write = partial(server.answers, prompts=prompts, limits=limits)
-                with ThreadPoolExecutor(len(names)) as pool:
-                    return dict(zip(names, map(_generations, pool.map(write, names)), strict=True))
-            except ServerEnded as error:
-                self.close()
-                if is_last:
-                    do = "set 'own', or make 'vllm serve' work for this model"
-                    raise UserError(WHERE, f"vLLM, which ended twice ({error})", do=do) from error
-        raise AssertionError
+                if name is not None:
+                    server.load(name, folder)
+                if name in ours:
+                    theirs = server.answers(name, first, limits)
+                    self.parity[folder] = self._compared(base, name, ours[name], theirs, limits)
+            except Refused as error:
+                self.unfit[folder] = str(error)
+        served = [name for name in names if self._is_served(name)]
+        write = partial(server.answers, prompts=prompts, limits=limits)
+        with ThreadPoolExecutor(len(names)) as pool:
+            try:
+                written = [[a.generation for a in answers] for answers in pool.map(write, served)]
+            except BaseException:
+                self.close()  # so that the other requests break off
+                raise
+        return dict(zip(served, written, strict=True))
+
+    def _compared(
+        self,
+        base: Base,
+        name: str | None,
+        ours: Sequence[Generation],
+        theirs: "Sequence[Answer]",
+        limits: GenerationLimits,
+    ) -> dict[str, float]:
+        """Raises Refused: the answers are of another model, or of the base without its adapter."""
+        questions = [Question(a.generation.prompt, [a.ids]) for a in theirs]
+        models = [name] if name is None else [name, None]
+        computed = continuation_logprobs(base, questions, models, limits.batch_tokens)
+        distances = {
+            model: fmean(
+                abs(total - answer.logprob) / len(answer.ids)
+                for answer, total in zip(theirs, of.totals.tolist(), strict=True)
+            )
+            for model, of in computed.items()
+        }
+        if not distances[name] <= min(LARGEST_DIFFERENCE, 2 * distances[None]):
+            raise Refused(
+                f"vLLM computes another model: log p of its answers differs by "
+                f"{distances[name]:.2g} nats per token from that of the own engine, and by "
+                f"{distances[None]:.2g} from the one without the adapter"
+            )
+        pairs = zip(ours, theirs, strict=True)
+        return {
+            EQUAL: fmean(own.text == answer.generation.text for own, answer in pairs),
+            DIFFERENCE: distances[name],
+        }
 
     def _server_for(
         self,
@@ -166,52 +225,15 @@ class Vllm:
         names: Sequence[str | None],
         limits: GenerationLimits,
     ) -> "_Server":
-        """One that holds these models, and has room for the longest prompt with its answer."""
-        adapters = {name: self.folders[name] for name in names if name is not None}
-        folder = base.folder if adapters else self.folders[None]
-        longest = min(limits.context, max(map(len, prompts)) + limits.max_new_tokens)
-        rank = max([_settings(path)["r"] for path in adapters.values()], default=0)
-        if self._server is None or not self._server.suits(folder, longest, rank):
+        """One for these models, with room for the longest prompt and its answer."""
+        ranks = [_settings(self.folders[name])["r"] for name in names if name is not None]
+        folder = self.base_folder if ranks else self.folders[None]
+        needed = min(limits.context, max(map(len, prompts)) + limits.max_new_tokens)
+        if self._server is None or not self._server.suits(folder, needed, max(ranks, default=0)):
             self.close()
-            self._server = _Server(self.command, base, folder, longest, rank)
-        for name, path in adapters.items():
-            self._server.load(name, path)
+            room = min(limits.context, 2 ** (needed - 1).bit_length())  # for longer splits, too
+            self._server = _Server(self.base_folder, base, folder, room, max(ranks, default=0))
         return self._server
-
-    def _compare(
-        self,
-        server: "_Server",
-        base: Base,
-        prompts: Sequence[Sequence[int]],
-        name: str | None,
-        limits: GenerationLimits,
-    ) -> None:
-        """Raises UserError: vLLM computes another model from this folder."""
-        folder = self.folders[name]
-        if folder in self.parity:
-            return
-        answers = server.answers(name, prompts, limits)
-        theirs = _generations(answers)
-        ours = generate(base, prompts, [name], limits)[name]
-        written = [(i, choice["token_ids"]) for i, choice in enumerate(answers) if theirs[i].ids]
-        questions = [Question(prompts[i], [ids]) for i, ids in written]
-        totals = continuation_logprobs(base, questions, [name], limits.batch_tokens)[name].totals
-        differences = [
-            abs(total - sum(answers[i]["logprobs"]["token_logprobs"])) / len(ids)
-            for (i, ids), total in zip(written, totals.tolist(), strict=True)
-        ]
-        self.parity[folder] = {
-            EQUAL: fmean(a.text == b.text for a, b in zip(ours, theirs, strict=True)),
-            DIFFERENCE: fmean(differences) if differences else 0.0,
-        }
-        if not self.parity[folder][DIFFERENCE] <= LARGEST_DIFFERENCE:
-            raise UserError(
-                WHERE,
-                f"log p that differ by {self.parity.pop(folder)[DIFFERENCE]:.2g} nats a "
-                f"token between vLLM {server.version} and the own engine ({folder.name})",
-                f"at most {LARGEST_DIFFERENCE}: the same model",
-                "set 'own'",
-            )
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -220,33 +242,28 @@ def _settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _is_readable(folder: Path | None) -> bool:
-    """Whether vLLM reads it: a whole model, or plain LoRA of one rank on linear layers inside."""
-    if folder is None or not (folder / "adapter_config.json").exists():
-        return folder is not None
+def _is_readable(folder: Path, name: str | None) -> bool:
+    """Whether it is a whole model, or plain LoRA of one rank on linear layers inside."""
+    if not (folder / "adapter_config.json").exists():
+        return True
     settings = _settings(folder)
-    beyond = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_pattern")
     targets, init = settings.get("target_modules"), settings.get("init_lora_weights")
     return (
-        settings.get("peft_type") == "LORA"
-        and settings.get("bias") in (None, "none")
-        and not any(settings.get(key) for key in (*beyond, "target_parameters"))
+        name is not None  # a model that runs by PEFT
+        and settings.get("peft_type") == "LORA"
+        and not any(settings.get(key) for key in ("use_dora", "rank_pattern", "alpha_pattern"))
+        and (not isinstance(init, str) or init == "gaussian")  # others may change the base
         and isinstance(targets, list)
         and not {"lm_head", "embed_tokens"} & set(targets)
-        and (not isinstance(init, str) or init == "gaussian")  # others may change the base
         and settings["r"] <= LARGEST_RANKS[-1]
     )
 
 
-def _generations(answers: "Sequence[dict[str, Any]]") -> list[Generation]:
-    return [answer["generation"] for answer in answers]
-
-
 class _Server:
-    """``vllm serve`` on one folder of weights."""
+    """``vllm serve`` on one folder of weights. Raises ServerEnded: it does not start."""
 
     def __init__(
-        self, command: str, base: Base, folder: Path, max_tokens: int, largest_rank: int
+        self, tokenizer: Path, base: Base, folder: Path, max_tokens: int, largest_rank: int
     ) -> None:
         self.base, self.folder, self.max_tokens = base, folder, max_tokens
         self.largest_rank = next((r for r in LARGEST_RANKS if r >= largest_rank > 0), 0)
@@ -256,36 +273,47 @@ class _Server:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.address = f"http://127.0.0.1:{port}"
-        words = [command, "serve", str(folder), "--served-model-name", BASE]
-        words += ["--host", "127.0.0.1", "--port", str(port), "--generation-config", "vllm"]
+        words = [find_command() or "vllm", "serve", str(folder), "--tokenizer", str(tokenizer)]
+        words += ["--served-model-name", BASE, "--host", "127.0.0.1", "--port", str(port)]
+        words += ["--generation-config", "vllm", "--max-model-len", str(max_tokens)]
         words += ["--dtype", str(base.model.dtype).removeprefix("torch.")]
-        words += ["--max-model-len", str(max_tokens)]
         if self.largest_rank:
             words += ["--enable-lora", "--max-lora-rank", str(self.largest_rank)]
             words += ["--max-loras", str(ADAPTERS_AT_ONCE)]
+        environment = {
+            **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+            "VLLM_API_KEY": self.key,
+            "VLLM_CPU_KVCACHE_SPACE": str(CPU_CACHE_GIB),
+            "VLLM_MAX_STOP_STRINGS": "64",
+            "VLLM_NO_USAGE_STATS": "1",
+        }
         if base.device.type == "cuda":
             release_freed_memory()
             free_bytes, all_bytes = torch.cuda.mem_get_info(base.device)
             share = SHARE_OF_FREE * free_bytes / all_bytes
             words += ["--gpu-memory-utilization", f"{share:.3f}"]
+            environment["CUDA_VISIBLE_DEVICES"] = visible_gpus()[base.device.index or 0]
         else:
             words += ["--enforce-eager"]  # compiling takes longer than the answers of a study
-        environment = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_API_KEY": self.key}
-        environment |= {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
-        environment |= {"VLLM_CPU_KVCACHE_SPACE": str(CPU_CACHE_GIB)}
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the server)
         self.process = subprocess.Popen(
             ["sh", "-c", WATCHED, "sh", *words],
-            env=_other_python() | environment,
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=self.log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C in the terminal reaches this process alone
         )
+        # Not by a proxy, which the environment may name.
+        self.open = build_opener(ProxyHandler({})).open
+        started = time.monotonic()
         try:
             while not self._is_up():
+                if time.monotonic() - started > START_SECONDS:
+                    raise ServerEnded(f"not up after {START_SECONDS} s: {self._last_line()}")
                 time.sleep(0.5)
-            self.version = str(self._ask("/version")["version"])
         except BaseException:
             self.close()
             raise
@@ -303,33 +331,46 @@ class _Server:
 
     def answers(
         self, name: str | None, prompts: Sequence[Sequence[int]], limits: GenerationLimits
-    ) -> list[dict[str, Any]]:
-        """The server's answers in order, each with its ``generation``."""
+    ) -> list[Answer]:
+        """In the order of the prompts. Raises Refused and ServerEnded."""
         lengths = [min(limits.max_new_tokens, limits.context - len(prompt)) for prompt in prompts]
-        found: list[dict[str, Any]] = [{}] * len(prompts)
+        found: dict[int, Answer] = {}
         for length in sorted(set(lengths)):
-            places = [i for i, of_prompt in enumerate(lengths) if of_prompt == length]
-            body = {
-                "model": BASE if name is None else name,
-                "prompt": [list(prompts[i]) for i in places],
-                "max_tokens": length,
-                "temperature": 0,
-                "stop": list(limits.stop_strings),
-                "stop_token_ids": sorted(limits.stop_ids),
-                "ignore_eos": True,  # the end tokens are those above
-                "return_token_ids": True,
-                "logprobs": 0,  # of the token itself
-            }
-            for choice in self._ask("/v1/completions", body)["choices"]:
-                i = places[choice["index"]]
-                is_stopped = choice["finish_reason"] == "stop"
-                ids = list(choice["token_ids"])
-                if is_stopped and ids and ids[-1] in limits.stop_ids:
-                    ids.pop()
-                generation = Generation(name, prompts[i], length, ids=ids, stopped=is_stopped)
-                generation.finish(limits, self.base.tokenizer)
-                found[i] = choice | {"generation": generation}
-        return found
+            alike = [i for i, of_prompt in enumerate(lengths) if of_prompt == length]
+            for start in range(0, len(alike), PROMPTS_AT_ONCE):
+                places = alike[start : start + PROMPTS_AT_ONCE]
+                body = {
+                    "model": BASE if name is None else name,
+                    "prompt": [list(prompts[i]) for i in places],
+                    "max_tokens": length,
+                    "temperature": 0,
+                    "stop": list(limits.stop_strings),
+                    "stop_token_ids": sorted(limits.stop_ids),
+                    "ignore_eos": True,  # the end tokens are those above
+                    "return_token_ids": True,
+                    "logprobs": 0,  # of the token itself
+                }
+                for choice in self._ask("/v1/completions", body)["choices"]:
+                    i = places[choice["index"]]
+                    found[i] = self._answer(name, prompts[i], length, choice, limits)
+        return [found[i] for i in range(len(prompts))]
+
+    def _answer(
+        self,
+        name: str | None,
+        prompt: Sequence[int],
+        length: int,
+        choice: dict[str, Any],
+        limits: GenerationLimits,
+    ) -> Answer:
+        ids = choice.get("token_ids")
+        if ids is None:
+            raise Refused("answers without token_ids, which vLLM has from 0.10.2 on")
+        is_stopped = choice["finish_reason"] == "stop"
+        written = ids[:-1] if is_stopped and ids[-1] in limits.stop_ids else list(ids)
+        generation = Generation(name, prompt, length, ids=written, stopped=is_stopped)
+        generation.finish(limits, self.base.tokenizer)
+        return Answer(generation, list(ids), sum(choice["logprobs"]["token_logprobs"]))
 
     def close(self) -> None:
         assert self.process.stdin is not None
@@ -352,38 +393,25 @@ class _Server:
         return True
 
     def _ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Raises UserError: vLLM refuses; ServerEnded: it is not there."""
         headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
         data = None if body is None else json.dumps(body).encode()
         try:
-            with urlopen(Request(self.address + path, data, headers)) as reply:
+            with self.open(Request(self.address + path, data, headers)) as reply:
                 text = reply.read().decode()
         except HTTPError as error:
-            told = error.read().decode(errors="replace")[:300]
-            if error.code >= 500:
-                raise ServerEnded(f"{path}: status {error.code}, {told}") from error
-            found = f"vLLM refused {path} with status {error.code}: {told}"
-            expected = (
-                "a release that has it, 0.10 or later, and a model and adapters that it loads"
-            )
-            raise UserError(WHERE, found, expected, "or set 'own'") from error
+            told = f"{path}: status {error.code}, {error.read().decode(errors='replace')[:300]}"
+            if path == "/health" or (error.code >= 500 and not self._is_up()):
+                raise ServerEnded(told) from error
+            raise Refused(f"vLLM refused {told}") from error
         except (OSError, HTTPException) as error:
-            raise ServerEnded(self._last_line() or str(error)) from error
-        try:
-            read = json.loads(text)
-        except ValueError:
-            read = {}
+            raise ServerEnded(self._last_line() or first_line(error)) from error
+        read = json.loads(text) if text else {}  # nothing, of /health
         return read if isinstance(read, dict) else {}
 
     def _last_line(self) -> str:
-        # Not by its position, which is that of the server, too.
+        # Read without a seek: the server writes at the same offset of the file.
         size = os.fstat(self.log.fileno()).st_size
         read = os.pread(self.log.fileno(), LOG_BYTES, max(0, size - LOG_BYTES))
         lines = read.decode(errors="replace").splitlines()
         errors = [line for line in lines if "Error" in line]
         return (errors or lines or [""])[-1][-300:]
-
-
-def _other_python() -> dict[str, str]:
-    """The environment without what would show another Python this one's packages."""
-    return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}

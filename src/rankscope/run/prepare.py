@@ -14,7 +14,7 @@ from rankscope.device import (
 )
 from rankscope.errors import UserError
 from rankscope.evaluate.evaluator import scored_items
-from rankscope.evaluate.vllm import check_engine
+from rankscope.evaluate.vllm import resolved_engine
 from rankscope.models.study_base import check_machine, resolve_base
 from rankscope.progress import ProgressReporter
 from rankscope.records import TrialSpec
@@ -53,7 +53,11 @@ def prepare(
     data = prepare_data(config, base.tokenizer, whole=not is_plan)
     # ``auto`` is resolved: trial ids name what was done.
     model = config.model.model_copy(update={"prompt_format": data.encoder.prompt_format})
-    config = config.model_copy(update={"model": model, "dtype": dtype_name(dtype)})
+    engine = resolved_engine(config, device, dtype) if machine is None else "own"
+    evaluate = config.evaluate.model_copy(update={"engine": engine})
+    config = config.model_copy(
+        update={"model": model, "dtype": dtype_name(dtype), "evaluate": evaluate}
+    )
     reporter.advance(2, "trials and groups")
     tasks, items = scored_items(config, base, data)
     trials, labels = study_trials(config, base, data, tasks, whole=not is_plan)
@@ -88,7 +92,6 @@ def prepare(
     reporter.finish()
     if machine is None:
         check_machine(study.config, study.trials, device, dtype)
-        check_engine(config)
     return study
 
 

@@ -198,7 +198,8 @@ def draw_objectives(view: StudyView, task: str) -> Figure | None:
         for objective, arms in named.items()
         for arm in arms
     ]
-    frame = table_from_rows(rows, view.plane_digits(task, kept) | {NORM: 3})
+    digits = view.plane_digits(task, kept) | {NORM: 3}
+    frame = table_from_rows(rows, digits)
     known = frame[frame[NORM].notna() & frame[gain].notna()].set_index("arm", drop=False)
     title = f"Objectives by distance from the base, {task}"
     if known["objective"].nunique() < 2:
@@ -220,16 +221,17 @@ def draw_objectives(view: StudyView, task: str) -> Figure | None:
         for i, group in enumerate(groups.values())
     ]
     ends = {str(group.index[-1]): plot_text(name) for name, group in groups.items()}
-    listed = "; ".join(
-        f"{safe_text(name, MAX_NAME)} gained {number(row[gain], 1)} ({row['arm']}) with |dW|_F "
-        f"{number(row[NORM], 3)} and retention {number(row[retention], 1)}"
+    unit = view.unit(task).difference
+    most = f"{number(level, digits[gain])} {unit} is the most that every objective reached."
+    listed = [
+        f"{safe_text(name, MAX_NAME)} gained {number(row[gain], digits[gain])} ({row['arm']}) with "
+        f"|dW|_F {number(row[NORM], 3)} and retention {number(row[retention], digits[retention])}"
         for name, row in near.items()
-    )
+    ]
     return Figure(
         key=view.key("objectives", task),
         title=title,
-        finding=f"{number(level, 1)} {view.unit(task).difference} is the most that every objective "
-        f"reached. The arm of each that is nearest to it: {listed}.",
+        finding=f"{most} The arm of each that is nearest to it: {'; '.join(listed)}.",
         data=frame,
         plot=plane_plot(known, (NORM, gain), paths, crosses={}, front=(), ring=None, names=ends),
         caption="Each point is one arm, the mean over its seeds; a line joins the arms of one "

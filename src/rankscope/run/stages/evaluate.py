@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rankscope.errors import NotFiniteError, reporting_shortages
 from rankscope.evaluate.evaluator import Evaluation, evaluate_task
-from rankscope.evaluate.vllm import Vllm, engine_for
+from rankscope.evaluate.vllm import Vllm
 from rankscope.models.base import Base
 from rankscope.records import BASE, EvalKey, Split, trial_of, write_items
 from rankscope.run.groups import Group
@@ -54,7 +54,10 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
     def run(self, model: Base, work: Sequence[EvalBatch]) -> Iterator[Scored]:
         study = self.context.study
         self.context.begin_stage(self.name, len(work))
-        self.engine = engine_for(study.config, study.device)
+        if study.config.evaluate.engine == "vllm":
+            self.engine = self.engine or Vllm(self.context.base.folder)
+            folders = {n: self.weights_folder(i) for _, _, of in work for n, i in of.items()}
+            self.engine.folders = folders
         try:
             yield from self.score_batches(model, work)
         finally:
@@ -69,8 +72,6 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
         for task, split, model_ids in work:
             self.context.begin_piece(f"{task} {split}")
             alive = {n: i for n, i in model_ids.items() if trial_of(i) not in failed}
-            if self.engine is not None:
-                self.engine.folders = {n: self.weights_folder(i) for n, i in alive.items()}
             batch = task, split, alive
             is_base = BASE in alive.values()
             scored = self.score_base(batch) if is_base else self.score_trials(model, batch)
