@@ -19,6 +19,9 @@ from pocket_study import (
     study_file,
 )
 
+from rankscope.advise.adaptive import finalists
+from rankscope.advise.arms import Arm, summarize_arms
+from rankscope.advise.recommend import recommend
 from rankscope.cli.render.plan import totals
 from rankscope.errors import Interrupted
 from rankscope.formatting import count
@@ -130,6 +133,27 @@ def test_a_stopped_trial_has_no_result_and_is_no_failure(adaptive: Path) -> None
     assert share == pytest.approx(100 * steps / (8 * DECLARED), abs=1.5)
     page = (adaptive / "report.html").read_text(encoding="utf-8")
     assert all(trial.spec.label in page for trial in stopped)
+
+
+def test_the_recommended_arm_has_test_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if validation items chose other finalists than the answer with their test items."""
+    asked: list[str] = []
+
+    def others_at_first(study: StudyRecords, task: str) -> tuple[Arm, ...]:
+        found = finalists(study, task)
+        asked.append(found[0].summary.label)
+        others = [arm for arm in summarize_arms(study)[task] if arm.finished]
+        others = [arm for arm in others if arm.summary.label != asked[0]]
+        return tuple(others) if len(asked) == 1 else found
+
+    monkeypatch.setattr("rankscope.run.adaptive.finalists", others_at_first)
+    found = small_study(tmp_path, **ADAPTIVE).run(tmp_path / "out")
+    (advice,) = recommend(found).advice
+    (subject,) = [arm for arm in advice.arms if arm.label == advice.subject_label]
+    assert subject.score is not None
+    assert len(asked) > 1
 
 
 def test_a_study_that_only_stopped_trials_ends_well(adaptive: Path, tmp_path: Path) -> None:

@@ -91,6 +91,8 @@ class _AdaptiveStudy:
             self.ledger.put_round(further)
         last = [*untrained, *(trial for arm in self.finalists() for trial in arm)]
         self.round(last, Round(label="finalists,"))
+        while untested := self.untested():  # test items may have put another arm first
+            self.round(untested, Round(label="finalists,"))
         self.end()
 
     def round(self, trials: Sequence[TrialSpec], this_round: Round) -> None:
@@ -168,19 +170,30 @@ class _AdaptiveStudy:
         arms = [arm for task in self.declared.data.rows for arm in finalists(view, task)]
         return [[trial.spec for trial in arm.finished] for arm in arms]
 
+    def untested(self) -> list[TrialSpec]:
+        """The trained trials of the recommended arms, if they have no test scores yet."""
+        view = self.with_trained(self.ledger.load())
+        arms = [arm for task in self.declared.data.rows for arm in finalists(view, task)[:1]]
+        specs = [trial.spec for arm in arms for trial in arm.finished]
+        return [s for s in specs if (s.trial_id, s.task, "test") not in view.evals]
+
     def validated(self) -> StudyRecords:
-        """The records, with trials that were scored on validation items as finished ones, and those
-        that were left out before as planned ones. Test items decide nothing: a run that goes on
-        after a kill would see those of some arms."""
+        """The records without test items: a run that goes on after a kill would see those of some
+        arms."""
         records = self.ledger.load()
         items = {k: v for k, v in records.items.items() if k[0] == BASE or k[2] == "validation"}
+        return self.with_trained(replace(records, items=items))
+
+    def with_trained(self, records: StudyRecords) -> StudyRecords:
+        """The records with trials that were scored as finished ones, and those that were left out
+        before as planned ones."""
 
         def seen(trial: TrialRecords) -> TrialRecords:
             if trial.status == "trained":
                 return replace(trial, status="done")
             return replace(trial, status="planned") if trial.status == "skipped" else trial
 
-        return replace(records, trials=tuple(map(seen, records.trials)), items=items)
+        return replace(records, trials=tuple(map(seen, records.trials)))
 
     # --- budget
 
