@@ -91,8 +91,10 @@ class _AdaptiveStudy:
             self.ledger.put_round(further)
         last = [*untrained, *(trial for arm in self.finalists() for trial in arm)]
         self.round(last, Round(label="finalists,"))
-        while untested := self.untested():  # test items may have put another arm first
+        asked = list[TrialSpec]()
+        while (untested := self.untested()) != asked:  # test items may have put another arm first
             self.round(untested, Round(label="finalists,"))
+            asked = untested
         self.end()
 
     def round(self, trials: Sequence[TrialSpec], this_round: Round) -> None:

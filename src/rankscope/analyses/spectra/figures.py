@@ -208,19 +208,6 @@ def draw_objectives(view: StudyView, task: str) -> Figure | None:
     groups = {name: g.sort_values(NORM) for name, g in known.groupby("objective", sort=False)}
     level = min(group[gain].max() for group in groups.values())
     near = {name: g.loc[(g[gain] - level).abs().idxmin()] for name, g in groups.items()}
-    words = {"gain": gain, "|dW|": NORM, "retention": retention}
-    colors = {arm.label: view.color(arm).light for arms in named.values() for arm in arms}
-    paths = [
-        Path(
-            frame=group,
-            words=words,
-            colors=[colors[label] for label in group.index],
-            style=(DASHES[i % len(DASHES)], SYMBOLS[i % len(SYMBOLS)]),
-            line_color=MUTED.light,
-        )
-        for i, group in enumerate(groups.values())
-    ]
-    ends = {str(group.index[-1]): plot_text(name) for name, group in groups.items()}
     unit = view.unit(task).difference
     most = f"{number(level, digits[gain])} {unit} is the most that every objective reached."
     listed = [
@@ -233,11 +220,29 @@ def draw_objectives(view: StudyView, task: str) -> Figure | None:
         title=title,
         finding=f"{most} The arm of each that is nearest to it: {'; '.join(listed)}.",
         data=frame,
-        plot=plane_plot(known, (NORM, gain), paths, crosses={}, front=(), ring=None, names=ends),
+        plot=_objective_paths(view, task, known, groups),
         caption="Each point is one arm, the mean over its seeds; a line joins the arms of one "
         "objective by their distance. The table has intervals of gain and retention, and the range "
         "of |dW|_F over seeds.",
     )
+
+
+def _objective_paths(
+    view: StudyView, task: str, known: pd.DataFrame, groups: Mapping[str, pd.DataFrame]
+) -> go.Figure:
+    gain, retention = view.plane_titles(task, view.retention_unit(task))
+    paths = [
+        Path(
+            frame=group,
+            words={"gain": gain, "|dW|": NORM, "retention": retention},
+            colors=[view.color(view.arm(task, label)).light for label in group.index],
+            style=(DASHES[i % len(DASHES)], SYMBOLS[i % len(SYMBOLS)]),
+            line_color=MUTED.light,
+        )
+        for i, group in enumerate(groups.values())
+    ]
+    ends = {str(group.index[-1]): plot_text(name) for name, group in groups.items()}
+    return plane_plot(known, (NORM, gain), paths, crosses={}, front=(), ring=None, names=ends)
 
 
 def _spectra(trials: Sequence[TrialRecords]) -> list[SpectraRecord]:
