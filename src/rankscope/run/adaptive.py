@@ -92,7 +92,8 @@ class _AdaptiveStudy:
         last = [*untrained, *(trial for arm in self.finalists() for trial in arm)]
         self.round(last, Round(label="finalists,"))
         asked = list[TrialSpec]()
-        while (untested := self.untested()) != asked:  # test items may have put another arm first
+        # Test items may have put another arm first.
+        while (untested := self.untested()) and untested != asked:
             self.round(untested, Round(label="finalists,"))
             asked = untested
         self.end()
