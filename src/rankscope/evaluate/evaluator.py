@@ -18,7 +18,7 @@ from rankscope.data.study_data import StudyData
 from rankscope.data.tasks import LoadedTask, items_sha256
 from rankscope.errors import UserError
 from rankscope.evaluate.context_window import EncodedSplit, context_length, fit_to_context
-from rankscope.evaluate.metrics import PARITY, ModelScores, exact_mean, is_mean, standard_error
+from rankscope.evaluate.metrics import ModelScores, exact_mean, is_mean, standard_error
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.evaluate.scorers.scorer import ItemTokens, Scorer
 from rankscope.hashing import sha256_json, tokenizer_sha256
@@ -26,6 +26,7 @@ from rankscope.models.base import Base
 from rankscope.models.study_base import StudyBase
 from rankscope.records import (
     BASE,
+    PARITY,
     EvalRecord,
     ItemResult,
     Role,

@@ -1,13 +1,11 @@
 """From log-probabilities and item scores to metrics; no model is involved."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-
-from rankscope.formatting import count
 
 if TYPE_CHECKING:
     from rankscope.records import ItemResult
@@ -69,20 +67,3 @@ def exact_mean(scores: Sequence[float]) -> float:
 def is_mean(score: float, item_scores: Sequence[float]) -> bool:
     """Whether a score is the mean of its items, unlike a perplexity or an F1."""
     return math.isclose(score, exact_mean(item_scores), rel_tol=1e-9, abs_tol=1e-12)
-
-
-EQUAL, DIFFERENCE = PARITY = "vllm_equal", "vllm_difference"
-"""Of a model whose answers vLLM writes, on the first answers that it wrote: the share that the own
-engine writes too, and how much their log p differs from the own engine's, nats per token."""
-
-
-def vllm_note(written: Collection[Mapping[str, float]]) -> list[str]:
-    """A note on models whose answers vLLM wrote, from their metrics; none without such models."""
-    if not written:
-        return []
-    equal, largest = exact_mean([m[EQUAL] for m in written]), max(m[DIFFERENCE] for m in written)
-    return [
-        f"vLLM wrote the answers of {count(len(written), 'model')}; both engines wrote the first "
-        f"ones: {equal:.1%} have the same text, and their log p per token differs by {largest:.2g} "
-        "nats or less, in the mean of a model"
-    ]

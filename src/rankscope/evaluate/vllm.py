@@ -32,17 +32,16 @@ from rankscope.device import release_freed_memory, visible_gpus
 from rankscope.errors import UserError, first_line
 from rankscope.evaluate.continuous_batching import Generation, GenerationLimits, generate
 from rankscope.evaluate.likelihood import continuation_logprobs
-from rankscope.evaluate.metrics import DIFFERENCE, EQUAL, vllm_note
 from rankscope.evaluate.scorers.scorer import Question
 from rankscope.models.base import Base
-from rankscope.records import BASE
+from rankscope.records import BASE, DIFFERENCE, EQUAL, vllm_note
 
 LARGEST_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # Of adapters, as vLLM takes them
 ADAPTERS_AT_ONCE = 8  # In a batch of the server; others are read again
 PROMPTS_AT_ONCE = 512  # In a request: releases refuse more than 1,024
 SHARE_OF_FREE = 0.5  # Of the device's free memory, for the server; log p is computed in the rest
 CPU_CACHE_GIB = 2
-START_SECONDS = 1800
+MAX_START_SECONDS = 1800
 ANSWERS_COMPARED = 16  # Of each model, before any of its answers counts
 LARGEST_DIFFERENCE = 0.1
 """Of an answer's log p, nats per token, in the mean. In bfloat16 two ways to compute one model
@@ -67,7 +66,7 @@ class Refused(Exception):
     """The server does not do what it is asked for; says why."""
 
 
-class Answer(NamedTuple):
+class VllmAnswer(NamedTuple):
     generation: Generation
     ids: list[int]  # With the token that ended it
     logprob: float
@@ -192,7 +191,7 @@ class Vllm:
         base: Base,
         name: str | None,
         ours: Sequence[Generation],
-        theirs: "Sequence[Answer]",
+        theirs: "Sequence[VllmAnswer]",
         limits: GenerationLimits,
     ) -> dict[str, float]:
         """Raises Refused: the answers are of another model, or of the base without its adapter."""
@@ -311,8 +310,8 @@ class _Server:
         started = time.monotonic()
         try:
             while not self._is_up():
-                if time.monotonic() - started > START_SECONDS:
-                    raise ServerEnded(f"not up after {START_SECONDS} s: {self._last_line()}")
+                if time.monotonic() - started > MAX_START_SECONDS:
+                    raise ServerEnded(f"not up after {MAX_START_SECONDS} s: {self._last_line()}")
                 time.sleep(0.5)
         except BaseException:
             self.close()
@@ -331,10 +330,10 @@ class _Server:
 
     def answers(
         self, name: str | None, prompts: Sequence[Sequence[int]], limits: GenerationLimits
-    ) -> list[Answer]:
+    ) -> list[VllmAnswer]:
         """In the order of the prompts. Raises Refused and ServerEnded."""
         lengths = [min(limits.max_new_tokens, limits.context - len(prompt)) for prompt in prompts]
-        found: dict[int, Answer] = {}
+        found: dict[int, VllmAnswer] = {}
         for length in sorted(set(lengths)):
             alike = [i for i, of_prompt in enumerate(lengths) if of_prompt == length]
             for start in range(0, len(alike), PROMPTS_AT_ONCE):
@@ -362,7 +361,7 @@ class _Server:
         length: int,
         choice: dict[str, Any],
         limits: GenerationLimits,
-    ) -> Answer:
+    ) -> VllmAnswer:
         ids = choice.get("token_ids")
         if ids is None:
             raise Refused("answers without token_ids, which vLLM has from 0.10.2 on")
@@ -370,7 +369,7 @@ class _Server:
         written = ids[:-1] if is_stopped and ids[-1] in limits.stop_ids else list(ids)
         generation = Generation(name, prompt, length, ids=written, stopped=is_stopped)
         generation.finish(limits, self.base.tokenizer)
-        return Answer(generation, list(ids), sum(choice["logprobs"]["token_logprobs"]))
+        return VllmAnswer(generation, list(ids), sum(choice["logprobs"]["token_logprobs"]))
 
     def close(self) -> None:
         assert self.process.stdin is not None

@@ -7,9 +7,8 @@ from typing import Literal, NamedTuple
 import yaml
 
 from rankscope.config.loader import study_values
-from rankscope.evaluate.metrics import DIFFERENCE, vllm_note
 from rankscope.formatting import NATS, Unit, count, join_names, number, safe_text
-from rankscope.records import BASE, EvalKey, ItemResult, StudyRecords
+from rankscope.records import BASE, DIFFERENCE, EvalKey, ItemResult, StudyRecords, vllm_note
 from rankscope.report.analyzed_models import arms_analyzed, given_analyzed
 from rankscope.report.answer import NEXT_STEPS_TITLE, answer_cards, missing
 from rankscope.report.charts.figure import Figure
