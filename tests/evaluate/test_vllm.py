@@ -121,6 +121,7 @@ def answers(folder: Path) -> tuple[list[str], Vllm]:
         ("broken-lora", "vLLM refused /v1/load_lora_adapter: status 500"),
         ("scaled", "vLLM computes another model: log p of its answers differs by"),
         ("ignored", "vLLM computes another model: log p of its answers differs by"),
+        ("refuses-later", "vLLM failed twice: vLLM refused /v1/completions: status 400"),
     ],
 )
 def test_what_it_cannot_do_is_left_to_the_own_engine(
@@ -141,7 +142,7 @@ def test_a_server_that_does_not_start_is_tried_twice(given_models: Path, pids: P
     replace_command(pids, "echo 'ValueError: no such architecture'; exit 1")
     _, engine = answers(given_models / "lora")
     assert len(pids.read_text("utf-8").split()) == 2
-    assert "vLLM ended twice: ValueError: no such architecture" in engine.notes()[0]
+    assert "vLLM failed twice: ValueError: no such architecture" in engine.notes()[0]
 
 
 def test_auto_takes_the_own_engine_without_a_gpu(tmp_path: Path, pids: Path) -> None:

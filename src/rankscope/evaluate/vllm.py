@@ -99,7 +99,7 @@ class Vllm:
     """Writes greedy answers as :func:`~rankscope.evaluate.continuous_batching.generate` does.
 
     Models that vLLM cannot read, refuses or computes otherwise are left to that function, and so is
-    everything once a server has ended twice.
+    everything once a server has failed twice.
     """
 
     def __init__(self, base_folder: Path) -> None:
@@ -137,10 +137,10 @@ class Vllm:
             try:
                 found = self._write(base, prompts, served, limits)
                 break
-            except ServerEnded as error:
+            except (ServerEnded, Refused) as error:
                 self.close()
                 if is_last:
-                    self.failure = f"vLLM ended twice: {error}"
+                    self.failure = f"vLLM failed twice: {error}"
         rest = [name for name in names if name not in found]
         found |= generate(base, prompts, rest, limits) if rest else {}
         return {name: found[name] for name in names}

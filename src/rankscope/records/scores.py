@@ -124,6 +124,6 @@ def vllm_note(written: Collection[Mapping[str, float]]) -> list[str]:
     equal, largest = fmean(m[EQUAL] for m in written), max(m[DIFFERENCE] for m in written)
     return [
         f"vLLM wrote the answers of {count(len(written), 'model')}; both engines wrote the first "
-        f"ones: {equal:.1%} have the same text, and their log p per token differs by {largest:.2g} "
-        "nats or less, in the mean of a model"
+        f"ones: {equal:.1%} have the same text; their log p per token differs by {largest:.2g} "
+        "nats on average in the model where it differs most"
     ]
