@@ -2,6 +2,7 @@
 
 import mmap
 import os
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import numpy as np
@@ -16,6 +17,7 @@ from rankscope.device import (
     available_memory_bytes,
     choose_device,
     choose_dtype,
+    distinct_places,
     keep_freed_memory,
     limit_kernel_cache,
     peak_memory_bytes,
@@ -106,6 +108,24 @@ def test_one_seed_gives_one_sequence() -> None:
         assert draws[0][0] != draws[2][0]
         assert draws[0][1] != draws[2][1]
         assert torch.get_num_threads() == threads
+    finally:
+        torch.use_deterministic_algorithms(mode, warn_only=warns)
+
+
+def test_places_written_once_need_no_deterministic_kernel() -> None:
+    """On CUDA alone, and what was set before is set again, whatever happens inside."""
+    mode = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        for warn_only in (True, False):
+            torch.use_deterministic_algorithms(True, warn_only=warn_only)
+            with distinct_places(CPU):
+                assert torch.are_deterministic_algorithms_enabled()
+            with suppress(ZeroDivisionError), distinct_places(torch.device("cuda")):
+                assert not torch.are_deterministic_algorithms_enabled()
+                _ = 1 / 0
+            assert torch.are_deterministic_algorithms_enabled()
+            assert torch.is_deterministic_algorithms_warn_only_enabled() == warn_only
     finally:
         torch.use_deterministic_algorithms(mode, warn_only=warns)
 

@@ -8,7 +8,8 @@ import platform
 import random
 import re
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -58,6 +59,10 @@ def release_freed_memory() -> None:
         torch.cuda.empty_cache()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+GROWING_BLOCKS = ("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+"""What lets CUDA's allocator grow a block, in place of leaving holes that no tensor fits into."""
 
 
 def limit_kernel_cache() -> None:
@@ -203,6 +208,26 @@ def use_deterministic(seed: int) -> None:
     # The default fills every torch.empty with NaN, which finds bugs and costs a pass over memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
+    # cuDNN's attention builds a graph for every shape, and widths change with every pass.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+@contextmanager
+def distinct_places(device: torch.device) -> Iterator[None]:
+    """While inside, values are written by index to places of which none is named twice.
+
+    On CUDA deterministic kernels would sort the places, and copy the whole tensor that is written
+    to: a cache of keys and values, in every layer, for every token.
+    """
+    was_on = torch.are_deterministic_algorithms_enabled() and device.type == "cuda"
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    if was_on:
+        torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        if was_on:
+            torch.use_deterministic_algorithms(True, warn_only=warns)
 
 
 # --- versions -------------------------------------------------------------------------------------

@@ -141,6 +141,28 @@ def test_stop_strings_cut_the_text_and_end_the_sequence() -> None:
 
 
 @torch.inference_mode()
+def test_weights_are_cast_once_for_all_answers_and_read_anew_for_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = base_of(base().model.to(torch.bfloat16), tokenizer())
+    member = adapter(engine, 4, seed=1)
+    engine.multi_lora.attach(member)
+    read, factors = list[str](), Adapter.factors
+    monkeypatch.setattr(
+        Adapter, "factors", lambda self, module: read.append(module) or factors(self, module)
+    )
+    first = run(engine, [member.name], limits())
+    assert sorted(read) == sorted(member.a)  # of many passes
+    for module in member.b:
+        member.b[module].data.mul_(40)
+    second = run(engine, [member.name], limits())
+    assert second != first
+    again = base_of(base().model.to(torch.bfloat16), tokenizer())
+    again.multi_lora.attach(member)
+    assert run(again, [member.name], limits()) == second
+
+
+@torch.inference_mode()
 def test_generation_ends_at_the_context() -> None:
     engine = base()
     long = [7] * 250

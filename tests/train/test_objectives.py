@@ -5,6 +5,7 @@ import itertools
 import math
 import random
 from collections import Counter, deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,10 @@ from rankscope.models.model_folder import pocket_folder
 from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import GroupResult, train_group
+from rankscope.train.memory import MemoryModel, RowCounts
 from rankscope.train.objectives.dpo import reference_margins
 from rankscope.train.objectives.grpo import EPSILON
+from rankscope.train.pass_memory import AllocationCounter
 from rankscope.train.step import compute_gradients
 from rankscope.train.trial_state import start_trials
 from rounding import rounding, terms_of_pass
@@ -275,6 +278,21 @@ def test_stopped_group_continues_to_equal_bits(objective: Any, tmp_path: Path) -
     assert bits(resumed) == bits(whole)
     if objective == GRPO:
         assert len(whole.states[0].rewards) == STEPS
+
+
+def test_writing_answers_takes_no_more_than_is_planned() -> None:
+    """Twelve answers of up to 40 tokens to each prompt: their keys and values are most."""
+    objective = {"grpo": {"answers": 12, "max_new_tokens": 40}}
+    rows = [
+        replace(row, asked=row.asked._replace(max_new_tokens=40)) for row in prompts() if row.asked
+    ]
+    model, train = base(), protocol(objective, max_steps=1, batch_tokens=512)
+    group = [trial("a", rank=4), trial("b", rank=12)]
+    with AllocationCounter() as counter:
+        train_group(model, group, rows, train)
+    memory = MemoryModel(model.model.config, torch.float32, torch.device("cpu"))
+    found = memory.of_group(group, RowCounts.of(rows), train)
+    assert counter.peak_bytes < found.state_bytes + found.pass_bytes
 
 
 def test_equal_rewards_end_a_trial_with_the_reason() -> None:

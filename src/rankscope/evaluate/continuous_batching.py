@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.prefix_sharing import SharedPrefix, find_shared_prefixes
 from rankscope.models.attention.varlen import KVCache, cached_values_per_token
 from rankscope.models.base import Base, Row, RowBatch, batches_of
@@ -27,6 +28,7 @@ CACHE_BYTES = 2**30
 """Most bytes of keys and values, or those of the weights if they are more. A step reads both, so
 twice as many keys and values would make each token at most a quarter cheaper."""
 GROWTH = 32  # Steps of room in a newly allocated cache
+COPIED_LAYERS = 2  # Of a cache, at a time: one layer's old rows, and a copy of them
 SPARE = 8  # The cache is rebuilt once one in so many of its rows has finished
 
 
@@ -137,6 +139,18 @@ def most_cached_tokens(model: PreTrainedModel, batch_tokens: int) -> int:
     return min(CACHED_PER_BATCH_TOKEN * batch_tokens, room)
 
 
+def writing_bytes(
+    model: PreTrainedModel, num_rows: int, longest: int, batch_tokens: int, pass_bytes: int
+) -> int:
+    """Most bytes of writing ``num_rows`` answers at once, each with its prompt of at most
+    ``longest`` tokens, if a pass takes ``pass_bytes``."""
+    config = model.config.get_text_config()
+    capacity = min(longest, context_length(model.config) or longest) + GROWTH
+    rows = min(max(1, most_cached_tokens(model, batch_tokens) // capacity), num_rows)
+    cache = rows * capacity * cached_values_per_token(model.config) * model.dtype.itemsize
+    return cache + max(pass_bytes, COPIED_LAYERS * cache // int(config.num_hidden_layers))
+
+
 class RunningBatch:
     """The running sequences, with their cache and their last tokens.
 
@@ -164,6 +178,10 @@ class RunningBatch:
         """The ``prefix_key`` of the shared prefix computed last, and its keys and values."""
 
     def run(self, waiting: deque[Generation]) -> None:
+        with self.base.multi_lora.fixed_weights():
+            self.write(waiting)
+
+    def write(self, waiting: deque[Generation]) -> None:
         while waiting or self.sequences:
             num_finished = sum(sequence.is_finished for sequence in self.sequences)
             is_sparse = num_finished * SPARE >= len(self.sequences)

@@ -22,7 +22,7 @@ import torch
 from rankscope.data.encode import EncodedRow
 from rankscope.evaluate.prefix_sharing import find_shared_prefixes
 from rankscope.evaluate.scorers.scorer import Question
-from rankscope.evaluate.token_trees import Floats, TokenTree, TokenTreeBatch, cut_batches
+from rankscope.evaluate.token_trees import Floats, TokenTree, TokenTreeBatch, cut_batches, most_kept
 from rankscope.models.attention.varlen import KVCache
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.multi_lora import AdapterSpan
@@ -112,6 +112,7 @@ def prefix_groups(
     trees: Sequence[TokenTree], batch_tokens: int, base: Base
 ) -> Iterator[PrefixGroup]:
     prompts = [tree.ids[: tree.keep[0] + 1] for tree in trees]
+    max_kept = most_kept(base.record.vocab_size, base.device)
     for length, members in find_shared_prefixes(prompts, base.packs):
         prefix = None
         if length:
@@ -120,7 +121,7 @@ def prefix_groups(
         rest = [trees[i].without_prefix(length) for i in members]
         sizes = [tree.size for tree in rest]
         batches = []
-        for part in cut_batches(sizes, batch_tokens, base.record.vocab_size):
+        for part in cut_batches(sizes, batch_tokens, max_kept):
             batch = TokenTreeBatch.of([rest[i] for i in part], base.device, length)
             batches.append(([members[i] for i in part], batch))
         yield prefix, batches
@@ -131,7 +132,8 @@ def row_logprobs(
 ) -> dict[str | None, SummedLogprobs]:
     """Summed log p of every row's labeled tokens under every model."""
     sizes = [(len(row.input_ids), sum(row.is_label)) for row in rows]
-    parts = cut_batches(sizes, batch_tokens, base.record.vocab_size)
+    max_kept = most_kept(base.record.vocab_size, base.device)
+    parts = cut_batches(sizes, batch_tokens, max_kept)
     trees = ((part, [TokenTree.of_row(rows[i]) for i in part]) for part in parts)
     groups = ((None, [(part, TokenTreeBatch.of(of, base.device))]) for part, of in trees)
     return _sum_logprobs(base, groups, len(rows), adapter_names)

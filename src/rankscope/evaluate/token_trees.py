@@ -17,6 +17,7 @@ from rankscope.data.encode import EncodedRow
 from rankscope.models.base import Row, RowBatch
 
 MAX_LOGITS = 2**26  # Most logits of one pass, 256 MB in float32, under large vocabularies
+MAX_LOGITS_CUDA = 2**28  # Of 128,000 entries 2,000 positions: enough tokens to fill a GPU
 
 Floats = npt.NDArray[np.float64]
 
@@ -136,12 +137,16 @@ def logprobs_at(logits: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
     return logits[rows, tokens].float() - norms[rows]
 
 
+def most_kept(vocab_size: int, device: torch.device) -> int:
+    """Most positions of a pass whose logits are kept."""
+    return max(1, (MAX_LOGITS_CUDA if device.type == "cuda" else MAX_LOGITS) // vocab_size)
+
+
 def cut_batches(
-    sizes: Sequence[tuple[int, int]], batch_tokens: int, vocab_size: int
+    sizes: Sequence[tuple[int, int]], batch_tokens: int, max_kept: int
 ) -> Iterator[list[int]]:
     """Indices of items of some (tokens, positions whose logits are kept), longest first, in batches
     of limited tokens and logits; a longer item is a batch of its own."""
-    max_kept = max(1, MAX_LOGITS // vocab_size)
     batch: list[int] = []
     num_tokens = num_kept = 0
     for index in sorted(range(len(sizes)), key=lambda i: -sizes[i][0]):

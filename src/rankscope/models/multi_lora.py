@@ -49,12 +49,10 @@ class AdapterSlice:
         self.method = get_lora_method(adapter.method)
         self.parameters = adapter.module_parameters(module)
         _, self.start, self.stop = span
-        a, b = adapter.factors(module)
         self.diagonal = adapter.diagonal if group.training else None  # Of a nested adapter, (r,)
+        self.a, self.b = group.factors(adapter, module, x.dtype)  # A', (r, in), and B', (out, r)
         if self.diagonal is not None:
-            b = b * self.diagonal
-        self.a = a.to(x.dtype)  # A', (r, in)
-        self.b = b.to(x.dtype)  # B', (out, r); with a diagonal, its columns times that
+            self.b = (adapter.factors(module)[1] * self.diagonal).to(x.dtype)
         self.mask: Tensor | None = None  # Inputs that dropout keeps, (n, in) bool
         if group.training and adapter.dropout > 0:
             shape = torch.Size((self.stop - self.start, x.shape[-1]))
@@ -199,6 +197,8 @@ class MultiLora:
         self.is_again = False  # Gradient checkpointing repeats a pass, with its masks
         self.training = False  # Dropout is on, and the diagonal of nested adapters
         self.injected_tuner: PeftTuner | None = None  # A PEFT method, on a copy of a base
+        self.fixed: dict[tuple[str, str], tuple[Tensor, Tensor]] | None = None
+        """(A', B') by adapter and module, see :meth:`fixed_weights`."""
         self.grouped: GroupedLora | None = None  # Computes the products in training; None: a loop
 
     @contextmanager
@@ -224,6 +224,26 @@ class MultiLora:
     def same_routing(self) -> AbstractContextManager[None]:
         """The routing of now, for a repetition of the pass later on."""
         return self.routing(self.spans, self.kept_spans, again=True)
+
+    def factors(self, adapter: Adapter, module: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """(A', B') of a module in the dtype of its products; kept while weights are fixed."""
+        key = (adapter.name, module)
+        kept = None if self.fixed is None else self.fixed.get(key)
+        if kept is None:
+            a, b = adapter.factors(module)
+            kept = a.to(dtype), b.to(dtype)
+            if self.fixed is not None:
+                self.fixed[key] = kept
+        return kept
+
+    @contextmanager
+    def fixed_weights(self) -> Iterator[None]:
+        """While inside, no weight changes: each pass computes with the copies of the first."""
+        self.fixed = {}
+        try:
+            yield
+        finally:
+            self.fixed = None
 
     def attach(self, adapter: Adapter) -> None:
         """Make an adapter of this model available under its name."""

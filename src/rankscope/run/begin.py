@@ -1,6 +1,7 @@
 """What the driver and its workers do before the first stage: process settings, base, ledger."""
 
 import json
+import os
 import signal
 import threading
 from collections.abc import Callable, Collection, Iterator
@@ -12,6 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from rankscope.config.loader import dump_study, study_values
 from rankscope.device import (
+    GROWING_BLOCKS,
     keep_freed_memory,
     limit_kernel_cache,
     provenance,
@@ -34,6 +36,8 @@ def prepare_process() -> None:
     """Set allocator, seeds and deterministic algorithms of this process."""
     keep_freed_memory()
     limit_kernel_cache()
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the same by its older name
+        os.environ.setdefault(*GROWING_BLOCKS)  # read before the first block
     use_deterministic(0)
     disable_progress_bar()  # transformers' own bars for reading and writing weights
 

@@ -23,6 +23,7 @@ from rankscope.models.parameters import FLOAT32_BYTES, Architecture, compared_ma
 from rankscope.records import TrialSpec
 from rankscope.run.groups import Group
 from rankscope.run.prepared import PreparedStudy
+from rankscope.train.checkpoint import LEAST_PAUSE
 from rankscope.train.memory import RowCounts
 from rankscope.train.objectives import objective_of
 from rankscope.train.step_schedule import trial_protocol
@@ -148,12 +149,13 @@ class CostModel:
 
     def num_checkpoints(self, group: Group) -> int:
         """How often a group is stored while it trains: after each ``checkpoint_seconds`` of
-        training, and at each rung."""
+        training, or ten times what that takes, and at each rung."""
         if not group[0].trains:
             return 0
         seconds = sum(self.training(group).values())
         steps = max(map(self.inputs.num_steps, group))
-        due = int(seconds / self.inputs.config.train.checkpoint_seconds)
+        pause = LEAST_PAUSE * self.checkpoint_bytes(group) / DISK_RATE
+        due = int(seconds / max(self.inputs.config.train.checkpoint_seconds, pause))
         return min(due, steps) + max(len(self.inputs.rung_steps(trial)) for trial in group)
 
     def storing(self, group: Group) -> float:

@@ -6,17 +6,13 @@ from collections.abc import Callable, Sequence
 import torch
 
 from rankscope.config.study import EvaluateConfig
-from rankscope.evaluate.context_window import context_length
-from rankscope.evaluate.continuous_batching import GROWTH, most_cached_tokens
+from rankscope.evaluate.continuous_batching import writing_bytes
 from rankscope.evaluate.scorers.scorer import ItemTokens
-from rankscope.evaluate.token_trees import MAX_LOGITS
-from rankscope.models.attention.varlen import cached_values_per_token
+from rankscope.evaluate.token_trees import most_kept
 from rankscope.models.parameters import nbytes
 from rankscope.records import TrialSpec
 from rankscope.train.memory import MemoryModel
 from rankscope.train.pass_memory import PassShape, spread
-
-COPIED_LAYERS = 2  # Of a cache, at a time: one layer's old rows, and a copy of them
 
 
 def scoring_memory(
@@ -34,16 +30,14 @@ def scoring_memory(
     total = sum(length * item.rows for length, item in zip(lengths, items, strict=True))
     tokens = min(total, max(settings.batch_tokens, *lengths))
     config = model.base.config.get_text_config()
-    most_kept = MAX_LOGITS // config.vocab_size
-    kept = min(sum(item.predicted for item in items), max(most_kept, *labels))
+    together = max(most_kept(config.vocab_size, model.device), *labels)
+    kept = min(sum(item.predicted for item in items), together)
     rows = math.ceil(tokens * num_rows / total)
     # About the largest forward pass that the items are cut into.
     fullest = PassShape(spread(tokens, rows), min(kept, tokens - rows))
     written = [item for item in items if item.written]
     answer = max(settings.max_new_tokens, *(item.written for item in items))
     longest = max((item.read for item in written), default=0) + answer
-    capacity = min(longest, context_length(model.base.config) or longest) + GROWTH
-    most_cached = most_cached_tokens(model.base, settings.batch_tokens)
 
     def needed(group: Sequence[TrialSpec]) -> int:
         adapter = None
@@ -54,9 +48,8 @@ def scoring_memory(
             in_pass += nbytes(model.base)  # scored as a copy in the base's dtype
         if not written:
             return in_pass
-        rows = min(max(1, most_cached // capacity), max(1, len(group)) * len(written))
-        cache = rows * capacity * cached_values_per_token(config) * model.dtype.itemsize
-        copied = COPIED_LAYERS * cache // int(config.num_hidden_layers)
-        return cache + max(in_pass, copied)
+        num_rows = max(1, len(group)) * len(written)
+        peak = writing_bytes(model.base, num_rows, longest, settings.batch_tokens, in_pass)
+        return peak + model.fixed_bytes(group)
 
     return needed

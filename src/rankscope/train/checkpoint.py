@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 STATE = "state.safetensors"
 COUNTERS = "meta.json"
+LEAST_PAUSE = 10  # Between two saves, in the time that the first of them took
 
 
 class GroupCheckpoint:
@@ -37,6 +38,7 @@ class GroupCheckpoint:
         self.shards = Shards()
         self.file, self.is_writer = STATE, True
         self._saved_at = time.monotonic()  # or opened, before the first save
+        self._took = 0.0  # Seconds of that save
 
     def of_shards(self, shards: Shards, *, is_sharded: bool) -> "GroupCheckpoint":
         """The same for shards that save and load in step: each its own shards, or, of a state that
@@ -48,13 +50,15 @@ class GroupCheckpoint:
         return checkpoint
 
     def is_due(self, seconds: float) -> bool:
-        """Whether so many seconds passed since the last save ended: steps lie between two saves
-        however long one takes."""
-        return self.shards.agreed(lambda: time.monotonic() - self._saved_at >= seconds)()
+        """Whether so many seconds passed since the last save ended, and ten times as long as that
+        save took: saving takes at most an eleventh of the time."""
+        pause = max(seconds, LEAST_PAUSE * self._took)
+        return self.shards.agreed(lambda: time.monotonic() - self._saved_at >= pause)()
 
     def save(self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Replace the stored state; a crash or a full disk leaves the old one."""
         check_in_place(self.folder.parents[1])
+        began = time.monotonic()
         aside = self.folder / "aside"
         if self.shards.index == 0:
             shutil.rmtree(aside, ignore_errors=True)
@@ -77,6 +81,7 @@ class GroupCheckpoint:
             if self.shards.index == 0:
                 shutil.rmtree(aside, ignore_errors=True)
             self._saved_at = time.monotonic()
+            self._took = self._saved_at - began
 
     def _publish(self, aside: Path, step: int, sums: str) -> None:
         """Put a complete state in the place of the old one."""

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from rankscope.config.study import TrainConfig
 from rankscope.data.encode import EncodedRow
+from rankscope.evaluate.continuous_batching import writing_bytes
 from rankscope.models.attention import varlen
 from rankscope.models.grouped_lora import padded_rank
 from rankscope.models.lora import Adapter
@@ -22,6 +23,7 @@ from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.multi_lora import linear_layers, target_linears
 from rankscope.models.parameters import ADAMW_STATES, FLOAT32_BYTES, nbytes
 from rankscope.records import TrialSpec
+from rankscope.train.loss import CUDA_BLOCK_BYTES
 from rankscope.train.objectives import objective_of
 from rankscope.train.pass_memory import (
     META,
@@ -46,7 +48,10 @@ HELD_PASS_SHARE = 0.2
 that trained Gemma 3 270M held 4 to 18 % of one (LOG.md, "what a plan left out")."""
 
 LIBRARY_BYTES = 620_000_000
-"""Of Python, torch and transformers in a process, about; CUDA's own libraries come on top."""
+"""Of Python, torch and transformers in a process, about."""
+
+CUDA_LIBRARY_BYTES = 3_000_000_000
+"""Of the machine's own memory beside a GPU: CUDA's libraries and what they map. Not measured."""
 
 VOCABULARY_BYTES = 1_100
 """Of each entry of a tokenizer's vocabulary besides; both were measured with four tokenizers of
@@ -129,8 +134,9 @@ class GroupMemory:
         """What processes that train the group, and score it, take of the machine's own memory;
         beside a GPU they hold the base while they load it, and later each checkpoint."""
         most = self.with_pass(max(self.pass_bytes, scoring_bytes))
-        on_host = max(self.base_bytes, self.saved_bytes) if device.type == "cuda" else most
-        return (on_host + self.library_bytes) * self.devices
+        if device.type == "cuda":
+            most = max(self.base_bytes, self.saved_bytes) + CUDA_LIBRARY_BYTES
+        return (most + self.library_bytes) * self.devices
 
 
 class MemoryModel:
@@ -192,7 +198,16 @@ class MemoryModel:
         linears = [target_linears(self.base, t.targets).values() for t in adapters if t.dropout]
         masks = sum(x.in_features for own in linears for x in own) / max(1, len(adapters))
         counted = self.passes.pass_bytes(adapters, shape, train.gradient_checkpointing)
-        in_pass = round(counted + masks * tokens)
+        # The count runs on no device, where the loss takes the small blocks of a processor.
+        blocks = 2 * CUDA_BLOCK_BYTES if self.device.type == "cuda" else 0
+        in_pass = round(counted + masks * tokens) + blocks
+        written = [
+            num_rows
+            for num_rows, p in zip(rows_each, own, strict=True)
+            if objective_of(p.objective).max_new_tokens
+        ]
+        writing = writing_bytes(self.base, sum(written), shape.lengths[0], train.batch_tokens, 0)
+        writing += self.fixed_bytes(group)
         # KL to the base adds its logits, as computed and by trial, and a second gradient of the
         # tuned ones.
         kl = 3 * logits if any(trial.kl_to_base for trial in group) else 0
@@ -202,13 +217,18 @@ class MemoryModel:
         return GroupMemory(
             base_bytes=self._base_bytes(train.devices, trains=is_full),
             state_bytes=state,
-            pass_bytes=in_pass + casts + kl,
+            pass_bytes=max(in_pass + casts + kl, writing if written else 0),
             pass_tokens=tokens,
             held_bytes=round(held) + logits if self.device.type == "cpu" else 0,
             saved_bytes=saved,
             devices=train.devices,
             library_bytes=self.library_bytes,
         )
+
+    def fixed_bytes(self, group: Sequence[TrialSpec]) -> int:
+        """Of the copies of adapters that are kept while a group writes answers."""
+        adapters = [] if group and group[0].is_full else map(self.stand_in, group)
+        return sum(cast_bytes(self._adapter(trial), self.dtype) for trial in adapters)
 
     @property
     def library_bytes(self) -> int:

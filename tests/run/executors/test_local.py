@@ -402,6 +402,7 @@ def test_a_worker_refuses_what_is_no_unit_or_another_study(unsealed: Path) -> No
     with pytest.raises(UserError, match="found no unit of work"):
         work(out, "0123456789abcdef")
     unit = next(out.glob("units/*/unit.json"))
+    assert '"engine":"own"' in unit.read_text()  # not chosen anew where vLLM is installed
     assert find_problems(out) == []
     unit.write_text(unit.read_text().replace('"max_items":8', '"max_items":7'))
     assert [problem.where for problem in find_problems(out)] == [unit.relative_to(out).as_posix()]

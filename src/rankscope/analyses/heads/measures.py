@@ -54,6 +54,7 @@ from rankscope.evaluate.token_trees import (
     TokenTreeBatch,
     cut_batches,
     logprobs_at,
+    most_kept,
 )
 from rankscope.models.attention.varlen import AttentionPlan
 from rankscope.models.base import Base, RowBatch
@@ -80,7 +81,8 @@ def head_importance(model: HeadModel, trees: Sequence[TokenTree]) -> tuple[Tenso
     signed = tuple(torch.zeros(len(rows), layer.num_heads) for layer in model.layout)
     with model.base.multi_lora.dropout_off():
         sizes = [row.size for row in rows]
-        for members in cut_batches(sizes, model.batch_tokens, model.base.record.vocab_size):
+        max_kept = most_kept(model.base.record.vocab_size, model.base.device)
+        for members in cut_batches(sizes, model.batch_tokens, max_kept):
             batch = TokenTreeBatch.of([rows[i] for i in members], model.base.device)
             with torch.enable_grad(), _gradient_hooks(model, batch.rows) as (first_z, products):
                 logits = model.logits(batch.rows)
@@ -153,8 +155,8 @@ def attention_entropy(
     num_positions = 0
     with model.base.multi_lora.dropout_off(), torch.inference_mode():
         sizes = [row.size for row in rows]
-        batches = cut_batches(sizes, model.batch_tokens, vocab_size=1)  # no logits to limit
-        for members in batches:
+        no_limit = sum(kept for _, kept in sizes)  # no logits
+        for members in cut_batches(sizes, model.batch_tokens, no_limit):
             trees_here = [rows[i] for i in members]
             batch = TokenTreeBatch.of(trees_here, model.base.device).rows
             lengths = list(batch.lengths)

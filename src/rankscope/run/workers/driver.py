@@ -48,7 +48,8 @@ def _open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
 
     Args:
         context: of the driver.
-        config: the study file as read, before ``auto`` was resolved.
+        config: the study file as read, before ``auto`` was resolved. What writes answers is the
+            driver's choice: it is a part of a score's key, and a node may have vLLM alone.
         group: trials of the unit, or ``BASE_GROUP``.
     """
     study = context.study
@@ -56,8 +57,9 @@ def _open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
     ids = tuple(trial.trial_id for trial in group)
     base_memory = study.grouping.model.of_scored((), study.config.train)
     memory = context.group_ledger.memory(group) if group else base_memory
+    evaluate = study.config.evaluate
     order = UnitOrder(
-        config=study_values(config),
+        config=study_values(config.model_copy(update={"evaluate": evaluate})),
         study_sha256=prepared_sha256(study),
         trial_ids=ids,
         round=context.round if group else Round(),

@@ -33,6 +33,7 @@ from rankscope.errors import (
     OutOfMemory,
     RankscopeError,
     StudyLocked,
+    UserError,
     is_out_of_memory,
     out_of_memory_message,
     reading,
@@ -56,7 +57,10 @@ POLL_SHARDS_SECONDS = 0.2
 END_SECONDS = 30.0  # How long shards may take to end
 END_ALARM_SECONDS = 2  # How long a shard whose shard 0 is gone may take to remove where they met
 FOREVER = timedelta(days=365)
-"""A shard waits while shard 0 scores; that shard 0 lives is watched, not timed."""
+"""A shard waits for orders while shard 0 scores; that shard 0 lives is watched, not timed."""
+COLLECTIVE_LIMIT = timedelta(hours=2)
+"""Of what shards do together, writing a checkpoint included: a GPU that hangs ends the unit, which
+then starts again."""
 FOLLOW = ("-P", "-c", "from rankscope.run.workers.worker import follow; follow()")
 
 
@@ -75,6 +79,10 @@ def work(out: Path, unit: str) -> None:
     with reading(f"unit {unit}: the study file", known, do="run without --workers"):
         config = StudyConfig.model_validate(order.config)
     study = prepare(config)
+    devices, found = config.train.devices, torch.cuda.device_count()
+    if study.device.type == "cuda" and found < devices:
+        do = "let the job ask for as many, such as 'gres: gpu:4'"
+        raise UserError(socket.gethostname(), f"{found} GPUs", f"train.devices: {devices}", do)
     driver = os.environ.get(DRIVER)
     with interruptible() as is_stop_requested:
 
@@ -203,7 +211,7 @@ def join(index: int, size: int, device: torch.device, store: str) -> Shards:
         store=dist.FileStore(store, size),  # type: ignore[attr-defined]
         rank=index,
         world_size=size,
-        timeout=FOREVER,
+        timeout=COLLECTIVE_LIMIT,
     )
     # Announcements have a group of their own: none is taken for a part of the products.
     return Shards(index, size, device, orders=dist.new_group(backend="gloo", timeout=FOREVER))
