@@ -142,7 +142,8 @@ def rate_ratio(grid: Grid) -> Verdict:
         + (f"; at an end of its list: {', '.join(map(label, at_end))}" if at_end else ""),
         "unknown" if effect is None else f"a factor of {math.exp(effect):.1f}",
         rates_needed(grid, log_ratio, bool(at_end)),
-        p_between(log_ratio, math.log(RATIO[0]), math.log(RATIO[1])),
+        p_between(log_ratio, math.log(RATIO[0]), math.log(RATIO[1]))
+        * p_between(apart, -math.log(STEP), math.log(STEP)),
     )
 
 
@@ -378,7 +379,7 @@ def intruders(grid: Grid) -> Verdict:
     )
     measured = f"intruders among {examined:,} vectors, by seed: {listed}"
     if not any(count.any() for count in counts):
-        return Verdict(UNTESTABLE, measured, would_settle="no arm has one")
+        return Verdict(UNTESTABLE, measured, would_settle="no tuned arm has one")
     return Verdict(
         judged(falls and full.mean() <= 0.01 * examined, bool((first <= last).all())), measured
     )

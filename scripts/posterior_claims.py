@@ -8,6 +8,7 @@ are at the head of each study file. A test compares.
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,8 +78,8 @@ def large_batches(results: TaskResults) -> tuple[str, str]:
 
 
 def rank_suffices(results: TaskResults) -> tuple[str, str]:
-    """Whether r = 1 reaches the best rank; and whether the highest rank falls behind the one before
-    it, each at its best rate."""
+    """Whether r = 1 reaches the best rank; and whether high ranks collapse: the highest is behind the
+    one before it by more than the margin, each at its best rate."""
     ranks = [arm for arm in results.candidates if arm.summary.rank is not None]
     ranks.sort(key=lambda arm: arm.summary.rank or 0)
     p = within(results, ranks)
@@ -87,7 +88,8 @@ def rank_suffices(results: TaskResults) -> tuple[str, str]:
         f"r={arm.summary.rank} {percent(value)}" for arm, value in zip(ranks, p, strict=True)
     )
     behind = percent(float((fall > results.margin).mean()))
-    told += f"; that the last is behind the one before {behind}"
+    high, before = ranks[-1].summary.rank, ranks[-2].summary.rank
+    told += f"; high ranks collapse (r={high} is behind r={before} by the margin) {behind}"
     return judged(p[0] >= LIKELY, p[0] <= UNLIKELY), told
 
 
@@ -179,11 +181,16 @@ CLAIMS: list[tuple[str, str, str, Judge]] = [
 """Study, claim, source and judge."""
 
 
-def results_of(records: Path) -> dict[str, TaskResults]:
-    """The posteriors of a kept study, as its own page has them, by training task."""
+def results_of(records: Path, margin: float | None = None) -> dict[str, TaskResults]:
+    """The posteriors of a kept study by training task, as its own page has them, or by ``margin``
+    where a rule names one that the study does not have."""
     with tempfile.TemporaryDirectory() as folder:
         restore(records, Path(folder) / "study")
         study = rankscope.load(Path(folder) / "study").records
+        if margin is not None:
+            objective = study.config.objective.model_copy(update={"margin": margin})
+            config = study.config.model_copy(update={"objective": objective})
+            study = replace(study, config=config)
         return {task: task_results(study, task, a) for task, a in summarize_arms(study).items()}
 
 

@@ -392,7 +392,7 @@ def test_the_balance_is_judged_by_draws_within_the_margin(
     arms = [SimpleNamespace(summary=SimpleNamespace(rank=rank)) for rank in (8, 32, 128)]
     posterior = SimpleNamespace(best=draws.max(axis=1), draws=draws)
     results = SimpleNamespace(posterior=posterior, arms=arms, allowed=[0, 1, 2], margin=0.1)
-    monkeypatch.setattr(paper_in_small, "results_of", lambda _: {"maths": results})
+    monkeypatch.setattr(paper_in_small, "results_of", lambda *_: {"maths": results})
     monkeypatch.setattr(paper_in_small, "learned", lambda *_: True)
     study = SimpleNamespace(name="planted", grids={"maths": None}, series=(8, 32, 128))
     found = paper_in_small.best_balance(study)
