@@ -78,8 +78,8 @@ def large_batches(results: TaskResults) -> tuple[str, str]:
 
 
 def rank_suffices(results: TaskResults) -> tuple[str, str]:
-    """Whether r = 1 reaches the best rank; and whether high ranks collapse: the highest is behind the
-    one before it by more than the margin, each at its best rate."""
+    """Whether r = 1 reaches the best rank; and whether high ranks collapse: the highest is behind
+    the one before it by more than the margin, each at its best rate."""
     ranks = [arm for arm in results.candidates if arm.summary.rank is not None]
     ranks.sort(key=lambda arm: arm.summary.rank or 0)
     p = within(results, ranks)
