@@ -5,7 +5,9 @@
 First the parity of both implementations of LoRA: on the same weights and rows the gradients of the
 loop and of grouped products are compared with those in float32. Then, on random weights in the
 shapes of a 1B and an 8B Llama, made on the device: tokens per second, utilization, launches of a
-pass, and peak memory against what ``plan`` estimates. ``--results`` also writes the dated page.
+pass, and peak memory against what ``plan`` estimates; then parts switched one by one: compiled
+functions and float16 in training, and what is left out while answers are written. ``--results``
+also writes the dated page.
 ``--tiny`` does all of it on shapes that a processor trains in seconds; its figures say nothing.
 """
 
@@ -13,11 +15,14 @@ import argparse
 import re
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -36,8 +41,12 @@ from rankscope.device import (
     provenance,
     reset_peak_memory,
 )
+from rankscope.evaluate.continuous_batching import Generation, GenerationLimits, RunningBatch
+from rankscope.models.attention import kernel, varlen
 from rankscope.models.base import Base
+from rankscope.models.compiled import compile_elementwise, compute_plainly, why_not_compiled
 from rankscope.models.grouped_lora import choose_lora_implementation
+from rankscope.models.multi_lora import MultiLora
 from rankscope.records import TrialSpec
 from rankscope.run.machines import MACHINES
 from rankscope.train.loop import train_group
@@ -51,6 +60,7 @@ RANKS = (8, 16, 32, 64, 128)
 """Of several adapters, in turn; a single one has 16, as in published figures."""
 IMPLEMENTATIONS = ("loop", "grouped_mm")
 WARMUP_STEPS, TIMED_STEPS = 2, 3
+ANSWERS = 32  # Of each adapter
 LAUNCH_TOKENS = 16  # Of each row in the pass whose launches are counted
 PARITY_TOLERANCE = 1.5
 """Error of grouped products over the loop's: of some twenty roundings in a layer they add one."""
@@ -192,7 +202,7 @@ def measure(
     mean = size.full_row if is_full else size.mean_row
     rows_each = max(1, round(size.step_tokens / count / mean))
     rows = random_rows(max(64, rows_each), mean, is_full, base.record.vocab_size)
-    counts, memory = RowCounts.of(rows), MemoryModel(base.model.config, DTYPE, device)
+    counts, memory = RowCounts.of(rows), MemoryModel(base.model.config, base.model.dtype, device)
     for batch_tokens in size.batch_tokens:
         train = protocol(rows_each, batch_tokens, implementation)
         planned = memory.of_group(group, counts, train).total_bytes
@@ -219,6 +229,63 @@ def measure(
         "memory_bytes": peak_memory_bytes(device),
         "planned_bytes": planned,
     }
+
+
+# --- parts, switched one by one
+
+
+def parts(size: Size, device: torch.device, peak_rate: float) -> dict[str, dict[str, Any]]:
+    """Training by the loop as it is, with compiled functions, and in float16; answers as they are
+    written, and without one part each."""
+    lines: dict[str, dict[str, Any]] = {}
+    shape, count = size.parity_shape, size.adapters[1]
+    base = random_base(shape, device, DTYPE)
+    lines["trained"] = measure(base, count, size, "loop", peak_rate)
+    if reason := why_not_compiled(device):
+        lines["trained, compiled"] = {"skipped": reason}
+    else:
+        compile_elementwise(base.model)
+        lines["trained, compiled"] = measure(base, count, size, "loop", peak_rate)
+        compute_plainly(base.model)
+    without: dict[str, list[Any]] = {
+        "written": [],
+        "written, cached keys sorted": [
+            patch.object(module, "distinct_places", lambda device: nullcontext())
+            for module in (kernel, varlen)
+        ],
+        "written, adapters cast in every pass": [
+            patch.object(MultiLora, "fixed_weights", lambda self: nullcontext())
+        ],
+        "written, attention by cuDNN": [],
+    }
+    for name, patches in without.items():
+        torch.backends.cuda.enable_cudnn_sdp(name.endswith("cuDNN"))
+        with ExitStack() as stack:
+            for changed in patches:
+                stack.enter_context(changed)
+            lines[name] = write(base, count, size)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    del base
+    half = random_base(shape, device, torch.float16)
+    lines["trained, float16"] = measure(half, count, size, "loop", peak_rate)
+    return lines
+
+
+@torch.no_grad()
+def write(base: Base, count: int, size: Size) -> dict[str, Any]:
+    """Answers of ``count`` adapters at once, as long as their prompts."""
+    rows = random_rows(1, 8, True, base.record.vocab_size)
+    _, states = start_trials(base, trials(count), rows, protocol(1, 64, "loop"), {})
+    names = [state.adapter_name for state in states]
+    prompts = random_rows(ANSWERS, size.mean_row, False, base.record.vocab_size)
+    limits = GenerationLimits(size.mean_row, 8192, size.batch_tokens[0], frozenset())
+    for _ in range(2):  # the first one warms up
+        answers = [Generation(n, row.input_ids, size.mean_row) for n in names for row in prompts]
+        clock = StepClock(base.device)
+        RunningBatch(base, limits).run(deque(answers))
+        clock.step_done()
+    base.multi_lora.clear()
+    return {"tokens_per_second": sum(len(a.ids) for a in answers) / clock.seconds_after(0)}
 
 
 def count_launches(
@@ -308,6 +375,9 @@ def page(result: dict[str, Any]) -> str:
             f"| {line['launches']:,} | {line['batch_tokens']:,} "
             f"| {line['memory_bytes'] / 1e9:,.1f} | {line['planned_bytes'] / 1e9:,.1f} |"
         )
+    text += ["", f"| part, 8 adapters, {ANSWERS} answers each | tokens/s |", "|---|---|"]
+    for name, line in result["parts"].items():
+        text.append(f"| {name} | {next(iter(line.values()))} |")
     return "\n".join(text) + "\n"
 
 
@@ -330,6 +400,10 @@ def main() -> int:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     errors = parity(size, device)
+    try:
+        switched = parts(size, device, rate)
+    except RuntimeError as error:  # the other lines are worth having
+        switched = {"all": {"failed": str(error).partition("\n")[0]}}
     result: dict[str, Any] = {
         "benchmark": "gpu",
         "date": datetime.now(UTC).date().isoformat(),
@@ -340,13 +414,15 @@ def main() -> int:
         "gradient_errors": errors,
         "peak_tflops": rate / 1e12,
         "peak_source": source,
+        "parts": switched,
         "cases": cases(size, device, rate, begun + options.seconds),
     }
     if options.results is not None:
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
         path = options.results / f"{result['date']}-{slug}-gpu.md"
         path.write_text(page(result), encoding="utf-8")
-    failed = any("failed" in line for line in result["cases"].values())
+    lines = [*result["cases"].values(), *switched.values()]
+    failed = any("failed" in line for line in lines)
     return announce(result) or int(failed)
 
 

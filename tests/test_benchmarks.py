@@ -195,9 +195,12 @@ def test_gpu_runs_to_its_end_on_a_processor(lines_of: LinesOf, tmp_path: Path) -
     for line in result["cases"].values():
         assert 0 < line["tokens_per_second"] < math.inf
         assert line["planned_bytes"] > 0
+    assert len(result["parts"]) == 7
+    for line in result["parts"].values():
+        assert "skipped" in line or 0 < line["tokens_per_second"] < math.inf
     (page,) = tmp_path.iterdir()
     text = page.read_text()
-    assert all(f"| {name} | " in text for name in result["cases"])
+    assert all(f"| {name} | " in text for name in result["cases"] | result["parts"])
 
 
 def test_spectra_prints_its_lines(lines_of: LinesOf, tmp_path: Path) -> None:

@@ -270,6 +270,8 @@ class RunningBatch:
         tokens: those may always complete it.
         """
         tokenizer, stops = self.base.tokenizer, self.limits.stop_strings
+        if not stops:
+            return False
         if ids[-1] not in self.can_end:
             text = decode(tokenizer, ids[-1:])
             lasts = [stop[-1] for stop in stops if stop]
