@@ -318,6 +318,9 @@ def _padded_attention(
     if q.is_meta:  # shapes alone: devices keep what the fused kernel keeps, meta would keep scores
         out = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout, mask is None)[0]
         return plan.tokens(out.transpose(1, 2))
+    if mask is not None and q.is_cuda:
+        # Not every fused kernel with a mask shares key heads: scores would be whole, in float32.
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     out = F.scaled_dot_product_attention(
         q,
         k,

@@ -5,7 +5,9 @@ worker, which writes a checkpoint, and requeues the task. A driver that was clos
 in the queue; the next one finds them by the job that is named in each unit's folder.
 """
 
+import functools
 import math
+import re
 import shlex
 import shutil
 import subprocess
@@ -44,6 +46,7 @@ SLURM_WORD = r"^[A-Za-z0-9][A-Za-z0-9_.:,=/-]*$"
 WARNING_MINUTES = 2
 """How long before its limit a task is asked to write a checkpoint and end; SLURM may ask up to a
 minute earlier."""
+DEFAULT_MAX_ARRAY_SIZE = 1001
 JOB, EXIT_CODE, STOP = "slurm-job", "exit-code", "slurm-stop"
 PATIENCE_SECONDS = 600.0  # How long the queue may be silent, such as while its controller restarts
 FOLDER_SECONDS = 2.0  # How often the folders of units are looked at
@@ -186,7 +189,7 @@ class SlurmExecutor:
     def __init__(
         self, settings: SlurmSettings, devices: int = 1, num_workers: int | None = None
     ) -> None:
-        for command in ("sbatch", "squeue", "scancel"):
+        for command in ("sbatch", "squeue", "scancel", "scontrol"):
             if shutil.which(command) is None:
                 found, do = f"no {command!r} on this machine", "run this on a login node"
                 raise UserError("executor slurm", found, "SLURM's commands", do)
@@ -244,7 +247,9 @@ class SlurmExecutor:
         waiting = [unit for unit in pending if unit.job and not unit.future.done()]
         if waiting and time.monotonic() >= self.next_question:
             self.ask_queue(waiting)
-        self.enqueue([unit for unit in pending if not (unit.job or unit.future.done())])
+        new = [unit for unit in pending if not (unit.job or unit.future.done())]
+        if new and not self.stopped.is_set():
+            self.enqueue(new[: most_tasks()])  # the others in the next turns
 
     def give_up(self, units: list[_QueuedUnit], error: Exception) -> None:
         """End the futures of units with an error, after asking their tasks to end."""
@@ -313,8 +318,6 @@ class SlurmExecutor:
             unit.future.set_exception(WorkerFailed(f"{why}, {MAX_ATTEMPTS} times: {message}"))
 
     def enqueue(self, units: list[_QueuedUnit]) -> None:
-        if not units or self.stopped.is_set():
-            return
         folders = [unit.folder for unit in units]
         place = folders[0].parent.absolute()
         (place / STOP).unlink(missing_ok=True)
@@ -350,6 +353,13 @@ def slurm(*command: str, stdin: str = "") -> str:
         why = done.stderr.strip() or f"exit code {done.returncode}"
         raise UserError(f"executor slurm: {command[0]}", f"a failure: {why}")
     return done.stdout.strip()
+
+
+@functools.cache
+def most_tasks() -> int:
+    """Of an array job, at this site."""
+    limit = re.search(r"MaxArraySize\s*=\s*(\d+)", slurm("scontrol", "show", "config"))
+    return max(1, int(limit[1])) if limit else DEFAULT_MAX_ARRAY_SIZE
 
 
 def _time_limit_minutes(time: str) -> float:
