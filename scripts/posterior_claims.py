@@ -170,7 +170,12 @@ CLAIMS: list[tuple[str, str, str, Judge]] = [
         "",
         rates_held_back(0.142),
     ),
-    ("objectives/grpo-boolq", "Learning from rewards on a real model, the same", "", rank_suffices),
+    (
+        "objectives/grpo-boolq",
+        "On a real model, rank 1 learns a loophole of the reward as well",
+        "",
+        rank_suffices,
+    ),
     (
         "claims/methods",
         "Variants of LoRA are alike once the rate is tuned",
