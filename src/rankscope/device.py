@@ -214,7 +214,7 @@ def use_deterministic(seed: int) -> None:
 
 @contextmanager
 def distinct_places(device: torch.device) -> Iterator[None]:
-    """While inside, values are written by index to places of which none is named twice.
+    """While inside, values are written by index to places that all differ.
 
     On CUDA deterministic kernels would sort the places, and copy the whole tensor that is written
     to: a cache of keys and values, in every layer, for every token.
