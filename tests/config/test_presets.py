@@ -1,5 +1,6 @@
 """Presets, examples and the published schema: every shipped study loads as documented."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -85,8 +86,15 @@ def test_presets_load_and_are_commented(preset: str, tmp_path: Path) -> None:
     assert planned(config) == config.num_trials_as_written()
 
 
-@pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "pocket"])
-@pytest.mark.parametrize("model", ["./m", "owner/name", "smollm2-135m", "./a: b #c 'd'"])
+@pytest.mark.parametrize(
+    ("preset", "model"),
+    list(
+        zip(
+            [preset for preset in PRESETS if preset != "pocket"],
+            itertools.cycle(["./m", "owner/name", "smollm2-135m", "./a: b #c 'd'"]),
+        )
+    ),
+)
 def test_a_model_takes_the_place_of_the_presets_own(
     preset: str, model: str, tmp_path: Path
 ) -> None:

@@ -161,6 +161,7 @@ def test_no_command_is_said_before_training(
     assert "train" not in outcome.err
 
 
+@pytest.mark.timeout(60)
 def test_the_server_ends_with_the_process_that_started_it(tmp_path: Path, pids: Path) -> None:
     """Even if that is killed."""
     replace_command(pids, "exec sleep 1000")
@@ -171,5 +172,5 @@ def test_the_server_ends_with_the_process_that_started_it(tmp_path: Path, pids: 
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
-    while not have_ended(pids):  # pytest's limit ends this
+    while not have_ended(pids):
         time.sleep(0.05)

@@ -11,7 +11,6 @@ from rankscope.config.section import ConfigSection
 from rankscope.models.base import Base
 from rankscope.records import AnalysisRecord, TrialSpec
 from rankscope.run.context import RunContext
-from rankscope.run.groups import Group
 from rankscope.run.stages import Stage
 
 
@@ -26,18 +25,12 @@ class LargestRecord(AnalysisRecord):
 class LargestStage(Stage[TrialSpec, LargestRecord]):
     name = "largest"
 
-    def missing(self, group: Group) -> list[TrialSpec]:
-        return self.context.ledger.without_record(self.name, group)
-
     def run(self, model: Base, work: Sequence[TrialSpec]) -> Iterator[LargestRecord]:
         self.context.begin_stage(self.name, len(work))
         for trial in work:
             adapter = model.multi_lora.adapters[trial.trial_id]
             largest = max(float(b.abs().max()) for b in adapter.b.values())
             yield LargestRecord(trial_id=trial.trial_id, seconds=0, largest=largest)
-
-    def commit(self, result: LargestRecord) -> None:
-        self.context.ledger.commit([result])
 
 
 class LargestAnalysis(Analysis[LargestConfig]):

@@ -58,9 +58,7 @@ def test_large_models_have_the_known_counts(
 def test_a_folder_with_nothing_but_a_configuration_is_enough(tmp_path: Path) -> None:
     LLAMA_8B.save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
-    for path in (tmp_path, tmp_path / "config.json"):
-        config = read_model_config(path)
-        assert lora_parameters(config, 64, ATTENTION) == 54_525_952
+    config = read_model_config(tmp_path / "config.json")
     # Meta's model card says 8.03 billion; by hand 8,030,261,248.
     assert architecture(config).num_parameters == 8_030_261_248
 
@@ -75,31 +73,6 @@ def test_the_count_is_what_peft_makes_trainable() -> None:
     )
     trainable, _ = wrapped.get_nb_trainable_parameters()
     assert lora_parameters(TINY, 5, ["q_proj", "v_proj", "down_proj"]) == trainable
-
-
-def test_the_activation_estimate_is_within_a_factor_of_two() -> None:
-    # Deep enough that the layers, not the embedding, are what is measured.
-    config = LlamaConfig(**{**TINY.to_dict(), "num_hidden_layers": 6})
-    model = peft.get_peft_model(
-        LlamaForCausalLM(config), peft.LoraConfig(r=2, target_modules=list(ALL_LINEAR))
-    )
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    saved: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    num_tokens = 64
-    ids = torch.arange(num_tokens)[None]
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = model(input_ids=ids, logits_to_keep=1)
-    measured = sum(saved.values()) / num_tokens
-    estimate = 4 * architecture(config).activation_values_per_token
-    assert out.logits.requires_grad
-    assert 0.5 < measured / estimate < 2
 
 
 def test_targets_that_match_nothing_are_named_with_candidates() -> None:

@@ -100,8 +100,12 @@ def test_a_large_model_is_probed_in_part(
     monkeypatch.setattr(machines, "STEP_SECONDS", 0.8 * estimates[0])
     monkeypatch.setattr(machines, "_MEASURED", {})
     assert measured_machine(inputs).probed_layers == 3
+    tried = list[object]()
+    monkeypatch.setattr(machines, "_run_steps", lambda *args: tried.append(args))
+    monkeypatch.setattr(machines, "_MEASURED", {})
     monkeypatch.setattr(machines, "STEP_SECONDS", 1e-12)
     assert not_measured(inputs)
+    assert tried == []
 
 
 def test_what_cannot_be_probed_is_planned_without(inputs: PreparedStudy, tmp_path: Path) -> None:

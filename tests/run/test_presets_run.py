@@ -1,4 +1,4 @@
-"""Presets on the pocket model in their shortest form come to an answer and a report."""
+"""Presets on the pocket model: those of a kind of their own come to an answer and a report."""
 
 from pathlib import Path
 
@@ -16,6 +16,8 @@ SHORT = [
 ENDS = ["arms.0.lr=1e-3", "arms.1.lr=5e-4"]
 RUN = {
     "paper": ["arms.0.rank=8", *ENDS],
+    "dpo": ["arms.0.rank=8", *ENDS],
+    "grpo": [],
     "heads": [],
     "high-rank": ["arms.0.rank=[8,128]", "arms.1.rank=[8,128]", *ENDS, "arms.2.lr=5e-4"],
     "methods": ["arms.2.lr=5e-4", "arms.3.lr=1e-2", "arms.4.lr=5e-4", *ENDS],
@@ -25,7 +27,7 @@ RUN = {
     ],
 }
 """Presets that ask for something of their own, and what is left out of their grids; the others are
-grids of LoRA and full fine-tuning, as ``paper`` is."""
+grids of supervised LoRA and full fine-tuning, as ``paper`` is, and only prepared."""
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -34,7 +36,11 @@ def test_every_preset_can_run_and_ends_in_a_report(preset: str, tmp_path: Path) 
     file.write_text(study_template(preset, "pocket"), encoding="utf-8")
     study = Study.load(file, [*SHORT, *RUN.get(preset, [])])
     if preset not in RUN:
-        assert study.check().trials
+        prepared = study.check()
+        assert len(prepared.trials) == study.config.num_trials_as_written()
+        assert sorted(t.trial_id for group in prepared.groups for t in group) == sorted(
+            t.trial_id for t in prepared.trials
+        )
         return
     records = study.run(tmp_path / "out")
     assert {trial.status for trial in records.trials} == {"done"}
@@ -43,4 +49,5 @@ def test_every_preset_can_run_and_ends_in_a_report(preset: str, tmp_path: Path) 
     assert {advice.task for advice in answer.advice} == trained_on
     page = (tmp_path / "out" / "report.html").read_text("utf-8")
     assert all(trial.spec.arm_label in page for trial in records.trials)
+    assert ("Attention heads" in page) == (preset == "heads")
     assert ("Mitigations at an equal score" in page) == (preset == "mitigation")

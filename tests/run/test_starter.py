@@ -14,6 +14,8 @@ import pytest
 from rankscope.run.workers import starter as starter_module
 from rankscope.run.workers.starter import ForkedWorker, Starter
 
+pytestmark = pytest.mark.timeout(60)
+
 CHILD = """
 import os, sys, time, types
 from contextlib import suppress

@@ -12,7 +12,7 @@ from rankscope.data.sampler import RowSampler
 from rankscope.records import TrialSpec
 from rankscope.run import trials as trials_module
 from rankscope.run.groups import Group, make_groups, what_limits
-from rankscope.run.trials import duplicate_grid_points, make_trials
+from rankscope.run.trials import duplicate_grid_notes, make_trials
 from rankscope.train.step_schedule import planned_steps, trial_protocol
 
 DATA = {"med": "1" * 64, "law": "2" * 64}
@@ -195,18 +195,21 @@ def test_a_trial_goes_on_from_an_adapter_by_its_content() -> None:
 
 
 def test_duplicates_are_counted_once_per_file() -> None:
-    assert duplicate_grid_points(study()) == 0
-    assert duplicate_grid_points(study(arms=arm(rank=[8, 8]))) == 1
-    assert duplicate_grid_points(study(arms=[*arm(rank=[8, 16]), *arm(rank=[8, 32])])) == 1
-    assert duplicate_grid_points(study(arms=arm(rank=[8, 8], lr=[1e-3, 1e-4]))) == 2
-    assert duplicate_grid_points(study(arms=arm(alpha=["2r", 16]))) == 1
-    assert duplicate_grid_points(study(arms=[{"method": "full", "lr": [1e-4, 1e-4]}])) == 1
-    assert duplicate_grid_points(study(seeds=[0, 0, 1, 1, 1])) == 3
+    def repeated(config: StudyConfig) -> int:
+        return sum(int(note.split()[0]) for note in duplicate_grid_notes(config))
+
+    assert repeated(study()) == 0
+    assert repeated(study(arms=arm(rank=[8, 8]))) == 1
+    assert repeated(study(arms=[*arm(rank=[8, 16]), *arm(rank=[8, 32])])) == 1
+    assert repeated(study(arms=arm(rank=[8, 8], lr=[1e-3, 1e-4]))) == 2
+    assert repeated(study(arms=arm(alpha=["2r", 16]))) == 1
+    assert repeated(study(arms=[{"method": "full", "lr": [1e-4, 1e-4]}])) == 1
+    assert repeated(study(seeds=[0, 0, 1, 1, 1])) == 3
     nothing = [{"kl_to_base": 0}, {"replay": {"task": "mmlu", "share": 0}}]
     plain_and_nothing = [*arm(), *(point for none in nothing for point in arm(**none))]
-    assert duplicate_grid_points(study(arms=plain_and_nothing)) == 2
+    assert repeated(study(arms=plain_and_nothing)) == 2
     replays = [{"task": name, "share": 0} for name in ("mmlu", "arc_easy")]
-    assert duplicate_grid_points(study(arms=arm(replay=replays, kl_to_base=[0, 1]))) == 2
+    assert repeated(study(arms=arm(replay=replays, kl_to_base=[0, 1]))) == 2
 
 
 NEUTRAL: list[dict[str, Any]] = [

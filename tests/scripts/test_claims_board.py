@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ import claims_judges
 import paper_in_small
 import posterior_claims
 import rankscope
-from claims_judges import FAILS, HOLDS, OPEN
+from claims_judges import FAILS, HOLDS, OPEN, Verdict
 from claims_records import Arm, Grid, keep
 from paper_in_small import Study
 from rankscope.records import Estimate
@@ -133,6 +134,72 @@ def test_judges_find_what_was_planted(tmp_path: Path) -> None:
     assert {judge: judge(grid).verdict for judge in expected} == expected
     # log 4, log 32 and log 128 themselves: the log law has no residual.
     assert "a + b log r 0.0%" in claims_judges.norm_and_similarity(grid).measured
+
+
+def around_tops(arm: Arm) -> float:
+    """Tops inside the lists, less than a factor of 5 apart."""
+    return around(3.9e-4 if arm[0] is None else 1.1e-3)(arm[1])
+
+
+@pytest.mark.parametrize(
+    ("judge", "gain", "verdict"),
+    [
+        (claims_judges.harm, lambda arm: 0.3 if arm[0] else -0.3, HOLDS),
+        (claims_judges.harm, lambda _: 0.0, OPEN),
+        (claims_judges.rate_ratio, around_tops, FAILS),
+        (claims_judges.spread_by_rate, lambda a: 0.3 - 0.05 * (a[0] == 4) * (a[1] < 1e-3), FAILS),
+        (claims_judges.spread_by_rate, lambda _: 0.3, OPEN),
+        (partial(claims_judges.learns_less, rank=4), lambda a: 0.4 if a[0] else 0.3, FAILS),
+        (partial(claims_judges.learns_less, rank=4), lambda a: 0.3 if a[0] else 0.4, OPEN),
+        (claims_judges.less_and_less, lambda arm: 0.4 if arm[0] else 0.3, FAILS),
+        (claims_judges.less_and_less, lambda _: 0.3, OPEN),
+        (claims_judges.matches_full, lambda _: 0.3, HOLDS),
+        (claims_judges.matches_full, lambda arm: 0.28 if arm[0] else 0.3, OPEN),
+    ],
+)
+def test_a_gain_decides_what_it_says_of_a_claim(
+    judge: Callable[[Grid], Verdict], gain: Callable[[Arm], float], verdict: str, tmp_path: Path
+) -> None:
+    """Every arm forgets as much."""
+    assert judge(planted(tmp_path, gain, kept=lambda _: -0.1)).verdict == verdict
+
+
+@pytest.mark.parametrize(("behind", "verdict"), [(0.0, HOLDS), (0.02, OPEN), (0.05, FAILS)])
+def test_a_nested_run_may_be_behind_by_the_margin(
+    behind: float, verdict: str, tmp_path: Path
+) -> None:
+    """Each is compared at its own best rate."""
+    grids = []
+    for name, best, top in (("separate", 2e-3, 0.3), ("nested", 5e-4, 0.3 - behind)):
+        (tmp_path / name).mkdir()
+        law = around(best, top)
+        grids.append(planted(tmp_path / name, lambda arm, law=law: law(arm[1])))
+    assert claims_judges.nested_curve(*grids).verdict == verdict
+
+
+def test_intruders_that_rise_with_the_rank_refute_that_they_fall(tmp_path: Path) -> None:
+    grid = planted(tmp_path, lambda _: 0.3, count=lambda arm: arm[0] or 0)
+    assert claims_judges.intruders(grid).verdict == FAILS
+
+
+@pytest.mark.parametrize(
+    ("norm", "of_full", "verdict"),
+    [
+        (math.log, 0.8, HOLDS),
+        (math.log, 0.9, OPEN),
+        (math.log, 0.95, FAILS),
+        (lambda rank: rank**0.6, 0.8, FAILS),
+    ],
+)
+def test_norms_grow_by_the_logarithm_and_subspaces_are_kept(
+    norm: Callable[[int], float], of_full: float, verdict: str, tmp_path: Path
+) -> None:
+    """r = 32 keeps 0.9 of its subspace."""
+    grid = planted(tmp_path, lambda _: 0.3)
+    rank = grid.spectra["trial"].map(grid.trials.set_index("trial")["rank"])
+    grid.spectra["frobenius"] = rank.fillna(2).map(norm)
+    grid.spectra.loc[rank.isna(), "similarity"] = of_full
+    assert claims_judges.norm_and_similarity(grid).verdict == verdict
 
 
 @pytest.mark.parametrize(

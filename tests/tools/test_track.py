@@ -22,17 +22,20 @@ def losses(trial: TrialRecords) -> list[float]:
 
 
 def test_a_run_holds_what_the_ledger_holds(exportable: Any) -> None:
-    records = exportable.records
+    """Scores are planted: of a trial .5 on validation and .75 on test items, of the base .25."""
+    of_trial = {"validation": 0.5, "test": 0.75}
+    evals = {
+        key: record.model_copy(update={"score": 0.25 if key[0] == BASE else of_trial[key[2]]})
+        for key, record in exportable.records.evals.items()
+    }
+    records = replace(exportable.records, evals=evals)
     runs = {str(run.config["trial"]): run for run in tracked_runs(records)}
     assert list(runs) == [BASE, *(t.spec.trial_id for t in records.trials)]
     for trial in records.trials:
         run = runs[trial.spec.trial_id]
         assert [values["loss"] for _, values in run.history] == losses(trial)
         results = run.history[-1][1]
-        score = records.evals[trial.spec.trial_id, "pocket_med", "test"].score
-        base = records.evals[BASE, "pocket_med", "test"].score
-        assert results["test/pocket_med"] == score
-        assert results["change/pocket_med"] == score - base
+        assert (results["test/pocket_med"], results["change/pocket_med"]) == (0.75, 0.5)
         assert run.config["lr"] == trial.spec.lr
         assert run.config["train.max_steps"] == 4
     other = tracked_runs(replace(records, name="another study in the same project"))

@@ -90,6 +90,9 @@ def _cell(
     difference = (
         unpaired_difference(means[1], means[0]) if items is None else weighted_estimate([items])
     )
+    if same and items is not None:
+        value, n, seeds = difference.value, difference.n, difference.seeds
+        difference = Estimate(value=value, low=None, high=None, n=n, seeds=seeds)
     return ComparedCell(
         trained_on=arm[0].spec.task if arm else None,
         arm=arm[0].spec.arm_label if arm else None,
@@ -101,12 +104,8 @@ def _cell(
         same_models=same,
         first=means[0],
         second=means[1],
-        difference=_without_interval(difference) if same and items is not None else difference,
+        difference=difference,
     )
-
-
-def _without_interval(estimate: Estimate) -> Estimate:
-    return Estimate(value=estimate.value, low=None, high=None, n=estimate.n, seeds=estimate.seeds)
 
 
 def _scores(study: StudyRecords, arm: _Trials, task: str) -> list[ItemScores]:

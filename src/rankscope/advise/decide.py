@@ -69,7 +69,10 @@ def decide(results: TaskResults) -> Answer:
     taken = min(close, key=lambda k: (sizes[k], regrets[k]))
     p, ranks = float(posterior.p_within_margin[taken]), _ranks_that_may_do(results)
     subject = arms[taken - 1] if taken else results.candidates[0]
-    better, margin = expected(subject.summary).p_better, _margin(results)
+    better, margin = (
+        expected(subject.summary).p_better,
+        margin_text(results.margin, results.net_unit),
+    )
     tried = "within the limit" if results.over_limit else "tried"
     if taken == 0:
         verdict = (
@@ -106,10 +109,6 @@ def _verb(p: float, plain: str, leaning: str) -> str:
     if confidence == "probable":
         return f"Probably {plain[0].lower()}{plain[1:]}"
     return plain if confidence == "sure" else leaning
-
-
-def _margin(results: TaskResults) -> str:
-    return margin_text(results.margin, results.net_unit)
 
 
 def _ranks_that_may_do(results: TaskResults) -> tuple[RankThatMayDo, ...]:

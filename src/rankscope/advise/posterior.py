@@ -121,13 +121,13 @@ class Posterior:
         return p
 
 
-def posterior(evidence: NetGains, margin: float, seed: int = 0) -> Posterior:
-    """Draw from the posterior; the same evidence and ``seed`` give the same draws.
+def posterior(evidence: NetGains, margin: float) -> Posterior:
+    """Draw from the posterior; the same evidence gives the same draws.
 
     Raises:
         FloatingPointError: a number is not finite, or no choice of scales has a likelihood.
     """
-    rng, number = np.random.default_rng(seed), len(evidence.means)
+    rng, number = np.random.default_rng(0), len(evidence.means)
     evidence, taken_off = _as_fitted(evidence, margin)
     tried = np.unique(np.linspace(0, number - 1, min(number, MOST_TRIED)).astype(np.intp))
     few = evidence if len(tried) == number else evidence.part(tried)
@@ -163,7 +163,7 @@ def lowest_of(means: Array, margin: float) -> float:
     return -max(FAR_BELOW * margin, 2 * float(max(means.max(), np.median(np.abs(means)))))
 
 
-def flat_posterior(evidence: NetGains, margin: float, seed: int = 0) -> Posterior:
+def flat_posterior(evidence: NetGains, margin: float) -> Posterior:
     """What the arms' own scores say of them, without a prior; for evidence that none fits."""
     freedom = SPREAD_FREEDOM + float((evidence.seeds - 1).sum())
     pooled = SPREAD_FREEDOM * (TYPICAL_SPREAD * margin) ** 2 + float(evidence.squares.sum())
@@ -171,7 +171,7 @@ def flat_posterior(evidence: NetGains, margin: float, seed: int = 0) -> Posterio
     error = np.diag(evidence.item_covariance) + of_seeds
     error = np.sqrt(np.where(np.isfinite(error), error, (FLAT_PRIOR * margin) ** 2))
     means = np.where(np.isfinite(evidence.means), evidence.means, 0.0)
-    normal = np.random.default_rng(seed).standard_normal((POSTERIOR_DRAWS, len(error)))
+    normal = np.random.default_rng(0).standard_normal((POSTERIOR_DRAWS, len(error)))
     return Posterior(means + normal * error, margin)
 
 

@@ -89,13 +89,13 @@ def _likeliest(
     return weighed, np.asarray(np.sum([weight * f.mean for weight, f in weighed], axis=0))
 
 
-def value_of_items(evidence: NetGains, margin: float, seed: int = 0) -> float:
+def value_of_items(evidence: NetGains, margin: float) -> float:
     """Expected fall of the regret by as many items again."""
     kept = np.argsort(-evidence.means)[:MOST_VALUED]
     part = evidence.part(kept)
     halved = replace(part, item_covariance=part.item_covariance / 2)
     found, mean = _likeliest(part, margin)
-    normal, value = np.random.default_rng(seed).standard_normal((2000, len(kept))), 0.0
+    normal, value = np.random.default_rng(0).standard_normal((2000, len(kept))), 0.0
     for weight, now in found:
         (then,) = likeliest_posteriors(halved, margin, 1, now.scales[None])
         moved = now.kernel @ (then.inverse - now.inverse) @ now.kernel

@@ -189,7 +189,7 @@ def _load_replayed_tasks(
 
 
 def _mix_tasks(
-    config: TaskConfig, parts: Sequence[LoadedTask], data_seed: int, compare: bool = True
+    config: TaskConfig, parts: Sequence[LoadedTask], data_seed: int, compare: bool
 ) -> LoadedTask:
     """One training task with all rows of its parts, scored by the mean over all their items.
 

@@ -40,6 +40,7 @@ from rankscope.errors import UserError
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.formatting import count
 from rankscope.hashing import sha256_json
+from rankscope.records import Split
 
 NUMERIC_SHARE = 0.95  # Of the answers
 
@@ -73,6 +74,9 @@ class LoadedTask:
     row_shape: str = ""  # Name of the rows' shape, such as ``alpaca``
     parts: tuple["LoadedTask", ...] = ()
     """The tasks of a mixture, each with its own prompt and scorer."""
+
+    def items(self, split: Split) -> tuple[Item, ...]:
+        return self.validation if split == "validation" else self.test
 
     def solved(self, num: int, seed: int) -> tuple[tuple[str, str, str], ...]:
         """(task, question, answer) of so many training rows; of a mixture, of each part's."""

@@ -66,11 +66,11 @@ def evaluate_task(
     if not models:
         return {}, {}
     if task.parts:
-        kept = {item.item_id for item in _split_items(task, split)}
+        kept = {item.item_id for item in task.items(split)}
         parts = [
             evaluate_task(base, encoder, part, split, models, settings, engine)
             for whole in task.parts
-            if _split_items(part := _with_items(whole, split, kept), split)
+            if (part := _with_items(whole, split, kept)).items(split)
         ]
         failures = {name: why for _, of_part in parts for name, why in of_part.items()}
         scored = [name for name in models if name not in failures]
@@ -111,7 +111,7 @@ def encode_split(
     scorer: Scorer[Any] | None = None,
 ) -> EncodedSplit:
     """The items of one split as token ids, within a context of ``max_tokens``."""
-    items, spec = _split_items(task, split), task.spec
+    items, spec = task.items(split), task.spec
     if not items:
         raise UserError(f"task {spec.name!r}", f"no {split} items to score", "one or more")
     scorer = scorer or get_scorer(spec.scorer)
@@ -139,7 +139,7 @@ def scored_items(
         found[task.spec.name, split] = [taken for _, taken in counts]
         if task.parts:  # in the order, and of the number, of the mixture's own items
             by_id = dict(counts)
-            items = _split_items(task, split)
+            items = task.items(split)
             found[task.spec.name, split] = [by_id[item.item_id] for item in items]
     return records, found
 
@@ -192,10 +192,6 @@ def primary_metric(task: LoadedTask) -> str:
     return names.pop() if len(names) == 1 else "acc"
 
 
-def _split_items(task: LoadedTask, split: Split) -> tuple[Item, ...]:
-    return task.validation if split == "validation" else task.test
-
-
 def without_contamination(
     task: LoadedTask, split: Split, results: Sequence[ItemResult]
 ) -> WithoutContamination | None:
@@ -214,13 +210,13 @@ def without_contamination(
 
 def _with_items(task: LoadedTask, split: Split, item_ids: Collection[str]) -> LoadedTask:
     """The task with some items of a split alone."""
-    kept = tuple(item for item in _split_items(task, split) if item.item_id in item_ids)
+    kept = tuple(item for item in task.items(split) if item.item_id in item_ids)
     return replace(task, test=kept) if split == "test" else replace(task, validation=kept)
 
 
 def _merged_evaluation(task: LoadedTask, split: Split, parts: Sequence[Evaluation]) -> Evaluation:
     by_id = {result.item_id: result for _, results in parts for result in results}
-    results = [by_id[item.item_id] for item in _split_items(task, split)]
+    results = [by_id[item.item_id] for item in task.items(split)]
     records = [record for record, _ in parts]
     metric = primary_metric(task)
     metrics = {metric: exact_mean([result.score for result in results])}

@@ -81,7 +81,7 @@ def cached_model_folder(name: str) -> Path:
     return folder
 
 
-def fetch_model(name: str, report: Callable[[str], None] = print) -> Path:
+def fetch_model(name: str, report: Callable[[str], None]) -> Path:
     """Download a known model into the cache, unless it is there, and return its folder.
 
     It appears in one step. ``report`` receives lines of progress. Raises UserError: the name is

@@ -26,18 +26,6 @@ class Architecture:
     linear_shapes: dict[str, tuple[int, int]]  # By module path, (out, in), the output layer too
     output_layer: str | None  # Module path of the layer that gives the logits
 
-    @property
-    def activation_values_per_token(self) -> int:
-        """Estimate of the values per token kept for the backward pass, without checkpointing.
-
-        The input and output of every linear layer but the head. Values that two layers share are
-        counted twice, which makes up for norms, rotations and attention weights: within a factor of
-        two for the Llama family; logits come on top.
-        """
-        return sum(
-            sum(shape) for name, shape in self.linear_shapes.items() if name != self.output_layer
-        )
-
 
 def read_model_config(path: Path) -> PretrainedConfig:
     """Configuration of a model folder, or of one ``config.json``; no weights are needed."""

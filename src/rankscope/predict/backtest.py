@@ -18,7 +18,7 @@ from rankscope.config.loader import load_study_file
 from rankscope.errors import UserError
 from rankscope.predict.features import open_base, predict_tasks
 from rankscope.predict.predictors import BASELINES, PREDICTORS, best_rank
-from rankscope.predict.screens import rank_scores, run_subset, scores_by_arm
+from rankscope.predict.screens import rank_scores, run_subset
 from rankscope.progress import ProgressReporter
 from rankscope.records import (
     BASE,
@@ -75,7 +75,7 @@ def backtest_study(
     _check_same_trials(folder, study, inputs)
     subset = None if screen is None else run_subset(inputs, screen, reporter)
     return [
-        backtest_task(study, subset, prediction, curves[prediction.task])
+        backtest_task(study, prediction, curves[prediction.task])
         for prediction in predict_tasks(inputs, open_base(inputs), subset, study)
         if len(curves[prediction.task]) > 1
     ]
@@ -96,16 +96,9 @@ def _check_same_trials(folder: Path, study: StudyRecords, inputs: PreparedStudy)
 
 
 def backtest_task(
-    study: StudyRecords,
-    subset: StudyRecords | None,
-    prediction: TaskPrediction,
-    curve: dict[int, float],
+    study: StudyRecords, prediction: TaskPrediction, curve: dict[int, float]
 ) -> BacktestTask:
     task, model, margin = prediction.task, study.model, study.config.objective.margin_on("nats")
-    arms_tau = None
-    if subset is not None:
-        first = scores_by_arm(subset, task, "validation")
-        arms_tau = kendall_tau(first, scores_by_arm(study, task, "test"))
     return BacktestTask(
         study=study.name,
         family="pocket" if study.config.model.pocket else f"{model.label}, {task}",
@@ -119,7 +112,6 @@ def backtest_task(
         prediction=prediction,
         curve=curve,
         best_rank=best_rank(curve, margin),
-        arms_tau=arms_tau,
     )
 
 

@@ -257,7 +257,7 @@ class _FittedLaw(NamedTuple):
         return f"cannot tell from which r on doubling gains less than the margin of {margin:g}"
 
 
-def fit_curve(curve: Mapping[int, Comparison], seed: int = 0) -> _FittedLaw:
+def fit_curve(curve: Mapping[int, Comparison]) -> _FittedLaw:
     """Fit tuned against base scores by rank, with a bootstrap over items and seeds.
 
     Items, up to 2,000, are drawn alike for every rank. The noise between seeds is pooled over the
@@ -265,12 +265,12 @@ def fit_curve(curve: Mapping[int, Comparison], seed: int = 0) -> _FittedLaw:
     """
     ranks = tuple(sorted(curve))
     gains = np.array([curve[r].item_means.mean() for r in ranks])
-    draws = np.stack([_item_draws(curve[r], seed) for r in ranks], axis=1)  # (D, R)
+    draws = np.stack([_item_draws(curve[r]) for r in ranks], axis=1)  # (D, R)
     seed_errors = [weighted_estimate([c], tested=False).seed_error for c in curve.values()]
     freedom = sum(len(c.tuned) - 1 for c in curve.values())
     if freedom:
         pooled = float(np.sqrt(np.mean([(e or 0.0) ** 2 for e in seed_errors])))
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(0)
         draws = draws + pooled * rng.standard_t(freedom, draws.shape)
     # Equal items, such as all right, have no spread, yet others may differ.
     floor = [0.5 / curve[r].tuned.shape[1] for r in ranks]
@@ -282,11 +282,11 @@ def fit_curve(curve: Mapping[int, Comparison], seed: int = 0) -> _FittedLaw:
     return _FittedLaw(ranks, law, drawn, ceiling)
 
 
-def _item_draws(scores: Comparison, seed: int) -> ScoreArray:
+def _item_draws(scores: Comparison) -> ScoreArray:
     """Means (D,) of the difference over items, or whole clusters, drawn with replacement."""
     means, labels = scores.item_means, scores.clusters
     if labels is None:
-        return resampled_means(means, np.ones(len(means)), seed)
+        return resampled_means(means, np.ones(len(means)), 0)
     unit = np.unique(np.asarray(labels), return_inverse=True)[1]
     sums, sizes = np.bincount(unit, weights=means), np.bincount(unit)
-    return resampled_means(sums.astype(np.float64), sizes.astype(np.float64), seed)
+    return resampled_means(sums.astype(np.float64), sizes.astype(np.float64), 0)

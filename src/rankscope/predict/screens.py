@@ -11,7 +11,7 @@ from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
 from rankscope.predict.predictors import ScreenCurve
 from rankscope.progress import ProgressReporter
-from rankscope.records import BASE, Split, StudyRecords, finished_trials
+from rankscope.records import BASE, StudyRecords
 from rankscope.run.prepared import PreparedStudy
 from rankscope.run.study import Study
 
@@ -79,23 +79,12 @@ def _validation_curve(study: StudyRecords, task: str, models: CurveModels) -> Sc
 def rank_scores(study: StudyRecords, task: str) -> dict[int, float]:
     """Rank -> test score as trained, at the learning rate that validation chose."""
     models = curve_models(study, task).get("trained", {})
-    scores = {rank: _mean_score(study, task, "test", ids.values()) for rank, ids in models.items()}
+    scores = {rank: _mean_score(study, task, ids.values()) for rank, ids in models.items()}
     return {rank: score for rank, score in scores.items() if score is not None}
 
 
-def scores_by_arm(study: StudyRecords, task: str, split: Split) -> dict[str, float]:
-    arms: dict[str, list[str]] = {}
-    for trial in finished_trials(study.trials):
-        if trial.spec.task == task and trial.spec.rank:
-            arms.setdefault(trial.spec.arm_label, []).append(trial.spec.trial_id)
-    scores = {label: _mean_score(study, task, split, ids) for label, ids in arms.items()}
-    return {label: score for label, score in scores.items() if score is not None}
-
-
-def _mean_score(
-    study: StudyRecords, task: str, split: Split, models: Collection[str]
-) -> float | None:
+def _mean_score(study: StudyRecords, task: str, models: Collection[str]) -> float | None:
     """None if a model has no score."""
-    found = [study.evals.get((model, task, split)) for model in models]
+    found = [study.evals.get((model, task, "test")) for model in models]
     scores = [record.score for record in found if record is not None]
     return fmean(scores) if scores and len(scores) == len(found) else None

@@ -47,9 +47,6 @@ class BacktestTask(Record):
     prediction: TaskPrediction
     curve: dict[int, float]  # Rank -> test score at its chosen learning rate, mean over seeds
     best_rank: int  # The smallest whose test score is within the margin of the highest
-    arms_tau: float | None = None
-    """Kendall's tau between all arms' validation scores on a subset of the rows, and test scores
-    on all rows."""
 
 
 class PredictorScore(Record):

@@ -85,7 +85,7 @@ def halves_of(group: Group) -> tuple[Group, Group]:
 
 
 def _cut_to_fit(
-    trials: Sequence[TrialSpec], limit: int, fits: Callable[[Group], bool] = lambda group: True
+    trials: Sequence[TrialSpec], limit: int, fits: Callable[[Group], bool]
 ) -> list[Group]:
     """Cut trials, in order, into groups of at most ``limit`` that fit.
 

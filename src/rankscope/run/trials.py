@@ -150,22 +150,18 @@ def make_trials(
     return list(trials.values())
 
 
-def duplicate_grid_points(config: StudyConfig) -> int:
-    """Grid points and seeds written more than once, which ``make_trials`` merges.
+def duplicate_grid_notes(config: StudyConfig) -> list[str]:
+    """A sentence on grid points and seeds written more than once, which ``make_trials`` merges.
 
     Counted per study file, not per task: ``rank: [8, 8]`` is one, whatever the seeds and tasks;
     a point that two arms share is one; ``seeds: [0, 0]`` is one.
     """
     points = [point for arm in config.arms for point in arm_specs(arm, config.train)]
-    return len(points) - len(set(points)) + len(config.seeds) - len(set(config.seeds))
-
-
-def duplicate_grid_notes(config: StudyConfig) -> list[str]:
-    repeated = duplicate_grid_points(config)
+    repeated = len(points) - len(set(points)) + len(config.seeds) - len(set(config.seeds))
     if not repeated:
         return []
-    points = "1 grid point is" if repeated == 1 else f"{repeated} grid points are"
-    return [f"{points} repeated in the study file and merged: each is trained once"]
+    told = "1 grid point is" if repeated == 1 else f"{repeated} grid points are"
+    return [f"{told} repeated in the study file and merged: each is trained once"]
 
 
 def _shared_identity(config: StudyConfig, base_sha256: str, data_sha256: str) -> dict[str, object]:

@@ -28,7 +28,7 @@ class StudyLock:
         self.path = path
         self._fd: int | None = None
 
-    def acquire(self, *, take_over: bool = False) -> Self:
+    def acquire(self, *, take_over: bool) -> Self:
         """Take the lock, or raise StudyLocked with the name of the process that has it.
 
         ``take_over``: also if the file names a process of another machine.

@@ -106,6 +106,15 @@ def test_labels_never_overlap_and_the_first_is_kept() -> None:
     labels = [PointLabel(x, y, f"r={i}") for i, (x, y) in enumerate(points)]
     placed = place_labels(labels, points, (0.0, 1.0), (1.0, 0.0))
     assert 10 < len(placed) < 40
+    # Centers in pixels of 460 x 350, half as wide as 7 a letter and 15 high, beside a mark of 8.
+    away = {"top center": (0, 1), "bottom center": (0, -1), "middle right": (1, 0)}
+    boxes = []
+    for (x, y, text), side in placed:
+        across, up = away.get(side, (-1, 0))
+        width = 7 * len(text)
+        boxes.append((460 * x + across * (8 + width / 2), 350 * (1 - y) + up * 15.5, width))
+    for (x, y, width), (other_x, other_y, other) in itertools.combinations(boxes, 2):
+        assert abs(x - other_x) >= (width + other) / 2 or abs(y - other_y) >= 15
     alone = place_labels(labels[:1], points[:1], (0.0, 1.0), (1.0, 0.0))
     assert alone == [(labels[0], "top center")]
     # A narrower plot has room for fewer.

@@ -165,7 +165,6 @@ class _Weighed:
 def weighted_estimate(
     comparisons: Sequence[Comparison],
     weights: Sequence[float] | None = None,
-    seed: int = 0,
     tested: bool = True,
 ) -> Estimate:
     """Sum over tasks of weight times difference; by default their mean.
@@ -190,8 +189,8 @@ def weighted_estimate(
     if any(len(t.sums) < 2 for t in tasks):
         return Estimate(value=value, low=None, high=None, n=n, seeds=seeds)
     items, between = _item_share(tasks), _seed_shares(tasks)
-    low, high = _interval(tasks, items, between, value, seed)
-    p = _p_value(tasks, (items, *between), value, seed) if tested else None
+    low, high = _interval(tasks, items, between, value)
+    p = _p_value(tasks, (items, *between), value) if tested else None
     if p is not None and p < 1 - INTERVAL_LEVEL and low is not None and high is not None:
         p = _p_beside_interval(p, items, between, value, low if value > 0 else high)
     unknown = items.variance == 0 and low is None
@@ -224,7 +223,7 @@ def simultaneous_estimates(groups: Sequence[Comparison]) -> list[Estimate]:
     between = [seeds.at_once(len(groups))] if pooled else []
     found = []
     for group, own in zip(groups, wide, strict=True):
-        low, high = _interval([own], _item_share([own]).at_once(len(groups)), between, own.mean, 0)
+        low, high = _interval([own], _item_share([own]).at_once(len(groups)), between, own.mean)
         found.append(weighted_estimate([group]).model_copy(update={"low": low, "high": high}))
     return found
 
@@ -288,7 +287,7 @@ def _seed_shares(tasks: Sequence[_Weighed]) -> list[_Share]:
 
 
 def _interval(
-    tasks: Sequence[_Weighed], items: _Share, between: list[_Share], value: float, seed: int
+    tasks: Sequence[_Weighed], items: _Share, between: list[_Share], value: float
 ) -> tuple[float | None, float | None]:
     alpha = 1 - INTERVAL_LEVEL
     accuracy = all(t.comparison.is_right_or_wrong for t in tasks)
@@ -296,7 +295,7 @@ def _interval(
     if items.variance > 0:
         draws = np.zeros(1)
         for i, task in enumerate(tasks):
-            draws = draws + task.weight * resampled_means(task.sums, task.sizes, seed + i)
+            draws = draws + task.weight * resampled_means(task.sums, task.sizes, i)
         # A bootstrap of few units has too little spread and normal quantiles: stretch it.
         spread = max(float(draws.std()), TINY)
         stretch = items.half_width(alpha) / float(special.ndtri(1 - alpha / 2)) / spread
@@ -318,14 +317,12 @@ def _interval(
     return max(lowest, low), min(widest, high)
 
 
-def _p_value(
-    tasks: Sequence[_Weighed], shares: tuple[_Share, ...], value: float, seed: int
-) -> float:
+def _p_value(tasks: Sequence[_Weighed], shares: tuple[_Share, ...], value: float) -> float:
     if len(tasks) == 1 and tasks[0].comparison.is_one_pair:
         difference = tasks[0].sums  # independent items: one difference each
         return mcnemar_exact(int((difference > 0).sum()), int((difference < 0).sum()))
     parts = [t.weight * t.sums / t.n for t in tasks]
-    return max(_p_of_interval(shares, value), sign_flip(np.concatenate(parts), seed))
+    return max(_p_of_interval(shares, value), sign_flip(np.concatenate(parts)))
 
 
 def _p_of_interval(shares: tuple[_Share, ...], value: float) -> float:

@@ -26,7 +26,7 @@ def mcnemar_exact(b: int, c: int) -> float:
     return min(1.0, 2 * float(special.bdtr(min(b, c), b + c, 0.5)))
 
 
-def sign_flip(parts: ScoreArray, seed: int = 0) -> float:
+def sign_flip(parts: ScoreArray) -> float:
     """Two-sided p that the sum of ``parts`` (units,) is zero, by flipping signs (Fisher 1935).
 
     If the two models were alike, either sign of a unit's difference would be as likely. Exact for
@@ -49,19 +49,19 @@ def sign_flip(parts: ScoreArray, seed: int = 0) -> float:
     if bound < 1 / (NUM_DRAWS + 1):
         return bound  # below the resolution of the draws
     if units <= MOST_KEPT:
-        sums = sizes.astype(np.float32) @ kept_signs(units, seed)
+        sums = sizes.astype(np.float32) @ kept_signs(units, 0)
         # In single precision an equally large sum may come out slightly smaller.
         further = int((np.abs(sums) >= observed - 1e-5 * units).sum())
     else:
-        further = _further_of_many(sizes, observed, seed)
+        further = _further_of_many(sizes, observed)
     return min(bound, (further + 1) / (NUM_DRAWS + 1))
 
 
-def _further_of_many(sizes: ScoreArray, observed: float, seed: int) -> int:
+def _further_of_many(sizes: ScoreArray, observed: float) -> int:
     """Number of the D drawn flips whose sum is at least ``observed`` from zero."""
     # Units of equal size share a binomial draw; right-or-wrong items have few sizes.
     sizes, counts = np.unique(sizes.round(12), return_counts=True)
-    rng = np.random.default_rng([seed, 2])
+    rng = np.random.default_rng([0, 2])
     further, chunk = 0, max(1, CHUNK_CELLS // len(sizes))
     for start in range(0, NUM_DRAWS, chunk):
         shape = (min(chunk, NUM_DRAWS - start), len(sizes))

@@ -13,13 +13,10 @@ from rankscope.config.section import ConfigSection
 if TYPE_CHECKING:
     import pandas as pd
 
-    from rankscope.analyses.answers.record import AnswersRecord
     from rankscope.config.study import StudyConfig
     from rankscope.records import TrialSpec
-    from rankscope.run.context import RunContext
     from rankscope.run.costs import CostModel
     from rankscope.run.prepared import PreparedStudy
-    from rankscope.run.stages import Stage
 
 MAX_ANSWER_TOKENS = 128  # Of an answer, or ``evaluate.max_new_tokens`` if that is less
 
@@ -43,16 +40,6 @@ class AnswersAnalysis(Analysis[AnswersConfig]):
         """Not beside given models, nor where shards of a model would have to write together."""
         is_apt = bool(config.arms) and not config.given and config.train.devices == 1
         return is_apt and super().is_enabled(config)
-
-    def record_type(self) -> "type[AnswersRecord]":
-        from rankscope.analyses.answers.record import AnswersRecord
-
-        return AnswersRecord
-
-    def stage(self, context: "RunContext") -> "Stage[Any, Any]":
-        from rankscope.analyses.answers.stage import AnswersStage
-
-        return AnswersStage(context)
 
     def applies_to(self, study: "PreparedStudy", trial: "TrialSpec") -> bool:
         """Whether a trial's task, or a part of its mixture, is scored by its loss."""

@@ -88,10 +88,6 @@ class AnswersStage(Stage[TrialSpec, AnswersRecord]):
                 answers=tuple(answer.model_copy(update=texts) for answer, texts in filled),
             )
 
-    def commit(self, result: AnswersRecord) -> None:
-        settings = self.context.study.settings_of(self.name, [result.trial_id])
-        self.context.ledger.commit([result], settings=settings)
-
 
 # --- questions ----------------------------------------------------------------------------------
 

@@ -13,13 +13,10 @@ from rankscope.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from rankscope.analyses.heads.record import HeadsRecord
     from rankscope.config.study import StudyConfig
     from rankscope.records import TrialSpec
-    from rankscope.run.context import RunContext
     from rankscope.run.costs import CostModel
     from rankscope.run.prepared import PreparedStudy
-    from rankscope.run.stages import Stage
 
 
 class HeadsConfig(ConfigSection):
@@ -64,16 +61,6 @@ class HeadsAnalysis(Analysis[HeadsConfig]):
 
     def needs_one_device(self, config: "StudyConfig", trials: Sequence["TrialSpec"]) -> str:
         return "analyze.heads.enabled"
-
-    def record_type(self) -> "type[HeadsRecord]":
-        from rankscope.analyses.heads.record import HeadsRecord
-
-        return HeadsRecord
-
-    def stage(self, context: "RunContext") -> "Stage[Any, Any]":
-        from rankscope.analyses.heads.stage import HeadsStage
-
-        return HeadsStage(context)
 
     def record_settings(
         self, study: "PreparedStudy", kind: str, model_id: str

@@ -22,7 +22,6 @@ from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.records import TrialSpec
 from rankscope.run.context import RunContext
-from rankscope.run.groups import Group
 from rankscope.run.stages import Stage
 
 
@@ -37,9 +36,6 @@ class HeadsStage(Stage[TrialSpec, HeadsRecord]):
         self.measured: dict[str, tuple[HeadTask, Measurements]] = {}
         """By training task, the items and the base's heads; filled by :meth:`measure_base`."""
         self.ablated_on: tuple[HeadTask, ...] = ()
-
-    def missing(self, group: Group) -> list[TrialSpec]:
-        return self.context.ledger.without_record("heads", group)
 
     def measure_base(self) -> None:
         """Measure the base's heads for every training task that still has trials to measure.
@@ -138,7 +134,3 @@ class HeadsStage(Stage[TrialSpec, HeadsRecord]):
             lost=lost,
             seconds=time.perf_counter() - started,
         )
-
-    def commit(self, result: HeadsRecord) -> None:
-        settings = self.context.study.settings_of("heads", [result.trial_id])
-        self.context.ledger.commit([result], settings=settings)

@@ -18,12 +18,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import RenderableType
 
-    from rankscope.analyses.spectra.record import SpectraRecord
     from rankscope.records import StudyRecords, TrialSpec
-    from rankscope.run.context import RunContext
     from rankscope.run.costs import CostModel
     from rankscope.run.prepared import PreparedStudy
-    from rankscope.run.stages import Stage
 
 DECOMPOSITION = 30  # Operations of a singular value decomposition of (m, n), times m n min(m, n)
 UPDATED_VECTORS = 0.25
@@ -62,16 +59,6 @@ class SpectraAnalysis(Analysis[SpectraConfig]):
 
         matrices = compared_matrices(study.base.shapes, study.trials)
         check_spectra_settings(self.settings(study.config), matrices)
-
-    def record_type(self) -> "type[SpectraRecord]":
-        from rankscope.analyses.spectra.record import SpectraRecord
-
-        return SpectraRecord
-
-    def stage(self, context: "RunContext") -> "Stage[Any, Any]":
-        from rankscope.analyses.spectra.stage import SpectraStage
-
-        return SpectraStage(context)
 
     def record_settings(
         self, study: "PreparedStudy", kind: str, model_id: str

@@ -14,15 +14,11 @@ from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.parameters import compared_matrices
 from rankscope.records import TrialSpec
-from rankscope.run.groups import Group
 from rankscope.run.stages import Stage
 
 
 class SpectraStage(Stage[TrialSpec, SpectraRecord]):
     name = "spectra"
-
-    def missing(self, group: Group) -> list[TrialSpec]:
-        return self.context.ledger.without_record("spectra", group)
 
     def run(self, model: Base, work: Sequence[TrialSpec]) -> Iterator[SpectraRecord]:
         context, study = self.context, self.context.study
@@ -42,7 +38,3 @@ class SpectraStage(Stage[TrialSpec, SpectraRecord]):
                     "matrix, so the trial has no spectra"
                 )
             yield record
-
-    def commit(self, result: SpectraRecord) -> None:
-        settings = self.context.study.settings_of("spectra", [result.trial_id])
-        self.context.ledger.commit([result], settings=settings)

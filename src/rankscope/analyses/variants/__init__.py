@@ -1,7 +1,7 @@
 """What trained models score if their update is scaled down or truncated, without training."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
@@ -12,9 +12,7 @@ from rankscope.config.section import ConfigSection, ZeroOrMore
 if TYPE_CHECKING:
     from rankscope.config.study import StudyConfig
     from rankscope.records import EvalKey, TrialSpec, Variant
-    from rankscope.run.context import RunContext
     from rankscope.run.prepared import PreparedStudy
-    from rankscope.run.stages import Stage
 
 Scale = Annotated[float, Field(gt=0, lt=1)]
 IntruderScale = Annotated[float, Field(ge=0, lt=1)]
@@ -48,11 +46,6 @@ class VariantsAnalysis(Analysis[VariantsConfig]):
 
     def needs_one_device(self, config: "StudyConfig", trials: Sequence["TrialSpec"]) -> str:
         return "variants of full fine-tuning" if any(trial.is_full for trial in trials) else ""
-
-    def stage(self, context: "RunContext") -> "Stage[Any, Any]":
-        from rankscope.analyses.variants.stage import VariantsStage
-
-        return VariantsStage(context)
 
     def variants(self, study: "PreparedStudy", trial: "TrialSpec") -> "list[Variant]":
         """The variants of a trial to score; none for a method of the PEFT library."""

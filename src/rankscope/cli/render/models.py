@@ -143,15 +143,13 @@ def parameters_table(
             "weights": byte_size(count * FLOAT32_BYTES),
             "gradients": byte_size(count * FLOAT32_BYTES),
             "AdamW": byte_size(count * FLOAT32_BYTES * ADAMW_STATES),
-            "per token": byte_size(shapes.activation_values_per_token * dtype.itemsize),
         }
         for label, count in counts.items()
     ]
     size = byte_size(shapes.num_parameters * dtype.itemsize)
     lines = [
         f"{shapes.num_parameters:,} parameters in the base: {size} in "
-        f"{str(dtype).removeprefix('torch.')}. "
-        "'per token' estimates the activations kept for the backward pass."
+        f"{str(dtype).removeprefix('torch.')}."
     ]
     cap = largest_useful_rank(shapes, targets)
     if any(rank > cap for rank in ranks):

@@ -4,30 +4,19 @@ A file of this folder is all that a scorer needs, and it can be deleted. Study f
 messages and the documentation use this registry. Importing it loads neither torch nor transformers.
 """
 
-import pkgutil
 import re
-from importlib import import_module
 from typing import Any
 
 from rankscope.evaluate.scorers.python_function import PYTHON_PREFIX, PythonScorer
 from rankscope.evaluate.scorers.scorer import Scorer
+from rankscope.registry import subclasses_in
 
 PYTHON_PATTERN = rf"{PYTHON_PREFIX}[^:]+\.py:[A-Za-z_]\w*"
 
 
-def _scorers_of_files() -> dict[str, Scorer[Any]]:
-    """The scorers that the files of this folder define, by name."""
-    found: dict[str, Scorer[Any]] = {}
-    for file in pkgutil.iter_modules(__path__):
-        module = import_module(f"{__name__}.{file.name}")
-        for value in vars(module).values():
-            is_own = isinstance(value, type) and value.__module__ == module.__name__
-            if is_own and issubclass(value, Scorer) and "name" in vars(value):
-                found[value.name] = value()
-    return found
-
-
-_SCORERS = _scorers_of_files()
+_SCORERS: dict[str, Scorer[Any]] = {
+    kind.name: kind() for kind in subclasses_in(__name__, Scorer) if "name" in vars(kind)
+}
 
 
 def register_scorer(scorer: Scorer[Any]) -> None:

@@ -5,26 +5,14 @@ labels, memory estimates and the documentation ask this registry. Import it free
 torch nor transformers nor PEFT.
 """
 
-import pkgutil
-from importlib import import_module
-
 from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.methods.method import Method
+from rankscope.registry import subclasses_in
 
-
-def _methods_of_files() -> dict[str, Method]:
-    """The methods that the files of this folder define, by name; ``lora``, the default, first."""
-    found = [LoraMethod()]
-    for file in pkgutil.iter_modules(__path__):
-        module = import_module(f"{__name__}.{file.name}")
-        for value in vars(module).values():
-            is_own = isinstance(value, type) and value.__module__ == module.__name__
-            if is_own and issubclass(value, Method) and value not in (Method, LoraMethod):
-                found.append(value())
-    return {method.name: method for method in found}
-
-
-_METHODS = _methods_of_files()
+_METHODS: dict[str, Method] = {
+    kind.name: kind() for kind in (LoraMethod, *subclasses_in(__name__, Method))
+}
+"""``lora``, the default, first."""
 
 
 def register_method(method: Method) -> None:

@@ -7,7 +7,7 @@ before the next. A run that is killed at any moment repeats at most the piece it
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from rankscope.models.base import Base
 from rankscope.records import TrialSpec
@@ -35,9 +35,11 @@ class Stage(ABC, Generic[Work, Result]):
         missing: set[object] = set(self.missing(trials))
         return [t for t in trials if t in missing or statuses[t.trial_id] == "planned"]
 
-    @abstractmethod
     def missing(self, group: Group) -> Sequence[Work]:
-        """The work on ``group`` whose results the ledger lacks."""
+        """The work on ``group`` whose results the ledger lacks; by default trials without a record
+        of the stage's name."""
+        trials: Sequence[Any] = self.context.ledger.without_record(self.name, group)
+        return trials
 
     @abstractmethod
     def run(self, model: Base, work: Sequence[Work]) -> Iterator[Result]:
@@ -47,9 +49,11 @@ class Stage(ABC, Generic[Work, Result]):
         training and for scores of the base, the bare base.
         """
 
-    @abstractmethod
     def commit(self, result: Result) -> None:
-        """Store one result."""
+        """Store one result; by default the record of a trial."""
+        record: Any = result
+        settings = self.context.study.settings_of(self.name, [record.trial_id])
+        self.context.ledger.commit([record], settings=settings)
 
 
 def run_stage(

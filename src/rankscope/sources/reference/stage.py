@@ -8,7 +8,6 @@ from functools import partial
 import torch
 
 from rankscope.data.encode import EncodedRows
-from rankscope.data.items import Item
 from rankscope.data.tasks import LoadedTask, items_sha256
 from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.evaluator import encode_split
@@ -72,12 +71,8 @@ def _of_rows(rows: EncodedRows) -> str:
 
 
 def _of_items(context: RunContext, task: LoadedTask, split: Split) -> str:
-    items, size = items_sha256(_items(task, split)), context.study.config.evaluate.batch_tokens
+    items, size = items_sha256(task.items(split)), context.study.config.evaluate.batch_tokens
     return sha256_json(["reference", task.spec.name, split, items, size])
-
-
-def _items(task: LoadedTask, split: Split) -> tuple[Item, ...]:
-    return task.test if split == "test" else task.validation
 
 
 def _pair_splits(context: RunContext) -> list[tuple[LoadedTask, Split]]:
@@ -129,7 +124,7 @@ def use_reference(context: RunContext) -> None:
 
     tasks = dict(data.tasks)
     for task, split in _pair_splits(context):
-        pairs = zip(_items(task, split), known[_of_items(context, task, split)], strict=True)
+        pairs = zip(task.items(split), known[_of_items(context, task, split)], strict=True)
         items = tuple(replace(item, base_margin=margin) for item, margin in pairs)
         own = tasks[task.spec.name]
         tasks[task.spec.name] = (

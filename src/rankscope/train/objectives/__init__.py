@@ -5,32 +5,22 @@ ask this registry. Import it freely: it loads neither torch nor transformers.
 """
 
 import json
-import pkgutil
 from functools import lru_cache
-from importlib import import_module
 from typing import Any
 
 from rankscope.config.section import Unfit, short_repr
 from rankscope.errors import did_you_mean
 from rankscope.hashing import canonical_json
+from rankscope.registry import subclasses_in
 from rankscope.train.objectives.objective import Objective
 
 SFT = Objective.name
 
 
-def _objectives_of_files() -> dict[str, type[Objective]]:
-    """The objectives that the files of this folder define, by name; ``sft``, the default, first."""
-    found = {SFT: Objective}
-    for file in pkgutil.iter_modules(__path__):
-        module = import_module(f"{__name__}.{file.name}")
-        for value in vars(module).values():
-            is_own = isinstance(value, type) and value.__module__ == module.__name__
-            if is_own and issubclass(value, Objective):
-                found[value.name] = value
-    return found
-
-
-_OBJECTIVES = _objectives_of_files()
+_OBJECTIVES: dict[str, type[Objective]] = {
+    kind.name: kind for kind in (Objective, *subclasses_in(__name__, Objective))
+}
+"""``sft``, the default, first."""
 
 
 def objective_names() -> tuple[str, ...]:
