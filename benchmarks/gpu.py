@@ -16,8 +16,8 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,12 +42,13 @@ from rankscope.device import (
     reset_peak_memory,
 )
 from rankscope.evaluate.continuous_batching import Generation, GenerationLimits, RunningBatch
-from rankscope.models.attention import kernel, varlen
+from rankscope.models import base as base_module
 from rankscope.models.base import Base
-from rankscope.models.compiled import compile_elementwise, compute_plainly, why_not_compiled
+from rankscope.models.compiled import compile_elementwise, why_not_compiled
 from rankscope.models.grouped_lora import choose_lora_implementation
 from rankscope.models.multi_lora import MultiLora
 from rankscope.records import TrialSpec
+from rankscope.run.begin import prepare_process
 from rankscope.run.machines import MACHINES
 from rankscope.train.loop import train_group
 from rankscope.train.memory import MemoryModel, RowCounts
@@ -61,6 +62,7 @@ RANKS = (8, 16, 32, 64, 128)
 IMPLEMENTATIONS = ("loop", "grouped_mm")
 WARMUP_STEPS, TIMED_STEPS = 2, 3
 ANSWERS = 32  # Of each adapter
+CASES_SHARE = 0.7  # Of the time, before the parts
 LAUNCH_TOKENS = 16  # Of each row in the pass whose launches are counted
 PARITY_TOLERANCE = 1.5
 """Error of grouped products over the loop's: of some twenty roundings in a layer they add one."""
@@ -234,41 +236,50 @@ def measure(
 # --- parts, switched one by one
 
 
-def parts(size: Size, device: torch.device, peak_rate: float) -> dict[str, dict[str, Any]]:
+def parts(
+    size: Size, device: torch.device, peak_rate: float, ends: float
+) -> dict[str, dict[str, Any]]:
     """Training by the loop as it is, with compiled functions, and in float16; answers as they are
-    written, and without one part each."""
-    lines: dict[str, dict[str, Any]] = {}
+    written, and with one part switched off a line."""
     shape, count = size.parity_shape, size.adapters[1]
+    lines: dict[str, dict[str, Any]] = {}
+
+    def add(name: str, work: Callable[..., dict[str, Any]], base: Base, *rest: Any) -> None:
+        lines[name] = tried(ends, base, work, base, count, size, *rest)
+        print(f"{name}: {lines[name]}", file=sys.stderr, flush=True)
+
     base = random_base(shape, device, DTYPE)
-    lines["trained"] = measure(base, count, size, "loop", peak_rate)
+    add("written", write, base)
+    with patch.object(base_module, "distinct_places", lambda device: nullcontext()):
+        add("written, cached keys sorted", write, base)
+    with patch.object(MultiLora, "fixed_weights", lambda group: nullcontext()):
+        add("written, adapters cast in every pass", write, base)
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    add("written, attention by cuDNN", write, base)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    add("trained", measure, base, "loop", peak_rate)
     if reason := why_not_compiled(device):
         lines["trained, compiled"] = {"skipped": reason}
     else:
         compile_elementwise(base.model)
-        lines["trained, compiled"] = measure(base, count, size, "loop", peak_rate)
-        compute_plainly(base.model)
-    without: dict[str, list[Any]] = {
-        "written": [],
-        "written, cached keys sorted": [
-            patch.object(module, "distinct_places", lambda device: nullcontext())
-            for module in (kernel, varlen)
-        ],
-        "written, adapters cast in every pass": [
-            patch.object(MultiLora, "fixed_weights", lambda self: nullcontext())
-        ],
-        "written, attention by cuDNN": [],
-    }
-    for name, patches in without.items():
-        torch.backends.cuda.enable_cudnn_sdp(name.endswith("cuDNN"))
-        with ExitStack() as stack:
-            for changed in patches:
-                stack.enter_context(changed)
-            lines[name] = write(base, count, size)
-    torch.backends.cuda.enable_cudnn_sdp(False)
+        add("trained, compiled", measure, base, "loop", peak_rate)
     del base
     half = random_base(shape, device, torch.float16)
-    lines["trained, float16"] = measure(half, count, size, "loop", peak_rate)
+    add("trained, float16", measure, half, "loop", peak_rate)
     return lines
+
+
+def tried(
+    ends: float, base: Base, work: Callable[..., dict[str, Any]], *rest: Any
+) -> dict[str, Any]:
+    """A line, or why there is none: the other lines are worth having."""
+    if time.perf_counter() > ends:
+        return {"skipped": "no time left"}
+    try:
+        return work(*rest)
+    except RuntimeError as error:
+        base.multi_lora.clear()
+        return {"failed": str(error).partition("\n")[0]}
 
 
 @torch.no_grad()
@@ -334,13 +345,7 @@ def cases(size: Size, device: torch.device, rate: float, ends: float) -> dict[st
         base = random_base(shape, device, DTYPE)
         for count in size.adapters:
             for name in IMPLEMENTATIONS:
-                line: dict[str, Any] = {"skipped": "no time left"}
-                if time.perf_counter() <= ends:
-                    try:
-                        line = measure(base, count, size, name, rate)
-                    except RuntimeError as error:  # the other lines are worth having
-                        line = {"failed": str(error).partition("\n")[0]}
-                        base.multi_lora.clear()
+                line = tried(ends, base, measure, base, count, size, name, rate)
                 lines[f"{shape} x {count} {name}"] = line
                 print(f"{shape} x {count} {name}: {line}", file=sys.stderr, flush=True)
         del base
@@ -377,7 +382,10 @@ def page(result: dict[str, Any]) -> str:
         )
     text += ["", f"| part, 8 adapters, {ANSWERS} answers each | tokens/s |", "|---|---|"]
     for name, line in result["parts"].items():
-        text.append(f"| {name} | {next(iter(line.values()))} |")
+        if "tokens_per_second" in line:
+            text.append(f"| {name} | {line['tokens_per_second']:,.0f} |")
+        else:
+            text.append(f"| {name} | {': '.join(*line.items())} |")
     return "\n".join(text) + "\n"
 
 
@@ -394,16 +402,13 @@ def main() -> int:
     """Compare, measure, print; 1 if the implementations do not agree, or one fails."""
     options, begun = parse(), time.perf_counter()
     device, size = choose_device(options.device), TINY if options.tiny else FULL
+    prepare_process()  # the deterministic kernels and the allocator of a study
     choose_lora_implementation("grouped_mm", device, DTYPE)  # refused before anything is made
     rate, source = peak_rate_of(device)
     name = provenance().processor
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     errors = parity(size, device)
-    try:
-        switched = parts(size, device, rate)
-    except RuntimeError as error:  # the other lines are worth having
-        switched = {"all": {"failed": str(error).partition("\n")[0]}}
     result: dict[str, Any] = {
         "benchmark": "gpu",
         "date": datetime.now(UTC).date().isoformat(),
@@ -414,14 +419,14 @@ def main() -> int:
         "gradient_errors": errors,
         "peak_tflops": rate / 1e12,
         "peak_source": source,
-        "parts": switched,
-        "cases": cases(size, device, rate, begun + options.seconds),
+        "cases": cases(size, device, rate, begun + options.seconds * CASES_SHARE),
+        "parts": parts(size, device, rate, begun + options.seconds),
     }
     if options.results is not None:
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
         path = options.results / f"{result['date']}-{slug}-gpu.md"
         path.write_text(page(result), encoding="utf-8")
-    lines = [*result["cases"].values(), *switched.values()]
+    lines = [*result["cases"].values(), *result["parts"].values()]
     failed = any("failed" in line for line in lines)
     return announce(result) or int(failed)
 

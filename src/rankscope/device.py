@@ -61,10 +61,6 @@ def release_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-GROWING_BLOCKS = ("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-"""What lets CUDA's allocator grow a block, in place of leaving holes that no tensor fits into."""
-
-
 def limit_kernel_cache() -> None:
     """Let oneDNN keep few of the products that it compiles, unless the environment sets a number.
 
@@ -208,8 +204,6 @@ def use_deterministic(seed: int) -> None:
     # The default fills every torch.empty with NaN, which finds bugs and costs a pass over memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
-    # cuDNN's attention builds a graph for every shape, and widths change with every pass.
-    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pocket_study import changed, small_study
 
 from rankscope.analyses.spectra import SPECTRA
 from rankscope.records import TrialSpec
+from rankscope.run import costs as costs_module
 from rankscope.run.costs import DISK_RATE, CostModel
 from rankscope.run.machines import MACHINES
 from rankscope.run.plan import Plan, make_plan, makespan
@@ -90,7 +91,7 @@ def test_stages_and_groups_add_up(inputs: PreparedStudy) -> None:
 
 
 def test_weights_and_checkpoints_are_written_and_read(
-    tmp_path: Path, inputs: PreparedStudy
+    tmp_path: Path, inputs: PreparedStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights, 4 bytes each, are written once and read twice; a checkpoint has two moments more.
     On a machine that trains for 10 s one is due every 3 s, and two are on disk for a moment."""
@@ -102,6 +103,9 @@ def test_weights_and_checkpoints_are_written_and_read(
     slow = dataclasses.replace(fast, utilization=fast.utilization * seconds / 10)
     costs = CostModel(study, slow)
     assert costs.num_checkpoints(full) == 3
+    with monkeypatch.context() as patch:  # one takes .4 s: the next comes after 4
+        patch.setattr(costs_module, "DISK_RATE", 3 * size / 0.4)
+        assert CostModel(study, slow).num_checkpoints(full) == 2
     assert costs.storing(full) == pytest.approx((3 + 3 * 3) * size / DISK_RATE)
     assert CostModel(study, fast).storing(full) == pytest.approx(3 * size / DISK_RATE)
     stored = make_plan(study, fast).disk_bytes

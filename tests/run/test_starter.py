@@ -14,7 +14,7 @@ import pytest
 from rankscope.run.workers import starter as starter_module
 from rankscope.run.workers.starter import ForkedWorker, Starter
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(300)
 
 CHILD = """
 import os, sys, time, types

@@ -128,7 +128,8 @@ def test_a_resumed_trial_keeps_nothing_of_the_file_in_memory(
 
 
 @pytest.mark.parametrize(
-    ("save_seconds", "saved"), [(0.0, [4, 8, 12, 16, 20]), (0.75, [4, 12, 20])]
+    ("save_seconds", "saved"),
+    [(0.0, [4, 8, 12, 16, 20]), (0.75, [4, 8, 12, 16, 20]), (1.5, [4, 19])],
 )
 def test_steps_between_two_checkpoints_take_the_interval_or_ten_times_a_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_seconds: float, saved: list[int]

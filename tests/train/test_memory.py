@@ -14,10 +14,16 @@ from rankscope.models.attention import varlen
 from rankscope.records import TrialSpec
 from rankscope.train.loop import train_group
 from rankscope.train.memory import CUDA_LIBRARY_BYTES, MemoryModel, RowCounts
-from rankscope.train.pass_memory import AllocationCounter, PassMemory, PassShape
+from rankscope.train.pass_memory import (
+    AllocationCounter,
+    PassMemory,
+    PassShape,
+    shaped_adapter,
+)
 from rankscope.train.step import forward_passes
 
 CPU = torch.device("cpu")
+BOTH = (torch.float32, torch.bfloat16)
 
 
 def model(dtype: torch.dtype = torch.float32) -> MemoryModel:
@@ -123,6 +129,15 @@ def test_devices_share_the_base_and_the_states_of_full_fine_tuning() -> None:
         for m, n in ((alone[0], 1), (shared[0], 4), (alone[1], 1))
     ]
     assert host == [12 * weights, 12 * weights, total]
+
+
+def test_copies_of_adapters_while_answers_are_written() -> None:
+    """A and B in bfloat16; of PiSSA both halves of a difference, in float32 too."""
+    plain, pissa = trial(rank=4), trial(rank=4, method="pissa")
+    numbers = sum(p.numel() for p in shaped_adapter(tiny_llama(), plain).parameters())
+    found = [model(dtype).fixed_bytes([t]) for t in (plain, pissa) for dtype in BOTH]
+    assert found == [0, 2 * numbers, 8 * numbers, 4 * numbers]
+    assert model().fixed_bytes([full_trial()]) == 0
 
 
 def test_the_token_budget_bounds_a_pass() -> None:

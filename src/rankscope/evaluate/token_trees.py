@@ -17,7 +17,7 @@ from rankscope.data.encode import EncodedRow
 from rankscope.models.base import Row, RowBatch
 
 MAX_LOGITS = 2**26  # Most logits of one pass, 256 MB in float32, under large vocabularies
-MAX_LOGITS_CUDA = 2**28  # Of 128,000 entries 2,000 positions: enough tokens to fill a GPU
+MAX_LOGITS_CUDA = 2**28  # With 128,000 entries 2,000 positions, which fill a GPU
 
 Floats = npt.NDArray[np.float64]
 

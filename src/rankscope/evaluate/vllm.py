@@ -28,7 +28,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 import torch
 
 from rankscope.config.study import StudyConfig
-from rankscope.device import GROWING_BLOCKS, release_freed_memory, visible_gpus
+from rankscope.device import release_freed_memory, visible_gpus
 from rankscope.errors import UserError, first_line
 from rankscope.evaluate.continuous_batching import Generation, GenerationLimits, generate
 from rankscope.evaluate.likelihood import continuation_logprobs
@@ -280,11 +280,7 @@ class _Server:
             words += ["--enable-lora", "--max-lora-rank", str(self.largest_rank)]
             words += ["--max-loras", str(ADAPTERS_AT_ONCE)]
         environment = {
-            **{
-                name: value
-                for name, value in os.environ.items()
-                if name != "PYTHONPATH" and (name, value) != GROWING_BLOCKS  # its own refuses that
-            },
+            **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
             "HF_HUB_OFFLINE": "1",
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
             "VLLM_API_KEY": self.key,

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from rankscope.device import distinct_places
 from rankscope.errors import UserError
 from rankscope.models.attention import varlen
 from rankscope.models.attention.varlen import AttentionPlan, KVCache
@@ -167,7 +168,9 @@ class Base:
                 plan = plan.with_branches(batch.branches, prefix, self.device)
         self.shards.announce("forward", self.name)
         routing = self.multi_lora.routing(batch.segments, batch.kept_segments())
-        with routing, self._precision():
+        # A pass that stores keys writes each to a place of its own, and nothing else by index.
+        writes = distinct_places(self.device) if store else nullcontext()
+        with routing, self._precision(), writes:
             out: Tensor = self.model(
                 input_ids=batch.input_ids,
                 position_ids=batch.position_ids,

@@ -239,11 +239,11 @@ class MultiLora:
     @contextmanager
     def fixed_weights(self) -> Iterator[None]:
         """While inside, no weight changes: each pass computes with the copies of the first."""
-        self.fixed = {}
+        before, self.fixed = self.fixed, {}
         try:
             yield
         finally:
-            self.fixed = None
+            self.fixed = before
 
     def attach(self, adapter: Adapter) -> None:
         """Make an adapter of this model available under its name."""

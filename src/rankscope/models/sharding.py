@@ -158,8 +158,8 @@ def whole(tensor: Tensor) -> Tensor:
 
 def all_finite(parameters: Sequence[Tensor]) -> bool:
     """Whether all values are finite; all shards have to call this if they are sharded."""
-    values = (whole(p.detach().norm()) if is_sharded(p) else p for p in parameters)
-    return bool(torch.stack([torch.isfinite(x).all() for x in values]).all())  # waits once
+    values = [whole(p.detach().norm()) if is_sharded(p) else p for p in parameters]
+    return not values or bool(torch.stack([torch.isfinite(x).all() for x in values]).all())
 
 
 # --- sharded models

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 
+import torch
 from transformers.utils.logging import disable_progress_bar
 
 from rankscope.config.loader import dump_study, study_values
 from rankscope.device import (
-    GROWING_BLOCKS,
     keep_freed_memory,
     limit_kernel_cache,
     provenance,
@@ -33,11 +33,14 @@ from rankscope.store import Ledger
 
 
 def prepare_process() -> None:
-    """Set allocator, seeds and deterministic algorithms of this process."""
+    """Set allocator, seeds, deterministic algorithms and attention of this process."""
     keep_freed_memory()
     limit_kernel_cache()
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the same by its older name
-        os.environ.setdefault(*GROWING_BLOCKS)  # read before the first block
+        # Blocks grow, in place of leaving holes that no tensor fits into. Read when CUDA starts.
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    # cuDNN's attention builds a graph for every shape, and widths change with every pass.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     use_deterministic(0)
     disable_progress_bar()  # transformers' own bars for reading and writing weights
 

@@ -149,7 +149,7 @@ class CostModel:
 
     def num_checkpoints(self, group: Group) -> int:
         """How often a group is stored while it trains: after each ``checkpoint_seconds`` of
-        training, or ten times what that takes, and at each rung."""
+        training, or ten times the time of one save if that is longer, and at each rung."""
         if not group[0].trains:
             return 0
         seconds = sum(self.training(group).values())

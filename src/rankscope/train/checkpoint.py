@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 STATE = "state.safetensors"
 COUNTERS = "meta.json"
-LEAST_PAUSE = 10  # Between two saves, in the time that the first of them took
+LEAST_PAUSE = 10  # After a slow save, in the time that it took
+SLOW_SAVE = 1.0  # Seconds
 
 
 class GroupCheckpoint:
@@ -50,9 +51,9 @@ class GroupCheckpoint:
         return checkpoint
 
     def is_due(self, seconds: float) -> bool:
-        """Whether so many seconds passed since the last save ended, and ten times as long as that
-        save took: saving takes at most an eleventh of the time."""
-        pause = max(seconds, LEAST_PAUSE * self._took)
+        """Whether so many seconds passed since the last save ended; after a slow save ten times as
+        long as that took, so that saving takes at most an eleventh of the time."""
+        pause = max(seconds, LEAST_PAUSE * self._took if self._took >= SLOW_SAVE else 0)
         return self.shards.agreed(lambda: time.monotonic() - self._saved_at >= pause)()
 
     def save(self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 BLOCK_BYTES = 8 * 2**20  # Float32 logits at a time; they stay in a processor's cache
-CUDA_BLOCK_BYTES = 64 * 2**20  # Its kernels start faster than they walk through so many
+CUDA_BLOCK_BYTES = 64 * 2**20  # A walk through so many takes longer than to start a kernel
 
 
 def block_rows(logits: Tensor) -> int:

@@ -199,25 +199,31 @@ class MemoryModel:
         masks = sum(x.in_features for own in linears for x in own) / max(1, len(adapters))
         counted = self.passes.pass_bytes(adapters, shape, train.gradient_checkpointing)
         # The count runs on no device, where the loss takes the small blocks of a processor.
-        blocks = 2 * CUDA_BLOCK_BYTES if self.device.type == "cuda" else 0
+        has_kl = any(trial.kl_to_base for trial in group)
+        blocks = (5 if has_kl else 2) * CUDA_BLOCK_BYTES if self.device.type == "cuda" else 0
         in_pass = round(counted + masks * tokens) + blocks
         written = [
             num_rows
             for num_rows, p in zip(rows_each, own, strict=True)
             if objective_of(p.objective).max_new_tokens
         ]
-        writing = writing_bytes(self.base, sum(written), shape.lengths[0], train.batch_tokens, 0)
-        writing += self.fixed_bytes(group)
+        writing = 0
+        if written:
+            largest = None if is_full else max(adapters, key=lambda trial: trial.rank or 0)
+            prompts = PassShape(shape.lengths, len(shape.lengths))
+            sizes = sum(written), shape.lengths[0], train.batch_tokens
+            first = self.passes.scoring_bytes(largest, prompts)
+            writing = writing_bytes(self.base, *sizes, first) + self.fixed_bytes(group)
         # KL to the base adds its logits, as computed and by trial, and a second gradient of the
         # tuned ones.
-        kl = 3 * logits if any(trial.kl_to_base for trial in group) else 0
+        kl = 3 * logits if has_kl else 0
         # Holes of a processor's heap that later tensors do not fit into, and one of the size of the
         # logits, the largest tensor, which has another size in every pass.
         held = HELD_PASS_SHARE * in_pass if is_full else HELD_SHARE * state
         return GroupMemory(
             base_bytes=self._base_bytes(train.devices, trains=is_full),
             state_bytes=state,
-            pass_bytes=max(in_pass + casts + kl, writing if written else 0),
+            pass_bytes=max(in_pass + casts + kl, writing),
             pass_tokens=tokens,
             held_bytes=round(held) + logits if self.device.type == "cpu" else 0,
             saved_bytes=saved,
@@ -227,8 +233,15 @@ class MemoryModel:
 
     def fixed_bytes(self, group: Sequence[TrialSpec]) -> int:
         """Of the copies of adapters that are kept while a group writes answers."""
-        adapters = [] if group and group[0].is_full else map(self.stand_in, group)
-        return sum(cast_bytes(self._adapter(trial), self.dtype) for trial in adapters)
+        trials = [] if group and group[0].is_full else map(self.stand_in, group)
+        total = 0
+        for adapter in map(self._adapter, trials):
+            numbers = sum(parameter.numel() for parameter in adapter.parameters())
+            if adapter.initial_factors:  # of twice the rank
+                total += 2 * numbers * self.dtype.itemsize
+            elif self.dtype != torch.float32:
+                total += numbers * self.dtype.itemsize
+        return total
 
     @property
     def library_bytes(self) -> int:

@@ -40,7 +40,7 @@ from rankscope.run.workers.attempts import (
     run_worker,
     storing_errors,
 )
-from rankscope.run.workers.order import seal_unit
+from rankscope.run.workers.order import read_unit, seal_unit
 from rankscope.run.workers.worker import work
 from rankscope.store import Ledger, find_problems
 
@@ -402,7 +402,6 @@ def test_a_worker_refuses_what_is_no_unit_or_another_study(unsealed: Path) -> No
     with pytest.raises(UserError, match="found no unit of work"):
         work(out, "0123456789abcdef")
     unit = next(out.glob("units/*/unit.json"))
-    assert '"engine":"own"' in unit.read_text()  # not chosen anew where vLLM is installed
     assert find_problems(out) == []
     unit.write_text(unit.read_text().replace('"max_items":8', '"max_items":7'))
     assert [problem.where for problem in find_problems(out)] == [unit.relative_to(out).as_posix()]
@@ -443,3 +442,24 @@ def test_a_base_short_of_memory_is_scored_again_alone(
     assert executor.units[0] == executor.units[-1] == BASE
     assert executor.units.count(BASE) == 2
     assert results(out) == two_groups
+
+
+class ReadingExecutor(LocalExecutor):
+    """Works on each unit in this process, after reading what writes its answers."""
+
+    def __init__(self, config: StudyConfig) -> None:
+        super().__init__(config, 1)
+        self.engines: list[str] = []
+
+    def run(self, folder: Path) -> None:
+        self.engines.append(read_unit(folder).config["evaluate"]["engine"])
+        work(folder.parents[1], folder.name)
+
+
+def test_the_driver_decides_what_writes_answers(tmp_path: Path) -> None:
+    """``auto`` would be decided anew on a node that has vLLM, and give scores another key."""
+    evaluate = {**TWO_GROUPS["evaluate"], "engine": "auto"}
+    study = small_study(tmp_path, **TWO_GROUPS | {"evaluate": evaluate})
+    executor = ReadingExecutor(study.config)
+    study.run(tmp_path / "out", executor=executor)
+    assert executor.engines == ["own"] * 3

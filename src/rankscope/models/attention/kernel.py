@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rankscope.device import distinct_places
 from rankscope.models.attention.products import additive_mask
 
 FLASH_CAPABILITY = (8, 0)
@@ -109,9 +108,8 @@ class DecodeStep:
         num_rows, num_heads, size = query.shape
         num_kv = cached[0].shape[1]
         row = torch.arange(num_rows, device=query.device)
-        with distinct_places(row.device):
-            for new, stored in zip(qkv[1:], cached, strict=True):
-                stored[row, :, self.columns] = new.squeeze(0).transpose(0, 1)
+        for new, stored in zip(qkv[1:], cached, strict=True):
+            stored[row, :, self.columns] = new.squeeze(0).transpose(0, 1)
         keys, values = (x[:, :, : self.width] for x in cached)
         out = F.scaled_dot_product_attention(
             query.reshape(num_rows, num_kv, num_heads // num_kv, size),

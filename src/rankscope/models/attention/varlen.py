@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedConfig
 
-from rankscope.device import distinct_places
 from rankscope.errors import UserError
 from rankscope.models.attention.kernel import DecodeStep, KernelRows, has_varlen_kernel
 from rankscope.models.attention.products import (
@@ -98,9 +97,8 @@ class KVCache:
         row, step = torch.nonzero(steps[None, :] < lengths[:, None], as_tuple=True)
         column = self.lengths[row] + step
         row, step, column = (index.to(keys.device) for index in (row, step, column))
-        with distinct_places(keys.device):
-            self.keys[layer][row, :, column] = keys[row, :, step]
-            self.values[layer][row, :, column] = values[row, :, step]
+        self.keys[layer][row, :, column] = keys[row, :, step]
+        self.values[layer][row, :, column] = values[row, :, step]
 
     def advance(self, lengths: Tensor) -> None:
         self.lengths = self.lengths + lengths

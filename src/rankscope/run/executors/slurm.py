@@ -181,7 +181,7 @@ class _QueuedUnit:
 
 
 class SlurmExecutor:
-    """Submits all units as one array job and waits for their seals."""
+    """Submits units as array jobs, each as large as the site allows, and waits for their seals."""
 
     name = "slurm"
     num_local = 1
@@ -200,12 +200,13 @@ class SlurmExecutor:
         self.lock = threading.Lock()
         self.is_asked = False  # the tasks, to stop
         self.next_question, self.pause = 0.0, FOLDER_SECONDS
+        self.next_submission = 0.0
         self.stopped, self.closed = threading.Event(), threading.Event()
         self.thread = threading.Thread(target=self.watch, daemon=True)
         self.thread.start()
 
     def submit(self, folder: Path) -> Future[None]:
-        """Take a unit; those that come within a moment enter the queue as one array."""
+        """Take a unit; those that come within a moment enter the queue together."""
         (folder / EXIT_CODE).unlink(missing_ok=True)  # of a task that a driver stopped and left
         unit = _QueuedUnit(folder)
         with self.lock:
@@ -248,8 +249,14 @@ class SlurmExecutor:
         if waiting and time.monotonic() >= self.next_question:
             self.ask_queue(waiting)
         new = [unit for unit in pending if not (unit.job or unit.future.done())]
-        if new and not self.stopped.is_set():
-            self.enqueue(new[: most_tasks()])  # the others in the next turns
+        if new and not self.stopped.is_set() and time.monotonic() >= self.next_submission:
+            try:
+                self.enqueue(new[: most_tasks()])  # the others in the next turns
+            except UserError:
+                if not waiting:
+                    raise
+                # A site may limit how many tasks wait; those that run will make room.
+                self.next_submission = time.monotonic() + QUEUE_SECONDS
 
     def give_up(self, units: list[_QueuedUnit], error: Exception) -> None:
         """End the futures of units with an error, after asking their tasks to end."""

@@ -59,8 +59,8 @@ END_ALARM_SECONDS = 2  # How long a shard whose shard 0 is gone may take to remo
 FOREVER = timedelta(days=365)
 """A shard waits for orders while shard 0 scores; that shard 0 lives is watched, not timed."""
 COLLECTIVE_LIMIT = timedelta(hours=2)
-"""Of what shards do together, writing a checkpoint included: a GPU that hangs ends the unit, which
-then starts again."""
+"""Of what shards compute together: if a GPU hangs, the unit ends and starts again. Orders, and the
+waits around a checkpoint, have no limit."""
 FOLLOW = ("-P", "-c", "from rankscope.run.workers.worker import follow; follow()")
 
 
@@ -81,7 +81,7 @@ def work(out: Path, unit: str) -> None:
     study = prepare(config)
     devices, found = config.train.devices, torch.cuda.device_count()
     if study.device.type == "cuda" and found < devices:
-        do = "let the job ask for as many, such as 'gres: gpu:4'"
+        do = f"give each unit {devices} GPUs, on SLURM by 'gres: gpu:{devices}'"
         raise UserError(socket.gethostname(), f"{found} GPUs", f"train.devices: {devices}", do)
     driver = os.environ.get(DRIVER)
     with interruptible() as is_stop_requested:
