@@ -10,7 +10,7 @@ from synthetic_study import Truth, synthetic_study, with_specs, with_tasks, with
 from rankscope.advise.arms import summarize_arms
 from rankscope.advise.messages import arm_name
 from rankscope.advise.recommend import recommend
-from rankscope.records import OVER_BUDGET, LossPoint, StudyRecords, TrialRecords
+from rankscope.records import OVER_BUDGET, ItemResult, LossPoint, StudyRecords, TrialRecords
 
 TRUTH = Truth(ranks=(2, 8), full_lrs=(), num_items=200)
 ONE = replace(TRUTH, ranks=(8,))
@@ -45,6 +45,23 @@ def contaminated(exact: int, ngram: int) -> Make:
     return lambda: with_tasks(synthetic_study(ONE), med=update)
 
 
+def alike(text: str) -> Make:
+    """Every test item has its own right answer; all models write one text."""
+    study = synthetic_study(ONE)
+
+    def made() -> StudyRecords:
+        results = {
+            key: [
+                ItemResult(i, None, float(score), f"right {i}", text, generated=text or i)
+                for i, score in zip(of.item_ids, of.scores, strict=True)
+            ]
+            for key, of in study.items.items()
+        }
+        return replace(study, results=results)
+
+    return made
+
+
 def ended(status: str, failure: str | None = None) -> Make:
     """The later seeds of r=2."""
 
@@ -73,6 +90,7 @@ CHECKS = [
     ("contamination fine no overlap", of(), "No test row overlaps the training set."),
     ("contamination weak 1 of 200 test rows", contaminated(1, 0), "(1 by exact match)"),
     ("contamination bad 18 of 200 test rows", contaminated(9, 9), "(9 by exact match, 9 by 13-"),
+    ("answers bad 84 % right for several questions", alike("yes no"), "such as 'yes no', so the"),
     ("learning_rate weak one learning rate tried", of(), "better: add 0.00032 and 0.0032."),
     (
         "learning_rate weak highest learning rate tried",
@@ -101,6 +119,10 @@ def test_a_check_has_its_status_and_its_fact(fact: str, make: Make, said: str) -
     (check,) = (c for c in found if c.value.startswith(value))
     assert check.status == status
     assert said in check.text
+
+
+def test_answers_that_are_right_for_one_question_each_are_not_named() -> None:
+    assert all(check.name != "answers" for check in advice_on(alike("")()).checks)
 
 
 LARGE, SMALL = (

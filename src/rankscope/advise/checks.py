@@ -3,6 +3,7 @@
 One line per fact, with a status: *bad* can make the answer worthless, *weak* could change it.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 from rankscope.advise.arms import Arm
@@ -19,6 +20,7 @@ from rankscope.formatting import (
     difference,
     evidence,
     join_names,
+    percent,
     score_text,
 )
 from rankscope.records import (
@@ -33,6 +35,7 @@ from rankscope.records import (
 )
 
 TYPICAL_DISCORDANCE = 0.1  # Share of items on which an arm and the base differ
+MOST_ALIKE = 0.25  # Share of answers that suit several right ones, from which it is said
 MOST_NAMED = 4  # Arms or trials that one sentence names
 NEXT_RATE = 10**0.5
 """Factor to the next learning rate beyond the end of a list: half a power of ten."""
@@ -41,7 +44,7 @@ OVERLAP_KINDS = {"exact": "exact match", "ngram13": "13-gram match"}
 
 def trust_checks(results: TaskResults, subject: Arm | None) -> tuple[TrustCheck, ...]:
     """Every check that applies to the task or to the arm ``subject``."""
-    checks = [_retention(results, subject), _contamination(results)]
+    checks = [_retention(results, subject), _contamination(results), *_answers(results, subject)]
     # A prompt wins against the best arm that trains, which another rate or more steps may improve.
     found = [arm for arm in (subject, *results.candidates) if arm and arm.summary.trains]
     for arm in found[:1] if subject else ():
@@ -127,6 +130,31 @@ def _contamination(results: TaskResults) -> TrustCheck:
         f"{overlap} overlap the training set ({named}), so the scores are too high. Remove those "
         "rows from one of the two splits.",
     )
+
+
+def _answers(results: TaskResults, subject: Arm | None) -> Iterator[TrustCheck]:
+    """Texts that were judged right for different right answers: the scorer has a gap, which models
+    that learn from it find."""
+    share, example = 0.0, ""
+    for trial in subject.trials if subject else ():
+        items = results.study.results.get((trial.spec.trial_id, results.task, "test"), ())
+        golds = defaultdict[str, set[str]](set)
+        for item in items:
+            if item.generated is not None and item.score == 1:
+                golds[item.generated].add(item.gold)
+        right = [item.generated or "" for item in items if item.score == 1]
+        alike = Counter(text for text in right if len(golds[text]) > 1)
+        if alike.total() > share * len(items):
+            share, ((example, _), *_) = alike.total() / len(items), alike.most_common()
+    if share >= MOST_ALIKE:
+        yield _check(
+            "answers",
+            "bad",
+            f"{percent(share)} right for several questions",
+            f"{percent(share)} of its test answers are texts that were judged right for different "
+            f"right answers, such as {example!r}, so the scorer can be satisfied without an "
+            "answer. Read what it writes, and let 'extract' take the part that counts.",
+        )
 
 
 def _learning_rate(results: TaskResults, subject: Arm) -> TrustCheck:

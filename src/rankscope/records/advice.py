@@ -138,7 +138,9 @@ class AnswerRow(Record):
     arm: ArmSummary
 
 
-CheckName = Literal["retention", "contamination", "learning_rate", "loss", "trials", "fit"]
+CheckName = Literal[
+    "retention", "contamination", "answers", "learning_rate", "loss", "trials", "fit"
+]
 CheckStatus = Literal["fine", "weak", "bad"]
 """``bad``: no probability knows of it, and it can make the answer worthless."""
 

@@ -202,18 +202,12 @@ class MemoryModel:
         has_kl = any(trial.kl_to_base for trial in group)
         blocks = (5 if has_kl else 2) * CUDA_BLOCK_BYTES if self.device.type == "cuda" else 0
         in_pass = round(counted + masks * tokens) + blocks
-        written = [
+        written = sum(
             num_rows
             for num_rows, p in zip(rows_each, own, strict=True)
             if objective_of(p.objective).max_new_tokens
-        ]
-        writing = 0
-        if written:
-            largest = None if is_full else max(adapters, key=lambda trial: trial.rank or 0)
-            prompts = PassShape(shape.lengths, len(shape.lengths))
-            sizes = sum(written), shape.lengths[0], train.batch_tokens
-            first = self.passes.scoring_bytes(largest, prompts)
-            writing = writing_bytes(self.base, *sizes, first) + self.fixed_bytes(group)
+        )
+        writing = self._writing_bytes(group, shape, written, train) if written else 0
         # KL to the base adds its logits, as computed and by trial, and a second gradient of the
         # tuned ones.
         kl = 3 * logits if has_kl else 0
@@ -230,6 +224,16 @@ class MemoryModel:
             devices=train.devices,
             library_bytes=self.library_bytes,
         )
+
+    def _writing_bytes(
+        self, group: Sequence[TrialSpec], shape: PassShape, num_rows: int, train: TrainConfig
+    ) -> int:
+        """Of the answers that a group learns from; ``shape`` is of its passes afterwards."""
+        adapters = [] if group[0].is_full else map(self.stand_in, group)
+        largest = max(adapters, key=lambda trial: trial.rank or 0, default=None)
+        first = self.passes.scoring_bytes(largest, PassShape(shape.lengths, len(shape.lengths)))
+        sizes = num_rows, shape.lengths[0], train.batch_tokens
+        return writing_bytes(self.base, *sizes, first) + self.fixed_bytes(group)
 
     def fixed_bytes(self, group: Sequence[TrialSpec]) -> int:
         """Of the copies of adapters that are kept while a group writes answers."""
