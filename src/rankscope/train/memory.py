@@ -163,15 +163,7 @@ class MemoryModel:
 
         With ``train.devices``, of each device.
         """
-        own = [trial_protocol(trial, train) for trial in group]
-        rows_each = [
-            math.ceil(
-                min(counts.num_rows, p.batch_size * p.gradient_accumulation)
-                * objective_of(p.objective).rows_each
-                / (1 - (trial.replay_share or 0.0))
-            )
-            for trial, p in zip(group, own, strict=True)
-        ]
+        rows_each = [_step_rows(trial, counts, train) for trial in group]
         shape = counts.fullest_pass(sum(rows_each), train.batch_tokens if self.packs else 1)
         if is_full := group[0].is_full:
             values = sum(parameter.numel() for parameter in self.base.parameters())
@@ -202,12 +194,7 @@ class MemoryModel:
         has_kl = any(trial.kl_to_base for trial in group)
         blocks = (5 if has_kl else 2) * CUDA_BLOCK_BYTES if self.device.type == "cuda" else 0
         in_pass = round(counted + masks * tokens) + blocks
-        written = sum(
-            num_rows
-            for num_rows, p in zip(rows_each, own, strict=True)
-            if objective_of(p.objective).max_new_tokens
-        )
-        writing = self._writing_bytes(group, shape, written, train) if written else 0
+        writing = self._writing_bytes(group, shape, rows_each, train)
         # KL to the base adds its logits, as computed and by trial, and a second gradient of the
         # tuned ones.
         kl = 3 * logits if has_kl else 0
@@ -226,13 +213,18 @@ class MemoryModel:
         )
 
     def _writing_bytes(
-        self, group: Sequence[TrialSpec], shape: PassShape, num_rows: int, train: TrainConfig
+        self, group: Sequence[TrialSpec], shape: PassShape, rows: Sequence[int], train: TrainConfig
     ) -> int:
-        """Of the answers that a group learns from; ``shape`` is of its passes afterwards."""
+        """Of the answers that a group learns from, of so many rows a step by trial; ``shape`` is of
+        the passes afterwards."""
+        objectives = [objective_of(trial_protocol(trial, train).objective) for trial in group]
+        written = [n for n, of in zip(rows, objectives, strict=True) if of.max_new_tokens]
+        if not written:
+            return 0
         adapters = [] if group[0].is_full else map(self.stand_in, group)
         largest = max(adapters, key=lambda trial: trial.rank or 0, default=None)
         first = self.passes.scoring_bytes(largest, PassShape(shape.lengths, len(shape.lengths)))
-        sizes = num_rows, shape.lengths[0], train.batch_tokens
+        sizes = sum(written), shape.lengths[0], train.batch_tokens
         return writing_bytes(self.base, *sizes, first) + self.fixed_bytes(group)
 
     def fixed_bytes(self, group: Sequence[TrialSpec]) -> int:
@@ -311,6 +303,14 @@ class MemoryModel:
         if key not in self._adapters:
             self._adapters[key] = shaped_adapter(self.base, trial)
         return self._adapters[key]
+
+
+def _step_rows(trial: TrialSpec, counts: RowCounts, train: TrainConfig) -> int:
+    """Rows of a trial that run in a step, those of replay included."""
+    protocol = trial_protocol(trial, train)
+    rows = min(counts.num_rows, protocol.batch_size * protocol.gradient_accumulation)
+    each = objective_of(protocol.objective).rows_each
+    return math.ceil(rows * each / (1 - (trial.replay_share or 0.0)))
 
 
 def _saved_values(trial: TrialSpec) -> int:
