@@ -139,6 +139,18 @@ NONE = " No smaller rank is likely to do as well."
             " r=2 (5 %) and r=8 (30 %) may do as well.",
         ),
         (
+            (some(8, 0.3, 0), SURE, some(95, 0.2, 0.3)),
+            "Use LoRA r=8",
+            "95 %",
+            " No smaller rank is likely to do as well: r=2 (8 %).",
+        ),
+        (
+            (0.1, 0.1, some(19, 0.3, 0.2), 0.31),
+            "Use full fine-tuning",
+            "over 99 %",
+            " No LoRA rank is likely to do as well: r=32 (19 %).",
+        ),
+        (
             (0.1, some(50, 0.3, 0.2), some(60, 0.3, 0.2), 0.31),
             "Use full fine-tuning",
             "over 99 %",

@@ -30,6 +30,7 @@ from rankscope.records import (
 CLOSE = 0.25  # Margins of expected regret for which fewer parameters are taken
 RIVALS_NAMED = 2  # Smaller ranks in the verdict, the largest of those that may do
 MAY_DO = 0.05  # Least probability of being within the margin of a rank that is named
+LIKELY_ENOUGH = 0.2  # And of one of which it is said that it may do as well
 VERBS: dict[Confidence, str] = {"sure": "Use", "probable": "Probably use", "leaning": "Leaning to"}
 
 
@@ -135,6 +136,9 @@ def _smaller(results: TaskResults, subject: Arm, ranks: tuple[RankThatMayDo, ...
         has_smaller = any((a.summary.rank or rank or 0) < (rank or 0) for a in results.candidates)
         return " No smaller rank is likely to do as well." if rank and has_smaller else ""
     named = " and ".join(f"r={r.rank} ({percent(r.p)})" for r in rivals)
+    if max(r.p for r in rivals) < LIKELY_ENOUGH:
+        kind = "LoRA" if subject.summary.is_full else "smaller"
+        return f" No {kind} rank is likely to do as well: {named}."
     return f" {capitalized(named)} may do as well."
 
 
