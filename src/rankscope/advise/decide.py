@@ -30,7 +30,7 @@ from rankscope.records import (
 CLOSE = 0.25  # Margins of expected regret for which fewer parameters are taken
 RIVALS_NAMED = 2  # Smaller ranks in the verdict, the largest of those that may do
 MAY_DO = 0.05  # Least probability of being within the margin of a rank that is named
-LIKELY_ENOUGH = 0.2  # And of one of which it is said that it may do as well
+LIKELY_ENOUGH = 0.2  # From here on the verdict says that a smaller rank may do as well
 VERBS: dict[Confidence, str] = {"sure": "Use", "probable": "Probably use", "leaning": "Leaning to"}
 
 
