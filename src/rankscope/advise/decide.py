@@ -70,10 +70,8 @@ def decide(results: TaskResults) -> Answer:
     taken = min(close, key=lambda k: (sizes[k], regrets[k]))
     p, ranks = float(posterior.p_within_margin[taken]), _ranks_that_may_do(results)
     subject = arms[taken - 1] if taken else results.candidates[0]
-    better, margin = (
-        expected(subject.summary).p_better,
-        margin_text(results.margin, results.net_unit),
-    )
+    better = expected(subject.summary).p_better
+    margin = margin_text(results.margin, results.net_unit)
     tried = "within the limit" if results.over_limit else "tried"
     if taken == 0:
         verdict = (
