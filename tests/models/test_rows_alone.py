@@ -25,6 +25,7 @@ from rankscope.models.attention.varlen import attention_of
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.init_context import new_adapter
 from rankscope.models.load import check_rows_apart, frozen_base, model_record
+from rankscope.models.output_layer import output_layer_apart
 from rankscope.train.loop import train_group
 from rankscope.train.memory import MemoryModel, RowCounts
 
@@ -142,8 +143,12 @@ def test_scores_and_training_are_those_of_transformers_and_peft(architecture: st
     assert memory.packs == base.packs
 
     rows = [list(row.input_ids) for row in toy_rows(3)] + [[9]]
+    batch = RowBatch.of([Row(ids, range(len(ids))) for ids in rows], CPU)
     with torch.no_grad():
-        found = base.logits(RowBatch.of([Row(ids, range(len(ids))) for ids in rows], CPU))
+        found = base.logits(batch)
+        with output_layer_apart(base.model) as head:
+            states = base.logits(batch)
+    assert_close(states if head is None else head(states), found)
     assert_close(found, torch.cat([whole(model, ids) for ids in rows]), 2e-6)
 
     questions = [Question(*of) for of in QUESTIONS]

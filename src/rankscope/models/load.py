@@ -1,14 +1,13 @@
 """Load the base that a study's ``model`` section names: pocket, cache, local folder or hub."""
 
 import re
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -28,12 +27,12 @@ from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.compiled import compile_elementwise, is_compiled
 from rankscope.models.model_folder import damaged, model_folder
 from rankscope.models.multi_lora import MultiLora
+from rankscope.models.output_layer import block_output_layer, find_logits
 from rankscope.models.parameters import model_on_meta, read_model_config
 from rankscope.models.quantize import check_quantize, quantization
 from rankscope.models.sharding import Shards, attach_gathering, sharded_model
 from rankscope.records import ModelRecord
 
-LOGITS_BLOCK = 512  # Most positions of one product; 128 and 1,024 were slower
 LAYER = re.compile(r"model\.layers\.\d+\.(?!.*inv_freq$)")
 """A weight of a decoder layer; old checkpoints also store rotary frequencies, which are not."""
 
@@ -144,6 +143,7 @@ def frozen_base(
     if not base.packs:
         with reading(record.architecture, "a model that transformers itself can run"):
             check_rows_apart(base)
+    find_logits(model, partial(pass_one_token, base))
     return base
 
 
@@ -175,9 +175,9 @@ def sharded_base(
     return base
 
 
-def pass_one_token(base: Base) -> None:
-    """The part of the other shards in a pass of shard 0: each layer needs all of them."""
-    base.logits(RowBatch.of([Row([0], [0])], base.device))
+def pass_one_token(base: Base) -> Tensor:
+    """The logits, (1, vocabulary); of other shards, their part in a pass of shard 0."""
+    return base.logits(RowBatch.of([Row([0], [0])], base.device))
 
 
 def gathered_model(sharded: Base) -> PreTrainedModel:
@@ -266,61 +266,3 @@ def check_rows_apart(base: Base) -> None:
         found = f"a row's logits that change by {gap:.1e} (relative) when another row precedes it"
         expected = "an architecture that mixes tokens in attention alone"
         raise UserError(base.record.architecture, found, expected, "choose another model")
-
-
-# --- the output layer in blocks of positions: with a vocabulary it is by far the widest product. On
-# two cores, 2,738 positions of 576 values and 49,152 tokens in bfloat16 take 1.41 s forward and
-# backward at once, and 0.88 s in blocks of 512: operands nearly fit into the processor's cache.
-
-
-def blocks(num_rows: int) -> Iterator[slice]:
-    """Spans of at most ``LOGITS_BLOCK`` rows, of similar size."""
-    count = -(-num_rows // LOGITS_BLOCK)
-    for i in range(count):
-        yield slice(num_rows * i // count, num_rows * (i + 1) // count)
-
-
-class _BlockedProduct(torch.autograd.Function):
-    """x W^T + bias with frozen W and bias."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """(M, in) -> (M, out)."""
-        ctx.save_for_backward(weight)
-        y = x.new_empty(len(x), len(weight))
-        for span in blocks(len(x)):
-            torch.mm(x[span], weight.T, out=y[span])
-        return y if bias is None else y.add_(bias)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (weight,) = ctx.saved_tensors
-        grad_x = grads[0].new_empty(len(grads[0]), weight.shape[1])
-        for span in blocks(len(grad_x)):
-            torch.mm(grads[0][span], weight, out=grad_x[span])
-        return grad_x, None, None
-
-
-class BlockedLinear(nn.Linear):
-    """A linear layer that computes its frozen product in blocks; a trained one is an ordinary one.
-    It shares the parameters of the layer it replaces, which may be tied to the embedding."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight = linear.weight
-        self.bias = linear.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
-        flat = x.reshape(-1, x.shape[-1])
-        if len(flat) <= LOGITS_BLOCK or self.weight.requires_grad or x.dtype != self.weight.dtype:
-            return F.linear(x, self.weight, self.bias)
-        y: Tensor = _BlockedProduct.apply(flat, self.weight, self.bias)  # type: ignore[no-untyped-call]
-        return y.view(*x.shape[:-1], -1)
-
-
-def block_output_layer(model: PreTrainedModel) -> None:
-    head = model.get_output_embeddings()
-    if type(head) is nn.Linear and head.weight.device.type == "cpu":
-        model.set_output_embeddings(BlockedLinear(head))

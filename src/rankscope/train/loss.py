@@ -1,51 +1,80 @@
-"""Losses from the logits of one forward pass: cross-entropy by adapter, and KL to the base."""
+"""Losses of one forward pass: cross-entropy by adapter, and KL to the base.
 
-from collections.abc import Sequence
+Both read logits, or what the output layer reads and that layer. A block of logits then exists at a
+time, and so does its gradient, in their dtype, which the same walk computes. Autograd would keep
+the logits and their logarithms in float32: with a vocabulary of 128,000 that is a gigabyte for a
+thousand labeled tokens, the largest tensors of the whole step.
+"""
+
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rankscope.models.output_layer import OutputLayer, blocks
+
 BLOCK_BYTES = 8 * 2**20  # Float32 logits at a time; they stay in a processor's cache
 CUDA_BLOCK_BYTES = 64 * 2**20  # A walk through so many takes longer than to start a kernel
 
 
-def block_rows(logits: Tensor) -> int:
-    size = CUDA_BLOCK_BYTES if logits.is_cuda else BLOCK_BYTES
-    return max(1, size // (4 * logits.shape[1]))
+def _walk(
+    states: Sequence[Tensor], head: OutputLayer | None, grads: Tensor | None
+) -> Iterator[tuple[slice, list[Tensor], Tensor | None]]:
+    """Spans of the positions; their logits in float32, from each of ``states``; and where the
+    gradient of the first of these goes, from which ``grads`` of the first states are computed."""
+    for span in blocks(len(states[0])):
+        logits = [x[span] if head is None else head(x[span]) for x in states]
+        above = None
+        if grads is not None:
+            above = grads[span] if head is None else torch.empty_like(logits[0])
+        size = CUDA_BLOCK_BYTES if logits[0].is_cuda else BLOCK_BYTES
+        rows = max(1, size // (4 * logits[0].shape[1]))
+        for start in range(0, len(logits[0]), rows):
+            part = slice(start, min(start + rows, len(logits[0])))
+            place = slice(span.start + part.start, span.start + part.stop)
+            yield place, [x[part].float() for x in logits], None if above is None else above[part]
+        if above is not None and grads is not None and head is not None:
+            torch.mm(above, head.weight, out=grads[span])
 
 
 class _MeanLosses(torch.autograd.Function):
-    """Cross-entropy by adapter, a block of rows of the logits at a time.
-
-    The same pass over the logits computes their gradient, in their dtype. Autograd would keep the
-    logits and their logarithms in float32: with a vocabulary of 128,000 that is a gigabyte for a
-    thousand labeled tokens, the largest tensors of the whole step.
-    """
+    """Cross-entropy by adapter."""
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, targets: Tensor, counts: Sequence[int], divisors: Sequence[float]
+        ctx: Any,
+        states: Tensor,
+        head: OutputLayer | None,
+        targets: Tensor,
+        counts: Sequence[int],
+        divisors: Sequence[float],
+        temperatures: Sequence[float],
     ) -> Tensor:
-        """(M, vocabulary), (M,) -> (len(counts),) float32."""
-        losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
-        grads = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        weights = torch.repeat_interleave(
-            1 / torch.tensor(divisors, dtype=torch.float32), torch.tensor(counts)
-        ).to(logits.device)
-        rows = block_rows(logits)
-        for start in range(0, len(logits), rows):
-            span = slice(start, start + rows)
-            block = logits[span].float()
+        """(M, vocabulary or width), (M,) -> (len(counts),) float32."""
+
+        def by_row(values: Sequence[float]) -> Tensor:
+            each = torch.tensor(values, dtype=torch.float32)
+            return torch.repeat_interleave(each, torch.tensor(counts)).to(states.device)
+
+        losses = torch.empty(len(states), dtype=torch.float32, device=states.device)
+        grads = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        weights, heats = 1 / by_row(divisors), None
+        if {*temperatures} != {1.0}:
+            heats = by_row(temperatures)
+        factors = weights if heats is None else weights / heats
+        for span, (block,), above in _walk([states], head, grads):
             chosen = targets[span, None]
+            if heats is not None:
+                block = block / heats[span, None]
             # The largest probability is exp(largest - log sum exp): no second walk of exponentials,
             # and no logarithm of a target's probability, which may be too small for float32.
             losses[span] = block.amax(1) - block.gather(1, chosen)[:, 0]
             block = torch.softmax(block, 1)
             losses[span] -= block.amax(1).log_()
-            if grads is not None:
+            if above is not None:
                 block.scatter_add_(1, chosen, block.new_full(chosen.shape, -1.0))
-                grads[span] = block.mul_(weights[span, None])
+                above.copy_(block.mul_(factors[span, None]))
         ctx.counts = list(counts)
         if grads is not None:
             ctx.save_for_backward(grads)
@@ -53,60 +82,63 @@ class _MeanLosses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        """Gradient of the logits; can be computed once."""
+        """Gradient of the states; can be computed once."""
         (gradient,) = ctx.saved_tensors
-        if gradient.is_meta:  # shapes alone, no numbers
-            return gradient, None, None, None
-        for part, scale in zip(gradient.split(ctx.counts), grads[0], strict=True):
-            # 1 for a plain sum over adapters; to compare it on a device is to wait for that.
-            if not (scale.is_cpu and scale == 1):
-                part.mul_(scale)
-        return gradient, None, None, None
+        if not gradient.is_meta:  # shapes alone, no numbers
+            for part, scale in zip(gradient.split(ctx.counts), grads[0], strict=True):
+                # 1 for a plain sum over adapters; to compare it on a device is to wait for that.
+                if not (scale.is_cpu and scale == 1):
+                    part.mul_(scale)
+        return gradient, None, None, None, None, None
 
 
 def mean_losses(
-    logits: Tensor, targets: Tensor, counts: Sequence[int], divisors: Sequence[float]
+    states: Tensor,
+    targets: Tensor,
+    counts: Sequence[int],
+    divisors: Sequence[float],
+    head: OutputLayer | None = None,
+    temperatures: Sequence[float] = (1.0,),
 ) -> Tensor:
     """Each adapter's cross-entropy, summed over its labeled tokens here and divided:
     (len(counts),) float32, nats.
 
-    ``counts`` are the labeled tokens of each adapter, in the order of the batch. ``divisors`` are
-    those of its whole optimizer step, so that uneven passes weigh by tokens and add up to the
-    step's mean, over the weight of a term that is no whole step.
+    ``states`` are logits (M, vocabulary), or with ``head`` what it reads. ``counts`` are the
+    labeled tokens of each adapter, in the order of the batch. ``divisors`` are those of its whole
+    optimizer step, so that uneven passes weigh by tokens and add up to the step's mean, over the
+    weight of a term that is no whole step. Logits are divided by ``temperatures``, one for each
+    count, unless all are 1.
     """
-    losses: Tensor = _MeanLosses.apply(logits, targets, counts, divisors)  # type: ignore[no-untyped-call]
+    losses: Tensor = _MeanLosses.apply(states, head, targets, counts, divisors, temperatures)  # type: ignore[no-untyped-call]
     return losses
 
 
 class _KlDivergences(torch.autograd.Function):
-    """KL(base || tuned) at every position, one block of logits at a time. As in
-    :class:`_MeanLosses`, the same pass computes the gradient, p_tuned - p_base, in their dtype."""
+    """KL(base || tuned) at every position, whose gradient in logits is p_tuned - p_base."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, base_logits: Tensor) -> Tensor:
-        divergences = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
-        grads = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        rows = block_rows(logits)
-        for start in range(0, len(logits), rows):
-            span = slice(start, start + rows)
-            tuned = torch.log_softmax(logits[span].float(), 1)
-            base = torch.log_softmax(base_logits[span].float(), 1)
+    def forward(ctx: Any, states: Tensor, base_states: Tensor, head: OutputLayer | None) -> Tensor:
+        divergences = torch.empty(len(states), dtype=torch.float32, device=states.device)
+        grads = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        for span, logits, above in _walk([states, base_states], head, grads):
+            tuned, base = (torch.log_softmax(block, 1) for block in logits)
             probabilities = base.exp()
             divergences[span] = (probabilities * (base - tuned)).sum(1)
-            if grads is not None:
-                grads[span] = tuned.exp_().sub_(probabilities)
+            if above is not None:
+                above.copy_(tuned.exp_().sub_(probabilities))
         if grads is not None:
             ctx.save_for_backward(grads)
         return divergences
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        """Gradient of the tuned logits alone: the base is frozen."""
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        """Gradient of the tuned states alone: the base is frozen."""
         (gradient,) = ctx.saved_tensors
-        return gradient * grads[0][:, None].to(gradient.dtype), None
+        return gradient * grads[0][:, None].to(gradient.dtype), None, None
 
 
-def kl_divergences(logits: Tensor, base_logits: Tensor) -> Tensor:
-    """KL(base || tuned) of every position, (M,) float32, nats, from logits (M, vocabulary)."""
-    divergences: Tensor = _KlDivergences.apply(logits, base_logits)  # type: ignore[no-untyped-call]
+def kl_divergences(states: Tensor, base_states: Tensor, head: OutputLayer | None = None) -> Tensor:
+    """KL(base || tuned) of every position, (M,) float32, nats, from logits (M, vocabulary), or with
+    ``head`` from what it reads."""
+    divergences: Tensor = _KlDivergences.apply(states, base_states, head)  # type: ignore[no-untyped-call]
     return divergences

@@ -20,7 +20,8 @@ from rankscope.models.attention import varlen
 from rankscope.models.grouped_lora import padded_rank
 from rankscope.models.lora import Adapter
 from rankscope.models.methods.lora import LoraMethod
-from rankscope.models.multi_lora import linear_layers, target_linears
+from rankscope.models.multi_lora import linear_layers, output_layer, target_linears
+from rankscope.models.output_layer import LOGITS_BLOCK
 from rankscope.models.parameters import ADAMW_STATES, FLOAT32_BYTES, nbytes
 from rankscope.records import TrialSpec
 from rankscope.train.loss import CUDA_BLOCK_BYTES
@@ -185,10 +186,16 @@ class MemoryModel:
                 copied = sorted(cast_bytes(adapter, self.dtype) for adapter in shaped)
                 casts = sum(copied[-together:])
         tokens = sum(shape.lengths)
-        logits = shape.num_labels * self.vocab_size * self.dtype.itemsize
+        targets = [target_linears(self.base, trial.targets).values() for trial in adapters]
+        head = output_layer(self.base)
+        # At once: if nothing of it trains, the loss takes the output layer's product in blocks.
+        is_whole = is_full or not getattr(head, "gives_logits", False)
+        is_whole |= any(head in of for of in targets)
+        positions = shape.num_labels if is_whole else min(shape.num_labels, LOGITS_BLOCK)
+        logits = positions * self.vocab_size * self.dtype.itemsize
         # Dropout's masks take a byte for each token and input of each target.
-        linears = [target_linears(self.base, t.targets).values() for t in adapters if t.dropout]
-        masks = sum(x.in_features for own in linears for x in own) / max(1, len(adapters))
+        dropped = [of for trial, of in zip(adapters, targets, strict=True) if trial.dropout]
+        masks = sum(x.in_features for of in dropped for x in of) / max(1, len(adapters))
         counted = self.passes.pass_bytes(adapters, shape, train.gradient_checkpointing)
         # The count runs on no device, where the loss takes the small blocks of a processor.
         has_kl = any(trial.kl_to_base for trial in group)

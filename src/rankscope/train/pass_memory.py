@@ -35,6 +35,7 @@ from rankscope.models.init_context import InitContext, empty_adapter
 from rankscope.models.lora import Adapter
 from rankscope.models.methods import get_lora_method
 from rankscope.models.multi_lora import MultiLora, target_linears, unwrap
+from rankscope.models.output_layer import block_output_layer, find_logits, output_layer_apart
 from rankscope.models.parameters import FLOAT32_BYTES
 from rankscope.records import TrialSpec
 from rankscope.train.loss import mean_losses
@@ -65,6 +66,10 @@ class PassMemory:
         parts = [(name, p.shape, p.dtype) for name, p in model.named_parameters()]
         attention = model.config._attn_implementation
         self._model_key = (model.config.to_json_string(), attention, *parts, str(device))
+        block_output_layer(model)
+        shortest = _batch_of_shape(PassShape((2,), 1), [None])
+        with AllocationCounter():
+            find_logits(model, lambda: self._logits(shortest))
 
     def pass_bytes(self, group: Sequence[TrialSpec], shape: PassShape, recomputes: bool) -> int:
         """Bytes of a pass without copies of A and B; without trials the whole model trains.
@@ -133,10 +138,11 @@ class PassMemory:
             try:
                 routing = group.routing(batch.segments, batch.kept_segments())
                 with routing, AllocationCounter() as counter:
-                    logits = self._logits(batch)
-                    targets = torch.zeros(len(batch.keep), dtype=torch.int64, device=META)
-                    losses = mean_losses(logits, targets, [len(batch.keep)], [len(batch.keep)])
-                    del logits
+                    with output_layer_apart(self.model) as head:
+                        states, count = self._logits(batch), len(batch.keep)
+                    targets = torch.zeros(count, dtype=torch.int64, device=META)
+                    losses = mean_losses(states, targets, [count], [count], head)
+                    del states
                     losses.sum().backward()
             finally:
                 handle.remove()
@@ -189,7 +195,8 @@ class PassMemory:
             unwrap(self.model)
 
     def _logits(self, batch: RowBatch) -> Tensor:
-        """(M, vocabulary), by the plan that the rows have on the device, or row by row."""
+        """(M, vocabulary), by the plan that the rows have on the device, or row by row; (M, width)
+        if the output layer is apart."""
         model: Any = self.model
         if model.config._attn_implementation != NAME:
             parts = []

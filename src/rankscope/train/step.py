@@ -27,6 +27,7 @@ from torch.optim.optimizer import ParamsT
 
 from rankscope.data.encode import EncodedRow
 from rankscope.models.base import Base, Row, RowBatch
+from rankscope.models.output_layer import output_layer_apart
 from rankscope.models.quantize import require_bitsandbytes
 from rankscope.models.sharding import whole
 from rankscope.train.loss import kl_divergences, mean_losses
@@ -91,36 +92,32 @@ def compute_gradients(
     for parts, weight in model.shards.own(passes, idle):
         members = [i for i, _ in parts]
         with_kl = [i for i in members if terms[i].kl_weight]
-        base_logits = (
-            base_logits_of(base, [rows for i, rows in parts if i in with_kl]) if with_kl else []
-        )
         named = [(rows, terms[i].adapter_name, terms[i].objective.by_row) for i, rows in parts]
+        with output_layer_apart(model.model) as head:
+            references = base_states(base, [rows for i, rows in parts if i in with_kl])
+            states, labels = label_states(model, named)
         counts = [sum(sum(row.is_label) for row in rows) for _, rows in parts]
-        logits, labels = label_logits(model, named)
-        pieces, divisors = list[list[int]](), list[float]()
+        pieces, divisors, temperatures = list[list[int]](), list[float](), list[float]()
         for (i, rows), count in zip(parts, counts, strict=True):
             by_row = terms[i].objective.by_row
             pieces.append([sum(row.is_label) for row in rows] if by_row else [count])
             divisors += (
                 [1 / terms[i].scale] * len(rows) if by_row else [num_labels[i] / terms[i].factor]
             )
-        temperatures = [terms[i].objective.temperature for i in members]
-        losses = mean_losses(
-            at_temperatures(logits, temperatures, counts),
-            labels,
-            [count for piece in pieces for count in piece],
-            divisors,
-        ).split([len(piece) for piece in pieces])
+            temperatures += [terms[i].objective.temperature] * len(pieces[-1])
+        labels_each = [count for piece in pieces for count in piece]
+        losses = mean_losses(states, labels, labels_each, divisors, head, temperatures).split(
+            [len(piece) for piece in pieces]
+        )
         of_parts = torch.stack(
             [terms[i].loss(own, rows) for own, (i, rows) in zip(losses, parts, strict=True)]
         )
         total = of_parts.sum() * weight
-        if with_kl:
-            logits_of = dict(zip(members, logits.split(counts), strict=True))
-            for i, reference in zip(with_kl, base_logits, strict=True):
-                kl = kl_divergences(logits_of[i], reference).sum() / num_labels[i]
-                total = total + terms[i].kl_weight * terms[i].scale * kl
-                totals[1, i] += kl.detach()
+        states_of = dict(zip(members, states.split(counts), strict=True))
+        for i, reference in zip(with_kl, references, strict=True):
+            kl = kl_divergences(states_of[i], reference, head).sum() / num_labels[i]
+            total = total + terms[i].kl_weight * terms[i].scale * kl
+            totals[1, i] += kl.detach()
         total.backward()
         totals[0, members] += of_parts.detach() * weight
     model.shards.add_up(totals)
@@ -129,14 +126,15 @@ def compute_gradients(
     ]
 
 
-def label_logits(
+def label_states(
     model: Base, parts: Sequence[tuple[Sequence[EncodedRow], str | None, bool]]
 ) -> tuple[Tensor, Tensor]:
-    """Logits (labels, vocabulary) that predict the labels of rows, in order; and the labels.
+    """Logits (labels, vocabulary) that predict the labels of rows, in order, or what an output
+    layer that is apart reads for them, (labels, width); and the labels.
 
     ``parts`` are rows, their adapter, and whether neighbors with one prompt share it: these run as
-    one row that branches, so the prompt is computed once, and its last logits predict the first
-    token of every answer.
+    one row that branches, so the prompt is computed once, and its last token predicts the first
+    of every answer.
     """
     batch, sources, num_kept, labels = list[Row](), list[int](), 0, list[int]()
     for rows, name, share in parts:
@@ -155,31 +153,24 @@ def label_logits(
                 ids += row.input_ids[trunk:-1]  # nothing follows the last token
             batch.append(Row(ids, keep, name, branches=[n for n in branches if n]))
             num_kept += len(keep)
-    logits = model.logits(RowBatch.of(batch, model.device))
-    if len(sources) > len(logits):
-        logits = logits[torch.tensor(sources, device=model.device)]
-    return logits, torch.tensor(labels, dtype=torch.int64, device=model.device)
-
-
-def at_temperatures(logits: Tensor, temperatures: Sequence[float], counts: Sequence[int]) -> Tensor:
-    """Logits over the temperature of their part, of so many rows, in float32, as answers are drawn;
-    themselves if all are 1."""
-    if set(temperatures) == {1.0}:
-        return logits
-    divisors = torch.repeat_interleave(torch.tensor(temperatures), torch.tensor(counts))
-    return logits.float() / divisors.to(logits.device)[:, None]
+    states = model.logits(RowBatch.of(batch, model.device))
+    if len(sources) > len(states):
+        states = states[torch.tensor(sources, device=model.device)]
+    return states, torch.tensor(labels, dtype=torch.int64, device=model.device)
 
 
 @torch.no_grad()
-def base_logits_of(base: Base, parts: Sequence[Sequence[EncodedRow]]) -> list[Tensor]:
-    """Logits of the bare base at the labels of each part's rows, (labels, vocabulary).
+def base_states(base: Base, parts: Sequence[Sequence[EncodedRow]]) -> list[Tensor]:
+    """:func:`label_states` of the bare base for each part's rows.
 
     A row of several parts runs once.
     """
+    if not parts:
+        return []
     distinct = {id(row): row for rows in parts for row in rows}
     keeps = {key: row.label_positions for key, row in distinct.items()}
     batch = [Row(row.input_ids, keeps[key]) for key, row in distinct.items()]
-    logits = base.logits(RowBatch.of(batch, base.device))
+    states = base.logits(RowBatch.of(batch, base.device))
     starts, place = {}, 0
     for key, keep in keeps.items():
         starts[key] = place
@@ -188,7 +179,7 @@ def base_logits_of(base: Base, parts: Sequence[Sequence[EncodedRow]]) -> list[Te
         [slice(starts[id(row)], starts[id(row)] + len(keeps[id(row)])) for row in rows]
         for rows in parts
     ]
-    return [torch.cat([logits[span] for span in of_part]) for of_part in spans]
+    return [torch.cat([states[span] for span in of_part]) for of_part in spans]
 
 
 def forward_passes(

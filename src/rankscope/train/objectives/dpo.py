@@ -56,16 +56,18 @@ def reference_margins(base: Base, rows: Sequence[EncodedRow], batch_tokens: int)
     in the passes of training."""
     import torch
 
+    from rankscope.models.output_layer import output_layer_apart
     from rankscope.train.loss import mean_losses
-    from rankscope.train.step import forward_passes, label_logits
+    from rankscope.train.step import forward_passes, label_states
 
     pairs = [part for row in rows for part in row.parts]
     losses = []
     with torch.no_grad():
         for ((_, part),) in forward_passes([pairs], batch_tokens):
-            logits, labels = label_logits(base, [(part, None, True)])
+            with output_layer_apart(base.model) as head:
+                states, labels = label_states(base, [(part, None, True)])
             counts = [sum(row.is_label) for row in part]
-            losses.append(mean_losses(logits, labels, counts, [1.0] * len(counts)))
+            losses.append(mean_losses(states, labels, counts, [1.0] * len(counts), head))
     chosen, rejected = torch.cat(losses).unflatten(0, (-1, 2)).unbind(1)
     margins: list[float] = (rejected - chosen).tolist()
     return margins
