@@ -186,16 +186,10 @@ class MemoryModel:
                 copied = sorted(cast_bytes(adapter, self.dtype) for adapter in shaped)
                 casts = sum(copied[-together:])
         tokens = sum(shape.lengths)
-        targets = [target_linears(self.base, trial.targets).values() for trial in adapters]
-        head = output_layer(self.base)
-        # At once: if nothing of it trains, the loss takes the output layer's product in blocks.
-        is_whole = is_full or not getattr(head, "gives_logits", False)
-        is_whole |= any(head in of for of in targets)
-        positions = shape.num_labels if is_whole else min(shape.num_labels, LOGITS_BLOCK)
-        logits = positions * self.vocab_size * self.dtype.itemsize
+        logits = self._logits_bytes(adapters, shape.num_labels)
         # Dropout's masks take a byte for each token and input of each target.
-        dropped = [of for trial, of in zip(adapters, targets, strict=True) if trial.dropout]
-        masks = sum(x.in_features for of in dropped for x in of) / max(1, len(adapters))
+        linears = [target_linears(self.base, t.targets).values() for t in adapters if t.dropout]
+        masks = sum(x.in_features for own in linears for x in own) / max(1, len(adapters))
         counted = self.passes.pass_bytes(adapters, shape, train.gradient_checkpointing)
         # The count runs on no device, where the loss takes the small blocks of a processor.
         has_kl = any(trial.kl_to_base for trial in group)
@@ -218,6 +212,16 @@ class MemoryModel:
             devices=train.devices,
             library_bytes=self.library_bytes,
         )
+
+    def _logits_bytes(self, adapters: Sequence[TrialSpec], num_labels: int) -> int:
+        """Of the logits that exist at once: a block, unless the output layer trains, or a cap or a
+        scale follows it."""
+        head = output_layer(self.base)
+        targets = [target_linears(self.base, trial.targets).values() for trial in adapters]
+        is_whole = not adapters or any(head in of for of in targets)
+        if not is_whole and getattr(head, "gives_logits", False):
+            num_labels = min(num_labels, LOGITS_BLOCK)
+        return num_labels * self.vocab_size * self.dtype.itemsize
 
     def _writing_bytes(
         self, group: Sequence[TrialSpec], shape: PassShape, rows: Sequence[int], train: TrainConfig
