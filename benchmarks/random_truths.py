@@ -2,7 +2,8 @@
 
 Items have a difficulty and a discrimination each (2PL); seeds are apart by Student's t of 3;
 ability gains and losses over the rank follow random parabolas. The truth of an arm is the mean over
-seeds and items that were not drawn.
+seeds and items that were not drawn. A model that hardly trained (low rates, few rows) answers as
+the base does, item by item.
 """
 
 import sys
@@ -44,6 +45,7 @@ class Kind:
     nats: bool = False
     shares: bool = False  # Nats that are weighed as shares, as they are by default
     failed: bool = False  # One seed of one arm failed
+    hardly: bool = False  # Low rates hardly train
 
 
 KINDS = (
@@ -62,6 +64,8 @@ KINDS = (
     Kind("a failed seed", failed=True, seeds=(2, 5)),
     Kind("300 items, 3 seeds", items=(300, 300), seeds=(3, 3)),
     Kind("shares", nats=True, shares=True),
+    Kind("rates that hardly train", lrs=(1e-5, 1e-4, 1e-3), hardly=True),
+    Kind("the same, in shares", lrs=(1e-5, 1e-4, 1e-3), hardly=True, nats=True, shares=True),
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 
@@ -110,6 +114,7 @@ def draw(kind: Kind, seed: int) -> RandomTruth:
     seeds, items = (int(rng.integers(low, high + 1)) for low, high in (kind.seeds, kind.items))
     frame = _frame(kind, seeds, items // 2 * 2)
     drawn = RandomTruth(frame)
+    specs = {trial.spec.trial_id: trial.spec for trial in frame.trials}
     found = dict(frame.items)
     mean = _mean_log_probability if kind.nats else _accuracy
     bases = {name: rng.normal(0, 0.5) for name in (*kind.tasks, "general")}
@@ -124,14 +129,16 @@ def draw(kind: Kind, seed: int) -> RandomTruth:
         if kind.eaten:
             gain = abs(gain)
             loss = gain * rng.uniform(0.7, 1.3)
-        specs = [t.spec for t in frame.trials if t.spec.task == task]
-        arms = {spec.arm_label: spec for spec in specs}
+        of_task = [spec for spec in specs.values() if spec.task == task]
+        arms = {spec.arm_label: spec for spec in of_task}
         changes = {
             task: _changes(kind, arms, gain, rng),
             "general": {k: -v for k, v in _changes(kind, arms, loss, rng).items()},
         }
         own = {k: spread * (rng.lognormal(0, 0.7) if kind.unequal else 1.0) for k in arms}
-        for spec in specs:
+        if kind.hardly:
+            own = {label: spread * _trained(spec) for label, spec in arms.items()}
+        for spec in of_task:
             for name, change in changes.items():
                 deviation = own[spec.arm_label] * rng.standard_t(3)
                 abilities[spec.trial_id, name] = bases[name] + change[spec.arm_label] + deviation
@@ -150,16 +157,23 @@ def draw(kind: Kind, seed: int) -> RandomTruth:
         for split in ("validation", "test"):
             n = len(found[BASE, name, split].scores)
             difficulty, slope = rng.normal(0, 1.2, n), rng.lognormal(0, 0.3, n)
-            shared = rng.uniform(size=n)
+            shared, luck_of_base = rng.uniform(size=n), np.zeros(n)
             for model in (BASE, *(t.spec.trial_id for t in frame.trials)):
                 ability = bases[name] if model == BASE else abilities.get((model, name))
                 if ability is None or (model, name, split) not in found:
                     continue
                 if kind.nats:
-                    scores = -np.log1p(np.exp(-slope * (ability - difficulty)))
-                    scores += 0.15 * rng.standard_t(4, n)
+                    luck = 0.15 * rng.standard_t(4, n)
                 else:
                     luck = np.where(rng.uniform(size=n) < 0.7, shared, rng.uniform(size=n))
+                if model == BASE:
+                    luck_of_base = luck
+                elif kind.hardly:
+                    is_own = rng.uniform(size=n) < _trained(specs[model])
+                    luck = np.where(is_own, luck, luck_of_base)
+                if kind.nats:
+                    scores = luck - np.log1p(np.exp(-slope * (ability - difficulty)))
+                else:
                     scores = (luck < _sigmoid(slope * (ability - difficulty))).astype(float)
                 key = (model, name, split)
                 found[key] = replace(found[key], scores=scores)
@@ -185,13 +199,22 @@ def _changes(
     changes = {}
     for label, spec in arms.items():
         change = size - bend * abs(size) * (place[spec.rank] - peak) ** 2
-        if len(kind.lrs) > 1:
+        if kind.hardly:
+            change *= _trained(spec)
+        elif len(kind.lrs) > 1:
             lr = np.log10(spec.lr * (2 if spec.rank is None else 1)) + 3
             change -= abs(size) * steep * (lr - best_rate) ** 2
         if kind.rough:
             change += 0.3 * abs(size) * rng.normal()
         changes[label] = float(change)
     return changes
+
+
+def _trained(spec: TrialSpec) -> float:
+    """Share of the way that training at this rate goes, of kinds in which low rates hardly train:
+    of the change of ability, and of the items that are not answered as by the base."""
+    lr = spec.lr * (2 if spec.rank is None else 1)
+    return lr / (lr + 1e-4)
 
 
 def _sigmoid(x: Array) -> Array:
