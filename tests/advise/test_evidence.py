@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import permutations, product
 
 import numpy as np
 import pandas as pd
@@ -12,10 +12,12 @@ import statsmodels.formula.api as smf
 from advice import arms_by_label
 from synthetic_study import Truth, synthetic_study, with_scores
 
-from rankscope.advise.evidence import Part, measure
+from rankscope.advise.evidence import Part, measure, pooled
+from rankscope.advise.posterior import posterior
 from rankscope.records import (
     BASE,
     CurvePoint,
+    EvalKey,
     ItemScores,
     StopRecord,
     StudyRecords,
@@ -56,12 +58,14 @@ def slowly(study: StudyRecords, parts: Sequence[Part], arms: Arms) -> tuple[np.n
         is_clustered = len(set(subjects.values())) >= 10
         is_binary = part.measure == "score" and set(bases["test"].scores) <= {0.0, 1.0}
         units: list[dict[object, float]] = []
+        answered: list[int] = []
         for a, trials in enumerate(arms):
             models = [changes(study, part, t.spec.trial_id) for t in finished_trials(trials)]
             kept = sorted(set.intersection(*map(set, models)))
             n, mean = len(kept), np.mean([[m[i] for i in kept] for m in models])
             of_seed = [np.mean([m[i] for i in kept]) for m in models]
             of_item = {i: np.mean([m[i] for m in models]) for i in kept}
+            answered.append(n)
             means[a] += part.weight * mean
             by_seed[a] += part.weight * np.array(of_seed)
             left = [
@@ -78,9 +82,19 @@ def slowly(study: StudyRecords, parts: Sequence[Part], arms: Arms) -> tuple[np.n
             # U / (U - 1), and Student's t has the variance (U - 1) / (U - 3).
             widen = len(sums) / (len(sums) - 3)
             units.append({unit: total * widen**0.5 / n for unit, total in sums.items()})
+        own = np.zeros((number, number))
         for a, b in product(range(number), repeat=2):
             shared = units[a].keys() & units[b].keys()
-            covariance[a, b] += part.weight**2 * sum(units[a][u] * units[b][u] for u in shared)
+            own[a, b] = sum(units[a][u] * units[b][u] for u in shared)
+        pairs = list(permutations(range(number), 2))
+        alike = {(a, b): own[a, b] / (own[a, a] * own[b, b]) ** 0.5 for a, b in pairs}
+        for a, b in alike if is_binary else ():
+            both = (alike[a, b] + np.mean([*alike.values()])) / 2
+            of_item = np.mean([own[c, c] * answered[c] for c in range(number)])
+            own[a, b] = both * of_item / (answered[a] * answered[b]) ** 0.5
+        if is_binary:
+            np.fill_diagonal(own, of_item / np.array(answered))
+        covariance += part.weight**2 * own
     return means, covariance, np.array([np.var(s) * len(s) for s in by_seed]), noise
 
 
@@ -229,3 +243,38 @@ def test_an_arm_without_a_score_on_some_part_is_left_out() -> None:
     assert measure(replace(study, items=lost), NET, arms_of(study))[1] == (0, 2)
     assert measure(replace(study, items={}), NET, arms_of(study)) is None
     assert measure(study, (), arms_of(study)) is None
+
+
+def test_errors_are_pooled_by_hand() -> None:
+    """Correlations .9, .3 and .3, mean .5, half way to it; 4, 9 and 2 by item, mean 5."""
+    variances, n = np.array([1.0, 1.0, 0.5]), np.array([4, 9, 4])
+    correlations = np.array([[1, 0.9, 0.3], [0.9, 1, 0.3], [0.3, 0.3, 1]])
+    root = np.sqrt(variances)
+    found = pooled(correlations * np.outer(root, root), n)
+    expected = np.array([[1, 0.7, 0.4], [0.7, 1, 0.4], [0.4, 0.4, 1]])
+    assert found == pytest.approx(5 * expected / np.sqrt(np.outer(n, n)))
+
+
+def test_arms_that_hardly_trained_do_not_say_that_no_arm_gains() -> None:
+    """Ranks 2 and 4 answer as the base but for an item each; four others turn 24 of 120 items right
+    and 12 wrong, half of them the same ones."""
+    ranks = (2, 4, 8, 16, 32, 64)
+    truth = Truth(ranks=ranks, full_lrs=(), seeds=(0,), num_items=60, retention=(), cross=())
+    study, rng = synthetic_study(truth), np.random.default_rng(0)
+    base = {s: (np.arange(60) % 2).astype(float) for s in ("validation", "test")}
+
+    def scores(key: EvalKey, old: np.ndarray) -> np.ndarray:
+        right = base[key[2]].copy()
+        if key[0] != BASE:
+            rank = next(t.spec.rank for t in study.trials if t.spec.trial_id == key[0])
+            if rank <= 4:
+                right[rank + 1] = 1 - right[rank + 1]
+            else:
+                own = 2 * rng.permutation(30)
+                right[np.concatenate([np.arange(0, 12, 2), own[:6]])] = 1.0
+                right[np.concatenate([np.arange(1, 7, 2), own[6:9] + 1])] = 0.0
+        return right
+
+    evidence, _ = measure(study := with_scores(study, scores), GAIN, arms_of(study))
+    assert evidence.means[2:].min() > 0.06
+    assert posterior(evidence, 0.02).draws[:, 2:].mean() > 0.4 * evidence.means[2:].mean()
