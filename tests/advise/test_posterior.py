@@ -80,14 +80,20 @@ def test_two_arms_by_hand() -> None:
     """Kernel (1 + 2 on the diagonal, level alone beside it), noise 1, prior mean -.5: that of the
     posterior is -.5 + K (K + 1)^-1 (2, .5)."""
     two = evidence([1.5, 0.0], seeds=MANY, squares=0.0, item=1.0, kinds=["lora", "dora"])
-    (found,) = likeliest_posteriors(two, 1.0, 1, np.array([[1.0, 1.0, 1.5, 0.0, 1.0]]))
+    (found,) = likeliest_posteriors(two, 1.0, 1, np.array([[1.0, 1.0, 1.5, 0.0, 1.0, 0.0]]))
     assert found.kernel == pytest.approx(np.array([[3, 1], [1, 3]]))
     assert found.mean == pytest.approx([1.0, 0.0], abs=1e-5)
     # Of one kind, two octaves apart, smooth over 1.5: exp(-(2 / 1.5)^2 / 2) more are shared.
     alike = replace(two, kinds=["lora"] * 2)
-    (found,) = likeliest_posteriors(alike, 1.0, 1, np.array([[1.0, 1.0, 1.5, 0.5, 1.0]]))
+    (found,) = likeliest_posteriors(alike, 1.0, 1, np.array([[1.0, 1.0, 1.5, 0.5, 1.0, 0.0]]))
     shared = 1 + 1 + np.exp(-((2 / 1.5) ** 2) / 2)
     assert found.kernel == pytest.approx(np.array([[3.25, shared], [shared, 3.25]]))
+    # Of two kinds, of 2^10 and 2^13 rows: what grows with the rows, 2^2, is shared in part.
+    axes = two.axes + np.array([[0, 0, 0, 0], [0, 0, 3, 0]])
+    scales = np.array([[1.0, 1.0, 1.5, 0.0, 1.0, 2.0]])
+    (found,) = likeliest_posteriors(replace(two, axes=axes), 1.0, 1, scales)
+    shared = 1 + 4 * np.exp(-1 / 2)
+    assert found.kernel == pytest.approx(np.array([[7, shared], [shared, 7]]))
 
 
 def test_errors_that_arms_share_do_not_hide_which_one_is_better() -> None:
@@ -132,7 +138,7 @@ def by_brute_force(found: NetGains, each: int = 150) -> Posterior:
     expected, found = found.means - fitted, replace(found, means=fitted)
     size = 2 * np.abs(found.means).max() / MARGIN
     options = [module._up_to(module.LEVELS, size)[-4:], module._up_to(module.HEIGHTS, size)]
-    scales = np.array(list(product(*options, module.LENGTHS, module.ROUGHNESS, [1.0])))
+    scales = np.array(list(product(*options, module.LENGTHS, module.ROUGHNESS, [1.0], [0.0])))
     kernels = np.repeat(module._kernels(found, MARGIN, scales), each, axis=0)
     logs, covariances = [], []
     for spread in module._up_to(module.SEED_SPREADS, size):

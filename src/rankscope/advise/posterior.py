@@ -9,10 +9,10 @@ hardly show a variance, so the arms pool theirs: that of an arm is drawn around 
 scaled inverse chi-squared of ``OWN_FREEDOM`` degrees of freedom, so that a seed that is far off
 counts less (which makes the seeds Student's t).
 
-*Prior.* U = level + smooth function of rank, alpha, training rows and rate + an offset of the kind
-(method, target modules, ...): a Gaussian process (Rasmussen & Williams 2006, ch. 2), whose scales
-are not chosen but averaged over, by their marginal likelihood. Its mean lies a little below the
-base, because training that gains nothing forgets.
+*Prior.* U = level + smooth function of rank, alpha, training rows and rate + smooth function of the
+rows alone + an offset of the kind (method, target modules, ...): a Gaussian process (Rasmussen &
+Williams 2006, ch. 2), whose scales are not chosen but averaged over, by their marginal likelihood.
+Its mean lies a little below the base, because training that gains nothing forgets.
 """
 
 from collections.abc import Sequence
@@ -32,6 +32,8 @@ LEVELS = (0.5, 2.0, 8.0, 32.0)  # Standard deviations of the level, in margins
 HEIGHTS = (0.25, 1.0, 4.0, 16.0)  # Of the smooth function and of a kind's offset, in margins
 LENGTHS = (1.5, 5.0)  # Octaves of rank over which net gains are alike
 ROUGHNESS = (0.1, 0.3, 1.0)  # What is not smooth, as a share of the height
+GROWTHS = (0.0, 1.0, 4.0)  # Of what all arms of one number of rows share, in margins
+GROWTH_LENGTH = 3.0  # Octaves of rows over which that is alike
 SEED_SPREADS = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # Between seeds, in margins
 TYPICAL_SPREAD, SPREAD_FREEDOM = 0.5, 2.0
 """The prior of the common spread: half a margin, as if two degrees of freedom had shown it."""
@@ -41,6 +43,7 @@ FLAT_PRIOR = 1000.0  # Standard deviation of the only arm's net gain, in margins
 AXIS_LENGTHS = (1.0, 0.5, 1.0, 0.2)
 """Per octave of rank, over which ``LENGTHS`` are given: octaves of alpha / rank and of rows, and
 powers of ten of the rate."""
+ROWS = 2  # Column of ``axes``
 RULED_OUT = 25.0  # Spreads whose squares of seeds are less likely by this logarithm are left out
 MOST_TRIED = 60  # Arms by which the scales of the prior are weighed; all count for the posterior
 MOST_WORK = 4e8  # A^3 x K: with more arms, only the likeliest scales are averaged over
@@ -180,7 +183,7 @@ class NormalPosterior:
     """The posterior for one choice of the scales."""
 
     weight: float  # Its share of the whole posterior
-    scales: Array  # (5,)
+    scales: Array  # (6,)
     kernel: Array  # Prior covariance, (A, A)
     inverse: Array  # Of the covariance of what was measured, (A, A)
     own: Array  # Variance between the seeds of each arm, (A,)
@@ -190,7 +193,7 @@ class NormalPosterior:
 def likeliest_posteriors(
     evidence: NetGains, margin: float, most: int, scales: Array | None = None
 ) -> list[NormalPosterior]:
-    """The likeliest choices of the scales, at most ``most``, or the given ``scales`` (K, 5)."""
+    """The likeliest choices of the scales, at most ``most``, or the given ``scales`` (K, 6)."""
     evidence, taken_off = _as_fitted(evidence, margin)
     tried = _all_scales(evidence, margin) if scales is None else scales
     mixture = _mixture(evidence, margin, tried)
@@ -205,16 +208,17 @@ def likeliest_posteriors(
 
 
 def _all_scales(evidence: NetGains, margin: float) -> Array:
-    """Every choice whose spread of seeds is not ruled out by their squares, (K, 5).
+    """Every choice whose spread of seeds is not ruled out by their squares, (K, 6).
 
-    Columns: level, height, length, roughness, spread of seeds.
+    Columns: level, height, length, roughness, spread of seeds, growth with the rows.
     """
     size = 2 * float(np.abs(evidence.means).max()) / margin
     levels = _up_to(LEVELS, size)[-len(LEVELS) :]
     if len(evidence.means) == 1:
         levels = [max(FLAT_PRIOR, 10 * size)]
     heights, spreads = _up_to(HEIGHTS, size), _up_to(SEED_SPREADS, size)
-    scales = np.array(list(product(levels, heights, LENGTHS, ROUGHNESS, spreads)))
+    growths = GROWTHS if np.ptp(evidence.axes[:, ROWS]) else GROWTHS[:1]
+    scales = np.array(list(product(levels, heights, LENGTHS, ROUGHNESS, spreads, growths)))
     seen = _squares_likelihood(evidence, margin, scales[:, 4])
     return np.asarray(scales[seen > seen.max() - RULED_OUT])
 
@@ -250,14 +254,14 @@ def _root(covariance: Array) -> Array:
 
 
 def _mixture(evidence: NetGains, margin: float, scales: Array) -> _Mixture:
-    """Weigh every choice of scales, (K, 5), by its marginal likelihood.
+    """Weigh every choice of scales, (K, 6), by its marginal likelihood.
 
     The variance between the seeds of an arm is the mode given the scales (two rounds of expectation
     and maximization), so that one seed that is far off does not stand for all arms.
     """
     number = len(evidence.means)
     kernels = _kernels(evidence, margin, scales)
-    common = np.square(scales[:, 4:] * margin)  # (K, 1)
+    common = np.square(scales[:, 4:5] * margin)  # (K, 1)
     freedom = OWN_FREEDOM + evidence.seeds - 1
     known = OWN_FREEDOM * common + np.maximum(
         0.0, evidence.squares - (evidence.seeds - 1) * evidence.answer_noise
@@ -323,9 +327,12 @@ def _noise(evidence: NetGains, own: Array) -> Array:
 def _kernels(evidence: NetGains, margin: float, scales: Array) -> Array:
     """Prior covariances, (K, A, A)."""
     level, height, length, roughness = np.square(scales[:, :4].T)[:, :, None, None]
-    gaps = np.square(evidence.axes[:, None] - evidence.axes) @ np.square(1 / np.array(AXIS_LENGTHS))
+    squares = np.square(evidence.axes[:, None] - evidence.axes)
+    gaps = squares @ np.square(1 / np.array(AXIS_LENGTHS))
+    growth = np.square(scales[:, 5])[:, None, None]
+    grown = growth * np.exp(-squares[:, :, ROWS] / GROWTH_LENGTH**2 / 2)
     codes = {kind: code for code, kind in enumerate(dict.fromkeys(evidence.kinds))}
     kinds = np.array([codes[kind] for kind in evidence.kinds])
     same = kinds[:, None] == kinds
     alike = same * (1 + np.exp(-gaps / length / 2)) + roughness * np.eye(len(kinds))
-    return np.asarray(margin**2 * (level + height * alike))
+    return np.asarray(margin**2 * (level + height * alike + grown))
