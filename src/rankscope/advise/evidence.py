@@ -274,7 +274,7 @@ def _over_items(items: Sequence[_Items], arms: Sequence[Sequence[Array]]) -> tup
 
 
 def pooled(covariance: Array, n: npt.NDArray[np.intp]) -> Array:
-    """The covariance (A, A) of means over n items (A,), shrunk towards that of arms whose items all
+    """The covariance (A, A) of means over n items (A,), shrunk toward that of arms whose items all
     vary alike and whose errors are all equally correlated (Ledoit & Wolf 2004, "Honey, I shrunk the
     sample covariance matrix"): variances whole, correlations by half.
 

@@ -43,7 +43,7 @@ FLAT_PRIOR = 1000.0  # Standard deviation of the only arm's net gain, in margins
 AXIS_LENGTHS = (1.0, 0.5, 1.0, 0.2)
 """Per octave of rank, over which ``LENGTHS`` are given: octaves of alpha / rank and of rows, and
 powers of ten of the rate."""
-ROWS = 2  # Column of ``axes``
+ROWS_AXIS = 2  # Column of ``axes``
 RULED_OUT = 25.0  # Spreads whose squares of seeds are less likely by this logarithm are left out
 MOST_TRIED = 60  # Arms by which the scales of the prior are weighed; all count for the posterior
 MOST_WORK = 4e8  # A^3 x K: with more arms, only the likeliest scales are averaged over
@@ -217,7 +217,7 @@ def _all_scales(evidence: NetGains, margin: float) -> Array:
     if len(evidence.means) == 1:
         levels = [max(FLAT_PRIOR, 10 * size)]
     heights, spreads = _up_to(HEIGHTS, size), _up_to(SEED_SPREADS, size)
-    growths = GROWTHS if np.ptp(evidence.axes[:, ROWS]) else GROWTHS[:1]
+    growths = GROWTHS if np.ptp(evidence.axes[:, ROWS_AXIS]) else GROWTHS[:1]
     scales = np.array(list(product(levels, heights, LENGTHS, ROUGHNESS, spreads, growths)))
     seen = _squares_likelihood(evidence, margin, scales[:, 4])
     return np.asarray(scales[seen > seen.max() - RULED_OUT])
@@ -330,7 +330,7 @@ def _kernels(evidence: NetGains, margin: float, scales: Array) -> Array:
     squares = np.square(evidence.axes[:, None] - evidence.axes)
     gaps = squares @ np.square(1 / np.array(AXIS_LENGTHS))
     growth = np.square(scales[:, 5])[:, None, None]
-    grown = growth * np.exp(-squares[:, :, ROWS] / GROWTH_LENGTH**2 / 2)
+    grown = growth * np.exp(-squares[:, :, ROWS_AXIS] / GROWTH_LENGTH**2 / 2)
     codes = {kind: code for code, kind in enumerate(dict.fromkeys(evidence.kinds))}
     kinds = np.array([codes[kind] for kind in evidence.kinds])
     same = kinds[:, None] == kinds
