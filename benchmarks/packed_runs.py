@@ -265,9 +265,15 @@ def by_autograd(
 
 
 def stock_losses(
-    logits: Tensor, targets: Tensor, counts: Sequence[int], divisors: Sequence[int]
+    states: Tensor,
+    targets: Tensor,
+    counts: Sequence[int],
+    divisors: Sequence[float],
+    head: nn.Linear | None = None,
+    temperatures: Sequence[float] = (),
 ) -> Tensor:
-    """PyTorch's cross-entropy on float32 logits, by adapter."""
+    """PyTorch's cross-entropy on float32 logits, all at once, by adapter; at a temperature of 1."""
+    logits = states if head is None else F.linear(states, head.weight, head.bias)
     losses = F.cross_entropy(logits.float(), targets, reduction="none")
     sums = torch.stack([part.sum() for part in losses.split(list(counts))])
     return sums / torch.tensor(divisors, device=logits.device)

@@ -137,7 +137,7 @@ def variants_are_alike(results: TaskResults) -> tuple[str, str]:
 
 CLAIMS: list[tuple[str, str, str, Judge]] = [
     ("axes/rows-gsm8k", "Few rows do not want more rank", "axolotl's table", few_rows),
-    ("axes/rows-arc", "the same", "", few_rows),
+    ("axes/rows-arc", "Few rows do not want more rank (ARC-easy)", "axolotl's table", few_rows),
     (
         "axes/targets-gsm8k",
         "At equal parameters the MLP beats the attention",

@@ -26,6 +26,7 @@ NOW_AND_THEN = {
     "LowRankUpdate.frobenius": "after 1, 2, 4, 8, ... steps: has a trial run away?",
     "Base.weight_norm": "once for each weight",
     "all_finite": "after the last step",
+    "note_plain_logits": "once for each model that is loaded",
     "TrialState.why_nothing_trained": "after the last step",
 }
 ON_THE_CPU = {

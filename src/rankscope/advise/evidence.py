@@ -242,7 +242,7 @@ def _over_items(items: Sequence[_Items], arms: Sequence[Sequence[Array]]) -> tup
     """Net gains, (A,), and the covariance of their errors due to the choice of items, (A, A).
 
     The covariance is a product of residuals with themselves, zero where an arm has no score, so it
-    is positive whatever items the arms share. If answers are right or wrong, arms pool theirs.
+    is positive whatever items the arms share. If answers are right or wrong, it is :func:`pooled`.
     """
     number = len(arms)
     means, covariance = np.zeros(number), np.zeros((number, number))
@@ -276,7 +276,8 @@ def _over_items(items: Sequence[_Items], arms: Sequence[Sequence[Array]]) -> tup
 def pooled(covariance: Array, n: npt.NDArray[np.intp]) -> Array:
     """The covariance (A, A) of means over n items (A,), shrunk toward that of arms whose items all
     vary alike and whose errors are all equally correlated (Ledoit & Wolf 2004, "Honey, I shrunk the
-    sample covariance matrix"): variances whole, correlations by half.
+    sample covariance matrix"): variances become equal by item, correlations go half of the way to
+    their mean.
 
     The answers of a model that hardly trained are the base's. Its gain of about 0 would be known
     best of all, and arms being alike, the others would be expected there, too.

@@ -217,7 +217,8 @@ def _all_scales(evidence: NetGains, margin: float) -> Array:
     if len(evidence.means) == 1:
         levels = [max(FLAT_PRIOR, 10 * size)]
     heights, spreads = _up_to(HEIGHTS, size), _up_to(SEED_SPREADS, size)
-    growths = GROWTHS if np.ptp(evidence.axes[:, ROWS_AXIS]) else GROWTHS[:1]
+    rows = evidence.axes[evidence.varies > 0, ROWS_AXIS]  # A prompt has none
+    growths = GROWTHS if len(set(rows.tolist())) > 1 else GROWTHS[:1]
     scales = np.array(list(product(levels, heights, LENGTHS, ROUGHNESS, spreads, growths)))
     seen = _squares_likelihood(evidence, margin, scales[:, 4])
     return np.asarray(scales[seen > seen.max() - RULED_OUT])

@@ -142,7 +142,8 @@ class Base:
         prefix: KVCache | None = None,
         plan: AttentionPlan | None = None,
     ) -> Tensor:
-        """Logits at the kept positions, (M, vocabulary), in the base's dtype.
+        """Logits at the kept positions, (M, vocabulary), in the base's dtype; what the output layer
+        reads there, (M, width), inside of ``output_layer_apart``.
 
         Each row continues its own prefix in ``cache``, and with ``store`` the pass's keys and
         values are appended to it. ``prefix`` is a cache of one row, which all rows continue;

@@ -27,7 +27,7 @@ from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.compiled import compile_elementwise, is_compiled
 from rankscope.models.model_folder import damaged, model_folder
 from rankscope.models.multi_lora import MultiLora
-from rankscope.models.output_layer import block_output_layer, find_logits
+from rankscope.models.output_layer import block_output_layer, note_plain_logits
 from rankscope.models.parameters import model_on_meta, read_model_config
 from rankscope.models.quantize import check_quantize, quantization
 from rankscope.models.sharding import Shards, attach_gathering, sharded_model
@@ -143,7 +143,7 @@ def frozen_base(
     if not base.packs:
         with reading(record.architecture, "a model that transformers itself can run"):
             check_rows_apart(base)
-    find_logits(model, partial(pass_one_token, base))
+    note_plain_logits(model, partial(pass_one_token, base))
     return base
 
 

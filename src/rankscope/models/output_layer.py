@@ -4,8 +4,8 @@ widest product.
 On two cores, 2,738 positions of 576 values and 49,152 tokens in bfloat16 take 1.41 s forward and
 backward at once, and 0.88 s in blocks of 512: operands nearly fit into the processor's cache. A
 loss goes further. It reads each block of logits while it is there (``train/loss.py``), so that
-logits and their gradient, with a vocabulary of 128,000 the largest tensors of a step, never exist
-as a whole.
+logits and their gradient, with a vocabulary of 128,000 the largest tensors of a step, do not exist
+as a whole, unless the layer trains, has adapters or is sharded, or a cap or a scale follows it.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,8 +27,8 @@ def blocks(num_rows: int) -> Iterator[slice]:
 
 
 class OutputLayer(nn.Linear):
-    """A linear layer that computes its frozen product in blocks; a trained one is an ordinary one.
-    It shares the parameters of the layer it replaces, which may be tied to the embedding."""
+    """A linear layer that computes its product in blocks where no gradient is wanted. It shares the
+    parameters of the layer it replaces, which may be tied to the embedding."""
 
     gives_logits = False  # Whether logits are its product, without a cap or a scale
     is_apart = False
@@ -44,10 +44,12 @@ class OutputLayer(nn.Linear):
         if self.is_apart:
             return x
         flat = x.reshape(-1, x.shape[-1])
-        if len(flat) <= LOGITS_BLOCK or self.weight.requires_grad or x.is_cuda:
+        if torch.is_grad_enabled() or len(flat) <= LOGITS_BLOCK or x.dtype != self.weight.dtype:
             return F.linear(x, self.weight, self.bias)
-        parts = [F.linear(flat[span], self.weight, self.bias) for span in blocks(len(flat))]
-        return torch.cat(parts).view(*x.shape[:-1], -1)
+        y = x.new_empty(len(flat), self.out_features)
+        for span in blocks(len(flat)):
+            torch.mm(flat[span], self.weight.T, out=y[span])
+        return (y if self.bias is None else y.add_(self.bias)).view(*x.shape[:-1], -1)
 
 
 def block_output_layer(model: PreTrainedModel) -> None:
@@ -57,23 +59,32 @@ def block_output_layer(model: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def find_logits(model: PreTrainedModel, one_pass: Callable[[], Tensor]) -> None:
-    """Find whether logits are what the output layer gives: ``one_pass`` returns the logits of a
-    pass. A cap or a scale makes a new tensor of them."""
+def note_plain_logits(model: PreTrainedModel, one_pass: Callable[[], Tensor]) -> None:
+    """Note whether logits are the output layer's product and no more. ``one_pass`` runs ``model``
+    once and returns its logits, (M, vocabulary)."""
     head = model.get_output_embeddings()
     if isinstance(head, OutputLayer):
-        given: list[Tensor] = []
-        with head.register_forward_hook(lambda *of_call: given.append(of_call[-1])):
+        seen: list[Tensor] = []
+        with (
+            head.register_forward_hook(lambda *call: seen.append(call[-1])),
+            model.register_forward_hook(lambda *call: seen.append(call[-1].logits)),
+        ):
             logits = one_pass()
-        storages = [out.untyped_storage()._cdata for out in given]
-        head.gives_logits = storages == [logits.untyped_storage()._cdata]
+        # A cap or a scale makes a new tensor; a value shows what is done in place.
+        head.gives_logits = len({out.untyped_storage()._cdata for out in seen}) == 1
+        with output_layer_apart(model) as apart:
+            states = one_pass()
+        if apart is not None:
+            again = apart(states)
+            same = again.is_meta or torch.equal(again, logits)
+            head.gives_logits = again.shape == logits.shape and same
 
 
 @contextmanager
 def output_layer_apart(model: PreTrainedModel) -> Iterator[OutputLayer | None]:
     """Inside, passes of ``model`` end before its output layer, which is yielded, and give what it
     reads in place of logits. None, and logits, if logits are more than its product, or if it
-    trains, has adapters, or is held by several devices."""
+    trains, has adapters, or is sharded."""
     head = model.get_output_embeddings()
     if not isinstance(head, OutputLayer) or not head.gives_logits or head.weight.requires_grad:
         yield None

@@ -1,7 +1,7 @@
 """Losses of one forward pass: cross-entropy by adapter, and KL to the base.
 
-Both read logits, or what the output layer reads and that layer. A block of logits then exists at a
-time, and so does its gradient, in their dtype, which the same walk computes. Autograd would keep
+Both take logits, or what the output layer reads and that layer. One block of logits then exists at
+a time, and its gradient, in their dtype, which the same walk computes. Autograd would keep
 the logits and their logarithms in float32: with a vocabulary of 128,000 that is a gigabyte for a
 thousand labeled tokens, the largest tensors of the whole step.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankscope.models.output_layer import OutputLayer, blocks
+from rankscope.models.output_layer import LOGITS_BLOCK, OutputLayer, blocks
 
 BLOCK_BYTES = 8 * 2**20  # Float32 logits at a time; they stay in a processor's cache
 CUDA_BLOCK_BYTES = 64 * 2**20  # A walk through so many takes longer than to start a kernel
@@ -23,11 +23,14 @@ def _walk(
 ) -> Iterator[tuple[slice, list[Tensor], Tensor | None]]:
     """Spans of the positions; their logits in float32, from each of ``states``; and where the
     gradient of the first of these goes, from which ``grads`` of the first states are computed."""
+    held = None
+    if grads is not None and head is not None:
+        held = grads.new_empty(min(LOGITS_BLOCK, len(grads)), head.out_features)
     for span in blocks(len(states[0])):
         logits = [x[span] if head is None else head(x[span]) for x in states]
-        above = None
-        if grads is not None:
-            above = grads[span] if head is None else torch.empty_like(logits[0])
+        above = held[: len(logits[0])] if held is not None else None
+        if grads is not None and head is None:
+            above = grads[span]
         size = CUDA_BLOCK_BYTES if logits[0].is_cuda else BLOCK_BYTES
         rows = max(1, size // (4 * logits[0].shape[1]))
         for start in range(0, len(logits[0]), rows):
@@ -36,6 +39,7 @@ def _walk(
             yield place, [x[part].float() for x in logits], None if above is None else above[part]
         if above is not None and grads is not None and head is not None:
             torch.mm(above, head.weight, out=grads[span])
+        del logits  # before the next ones
 
 
 class _MeanLosses(torch.autograd.Function):

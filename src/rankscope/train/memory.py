@@ -186,21 +186,23 @@ class MemoryModel:
                 copied = sorted(cast_bytes(adapter, self.dtype) for adapter in shaped)
                 casts = sum(copied[-together:])
         tokens = sum(shape.lengths)
-        logits = self._logits_bytes(adapters, shape.num_labels)
+        logits = self._logits_bytes(adapters, shape.num_labels, train.devices)
         # Dropout's masks take a byte for each token and input of each target.
         linears = [target_linears(self.base, t.targets).values() for t in adapters if t.dropout]
         masks = sum(x.in_features for own in linears for x in own) / max(1, len(adapters))
-        counted = self.passes.pass_bytes(adapters, shape, train.gradient_checkpointing)
+        counted = self.passes.pass_bytes(
+            adapters, shape, train.gradient_checkpointing, train.devices
+        )
         # The count runs on no device, where the loss takes the small blocks of a processor.
         has_kl = any(trial.kl_to_base for trial in group)
         blocks = (5 if has_kl else 2) * CUDA_BLOCK_BYTES if self.device.type == "cuda" else 0
         in_pass = round(counted + masks * tokens) + blocks
         writing = self._writing_bytes(group, shape, rows_each, train)
-        # KL to the base adds its logits, as computed and by trial, and a second gradient of the
-        # tuned ones.
+        # KL to the base adds at most its logits, as computed and by trial, and a second gradient
+        # of the tuned ones.
         kl = 3 * logits if has_kl else 0
-        # Holes of a processor's heap that later tensors do not fit into, and one of the size of the
-        # logits, the largest tensor, which has another size in every pass.
+        # Holes of a processor's heap that later tensors do not fit into, and one of the size of a
+        # block of logits, or of all, which has another size in every pass.
         held = HELD_PASS_SHARE * in_pass if is_full else HELD_SHARE * state
         return GroupMemory(
             base_bytes=self._base_bytes(train.devices, trains=is_full),
@@ -213,12 +215,12 @@ class MemoryModel:
             library_bytes=self.library_bytes,
         )
 
-    def _logits_bytes(self, adapters: Sequence[TrialSpec], num_labels: int) -> int:
-        """Of the logits that exist at once: a block, unless the output layer trains, or a cap or a
-        scale follows it."""
+    def _logits_bytes(self, adapters: Sequence[TrialSpec], num_labels: int, devices: int) -> int:
+        """Of the logits that exist at once: a block, unless the output layer trains or is sharded,
+        or a cap or a scale follows it."""
         head = output_layer(self.base)
         targets = [target_linears(self.base, trial.targets).values() for trial in adapters]
-        is_whole = not adapters or any(head in of for of in targets)
+        is_whole = not adapters or devices > 1 or any(head in of for of in targets)
         if not is_whole and getattr(head, "gives_logits", False):
             num_labels = min(num_labels, LOGITS_BLOCK)
         return num_labels * self.vocab_size * self.dtype.itemsize

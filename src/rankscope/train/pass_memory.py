@@ -35,7 +35,12 @@ from rankscope.models.init_context import InitContext, empty_adapter
 from rankscope.models.lora import Adapter
 from rankscope.models.methods import get_lora_method
 from rankscope.models.multi_lora import MultiLora, target_linears, unwrap
-from rankscope.models.output_layer import block_output_layer, find_logits, output_layer_apart
+from rankscope.models.output_layer import (
+    OutputLayer,
+    block_output_layer,
+    note_plain_logits,
+    output_layer_apart,
+)
 from rankscope.models.parameters import FLOAT32_BYTES
 from rankscope.records import TrialSpec
 from rankscope.train.loss import mean_losses
@@ -69,10 +74,13 @@ class PassMemory:
         block_output_layer(model)
         shortest = _batch_of_shape(PassShape((2,), 1), [None])
         with AllocationCounter():
-            find_logits(model, lambda: self._logits(shortest))
+            note_plain_logits(model, lambda: self._logits(shortest))
 
-    def pass_bytes(self, group: Sequence[TrialSpec], shape: PassShape, recomputes: bool) -> int:
-        """Bytes of a pass without copies of A and B; without trials the whole model trains.
+    def pass_bytes(
+        self, group: Sequence[TrialSpec], shape: PassShape, recomputes: bool, devices: int = 1
+    ) -> int:
+        """Bytes of a pass without copies of A and B; without trials the whole model trains. A model
+        that several ``devices`` hold has its logits whole.
 
         Adapters of one kind get equal shares of the tokens, so one of their mean rank represents
         them.
@@ -87,9 +95,15 @@ class PassMemory:
             trials[0].model_copy(update={"rank": rank, "rank_pattern": None})
             for rank, trials in zip(ranks, kinds.values(), strict=True)
         ]
-        key = (*self._model_key, *kinds, *ranks, *shares, shape, recomputes)
+        key = (*self._model_key, *kinds, *ranks, *shares, shape, recomputes, devices > 1)
         if key not in _COUNTED:
+            head = self.model.get_output_embeddings()
+            is_whole = devices > 1 and isinstance(head, OutputLayer) and head.gives_logits
+            if is_whole:
+                head.gives_logits = False
             _COUNTED[key] = self._counted(of_kind, shares, shape, recomputes)
+            if is_whole:
+                head.gives_logits = True
         return _COUNTED[key]
 
     def _counted(
