@@ -9,6 +9,7 @@ from tiny_models import base_of, tiny_llama
 from toy_training import ATTENTION, full_trial, protocol, toy_rows, trial
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, PretrainedConfig
 
+from rankscope.data.encode import EncodedRow
 from rankscope.data.sampler import RowSampler
 from rankscope.models.attention import varlen
 from rankscope.records import TrialSpec
@@ -79,6 +80,25 @@ def test_gradients_of_a_large_vocabulary_are_float32(dtype: torch.dtype, is_tied
     memory = MemoryModel(config, dtype, CPU)
     found = memory.of_group([full_trial()], RowCounts.of(rows), train)
     assert 0.95 < (found.state_bytes + found.pass_bytes) / counter.peak_bytes < 1.15
+
+
+def test_a_block_of_logits_exists_at_a_time_unless_the_model_is_sharded() -> None:
+    """1,900 labels of 4,000 tokens: 512 at once, twice; on two devices all of them."""
+    config = config_of("Gemma 3")
+    config.vocab_size = 4000
+    rows = [EncodedRow((5,) * 96, (True,) * 95 + (False,), False) for _ in range(20)]
+    train = protocol(max_steps=1, warmup_fraction=0.0, batch_size=20, batch_tokens=2048)
+    base = base_of(AutoModelForCausalLM.from_config(config).eval())
+    with AllocationCounter() as counter:
+        train_group(base, [trial(rank=4)], rows, train)
+    memory = MemoryModel(config, torch.float32, CPU)
+    alone, shared = (
+        memory.of_group([trial(rank=4)], RowCounts.of(rows), train.model_copy(update=changes))
+        for changes in ({}, {"devices": 2})
+    )
+    assert 0.85 < (alone.state_bytes + alone.pass_bytes) / counter.peak_bytes < 1.15
+    more = 2 * (1900 - 512) * 4000 * 4
+    assert shared.pass_bytes - alone.pass_bytes == pytest.approx(more, rel=0.1)
 
 
 def test_the_base_counts_once_and_states_add_up() -> None:

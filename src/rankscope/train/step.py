@@ -10,7 +10,7 @@ alike, so that long general texts do not outweigh short answers:
 **KL to the base.** weight x mean over labeled tokens of KL(base || tuned), in nats, is added. It
 is taken at the labels of the replayed rows if the trial has any, and at those of its own rows
 otherwise. It costs one forward pass of the frozen base, without gradient, over these rows; trials
-with the same row in the same forward pass share it.
+with the same row in the same forward pass share it. Its loss computes logits of its own.
 """
 
 import importlib
