@@ -27,7 +27,7 @@ def blocks(num_rows: int) -> Iterator[slice]:
 
 
 class OutputLayer(nn.Linear):
-    """A linear layer that computes its product in blocks where no gradient is wanted. It shares the
+    """A linear layer whose product is in blocks on a processor, without gradients. It shares the
     parameters of the layer it replaces, which may be tied to the embedding."""
 
     gives_logits = False  # Whether logits are its product, without a cap or a scale
@@ -44,7 +44,8 @@ class OutputLayer(nn.Linear):
         if self.is_apart:
             return x
         flat = x.reshape(-1, x.shape[-1])
-        if torch.is_grad_enabled() or len(flat) <= LOGITS_BLOCK or x.dtype != self.weight.dtype:
+        is_plain = x.is_cuda or torch.is_grad_enabled() or x.dtype != self.weight.dtype
+        if is_plain or len(flat) <= LOGITS_BLOCK:
             return F.linear(x, self.weight, self.bias)
         y = x.new_empty(len(flat), self.out_features)
         for span in blocks(len(flat)):

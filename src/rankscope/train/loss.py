@@ -28,9 +28,7 @@ def _walk(
         held = grads.new_empty(min(LOGITS_BLOCK, len(grads)), head.out_features)
     for span in blocks(len(states[0])):
         logits = [x[span] if head is None else head(x[span]) for x in states]
-        above = held[: len(logits[0])] if held is not None else None
-        if grads is not None and head is None:
-            above = grads[span]
+        above = None if grads is None else grads[span] if held is None else held[: len(logits[0])]
         size = CUDA_BLOCK_BYTES if logits[0].is_cuda else BLOCK_BYTES
         rows = max(1, size // (4 * logits[0].shape[1]))
         for start in range(0, len(logits[0]), rows):
