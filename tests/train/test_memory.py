@@ -83,7 +83,7 @@ def test_gradients_of_a_large_vocabulary_are_float32(dtype: torch.dtype, is_tied
 
 
 def test_a_block_of_logits_exists_at_a_time_unless_the_model_is_sharded() -> None:
-    """1,900 labels of 4,000 tokens: 512 at once, twice; on two devices all of them."""
+    """1,900 labels of 4,000 tokens: 512 at once, twice; of twice the rows on two devices, all."""
     config = config_of("Gemma 3")
     config.vocab_size = 4000
     rows = [EncodedRow((5,) * 96, (True,) * 95 + (False,), False) for _ in range(20)]
@@ -91,10 +91,10 @@ def test_a_block_of_logits_exists_at_a_time_unless_the_model_is_sharded() -> Non
     base = base_of(AutoModelForCausalLM.from_config(config).eval())
     with AllocationCounter() as counter:
         train_group(base, [trial(rank=4)], rows, train)
-    memory = MemoryModel(config, torch.float32, CPU)
+    memory, counts = MemoryModel(config, torch.float32, CPU), RowCounts.of(2 * rows)
     alone, shared = (
-        memory.of_group([trial(rank=4)], RowCounts.of(rows), train.model_copy(update=changes))
-        for changes in ({}, {"devices": 2})
+        memory.of_group([trial(rank=4)], counts, train.model_copy(update=changes))
+        for changes in ({}, {"devices": 2, "batch_size": 40})
     )
     assert 0.85 < (alone.state_bytes + alone.pass_bytes) / counter.peak_bytes < 1.15
     more = 2 * (1900 - 512) * 4000 * 4
@@ -190,14 +190,17 @@ def test_the_fullest_pass_is_about_the_fullest_there_is() -> None:
     """Against the cut of the loop itself, over every step of some trials."""
     rows = toy_rows(300)
     counts = RowCounts.of(rows)
-    for num_trials, budget in ((1, 64), (1, 4096), (5, 300), (5, 4096)):
+    for num_trials, budget, at_once in (
+        *((1, 64, 1), (1, 4096, 1), (5, 300, 1), (5, 4096, 1)),
+        *((5, 300, 2), (5, 4096, 2), (5, 4096, 4)),
+    ):
         orders = [RowSampler(len(rows), 2, 4, seed) for seed in range(num_trials)]
         tokens = 0
         for step in range(30):
             of_step = [[rows[i] for m in order.step(step) for i in m] for order in orders]
-            for parts in forward_passes(of_step, budget):
+            for parts in forward_passes(of_step, budget, at_once):
                 tokens = max(tokens, sum(len(row.input_ids) for _, own in parts for row in own))
-        shape = counts.fullest_pass(8 * num_trials, budget)
+        shape = counts.fullest_pass(8 * num_trials, budget, at_once)
         assert shape.lengths[0] == counts.longest
         assert sum(shape.lengths) <= max(budget, counts.longest)
         assert 0.85 < sum(shape.lengths) / tokens < 1.2

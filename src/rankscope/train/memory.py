@@ -89,8 +89,9 @@ class RowCounts:
         """Of rows mixed together: the largest of each figure, so that none is underestimated."""
         return cls(*(max(values) for values in zip(*map(astuple, counts), strict=True)))
 
-    def fullest_pass(self, num_rows: int, batch_tokens: int) -> PassShape:
-        """About the largest pass that steps of ``num_rows`` rows are cut into.
+    def fullest_pass(self, num_rows: int, batch_tokens: int, at_once: int = 1) -> PassShape:
+        """About the largest pass that steps of ``num_rows`` rows are cut into, of which
+        ``at_once`` run at a time.
 
         It has the longest row, whose attention costs most, and rows of mean length.
         """
@@ -98,9 +99,11 @@ class RowCounts:
         most = min(num_rows * self.mean_tokens + beyond, num_rows * self.longest)
         fewest = num_rows * self.mean_tokens - beyond
         # Passes of a step are of similar size: just below a multiple of the budget they are full.
-        full_passes = int(most // batch_tokens)
-        is_full = full_passes > 0 and full_passes * batch_tokens >= fewest
-        tokens = batch_tokens if is_full else most / max(1, math.ceil(most / batch_tokens))
+        round_tokens = batch_tokens * at_once
+        full_rounds = int(most // round_tokens)
+        is_full = full_rounds > 0 and full_rounds * round_tokens >= fewest
+        num_passes = at_once * math.ceil(most / round_tokens)
+        tokens = batch_tokens if is_full else most / num_passes
         others = max(0, round(tokens) - self.longest)
         lengths = (self.longest, *spread(others, math.ceil(others / self.mean_tokens)))
         count = len(lengths)
@@ -165,7 +168,8 @@ class MemoryModel:
         With ``train.devices``, of each device.
         """
         rows_each = [_step_rows(trial, counts, train) for trial in group]
-        shape = counts.fullest_pass(sum(rows_each), train.batch_tokens if self.packs else 1)
+        batch_tokens = train.batch_tokens if self.packs else 1
+        shape = counts.fullest_pass(sum(rows_each), batch_tokens, train.devices)
         if is_full := group[0].is_full:
             values = sum(parameter.numel() for parameter in self.base.parameters())
             values_each = math.ceil(values / train.devices)

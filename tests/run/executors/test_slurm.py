@@ -22,14 +22,13 @@ from launcher import Launcher, text_of
 from pocket_study import TWO_GROUPS, changed, leftovers, results, small_study, study_file
 from slurm_host import slurm_host
 
-from rankscope.errors import Interrupted, UserError
+from rankscope.errors import Interrupted
+from rankscope.models.model_folder import pocket_folder
 from rankscope.run.executors.slurm import (
-    EXIT_CODE,
     JOB,
     WARNING_MINUTES,
     SlurmExecutor,
     SlurmSettings,
-    _QueuedUnit,
 )
 from rankscope.store import running_process
 
@@ -50,15 +49,14 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield folder
 
 
-def start_driver(launcher: Launcher, file: Path, out: Path) -> None:
+def start_driver(launcher: Launcher, file: Path, out: Path, *options: str) -> None:
     environment = {"SLURM_CONF": os.environ["SLURM_CONF"]}
-    launcher.start("run", file, "--out", out, environment=environment)
+    launcher.start("run", file, "--out", out, *options, environment=environment)
 
 
 def training_units(out: Path) -> list[Path]:
     """The folders of units that have begun to train."""
-    logs = out.glob("units/*/log.jsonl")
-    return [path.parent for path in logs if " train " in text_of(path)]
+    return [path.parent for path in logs_of(out) if " train " in text_of(path)]
 
 
 def test_a_preempted_unit_and_a_driver_that_goes_away_cost_nothing(
@@ -89,14 +87,16 @@ def test_a_task_that_no_node_could_launch_is_queued_again(
     """There are scripts in the node's way. SLURM queues such tasks again and holds them for good;
     on the second launch the scripts are gone."""
     for number in (1, 2, 3):  # the jobs of the first three tasks
-        job = slurm / "spool" / f"job{number:05d}"
+        job = slurm / f"spool-{socket.gethostname()}" / f"job{number:05d}"
         job.mkdir()
         (job / "slurm_script").touch()
     settings = TWO_GROUPS | {"executor": STUDY["executor"]}
     file, out = study_file(tmp_path, **settings), tmp_path / "out"
     start_driver(launcher, file, out)
     assert launcher.ended() == 0, launcher.said()
-    assert (slurm / "slurmd.log").read_text(encoding="utf-8").count("File exists") >= 3
+    assert (slurm / f"slurmd-{socket.gethostname()}.log").read_text(encoding="utf-8").count(
+        "File exists"
+    ) >= 3
     small_study(tmp_path, **TWO_GROUPS).run(tmp_path / "undisturbed")
     assert results(out) == results(tmp_path / "undisturbed")
     assert leftovers(out) == []
@@ -242,15 +242,40 @@ def test_limits_that_slurm_takes(time: str) -> None:
     assert SlurmSettings(time=time).time == time
 
 
-def test_an_error_of_a_node_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda command: command)
-    executor, unit = SlurmExecutor(SlurmSettings()), _QueuedUnit(tmp_path)
-    (tmp_path / EXIT_CODE).write_text("2 node17\n", "utf-8")
-    (tmp_path / "worker.log").write_text("error: no model here", "utf-8")
-    executor.look_at(unit)
-    executor.close()
-    with pytest.raises(UserError, match="node17: no model here"):
-        unit.future.result()
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_units_keep_off_a_node_that_lacks_the_model(
+    comes_back: bool, launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another node has it, or none does: then the study ends with what a node said."""
+    model, away, host = tmp_path / "pocket", tmp_path / "away", socket.gethostname()
+    shutil.copytree(pocket_folder(), model)
+    setup = [f'[ "$SLURMD_NODENAME" = poor ] && mv {model} {away}']
+    settings = TWO_GROUPS | {"model": {"path": str(model)}}
+    file = study_file(tmp_path, **settings | {"executor": {"slurm": {"setup": setup}}})
+    out = tmp_path / "out"
+    (tmp_path / "slurm").mkdir()
+    with slurm_host(tmp_path / "slurm", "poor") as configuration:
+        monkeypatch.setenv("SLURM_CONF", str(configuration))
+        update(f"nodename={host}", "state=drain", "reason=test")
+        start_driver(launcher, file, out, "--trust-task-code")
+        logs = partial(logs_of, out)
+        launcher.wait_for(lambda: "keep off" in "".join(map(text_of, logs())))
+        if comes_back:
+            away.rename(model)
+        update(f"nodename={host}", "state=resume")
+        code = launcher.ended()
+    if not comes_back:
+        assert code == 2
+        assert f"error: {host}: model folder {model}: found no such folder" in launcher.said()
+        return
+    assert code == 0, launcher.said()
+    assert f"the next tasks keep off this node: poor: model folder {model}" in launcher.said()
+    small_study(tmp_path, **settings).run(tmp_path / "undisturbed")
+    assert results(out) == results(tmp_path / "undisturbed")
+
+
+def logs_of(out: Path) -> list[Path]:
+    return list(out.glob("units/*/log.jsonl"))
 
 
 def test_without_slurm_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from pydantic import Field, field_validator
 from rankscope.config.section import PlainText
 from rankscope.errors import CONTINUES, Interrupted, UserError
 from rankscope.filesystem import replace_text
+from rankscope.progress import LOG, JsonlReporter, ProgressReporter
 from rankscope.run.executors import Executor, ExecutorSettings
 from rankscope.run.workers.attempts import (
     MAX_ATTEMPTS,
@@ -76,7 +77,7 @@ if [ "$code" = {interrupted} ] && [ ! -e {stop} ]; then
     # Where users may not requeue, the driver submits the unit again.
     scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID" && exit "$code"
 fi
-echo "$code $(hostname)" > "$unit/{exit_code}.new"
+echo "$code ${{SLURMD_NODENAME:-$(hostname)}}" > "$unit/{exit_code}.new"
 mv "$unit/{exit_code}.new" "$unit/{exit_code}"
 """
 
@@ -172,12 +173,14 @@ class SlurmSettings(ExecutorSettings):
 
 @dataclass(slots=True)
 class _QueuedUnit:
-    """A unit, its future, its task in the queue, such as ``17_3``, and how often that was lost."""
+    """A unit, its future, its task in the queue, such as ``17_3``, how often that was lost, and the
+    last error of the whole study that a node met in it."""
 
     folder: Path
     future: Future[None] = field(default_factory=Future)
     job: str = ""
     num_lost: int = 0
+    error: UserError | None = None
 
 
 class SlurmExecutor:
@@ -199,6 +202,7 @@ class SlurmExecutor:
         self.units: list[_QueuedUnit] = []
         self.lock = threading.Lock()
         self.is_asked = False  # the tasks, to stop
+        self.avoided: list[str] = []  # Nodes that may lack what others have
         self.next_question, self.pause = 0.0, FOLDER_SECONDS
         self.next_submission = 0.0
         self.stopped, self.closed = threading.Event(), threading.Event()
@@ -264,7 +268,7 @@ class SlurmExecutor:
             self.ask_to_stop(units)
         for unit in units:
             if not unit.future.done():
-                unit.future.set_exception(error)
+                unit.future.set_exception(unit.error or error)
 
     def look_at(self, unit: _QueuedUnit) -> None:
         """End the future of a unit that ended; forget the task of one that was interrupted."""
@@ -281,13 +285,26 @@ class SlurmExecutor:
             if code not in STUDY_CODES:
                 self.lose(unit, f"its worker ended with exit code {code} and no result")
             elif code != Interrupted.exit_code or self.stopped.is_set():
-                try:
-                    check_worker(code, unit.folder, node)
-                except Exception as error:
-                    unit.future.set_exception(error)
+                self.take_error(unit, code, node)
         elif not unit.job and self.stopped.is_set():
             found = "a request to stop before it began"
             unit.future.set_exception(Interrupted("unit", found, do=CONTINUES))
+
+    def take_error(self, unit: _QueuedUnit, code: int, node: str) -> None:
+        """End the study with what a worker met, unless another node may have what this one lacks,
+        such as the model's folder: the next tasks keep off the node."""
+        try:
+            check_worker(code, unit.folder, node)
+        except UserError as error:
+            unit.num_lost += 1
+            if self.stopped.is_set() or unit.num_lost == MAX_ATTEMPTS:
+                unit.future.set_exception(error)
+                return
+            unit.error, self.avoided = error, sorted({*self.avoided, node})
+            avoids = f"the next tasks keep off this node: {error}"
+            JsonlReporter(ProgressReporter(), unit.folder / LOG).note(avoids)
+        except Exception as error:
+            unit.future.set_exception(error)
 
     def ask_queue(self, units: list[_QueuedUnit]) -> None:
         """Find tasks that SLURM lost or could not launch, and those that a user canceled."""
@@ -334,8 +351,10 @@ class SlurmExecutor:
         sizes = self.cpus, self.threads, host_bytes, self.max_running
         script = self.settings.script(folders, *sizes)
         # Not a line of the script, which could not quote it.
-        chdir = f"--chdir={place}"
-        job = slurm("sbatch", "--parsable", chdir, stdin=script).partition(";")[0]
+        words = [f"--chdir={place}"]
+        if self.avoided:
+            words.append(f"--exclude={','.join(self.avoided)}")
+        job = slurm("sbatch", "--parsable", *words, stdin=script).partition(";")[0]
         for i, unit in enumerate(units):
             unit.job = f"{job}_{i}"
             replace_text(unit.folder / JOB, unit.job)
