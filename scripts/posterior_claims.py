@@ -124,6 +124,24 @@ def low_rates_suffice(results: TaskResults) -> tuple[str, str]:
     return judged(p >= LIKELY, p <= UNLIKELY), f"likeliest of the low rates: {name} {percent(p)}"
 
 
+def tuning_makes_worse(results: TaskResults) -> tuple[str, str]:
+    """Whether every rank, at its best rate, ends below the base; and what the highest rate does."""
+    assert results.posterior is not None
+    below = {
+        arm.summary.label: (arm, float((draws_of(results, arm) < 0).mean()))
+        for arm in results.arms
+        if arm.summary.expected
+    }
+    best = [below[arm.summary.label][1] for arm in results.candidates if arm.summary.expected]
+    highest = max(arm.summary.lr for arm, _ in below.values())
+    at_best, at_highest = (
+        ", ".join(f"{name} {percent(p)}" for name, (arm, p) in below.items() if chosen(arm))
+        for chosen in (lambda a: a in results.candidates, lambda a: a.summary.lr == highest)
+    )
+    told = f"below the base: {at_best}; at the highest rate {at_highest}"
+    return judged(min(best) >= LIKELY, max(best) <= UNLIKELY), told
+
+
 def variants_are_alike(results: TaskResults) -> tuple[str, str]:
     """Whether every method's best arm reaches the best of all."""
     by_method: dict[str, float] = {}
@@ -137,6 +155,12 @@ def variants_are_alike(results: TaskResults) -> tuple[str, str]:
 
 CLAIMS: list[tuple[str, str, str, Judge]] = [
     ("axes/rows-gsm8k", "Few rows do not want more rank", "axolotl's table", few_rows),
+    (
+        "axes/rows-gsm8k-gemma",
+        "Few rows do not want more rank (Gemma 3 270M)",
+        "axolotl's table",
+        few_rows,
+    ),
     ("axes/rows-arc", "Few rows do not want more rank (ARC-easy)", "axolotl's table", few_rows),
     (
         "axes/targets-gsm8k",
@@ -151,6 +175,12 @@ CLAIMS: list[tuple[str, str, str, Judge]] = [
         large_batches,
     ),
     ("claims/low-rates", "Rates of 1e-5 to 1e-4 suffice", "2512.15634", low_rates_suffice),
+    (
+        "claims/known-task",
+        "Tuning makes a base worse at a task that it knows",
+        "2512.15634",
+        tuning_makes_worse,
+    ),
     (
         "objectives/grpo-pocket",
         "Learning from rewards, rank 1 suffices",
