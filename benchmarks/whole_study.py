@@ -121,6 +121,7 @@ def study_file(options: argparse.Namespace, model: Path, strategy: str) -> dict[
             "retention": [tasks[RETAINED], tasks[TEXT]],
             "max_items": options.items,
         },
+        "analyze": {"answers": {"enabled": False}},  # The scripts write none
     }
 
 

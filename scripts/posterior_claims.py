@@ -126,20 +126,21 @@ def low_rates_suffice(results: TaskResults) -> tuple[str, str]:
 
 def tuning_makes_worse(results: TaskResults) -> tuple[str, str]:
     """Whether every rank, at its best rate, ends below the base; and what the highest rate does."""
-    assert results.posterior is not None
-    below = {
-        arm.summary.label: (arm, float((draws_of(results, arm) < 0).mean()))
-        for arm in results.arms
-        if arm.summary.expected
-    }
-    best = [below[arm.summary.label][1] for arm in results.candidates if arm.summary.expected]
-    highest = max(arm.summary.lr for arm, _ in below.values())
-    at_best, at_highest = (
-        ", ".join(f"{name} {percent(p)}" for name, (arm, p) in below.items() if chosen(arm))
-        for chosen in (lambda a: a in results.candidates, lambda a: a.summary.lr == highest)
-    )
-    told = f"below the base: {at_best}; at the highest rate {at_highest}"
-    return judged(min(best) >= LIKELY, max(best) <= UNLIKELY), told
+
+    def p_below(arm: Arm) -> float:
+        return float((draws_of(results, arm) < 0).mean()) if arm.summary.expected else 1.0
+
+    def listed(arms: Sequence[Arm]) -> str:
+        return ", ".join(
+            f"{arm.summary.label} {percent(p_below(arm)) if arm.summary.expected else 'diverged'}"
+            for arm in arms
+        )
+
+    p = [p_below(arm) for arm in results.candidates]
+    top = max(arm.summary.lr for arm in results.arms)
+    highest = [arm for arm in results.arms if arm.summary.lr == top]
+    told = f"below the base: {listed(results.candidates)}; at the highest rate {listed(highest)}"
+    return judged(min(p) >= LIKELY, max(p) <= UNLIKELY), told
 
 
 def variants_are_alike(results: TaskResults) -> tuple[str, str]:

@@ -83,7 +83,7 @@ def test_gradients_of_a_large_vocabulary_are_float32(dtype: torch.dtype, is_tied
 
 
 def test_a_block_of_logits_exists_at_a_time_unless_the_model_is_sharded() -> None:
-    """1,900 labels of 4,000 tokens: 512 at once, twice; of twice the rows on two devices, all."""
+    """512 of 1,900 labels at once, twice; sharded, with the same rows on each device, all 1,900."""
     config = config_of("Gemma 3")
     config.vocab_size = 4000
     rows = [EncodedRow((5,) * 96, (True,) * 95 + (False,), False) for _ in range(20)]
@@ -192,7 +192,7 @@ def test_the_fullest_pass_is_about_the_fullest_there_is() -> None:
     counts = RowCounts.of(rows)
     for num_trials, budget, at_once in (
         *((1, 64, 1), (1, 4096, 1), (5, 300, 1), (5, 4096, 1)),
-        *((5, 300, 2), (5, 4096, 2), (5, 4096, 4)),
+        *((5, 300, 2), (5, 4096, 2), (5, 4096, 4), (1, 4096, 2), (1, 4096, 4)),
     ):
         orders = [RowSampler(len(rows), 2, 4, seed) for seed in range(num_trials)]
         tokens = 0

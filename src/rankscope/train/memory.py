@@ -90,8 +90,8 @@ class RowCounts:
         return cls(*(max(values) for values in zip(*map(astuple, counts), strict=True)))
 
     def fullest_pass(self, num_rows: int, batch_tokens: int, at_once: int = 1) -> PassShape:
-        """About the largest pass that steps of ``num_rows`` rows are cut into, of which
-        ``at_once`` run at a time.
+        """About the largest pass that steps of ``num_rows`` rows are cut into, if ``at_once`` passes
+        run at a time.
 
         It has the longest row, whose attention costs most, and rows of mean length.
         """
@@ -103,7 +103,9 @@ class RowCounts:
         full_rounds = int(most // round_tokens)
         is_full = full_rounds > 0 and full_rounds * round_tokens >= fewest
         num_passes = at_once * math.ceil(most / round_tokens)
-        tokens = batch_tokens if is_full else most / num_passes
+        # A pass of few rows exceeds its share: rows are not cut.
+        share = max(most / num_passes, math.ceil(num_rows / num_passes) * self.mean_tokens)
+        tokens = batch_tokens if is_full else min(batch_tokens, share)
         others = max(0, round(tokens) - self.longest)
         lengths = (self.longest, *spread(others, math.ceil(others / self.mean_tokens)))
         count = len(lengths)

@@ -22,13 +22,16 @@ from launcher import Launcher, text_of
 from pocket_study import TWO_GROUPS, changed, leftovers, results, small_study, study_file
 from slurm_host import slurm_host
 
-from rankscope.errors import Interrupted
+from rankscope.errors import Interrupted, UserError
 from rankscope.models.model_folder import pocket_folder
+from rankscope.progress import LOG, logged_notes
 from rankscope.run.executors.slurm import (
+    EXIT_CODE,
     JOB,
     WARNING_MINUTES,
     SlurmExecutor,
     SlurmSettings,
+    _QueuedUnit,
 )
 from rankscope.store import running_process
 
@@ -40,11 +43,14 @@ STUDY: dict[str, Any] = {
 
 
 @pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """SLURM on this machine; every command started after this belongs to it."""
+def slurm(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """SLURM on this machine, with a further node if it gets a name; every command started after
+    this belongs to it."""
     folder = tmp_path / "slurm"
     folder.mkdir()
-    with slurm_host(folder) as configuration:
+    with slurm_host(folder, *getattr(request, "param", ())) as configuration:
         monkeypatch.setenv("SLURM_CONF", str(configuration))
         yield folder
 
@@ -242,36 +248,52 @@ def test_limits_that_slurm_takes(time: str) -> None:
     assert SlurmSettings(time=time).time == time
 
 
+def test_an_error_of_nodes_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two may lack what others have; the third ends the study."""
+    monkeypatch.setattr(shutil, "which", lambda command: command)
+    executor, unit = SlurmExecutor(SlurmSettings()), _QueuedUnit(tmp_path)
+    (tmp_path / "worker.log").write_text("error: no model here", "utf-8")
+    for node in ("node17", "node18", "node18", "node19"):
+        assert not unit.future.done()
+        (tmp_path / EXIT_CODE).write_text(f"2 {node}\n", "utf-8")
+        executor.look_at(unit)
+    executor.close()
+    with pytest.raises(UserError, match="node19: no model here"):
+        unit.future.result()
+    notes = [note.rpartition(": no model here")[0] for note in logged_notes(tmp_path / LOG)]
+    kept_off = "tasks keep off a node from now on: node"
+    assert notes == [f"{kept_off}17", f"{kept_off}18", f"{kept_off}18"]
+
+
+@pytest.mark.parametrize("slurm", [("poor",)], indirect=True)
 @pytest.mark.parametrize("comes_back", [True, False])
 def test_units_keep_off_a_node_that_lacks_the_model(
-    comes_back: bool, launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    comes_back: bool, slurm: Path, launcher: Launcher, tmp_path: Path
 ) -> None:
-    """Another node has it, or none does: then the study ends with what a node said."""
+    """Another node has it, or none does: then the study ends with what the nodes said."""
     model, away, host = tmp_path / "pocket", tmp_path / "away", socket.gethostname()
     shutil.copytree(pocket_folder(), model)
-    setup = [f'[ "$SLURMD_NODENAME" = poor ] && mv {model} {away}']
+    setup = [f'[ "$SLURMD_NODENAME" = poor ] && mkdir {tmp_path / "once"} && mv {model} {away}']
     settings = TWO_GROUPS | {"model": {"path": str(model)}}
     file = study_file(tmp_path, **settings | {"executor": {"slurm": {"setup": setup}}})
     out = tmp_path / "out"
-    (tmp_path / "slurm").mkdir()
-    with slurm_host(tmp_path / "slurm", "poor") as configuration:
-        monkeypatch.setenv("SLURM_CONF", str(configuration))
-        update(f"nodename={host}", "state=drain", "reason=test")
-        start_driver(launcher, file, out, "--trust-task-code")
-        logs = partial(logs_of, out)
-        launcher.wait_for(lambda: "keep off" in "".join(map(text_of, logs())))
-        if comes_back:
-            away.rename(model)
-        update(f"nodename={host}", "state=resume")
-        code = launcher.ended()
-    if not comes_back:
-        assert code == 2
-        assert f"error: {host}: model folder {model}: found no such folder" in launcher.said()
-        return
-    assert code == 0, launcher.said()
-    assert f"the next tasks keep off this node: poor: model folder {model}" in launcher.said()
-    small_study(tmp_path, **settings).run(tmp_path / "undisturbed")
-    assert results(out) == results(tmp_path / "undisturbed")
+    update(f"nodename={host}", "state=drain", "reason=test")
+    start_driver(launcher, file, out, "--trust-task-code")
+    launcher.wait_for(lambda: "keep off" in "".join(map(text_of, logs_of(out))))
+    if comes_back:
+        away.rename(model)
+    update(f"nodename={host}", "state=resume")
+    code, said = launcher.ended(), launcher.said()
+    lacks = f": model folder {model}: found no such folder"
+    if comes_back:
+        assert code == 0, said
+        assert f"tasks keep off a node from now on: poor{lacks}" in said
+        small_study(tmp_path, **settings).run(tmp_path / "undisturbed")
+        assert results(out) == results(tmp_path / "undisturbed")
+    else:
+        assert code == 2, said
+        assert f"poor{lacks}" in said
+        assert f"{host}{lacks}" in said
 
 
 def logs_of(out: Path) -> list[Path]:

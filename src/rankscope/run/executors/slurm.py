@@ -48,6 +48,7 @@ WARNING_MINUTES = 2
 """How long before its limit a task is asked to write a checkpoint and end; SLURM may ask up to a
 minute earlier."""
 DEFAULT_MAX_ARRAY_SIZE = 1001
+EXCLUDE = "--exclude="
 JOB, EXIT_CODE, STOP = "slurm-job", "exit-code", "slurm-stop"
 PATIENCE_SECONDS = 600.0  # How long the queue may be silent, such as while its controller restarts
 FOLDER_SECONDS = 2.0  # How often the folders of units are looked at
@@ -77,7 +78,7 @@ if [ "$code" = {interrupted} ] && [ ! -e {stop} ]; then
     # Where users may not requeue, the driver submits the unit again.
     scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID" && exit "$code"
 fi
-echo "$code ${{SLURMD_NODENAME:-$(hostname)}}" > "$unit/{exit_code}.new"
+echo "$code $SLURMD_NODENAME" > "$unit/{exit_code}.new"
 mv "$unit/{exit_code}.new" "$unit/{exit_code}"
 """
 
@@ -173,14 +174,12 @@ class SlurmSettings(ExecutorSettings):
 
 @dataclass(slots=True)
 class _QueuedUnit:
-    """A unit, its future, its task in the queue, such as ``17_3``, how often that was lost, and the
-    last error of the whole study that a node met in it."""
+    """A unit, its future, its task in the queue, such as ``17_3``, and how often that was lost."""
 
     folder: Path
     future: Future[None] = field(default_factory=Future)
     job: str = ""
     num_lost: int = 0
-    error: UserError | None = None
 
 
 class SlurmExecutor:
@@ -202,7 +201,7 @@ class SlurmExecutor:
         self.units: list[_QueuedUnit] = []
         self.lock = threading.Lock()
         self.is_asked = False  # the tasks, to stop
-        self.avoided: list[str] = []  # Nodes that may lack what others have
+        self.lacking: dict[str, UserError] = {}  # Nodes that may lack what others have
         self.next_question, self.pause = 0.0, FOLDER_SECONDS
         self.next_submission = 0.0
         self.stopped, self.closed = threading.Event(), threading.Event()
@@ -256,7 +255,10 @@ class SlurmExecutor:
         if new and not self.stopped.is_set() and time.monotonic() >= self.next_submission:
             try:
                 self.enqueue(new[: most_tasks()])  # the others in the next turns
-            except UserError:
+            except UserError as error:
+                if not waiting and self.lacking:
+                    faults = [*self.lacking.values(), error]
+                    raise UserError("executor slurm", "no other node", faults=faults) from error
                 if not waiting:
                     raise
                 # A site may limit how many tasks wait; those that run will make room.
@@ -268,7 +270,7 @@ class SlurmExecutor:
             self.ask_to_stop(units)
         for unit in units:
             if not unit.future.done():
-                unit.future.set_exception(unit.error or error)
+                unit.future.set_exception(error)
 
     def look_at(self, unit: _QueuedUnit) -> None:
         """End the future of a unit that ended; forget the task of one that was interrupted."""
@@ -292,17 +294,16 @@ class SlurmExecutor:
 
     def take_error(self, unit: _QueuedUnit, code: int, node: str) -> None:
         """End the study with what a worker met, unless another node may have what this one lacks,
-        such as the model's folder: the next tasks keep off the node."""
+        such as the model's folder: tasks that are submitted from now on keep off the node."""
         try:
             check_worker(code, unit.folder, node)
         except UserError as error:
-            unit.num_lost += 1
-            if self.stopped.is_set() or unit.num_lost == MAX_ATTEMPTS:
+            self.lacking[node] = error
+            if self.stopped.is_set() or len(self.lacking) >= MAX_ATTEMPTS:
                 unit.future.set_exception(error)
-                return
-            unit.error, self.avoided = error, sorted({*self.avoided, node})
-            avoids = f"the next tasks keep off this node: {error}"
-            JsonlReporter(ProgressReporter(), unit.folder / LOG).note(avoids)
+            else:
+                text = f"tasks keep off a node from now on: {error}"
+                JsonlReporter(ProgressReporter(), unit.folder / LOG).note(text)
         except Exception as error:
             unit.future.set_exception(error)
 
@@ -352,8 +353,9 @@ class SlurmExecutor:
         script = self.settings.script(folders, *sizes)
         # Not a line of the script, which could not quote it.
         words = [f"--chdir={place}"]
-        if self.avoided:
-            words.append(f"--exclude={','.join(self.avoided)}")
+        if self.lacking:  # An option of the command replaces the script's
+            excluded = [o.removeprefix(EXCLUDE) for o in self.settings.options if EXCLUDE in o]
+            words.append(EXCLUDE + ",".join([*excluded, *sorted(self.lacking)]))
         job = slurm("sbatch", "--parsable", *words, stdin=script).partition(";")[0]
         for i, unit in enumerate(units):
             unit.job = f"{job}_{i}"
