@@ -90,8 +90,8 @@ class RowCounts:
         return cls(*(max(values) for values in zip(*map(astuple, counts), strict=True)))
 
     def fullest_pass(self, num_rows: int, batch_tokens: int, at_once: int = 1) -> PassShape:
-        """About the largest pass that steps of ``num_rows`` rows are cut into, if ``at_once`` passes
-        run at a time.
+        """About the largest pass that steps of ``num_rows`` rows are cut into, if ``at_once``
+        passes run at a time.
 
         It has the longest row, whose attention costs most, and rows of mean length.
         """
