@@ -40,7 +40,7 @@ def within(results: TaskResults, arms: Sequence[Arm]) -> list[float]:
 
 def few_rows(results: TaskResults) -> tuple[str, str]:
     """Whether few rows want no more rank than r = 8, and bear r = 128."""
-    few = [arm for arm in results.candidates if arm.summary.rows == 32]
+    few = [arm for arm in results.candidates if arm.trials[0].spec.rows == 32]
     p = dict(zip([arm.summary.rank for arm in few], within(results, few), strict=True))
     found = [p[8], p[128]]
     told = ", ".join(f"{'full' if rank is None else f'r={rank}'} {percent(p[rank])}" for rank in p)

@@ -96,6 +96,21 @@ class TestStops:
         assert "r=16 lr=0.001" in going
         assert ("full lr=0.0005" in going) == (leads == "full")
 
+    def test_arms_of_more_rows_stop_none_of_fewer(self) -> None:
+        """Those of 64 rows are .3 below those of 1,024; of each, r = 4 is .2 below r = 16."""
+        truth = replace(
+            RATES,
+            lrs=(1e-4, 1e-3),
+            accuracy=lambda rank, lr: 0.9 - 0.2 * (rank == 4) - 0.3 * (lr < 1e-3),
+        )
+
+        def with_rows(trial: TrialRecords) -> TrialRecords:
+            rows = 64 if trial.spec.lr < 1e-3 else 1024
+            return replace(trial, spec=trial.spec.model_copy(update={"rows": rows, "lr": 1e-3}))
+
+        study = at_rung(with_trials(synthetic_study(truth), with_rows))
+        assert stopped(study) == {"r=4 lr=0.001 rows=64", "r=4 lr=0.001 rows=1024"}
+
     def test_the_order_of_arms_does_not_matter(self) -> None:
         study = at_rung(synthetic_study(RATES, 3))
         turned = replace(study, trials=study.trials[::-1])

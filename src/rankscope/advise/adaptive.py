@@ -57,7 +57,8 @@ def stops_at_rung(
 ) -> dict[str, StopRecord]:
     """Trials of a task that stop at a rung, by trial id.
 
-    The arm of the highest expected net gain never stops, nor does the best LoRA arm.
+    The arm of the highest expected net gain never stops, nor does the best LoRA arm, among arms of
+    as many training rows each: that more rows gain more says nothing of ranks.
 
     Args:
         study: the study as if training had ended at the rung: its trials that reached it are
@@ -112,18 +113,22 @@ def _stopping(
     """Places of the arms that stop and of those that they lose against, with the probability for
     which they stop."""
     order = np.argsort(-draws.mean(axis=0), kind="stable").tolist()
-    best_lora = next((i for i in order if arms[i].summary.is_lora), order[0])
-    top = np.maximum(draws.max(axis=1), 0.0)
+    of_rows: dict[int | None, list[int]] = {}  # By number of training rows, the best first
+    for i in order:
+        of_rows.setdefault(arms[i].trials[0].spec.rows, []).append(i)
     for columns in _configurations(arms):
+        rivals = of_rows[arms[columns[0]].trials[0].spec.rows]
+        best_lora = next((i for i in rivals if arms[i].summary.is_lora), rivals[0])
+        top = np.maximum(draws[:, rivals].max(axis=1), 0.0)
         best = draws[:, columns].argmax(axis=1)
         leader = min(columns, key=order.index)
         for place, i in enumerate(columns):
             p, against = float((best == place).mean()), leader
             goes_on = i == leader or p >= FEWEST_BEST
             if is_last and goes_on:
-                p, against = float((draws[:, i] >= top - margin).mean()), order[0]
+                p, against = float((draws[:, i] >= top - margin).mean()), rivals[0]
                 goes_on = p >= FEWEST_WITHIN
-            if not goes_on and i not in (order[0], best_lora):
+            if not goes_on and i not in (rivals[0], best_lora):
                 yield i, against, p
 
 
