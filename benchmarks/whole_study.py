@@ -248,7 +248,7 @@ def parity(options: argparse.Namespace, model: Path) -> dict[str, Any]:
     setting = setting_of(small, model)
     with tempfile.TemporaryDirectory() as folder:
         file = study_file(small, model, "grid")
-        file["analyze"] = {"spectra": {"enabled": False}}
+        file["analyze"]["spectra"] = {"enabled": False}
         study, _ = run_study(file, Path(folder))
         theirs = run_side("single_runs", "trl", Rows.read(setting, options.rows))
         adapters = [t for t in study.trials if not t.spec.is_full]

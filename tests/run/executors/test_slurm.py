@@ -265,17 +265,19 @@ def test_an_error_of_nodes_names_them(tmp_path: Path, monkeypatch: pytest.Monkey
     assert notes == [f"{kept_off}17", f"{kept_off}18", f"{kept_off}18"]
 
 
-@pytest.mark.parametrize("slurm", [("poor",)], indirect=True)
+@pytest.mark.parametrize("slurm", [("poor", "unwanted")], indirect=True)
 @pytest.mark.parametrize("comes_back", [True, False])
 def test_units_keep_off_a_node_that_lacks_the_model(
     comes_back: bool, slurm: Path, launcher: Launcher, tmp_path: Path
 ) -> None:
-    """Another node has it, or none does: then the study ends with what the nodes said."""
+    """Another node has it, or none does: then the study ends with what the nodes said. A node that
+    the user excluded stays so."""
     model, away, host = tmp_path / "pocket", tmp_path / "away", socket.gethostname()
     shutil.copytree(pocket_folder(), model)
     setup = [f'[ "$SLURMD_NODENAME" = poor ] && mkdir {tmp_path / "once"} && mv {model} {away}']
     settings = TWO_GROUPS | {"model": {"path": str(model)}}
-    file = study_file(tmp_path, **settings | {"executor": {"slurm": {"setup": setup}}})
+    executor = {"slurm": {"setup": setup, "options": ["--exclude unwanted"]}}
+    file = study_file(tmp_path, **settings | {"executor": executor})
     out = tmp_path / "out"
     update(f"nodename={host}", "state=drain", "reason=test")
     start_driver(launcher, file, out, "--trust-task-code")
@@ -294,6 +296,7 @@ def test_units_keep_off_a_node_that_lacks_the_model(
         assert code == 2, said
         assert f"poor{lacks}" in said
         assert f"{host}{lacks}" in said
+        assert f"unwanted{lacks}" not in said
 
 
 def logs_of(out: Path) -> list[Path]:

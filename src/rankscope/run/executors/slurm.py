@@ -48,7 +48,6 @@ WARNING_MINUTES = 2
 """How long before its limit a task is asked to write a checkpoint and end; SLURM may ask up to a
 minute earlier."""
 DEFAULT_MAX_ARRAY_SIZE = 1001
-EXCLUDE = "--exclude="
 JOB, EXIT_CODE, STOP = "slurm-job", "exit-code", "slurm-stop"
 PATIENCE_SECONDS = 600.0  # How long the queue may be silent, such as while its controller restarts
 FOLDER_SECONDS = 2.0  # How often the folders of units are looked at
@@ -354,8 +353,8 @@ class SlurmExecutor:
         # Not a line of the script, which could not quote it.
         words = [f"--chdir={place}"]
         if self.lacking:  # An option of the command replaces the script's
-            excluded = [o.removeprefix(EXCLUDE) for o in self.settings.options if EXCLUDE in o]
-            words.append(EXCLUDE + ",".join([*excluded, *sorted(self.lacking)]))
+            excluded = re.findall(r"--exclude[= ](\S+)", " ".join(self.settings.options))
+            words.append("--exclude=" + ",".join([*excluded, *sorted(self.lacking)]))
         job = slurm("sbatch", "--parsable", *words, stdin=script).partition(";")[0]
         for i, unit in enumerate(units):
             unit.job = f"{job}_{i}"
