@@ -44,7 +44,7 @@ from rankscope.device import (
 from rankscope.evaluate.continuous_batching import Generation, GenerationLimits, RunningBatch
 from rankscope.models import base as base_module
 from rankscope.models.base import Base
-from rankscope.models.compiled import compile_elementwise, why_not_compiled
+from rankscope.models.compiled import use_kernels, why_not
 from rankscope.models.grouped_lora import choose_lora_implementation
 from rankscope.models.multi_lora import MultiLora
 from rankscope.records import TrialSpec
@@ -239,8 +239,8 @@ def measure(
 def parts(
     size: Size, device: torch.device, peak_rate: float, ends: float
 ) -> dict[str, dict[str, Any]]:
-    """Training by the loop as it is, with compiled functions, and in float16; answers as they are
-    written, and with one part switched off a line."""
+    """Training by the loop as it is, with compiled functions, Liger's kernels, and in float16;
+    answers as they are written, and with one part switched off a line."""
     shape, count = size.parity_shape, size.adapters[1]
     lines: dict[str, dict[str, Any]] = {}
 
@@ -258,11 +258,13 @@ def parts(
     add("written, attention by cuDNN", write, base)
     torch.backends.cuda.enable_cudnn_sdp(False)
     add("trained", measure, base, "loop", peak_rate)
-    if reason := why_not_compiled(device):
-        lines["trained, compiled"] = {"skipped": reason}
-    else:
-        compile_elementwise(base.model)
-        add("trained, compiled", measure, base, "loop", peak_rate)
+    for kernels in ("compiled", "liger"):
+        name = f"trained, {kernels}"
+        if reason := why_not(kernels, base.model.config.model_type, device):
+            lines[name] = {"skipped": reason}
+        else:
+            use_kernels(base.model, kernels)
+            add(name, measure, base, "loop", peak_rate)
     del base
     half = random_base(shape, device, torch.float16)
     add("trained, float16", measure, half, "loop", peak_rate)

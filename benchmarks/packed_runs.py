@@ -21,7 +21,7 @@ from rankscope.config.study import ModelConfig, TrainConfig
 from rankscope.models.attention import varlen
 from rankscope.models.attention.varlen import AttentionPlan
 from rankscope.models.base import Base, RowBatch
-from rankscope.models.compiled import compile_elementwise
+from rankscope.models.compiled import use_kernels
 from rankscope.models.load import load_base
 from rankscope.models.multi_lora import AdapterSlice, AdapterSpan, MultiLoraProduct
 from rankscope.records import TrialSpec
@@ -45,8 +45,7 @@ def load(rows: Rows) -> Base:
     setting = rows.setting
     config = ModelConfig(path=setting.model, prompt_format="plain")
     base = load_base(config, setting.torch_device(), setting.torch_dtype())
-    if setting.kernels == "compiled":
-        compile_elementwise(base.model)
+    use_kernels(base.model, setting.kernels)
     return base
 
 

@@ -31,7 +31,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"])
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--kernels", default="plain", choices=["plain", "compiled"])
+    parser.add_argument("--kernels", default="plain", choices=["plain", "compiled", "liger"])
     parser.add_argument("--shares", action="store_true", help="where our time goes, no race")
     parser.add_argument("--no-parts", action="store_true", help="skip the parts' contributions")
     parser.add_argument("--parity", action="store_true", help="compare losses and nothing else")

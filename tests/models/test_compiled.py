@@ -11,7 +11,7 @@ from toy_training import EVERY_METHOD, losses, protocol, toy_rows
 
 from rankscope.models import compiled
 from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.compiled import compile_elementwise, compute_plainly, is_compiled
+from rankscope.models.compiled import compute_plainly, kernels_of, use_kernels, why_not
 from rankscope.train.loop import train_group
 from rounding import rounding, terms_of_pass
 
@@ -45,8 +45,8 @@ def test_values_and_gradients_are_those_of_the_model(architecture: str) -> None:
     exact = base_of(stock(architecture))
     names = list(exact.model.state_dict())
     expected = logits_and_gradient(exact)
-    compile_elementwise(exact.model)
-    assert is_compiled(exact.model)
+    use_kernels(exact.model, "compiled")
+    assert kernels_of(exact.model) == "compiled"
     tolerance = rounding(terms_of_pass(exact.model.config))
     for ours, theirs in zip(logits_and_gradient(exact), expected, strict=True):
         assert_close(ours, theirs, tolerance)
@@ -54,7 +54,7 @@ def test_values_and_gradients_are_those_of_the_model(architecture: str) -> None:
 
     rounded = base_of(stock(architecture).bfloat16())
     plainly = logits_and_gradient(rounded)
-    compile_elementwise(rounded.model)
+    use_kernels(rounded.model, "compiled")
     for ours, theirs, right in zip(logits_and_gradient(rounded), plainly, expected, strict=True):
         assert 0 < gap(ours, right) <= 1.5 * gap(theirs, right)
     compute_plainly(rounded.model)
@@ -98,7 +98,7 @@ def both_ways(call: Callable[..., object], tensors: list[Tensor]) -> list[Tensor
 def test_a_group_of_every_method_trains_as_plainly(settings: dict[str, object]) -> None:
     steps = protocol(epochs=1, **settings)
     plain, fused = base_of(tiny_llama()), base_of(tiny_llama())
-    compile_elementwise(fused.model)
+    use_kernels(fused.model, "compiled")
     found, expected = (
         train_group(base, EVERY_METHOD, toy_rows(), steps) for base in (fused, plain)
     )
@@ -110,14 +110,20 @@ def test_a_group_of_every_method_trains_as_plainly(settings: dict[str, object]) 
 def test_a_copy_to_train_computes_plainly() -> None:
     base = base_of(tiny_llama())
     expected = logits_of(base)
-    compile_elementwise(base.model)
+    use_kernels(base.model, "compiled")
     copied = base.copied()
-    assert is_compiled(copied.model)
+    assert kernels_of(copied.model) == "compiled"
     compute_plainly(base.model)  # the copy's layers are its own
     assert_close(logits_of(copied), expected)
-    assert not is_compiled(copied.trainable_copy().model)
+    assert kernels_of(copied.trainable_copy().model) == "plain"
     weight = copied.model.get_submodule("model.norm").weight
     assert isinstance(weight, Tensor)
     weight.requires_grad_()  # as PEFT's layer norm tuning
     copied.logits(RowBatch.of(ROWS, copied.device)).sum().backward()
     assert weight.grad is not None
+
+
+def test_kernels_that_cannot_be_had() -> None:
+    cpu = torch.device("cpu")
+    assert why_not("plain", "llama", cpu) == why_not("compiled", "llama", cpu) == ""
+    assert why_not("liger", "llama", cpu) == "Liger's kernels run on a GPU"

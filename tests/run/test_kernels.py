@@ -62,6 +62,17 @@ def test_small_studies_compile_nothing(tmp_path: Path) -> None:
     assert kernels.choose_kernels(prepared) == ("plain", "")
 
 
+def test_the_fastest_way_that_pays_is_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By measurement here; a saving of any sign counts as one that pays, or none does."""
+    prepared: PreparedStudy = study(tmp_path, "auto").check()
+    monkeypatch.setattr(kernels, "WORTH_A_TRY", 0.0)
+    for least, chosen in ((-1e9, "compiled"), (1e9, "plain")):
+        monkeypatch.setattr(kernels, "COMPILE_SECONDS", least)
+        assert kernels.choose_kernels(prepared) == (chosen, "")
+
+
 def test_without_a_compiler(tmp_path: Path) -> None:
     """A study that asks for compiled functions is refused before it has results; one that leaves it
     open goes on without, with a note."""

@@ -4,16 +4,19 @@ Between two products PyTorch walks over memory once for each operation, and keep
 every norm's input. ``torch.compile`` makes one walk of each of these functions, forward and
 backward, and keeps their inputs alone. The functions are the model's own: a norm's ``forward``, the
 rotary embedding of its attention's module, its activation. Every token has its own arithmetic, so
-its numbers depend neither on the tokens beside it nor on the shape that was compiled first.
+its numbers depend neither on the tokens beside it nor on the shape that was compiled first. On CUDA
+the package liger-kernel has norms and gates of some architectures written by hand.
 
     N tokens; H query and K key heads; D head dim
 """
 
 import inspect
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from functools import cache, cached_property
+from importlib.util import find_spec
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -147,9 +150,12 @@ def _is_gated(mlp: Any, like: Tensor) -> bool:
 
 
 @torch.no_grad()
-def compile_elementwise(model: PreTrainedModel) -> None:
-    """Let a frozen model without adapters compute its element-wise parts by compiled functions. Its
-    weights and their names stay; functions are compiled when they are first called."""
+def use_kernels(model: PreTrainedModel, kernels: str) -> None:
+    """Let a frozen model without adapters compute its element-wise parts as ``train.kernels`` says.
+    Its weights and their names stay; functions are compiled when they are first called."""
+    compute_plainly(model)
+    if kernels == "plain":
+        return
     _configure()
     like = torch.empty(0, dtype=model.dtype, device=model.device)
     chosen: dict[type[nn.Module], Callable[..., Any] | None] = {}
@@ -160,17 +166,34 @@ def compile_elementwise(model: PreTrainedModel) -> None:
             chosen[kind] = _norm_forward if _is_norm(layer) else own
         if (forward := chosen[kind]) is not None:
             layer.forward = MethodType(forward, layer)
+    if kernels == "liger":
+        _use_liger(model)
+
+
+def _use_liger(model: PreTrainedModel) -> None:
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+    module = vars(sys.modules[type(model).__module__])
+    before = dict(module)
+    others = dict.fromkeys(("rope", "cross_entropy", "fused_linear_cross_entropy"), False)
+    _apply_liger_kernel_to_instance(model=model, **others)
+    module.update(before)  # Liger also replaces classes there, which other models share
 
 
 def compute_plainly(model: nn.Module) -> None:
-    """Undo :func:`compile_elementwise`."""
+    """Undo :func:`use_kernels`."""
     for layer in model.modules():
         if isinstance(vars(layer).get("forward"), MethodType):
             del layer.forward
 
 
-def is_compiled(model: nn.Module) -> bool:
-    return any(isinstance(vars(layer).get("forward"), MethodType) for layer in model.modules())
+def kernels_of(model: nn.Module) -> str:
+    """What :func:`use_kernels` was called with."""
+    own = [vars(layer).get("forward") for layer in model.modules()]
+    modules = {each.__module__ for each in own if isinstance(each, MethodType)}
+    if any(name.startswith("liger_kernel") for name in modules):
+        return "liger"
+    return "compiled" if modules else "plain"
 
 
 def _configure() -> None:
@@ -182,8 +205,24 @@ def _configure() -> None:
     torch._inductor.config.compile_threads = 1  # Others are processes that import torch, and stay
 
 
+def why_not(kernels: str, architecture: str, device: torch.device) -> str:
+    """What keeps ``train.kernels`` from being used with a model type on a device; '' if nothing
+    does."""
+    if kernels == "plain":
+        return ""
+    if (reason := _why_not_compiled(device)) or kernels == "compiled":
+        return reason
+    if device.type != "cuda":
+        return "Liger's kernels run on a GPU"
+    if find_spec("liger_kernel") is None:
+        return "liger-kernel is not installed"
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN as KNOWN
+
+    return "" if architecture in KNOWN else f"liger-kernel knows no {architecture}"
+
+
 @cache
-def why_not_compiled(device: torch.device) -> str:
+def _why_not_compiled(device: torch.device) -> str:
     """What keeps functions from being compiled on a device, by compiling a small one; '' if
     nothing does."""
     _configure()

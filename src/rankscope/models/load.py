@@ -24,7 +24,7 @@ from rankscope.hashing import weights_sha256
 from rankscope.models.attention import varlen
 from rankscope.models.attention.varlen import KVCache
 from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.compiled import compile_elementwise, is_compiled
+from rankscope.models.compiled import kernels_of, use_kernels
 from rankscope.models.model_folder import damaged, model_folder
 from rankscope.models.multi_lora import MultiLora
 from rankscope.models.output_layer import block_output_layer, note_plain_logits
@@ -121,8 +121,7 @@ def load_trained_model(base: Base, folder: Path) -> Base:
         return sharded_base(base.shards, "trained", record, folder, model, base.tokenizer)
     model.to(base.device)  # type: ignore[arg-type]  # a wrapper without its own types
     trained = frozen_base(model, base.tokenizer, record, folder)
-    if is_compiled(base.model):
-        compile_elementwise(model)
+    use_kernels(model, kernels_of(base.model))
     return trained
 
 

@@ -1,16 +1,15 @@
 """``train.kernels``: chosen once for a study, by what a few steps show on its machine."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import torch
 
 from rankscope.device import release_freed_memory
 from rankscope.errors import UserError, first_line
 from rankscope.models.base import Base
-from rankscope.models.compiled import compile_elementwise, compute_plainly, why_not_compiled
+from rankscope.models.compiled import compute_plainly, use_kernels, why_not
 from rankscope.records import TrialSpec
 from rankscope.run.machines import (
     PROBE_ROWS,
@@ -32,12 +31,11 @@ LOSS_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2
 """Relative, of losses."""
 
 
-def with_kernels(
-    study: PreparedStudy, before: Literal["plain", "compiled"] | None
-) -> PreparedStudy:
+def with_kernels(study: PreparedStudy, before: str | None) -> PreparedStudy:
     """The study with ``train.kernels`` chosen, once for all its results. ``before``: the choice of
     earlier runs."""
-    kernels, notes = study.config.train.kernels, study.notes
+    notes = study.notes
+    kernels: str = study.config.train.kernels
     if kernels == "auto":
         kernels, note = choose_kernels(study) if before is None else (before, "")
         notes = (*notes, note) if note else notes
@@ -50,26 +48,26 @@ def with_kernels(
 
 
 def load_for(study: PreparedStudy, load: Callable[[], Base]) -> Base:
-    """The base, compiled if results are. Raises UserError: nothing can be compiled here."""
-    if study.config.train.kernels != "compiled":
-        return load()
-    reason = why_not_compiled(study.device)
-    if study.config.train.devices > 1:
+    """The base, computed as results are. Raises UserError: its kernels cannot be had here."""
+    kernels = study.config.train.kernels
+    reason = why_not(kernels, study.base.config.get_text_config().model_type, study.device)
+    if kernels != "plain" and study.config.train.devices > 1:
         reason = "several devices hold the base together"
     if reason:
         do = "make it work, or set 'plain': what is stored and what is new then differ by rounding"
-        raise UserError("train.kernels", f"'compiled', but {reason}", do=do)
+        raise UserError("train.kernels", f"'{kernels}', but {reason}", do=do)
     base = load()
-    compile_elementwise(base.model)
+    use_kernels(base.model, kernels)
     return base
 
 
-def choose_kernels(study: PreparedStudy) -> tuple[Literal["plain", "compiled"], str]:
+def choose_kernels(study: PreparedStudy) -> tuple[str, str]:
     """How a study that has no results yet computes what ``models/compiled.py`` can compile, and a
     note if it would gain by that but cannot.
 
-    Compiled, if adapters train on this machine, if the saving known from another machine is worth a
-    try, and if steps of a few layers here show that the study saves more than compiling takes.
+    The fastest, if adapters train on this machine, if the saving known from another machine is
+    worth a try, and if steps of a few layers here show that the study saves more than compiling
+    takes.
     """
     config, shape = study.config, study.base.config.get_text_config()
     lora = [t for t in study.trials if not t.trains_alone and t.trains]
@@ -78,22 +76,26 @@ def choose_kernels(study: PreparedStudy) -> tuple[Literal["plain", "compiled"], 
     is_elsewhere = config.runs_elsewhere or config.train.devices > 1
     if estimate < WORTH_A_TRY or is_elsewhere or study.device.type not in ("cpu", "cuda"):
         return "plain", ""
-    reason = why_not_compiled(study.device)
+    reasons = {way: why_not(way, shape.model_type, study.device) for way in ("compiled", "liger")}
+    ways, reason, saved = [way for way in reasons if not reasons[way]], reasons["compiled"], {}
     try:
-        saved = 0.0 if reason else _saved_per_token(study, lora[0])
+        saved = _saved_per_token(study, lora[0], ways) if ways else {}
     except Exception as error:  # the run itself reports any other error
-        saved, reason = 0.0, first_line(error)
+        reason = first_line(error)
     gc.collect()  # the layers and adapters of those steps refer to each other
     release_freed_memory()
-    if saved * tokens > COMPILE_SECONDS:
-        return "compiled", ""
+    best = max(saved, key=lambda way: saved[way], default="plain")
+    if saved.get(best, 0) * tokens > COMPILE_SECONDS:
+        return best, ""
     slower = "train.kernels: plain, as nothing can be compiled"
     return "plain", f"{slower}: {reason}" if reason else ""
 
 
-def _saved_per_token(study: PreparedStudy, trial: TrialSpec) -> float:
-    """Seconds that compiled functions save in training, all layers together; 0 if the losses are
-    not equal but for rounding."""
+def _saved_per_token(
+    study: PreparedStudy, trial: TrialSpec, ways: Sequence[str]
+) -> dict[str, float]:
+    """Seconds that each way saves in training, all layers together, if its losses are equal but for
+    rounding."""
     depth = int(study.base.config.get_text_config().num_hidden_layers)
     layers, trials = min(depth, FEWEST_LAYERS), [probe_trial(trial, trial.rank or 1, 0)]
     rows = study.data.rows[trial.task]
@@ -101,11 +103,14 @@ def _saved_per_token(study: PreparedStudy, trial: TrialSpec) -> float:
     probed = with_layers(with_rows(study, trials, num_rows), layers)
     base = probed_base(probed)
     plain, expected = fastest_step(base, probed)
-    compile_elementwise(base.model)
-    fastest_step(base, probed)  # compiles
-    fast, losses = fastest_step(base, probed)
+    seconds = dict[str, float]()
+    for way in ways:
+        use_kernels(base.model, way)
+        fastest_step(base, probed)  # compiles
+        fast, losses = fastest_step(base, probed)
+        largest = LOSS_TOLERANCE[study.dtype]
+        if all(abs(a - b) <= largest * b for a, b in zip(losses, expected, strict=True)):
+            seconds[way] = fast
     compute_plainly(base.model)
     plain = min(plain, fastest_step(base, probed)[0])
-    largest = LOSS_TOLERANCE[study.dtype]
-    is_equal = all(abs(a - b) <= largest * b for a, b in zip(losses, expected, strict=True))
-    return (plain - fast) * depth / layers if is_equal else 0.0
+    return {way: (plain - seconds[way]) * depth / layers for way in seconds}

@@ -5,7 +5,7 @@ import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import FiniteFloat
 
@@ -179,12 +179,13 @@ class Ledger:
         if history[-1].model_copy(update={"created": provenance.created}) != provenance:
             self._put(provenance=json_list([*history, provenance]))
 
-    def kernels(self) -> Literal["plain", "compiled"] | None:
+    def kernels(self) -> str | None:
         """``train.kernels`` of the stored study; None if there is none."""
         config = stored(self._db, "config", dict[str, Any])
         if config is None:
             return None
-        return "compiled" if config["train"].get("kernels") == "compiled" else "plain"
+        kernels: str = config["train"].get("kernels", "auto")
+        return "plain" if kernels == "auto" else kernels
 
     def put_notes(self, notes: Sequence[str]) -> None:
         self._put(notes=json.dumps(list(notes)))

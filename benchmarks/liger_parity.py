@@ -1,0 +1,115 @@
+"""Liger's kernels against PyTorch's own operations, on a CPU: no race, and no figure of speed.
+
+    pip install liger-kernel
+    python benchmarks/liger_parity.py
+
+Triton's interpreter runs the kernels. It lacks three things that they use, which it gets here:
+numbers as tensors, and two functions of CUDA's library. Prints one line of JSON with the largest
+relative differences (2-norms): of three architectures' logits and gradients of the embeddings, and
+of the gradients of a group of adapters; and exits with 1 where one is more than rounding.
+"""
+
+import os
+import sys
+from importlib.metadata import version
+
+os.environ["TRITON_INTERPRET"] = "1"  # Before Triton is imported
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from liger_kernel.ops import geglu, rms_norm
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+from triton.runtime import interpreter
+
+from gpu import gradients, protocol, trials
+from race import announce
+from random_models import SHAPES, random_base, random_rows
+from rankscope.models.compiled import compute_plainly, kernels_of, use_kernels
+
+ARCHITECTURES = ("llama", "qwen3", "gemma3_text")
+LARGEST = 1e-5  # float32 keeps 6e-8 of a number
+CPU = torch.device("cpu")
+
+as_tensor = interpreter._implicit_cvt
+
+
+def with_numbers(value: object) -> object:
+    if not isinstance(value, float):
+        return as_tensor(value)
+    array = np.array([value], dtype=np.float32)
+    return tl.tensor(interpreter.TensorHandle(array, tl.float32), tl.float32)
+
+
+@triton.jit
+def rsqrt(x):  # type: ignore[no-untyped-def]
+    return 1 / tl.sqrt(x)
+
+
+@triton.jit
+def tanh(x):  # type: ignore[no-untyped-def]
+    return 2 * tl.sigmoid(2 * x) - 1
+
+
+def logits_and_gradient(model: torch.nn.Module) -> list[Tensor]:
+    ids = torch.randint(5, 304, (2, 12), generator=torch.Generator().manual_seed(0))
+    embedded = model.get_input_embeddings()(ids).detach().requires_grad_()  # type: ignore[operator]
+    logits = model(inputs_embeds=embedded).logits
+    logits.logsumexp(-1).sum().backward()
+    return [logits.detach(), embedded.grad]
+
+
+def gap(found: list[Tensor], expected: list[Tensor]) -> float:
+    pairs = zip(found, expected, strict=True)
+    return max(float((a - b).norm() / b.norm()) for a, b in pairs)
+
+
+def of_architecture(name: str) -> float:
+    config = AutoConfig.for_model(name, **SHAPES["tiny"], head_dim=16)
+    model, another = (AutoModelForCausalLM.from_config(config).eval() for _ in range(2))
+    expected, of_another = logits_and_gradient(model), logits_and_gradient(another)
+    use_kernels(model.requires_grad_(False), "liger")
+    found = logits_and_gradient(model)
+    assert kernels_of(model) == "liger"  # Some layers have Liger's own forward
+    made_after = AutoModelForCausalLM.from_config(config)
+    assert type(made_after.model.norm) is type(model.model.norm), "others share Liger's classes"
+    compute_plainly(model)
+    for plain, before in ((model, expected), (another, of_another)):
+        assert gap(logits_and_gradient(plain), before) == 0, "not as before"
+    return gap(found, expected)
+
+
+def of_group() -> float:
+    base, group, train = (
+        random_base("tiny", CPU, torch.float32),
+        trials(4),
+        protocol(2, 512, "loop"),
+    )
+    rows = random_rows(16, 12, False, base.record.vocab_size)
+    expected = gradients(base, group, rows, train)
+    use_kernels(base.model, "liger")
+    found = gradients(base, group, rows, train)
+    assert kernels_of(base.copied().model) == "liger"
+    assert kernels_of(base.trainable_copy().model) == "plain"
+    return gap(found, expected)
+
+
+def main() -> int:
+    interpreter._implicit_cvt = with_numbers
+    rms_norm.rsqrt, geglu.tanh = rsqrt, tanh
+    gaps = {name: of_architecture(name) for name in ARCHITECTURES} | {"adapters": of_group()}
+    names = ("liger-kernel", "triton", "torch", "transformers")
+    result = {
+        "benchmark": "liger_parity",
+        "versions": {name: version(name) for name in names},
+        "gaps": gaps,
+        "parity": max(gaps.values()),
+        "parity_tolerance": LARGEST,
+    }
+    return announce(result)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
