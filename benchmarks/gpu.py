@@ -31,6 +31,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from race import ATTENTION, StepClock, announce
 from random_models import SEED, random_base, random_rows
+from rankscope.config.section import Kernels
 from rankscope.config.study import TrainConfig
 from rankscope.data.encode import EncodedRow
 from rankscope.device import (
@@ -258,9 +259,10 @@ def parts(
     add("written, attention by cuDNN", write, base)
     torch.backends.cuda.enable_cudnn_sdp(False)
     add("trained", measure, base, "loop", peak_rate)
-    for kernels in ("compiled", "liger"):
+    kinds: tuple[Kernels, ...] = ("compiled", "liger")
+    for kernels in kinds:
         name = f"trained, {kernels}"
-        if reason := why_not(kernels, base.model.config.model_type, device):
+        if reason := why_not(kernels, device):
             lines[name] = {"skipped": reason}
         else:
             use_kernels(base.model, kernels)

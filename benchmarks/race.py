@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
+from rankscope.config.section import Kernels
 from rankscope.config.study import TrainConfig
 from rankscope.config.task import TaskConfig
 from rankscope.data.encode import EncodedRow, Encoder
@@ -72,7 +73,7 @@ class Setting:
     dtype: str = "auto"
     device: str = "auto"
     objective: str = "sft"
-    kernels: str = "plain"
+    kernels: Kernels = "plain"
 
     def torch_device(self) -> torch.device:
         """Where to compute."""

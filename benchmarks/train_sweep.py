@@ -10,6 +10,7 @@ line is one JSON object; benchmarks/README.md says what the fields mean.
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from race import Rows, Setting, Times, announce, heading, parity_of, rounded, run_side
@@ -31,7 +32,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"])
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--kernels", default="plain", choices=["plain", "compiled", "liger"])
+    parser.add_argument(
+        "--kernels",
+        default="plain",
+        choices=["plain", "compiled", "liger"],
+        help="of our side; plainly, too, in the same run",
+    )
     parser.add_argument("--shares", action="store_true", help="where our time goes, no race")
     parser.add_argument("--no-parts", action="store_true", help="skip the parts' contributions")
     parser.add_argument("--parity", action="store_true", help="compare losses and nothing else")
@@ -95,12 +101,17 @@ def main() -> int:
     peers = {name: run_side(*side, rows) for name, side in PEERS.items()}
     ours = run_side("packed_runs", "packed", rows)
     result = heading("train_sweep", rows.setting)
+    if options.kernels != "plain":  # Before and after, in one run
+        before = replace(rows, setting=replace(rows.setting, kernels="plain"))
+        peers["packed_plain"] = run_side("packed_runs", "packed", before)
     result["parity"] = parity_of(ours, peers.values())
     if not options.parity:
         result |= ratios(rows, ours, peers)
         result |= utilization(rows, ours)
         result["time_shares"] = run_side("packed_runs", "shares", rows).notes
         sides = {**peers, "packed": ours}
+        if options.kernels != "plain":
+            result["time_shares_plain"] = run_side("packed_runs", "shares", before).notes
         result["tokens_per_second"] = {n: times.tokens_per_second for n, times in sides.items()}
         result["hand_tuned"] = peers["hand_tuned"].notes
         if not options.no_parts:

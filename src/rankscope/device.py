@@ -228,6 +228,7 @@ def distinct_places(device: torch.device) -> Iterator[None]:
 
 LIBRARIES = (
     "datasets",
+    "liger-kernel",
     "numpy",
     "peft",
     "pyarrow",

@@ -196,6 +196,8 @@ HubId = Annotated[
 ]
 PlainText = Annotated[str, AfterValidator(_check_text)]
 PathText = Annotated[Annotated[PlainText, AfterValidator(_check_path)] | None, LocalPath()]
+Kernels = Literal["plain", "compiled", "liger"]
+"""How element-wise parts of the frozen base are computed: ``models/compiled.py``."""
 Interval = Annotated[
     Annotated[int, Field(ge=1)] | Literal["epoch"] | None,
     Described("a number of optimizer steps or 'epoch'"),

@@ -18,6 +18,7 @@ from rankscope.config.section import (
     ConfigSection,
     HubId,
     Interval,
+    Kernels,
     Name,
     OneOrMore,
     PathText,
@@ -128,11 +129,11 @@ class TrainConfig(ConfigSection):
     """How the adapters' products are computed: one adapter after another, or all of similar rank in
     one ``grouped_mm``, which ``auto`` takes on CUDA from compute capability 9.0 on in bfloat16.
     Changes results by rounding alone."""
-    kernels: Literal["auto", "plain", "compiled", "liger"] = "auto"
+    kernels: Literal["auto", Kernels] = "auto"
     """How norms, rotary embeddings and gates of the frozen base are computed: by PyTorch's own
-    operations, by functions that ``torch.compile`` makes of them, or so but for the norms and gates
-    that liger-kernel has. ``auto`` takes the fastest where a few steps show that it saves more than
-    it costs; a study keeps its choice. Changes results by rounding alone."""
+    operations, by functions that ``torch.compile`` makes of them, or by these and, where it has
+    them, liger-kernel's norms and gates. ``auto`` takes the fastest where a few steps show that it
+    saves more than it costs; a study keeps its choice. Changes results by rounding alone."""
     evaluate_every: Interval = None
     """Evaluate each trial every so many optimizer steps, or every ``epoch``."""
     evaluate_items: int = Field(400, ge=1)

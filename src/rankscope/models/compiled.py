@@ -5,18 +5,18 @@ every norm's input. ``torch.compile`` makes one walk of each of these functions,
 backward, and keeps their inputs alone. The functions are the model's own: a norm's ``forward``, the
 rotary embedding of its attention's module, its activation. Every token has its own arithmetic, so
 its numbers depend neither on the tokens beside it nor on the shape that was compiled first. On CUDA
-the package liger-kernel has norms and gates of some architectures written by hand.
+the package liger-kernel has norms and gates written by hand, which are taken where they compute
+what a layer does.
 
     N tokens; H query and K key heads; D head dim
 """
 
+import importlib
 import inspect
 import os
-import sys
 import warnings
 from collections.abc import Callable
 from functools import cache, cached_property
-from importlib.util import find_spec
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -24,9 +24,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rankscope.config.section import Kernels
 from rankscope.errors import first_line
 from rankscope.models.fetch import cache_folder
 
+USED = "rankscope_kernels"  # Attribute of a model
 ROTARY = "apply_rotary_pos_emb"  # The function's name in transformers' modules
 MOST_GRAPHS = 64
 """Of one function in a process: one for each class of layers, width, and mode of autograd."""
@@ -98,16 +100,22 @@ NORM, GATE, ROTATE = _Compiled(_norm, 1), _Compiled(_gate, 2), _Compiled(_rotate
 # --- the layers that call them
 
 
-def _norm_forward(self: Any, x: Tensor) -> Any:
-    if self.weight.requires_grad:  # a PEFT method trains this copy
-        return type(self).forward(self, x)
-    return NORM(self, x.reshape(-1, x.shape[-1])).view(x.shape)
+def _norm_by(compute: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: Any, x: Tensor) -> Any:
+        if self.weight.requires_grad:  # a PEFT method trains this copy
+            return type(self).forward(self, x)
+        return compute(self, x.reshape(-1, x.shape[-1])).view(x.shape)
+
+    return forward
 
 
-def _mlp_forward(self: Any, x: Tensor) -> Any:
-    gate, up = self.gate_proj(x), self.up_proj(x)
-    inner = GATE(self, *(part.reshape(-1, part.shape[-1]) for part in (gate, up)))
-    return self.down_proj(inner.view(gate.shape))
+def _mlp_by(compute: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: Any, x: Tensor) -> Any:
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        inner = compute(self, *(part.reshape(-1, part.shape[-1]) for part in (gate, up)))
+        return self.down_proj(inner.view(gate.shape))
+
+    return forward
 
 
 def _attention_forward(cls: type[nn.Module]) -> Callable[..., Any] | None:
@@ -149,51 +157,79 @@ def _is_gated(mlp: Any, like: Tensor) -> bool:
     return torch.equal(mlp(x), mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)))
 
 
+def _liger_norm(layer: Any) -> Callable[..., Any]:
+    """Liger's norm if it computes what a layer does, else the compiled one."""
+    from liger_kernel.ops import LigerRMSNormFunction as LigerNorm
+
+    def norm(offset: float, casting: str) -> Callable[..., Any]:
+        def compute(layer: Any, x: Tensor) -> Any:
+            eps = getattr(layer, "variance_epsilon", None) or getattr(layer, "eps", 0.0)
+            # Not in place: residual sums want the gradient too. By rows, whatever their number.
+            return LigerNorm.apply(x, layer.weight, eps, offset, casting, False, True)
+
+        return compute
+
+    x = torch.linspace(-3, 2, 2 * len(layer.weight), device=layer.weight.device)
+    rows = torch.stack([x, 1e-3 * x]).view(4, -1)  # Of small numbers, eps shows
+    found = (norm(0.0, "llama"), norm(1.0, "gemma"))
+    return next((by for by in found if _is_same(by(layer, rows), _norm(layer, rows))), NORM)
+
+
+def _liger_gate(mlp: Any) -> Callable[..., Any]:
+    """Liger's gate if it has the activation, else the compiled one."""
+    from liger_kernel.ops import LigerGELUMulFunction, LigerSiLUMulFunction
+
+    def gate(function: Any) -> Callable[..., Any]:
+        return lambda _, *parts: function.apply(*parts)
+
+    x = torch.linspace(-4, 4, 64, device=mlp.down_proj.weight.device).view(2, -1)
+    expected = _gate(mlp, x, x)
+    found = (gate(LigerSiLUMulFunction), gate(LigerGELUMulFunction))
+    return next((by for by in found if _is_same(by(mlp, x, x), expected)), GATE)
+
+
+def _is_same(found: Tensor, expected: Tensor) -> bool:
+    """In float32; the two kinds of GELU are 5e-4 apart."""
+    return torch.allclose(found, expected, 1e-4, 1e-5)
+
+
 @torch.no_grad()
-def use_kernels(model: PreTrainedModel, kernels: str) -> None:
+def use_kernels(model: PreTrainedModel, kernels: Kernels) -> None:
     """Let a frozen model without adapters compute its element-wise parts as ``train.kernels`` says.
     Its weights and their names stay; functions are compiled when they are first called."""
     compute_plainly(model)
     if kernels == "plain":
         return
     _configure()
+    by_liger = kernels == "liger"
     like = torch.empty(0, dtype=model.dtype, device=model.device)
     chosen: dict[type[nn.Module], Callable[..., Any] | None] = {}
     for layer in model.modules():
         kind = type(layer)
         if kind not in chosen:
-            own = _mlp_forward if _is_gated(layer, like) else _attention_forward(kind)
-            chosen[kind] = _norm_forward if _is_norm(layer) else own
+            if _is_norm(layer):
+                chosen[kind] = _norm_by(_liger_norm(layer) if by_liger else NORM)
+            elif _is_gated(layer, like):
+                chosen[kind] = _mlp_by(_liger_gate(layer) if by_liger else GATE)
+            else:
+                chosen[kind] = _attention_forward(kind)
         if (forward := chosen[kind]) is not None:
             layer.forward = MethodType(forward, layer)
-    if kernels == "liger":
-        _use_liger(model)
-
-
-def _use_liger(model: PreTrainedModel) -> None:
-    from liger_kernel.transformers import _apply_liger_kernel_to_instance
-
-    module = vars(sys.modules[type(model).__module__])
-    before = dict(module)
-    others = dict.fromkeys(("rope", "cross_entropy", "fused_linear_cross_entropy"), False)
-    _apply_liger_kernel_to_instance(model=model, **others)
-    module.update(before)  # Liger also replaces classes there, which other models share
+    vars(model)[USED] = kernels
 
 
 def compute_plainly(model: nn.Module) -> None:
     """Undo :func:`use_kernels`."""
+    vars(model).pop(USED, None)
     for layer in model.modules():
         if isinstance(vars(layer).get("forward"), MethodType):
             del layer.forward
 
 
-def kernels_of(model: nn.Module) -> str:
-    """What :func:`use_kernels` was called with."""
-    own = [vars(layer).get("forward") for layer in model.modules()]
-    modules = {each.__module__ for each in own if isinstance(each, MethodType)}
-    if any(name.startswith("liger_kernel") for name in modules):
-        return "liger"
-    return "compiled" if modules else "plain"
+def kernels_of(model: nn.Module) -> Kernels:
+    """What :func:`use_kernels` was last called with."""
+    kernels: Kernels = vars(model).get(USED, "plain")
+    return kernels
 
 
 def _configure() -> None:
@@ -205,20 +241,18 @@ def _configure() -> None:
     torch._inductor.config.compile_threads = 1  # Others are processes that import torch, and stay
 
 
-def why_not(kernels: str, architecture: str, device: torch.device) -> str:
-    """What keeps ``train.kernels`` from being used with a model type on a device; '' if nothing
-    does."""
-    if kernels == "plain":
-        return ""
-    if (reason := _why_not_compiled(device)) or kernels == "compiled":
+def why_not(kernels: Kernels, device: torch.device) -> str:
+    """What keeps ``train.kernels`` from being used on a device; '' if nothing does."""
+    reason = "" if kernels == "plain" else _why_not_compiled(device)
+    if reason or kernels != "liger":
         return reason
     if device.type != "cuda":
         return "Liger's kernels run on a GPU"
-    if find_spec("liger_kernel") is None:
-        return "liger-kernel is not installed"
-    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN as KNOWN
-
-    return "" if architecture in KNOWN else f"liger-kernel knows no {architecture}"
+    try:
+        importlib.import_module("liger_kernel.ops")
+    except Exception as error:  # it is not installed, or fails with these versions
+        return first_line(error)
+    return ""
 
 
 @cache

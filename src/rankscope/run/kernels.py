@@ -1,11 +1,12 @@
 """``train.kernels``: chosen once for a study, by what a few steps show on its machine."""
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
+from rankscope.config.section import Kernels
 from rankscope.device import release_freed_memory
 from rankscope.errors import UserError, first_line
 from rankscope.models.base import Base
@@ -31,11 +32,11 @@ LOSS_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2
 """Relative, of losses."""
 
 
-def with_kernels(study: PreparedStudy, before: str | None) -> PreparedStudy:
+def with_kernels(study: PreparedStudy, before: Kernels | None) -> PreparedStudy:
     """The study with ``train.kernels`` chosen, once for all its results. ``before``: the choice of
     earlier runs."""
     notes = study.notes
-    kernels: str = study.config.train.kernels
+    kernels = study.config.train.kernels
     if kernels == "auto":
         kernels, note = choose_kernels(study) if before is None else (before, "")
         notes = (*notes, note) if note else notes
@@ -50,7 +51,8 @@ def with_kernels(study: PreparedStudy, before: str | None) -> PreparedStudy:
 def load_for(study: PreparedStudy, load: Callable[[], Base]) -> Base:
     """The base, computed as results are. Raises UserError: its kernels cannot be had here."""
     kernels = study.config.train.kernels
-    reason = why_not(kernels, study.base.config.get_text_config().model_type, study.device)
+    assert kernels != "auto", "chosen by with_kernels"
+    reason = why_not(kernels, study.device)
     if kernels != "plain" and study.config.train.devices > 1:
         reason = "several devices hold the base together"
     if reason:
@@ -61,9 +63,9 @@ def load_for(study: PreparedStudy, load: Callable[[], Base]) -> Base:
     return base
 
 
-def choose_kernels(study: PreparedStudy) -> tuple[str, str]:
-    """How a study that has no results yet computes what ``models/compiled.py`` can compile, and a
-    note if it would gain by that but cannot.
+def choose_kernels(study: PreparedStudy) -> tuple[Kernels, str]:
+    """How a study that has no results yet computes norms, rotary embeddings and gates, and a note
+    if it might gain by compiling them but cannot.
 
     The fastest, if adapters train on this machine, if the saving known from another machine is
     worth a try, and if steps of a few layers here show that the study saves more than compiling
@@ -76,26 +78,24 @@ def choose_kernels(study: PreparedStudy) -> tuple[str, str]:
     is_elsewhere = config.runs_elsewhere or config.train.devices > 1
     if estimate < WORTH_A_TRY or is_elsewhere or study.device.type not in ("cpu", "cuda"):
         return "plain", ""
-    reasons = {way: why_not(way, shape.model_type, study.device) for way in ("compiled", "liger")}
-    ways, reason, saved = [way for way in reasons if not reasons[way]], reasons["compiled"], {}
+    reason = why_not("compiled", study.device)
+    saved: dict[Kernels, float] = {"plain": 0.0}
     try:
-        saved = _saved_per_token(study, lora[0], ways) if ways else {}
+        saved |= {} if reason else _saved_per_token(study, lora[0])
     except Exception as error:  # the run itself reports any other error
         reason = first_line(error)
     gc.collect()  # the layers and adapters of those steps refer to each other
     release_freed_memory()
-    best = max(saved, key=lambda way: saved[way], default="plain")
-    if saved.get(best, 0) * tokens > COMPILE_SECONDS:
+    best = max(saved, key=saved.__getitem__)
+    if saved[best] * tokens > COMPILE_SECONDS:
         return best, ""
     slower = "train.kernels: plain, as nothing can be compiled"
     return "plain", f"{slower}: {reason}" if reason else ""
 
 
-def _saved_per_token(
-    study: PreparedStudy, trial: TrialSpec, ways: Sequence[str]
-) -> dict[str, float]:
-    """Seconds that each way saves in training, all layers together, if its losses are equal but for
-    rounding."""
+def _saved_per_token(study: PreparedStudy, trial: TrialSpec) -> dict[Kernels, float]:
+    """Seconds that compiled functions, and Liger's, save in training, all layers together, if
+    losses are equal but for rounding."""
     depth = int(study.base.config.get_text_config().num_hidden_layers)
     layers, trials = min(depth, FEWEST_LAYERS), [probe_trial(trial, trial.rank or 1, 0)]
     rows = study.data.rows[trial.task]
@@ -103,8 +103,11 @@ def _saved_per_token(
     probed = with_layers(with_rows(study, trials, num_rows), layers)
     base = probed_base(probed)
     plain, expected = fastest_step(base, probed)
-    seconds = dict[str, float]()
+    seconds = dict[Kernels, float]()
+    ways: tuple[Kernels, ...] = ("compiled", "liger")
     for way in ways:
+        if why_not(way, study.device):
+            continue
         use_kernels(base.model, way)
         fastest_step(base, probed)  # compiles
         fast, losses = fastest_step(base, probed)

@@ -5,10 +5,11 @@ import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from pydantic import FiniteFloat
 
+from rankscope.config.section import Kernels
 from rankscope.errors import reporting_shortages
 from rankscope.records import (
     BASE,
@@ -179,13 +180,13 @@ class Ledger:
         if history[-1].model_copy(update={"created": provenance.created}) != provenance:
             self._put(provenance=json_list([*history, provenance]))
 
-    def kernels(self) -> str | None:
+    def kernels(self) -> Kernels | None:
         """``train.kernels`` of the stored study; None if there is none."""
         config = stored(self._db, "config", dict[str, Any])
         if config is None:
             return None
-        kernels: str = config["train"].get("kernels", "auto")
-        return "plain" if kernels == "auto" else kernels
+        kernels = config["train"].get("kernels")
+        return kernels if kernels in get_args(Kernels) else "plain"
 
     def put_notes(self, notes: Sequence[str]) -> None:
         self._put(notes=json.dumps(list(notes)))
