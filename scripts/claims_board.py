@@ -40,7 +40,8 @@ ROOT = Path(__file__).parents[1]
 BOARD = ROOT / "docs" / "findings" / "claims.md"
 ARMS = ROOT / "examples" / "claims" / "README.md"
 RECORDS = ROOT / "docs" / "findings" / "records"
-ELSEWHERE = {"known-task", "low-rates", "methods"}  # Judged in posterior_claims.py
+ELSEWHERE = {"alpha-rates", "known-task", "low-rates", "medicine-to-maths", "methods"}
+"""Judged in posterior_claims.py."""
 BEGIN, END = "<!-- numbers: scripts/{} -->", "<!-- end of numbers -->"
 
 CLAIMS: dict[int, tuple[str, str]] = {

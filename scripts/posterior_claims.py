@@ -15,11 +15,12 @@ import numpy as np
 
 import rankscope
 from claims_board import RECORDS, with_numbers
-from claims_judges import judged
+from claims_judges import interval, judged
 from rankscope.advise.arms import Arm, summarize_arms
 from rankscope.advise.axes import axis_texts, draws_of
 from rankscope.advise.posterior import Array
 from rankscope.advise.results import TaskResults, task_results
+from rankscope.analyses.variants.results import compare_mitigations
 from rankscope.config.arm import TARGET_GROUPS
 from rankscope.formatting import percent
 from restore_study import restore
@@ -124,6 +125,17 @@ def low_rates_suffice(results: TaskResults) -> tuple[str, str]:
     return judged(p >= LIKELY, p <= UNLIKELY), f"likeliest of the low rates: {name} {percent(p)}"
 
 
+def alpha_is_a_rate(results: TaskResults) -> tuple[str, str]:
+    """Whether of each rank every alpha, at its best rate, reaches the best of that rank."""
+    p: dict[str, float] = {}
+    for rank in sorted({arm.summary.rank for arm in results.candidates if arm.summary.rank}):
+        arms = [arm for arm in results.candidates if arm.summary.rank == rank]
+        names = [f"r={rank} alpha={arm.trials[0].spec.alpha:g}" for arm in arms]
+        p |= dict(zip(names, within(results, arms), strict=True))
+    told = ", ".join(f"{name} {percent(value)}" for name, value in p.items())
+    return judged(min(p.values()) >= LIKELY, min(p.values()) <= UNLIKELY), told
+
+
 def tuning_makes_worse(results: TaskResults) -> tuple[str, str]:
     """Whether every rank, at its best rate, ends below the base; and what the highest rate does."""
 
@@ -141,6 +153,20 @@ def tuning_makes_worse(results: TaskResults) -> tuple[str, str]:
     highest = [arm for arm in results.arms if arm.summary.lr == top]
     told = f"below the base: {listed(results.candidates)}; at the highest rate {listed(highest)}"
     return judged(min(p) >= LIKELY, max(p) <= UNLIKELY), told
+
+
+def harm_is_mended(results: TaskResults) -> tuple[str, str]:
+    """Whether a remedy forgets less than the plain arm scaled down to the same score."""
+    trained = {arm.summary.label: arm.summary.forgetting for arm in results.arms}
+    plain = {name: trained[name] for name in ("r=8 lr=0.001", "r=32 lr=0.001")}
+    told = ", ".join(f"{name} forgets {interval(e)}" for name, e in plain.items() if e)
+    compared = compare_mitigations(results.study, results.task)
+    found = [c.difference for c in compared]
+    told += "; less the scaled arm: "
+    told += ", ".join(f"{c.label} {interval(c.difference)}" for c in compared)
+    is_asked = (harm := plain["r=32 lr=0.001"]) is not None and harm.is_above(0)
+    helps = any(e.value < 0 and e.p_holm is not None and e.p_holm < 0.05 for e in found)
+    return judged(is_asked and helps, is_asked and all(e.is_above(0) for e in found)), told
 
 
 def variants_are_alike(results: TaskResults) -> tuple[str, str]:
@@ -177,10 +203,22 @@ CLAIMS: list[tuple[str, str, str, Judge]] = [
     ),
     ("claims/low-rates", "Rates of 1e-5 to 1e-4 suffice", "2512.15634", low_rates_suffice),
     (
+        "claims/alpha-rates",
+        "Once the rate is tuned, alpha is only another rate",
+        "2512.15634, open question 1",
+        alpha_is_a_rate,
+    ),
+    (
         "claims/known-task",
         "Tuning makes a base worse at a task that it knows",
         "2512.15634",
         tuning_makes_worse,
+    ),
+    (
+        "claims/medicine-to-maths",
+        "The harm that medicine does to maths can be mended (Gemma 3 270M)",
+        "2512.15634, open question 3",
+        harm_is_mended,
     ),
     (
         "objectives/grpo-pocket",
@@ -251,13 +289,15 @@ def numbers(records: Path = RECORDS) -> str:
         name = place.rpartition("/")[2]
         if not (records / name).is_dir():
             continue
-        (results,) = results_of(records / name).values()
-        verdict, told = judge(results)
-        asked = f"{claim} ({source})" if source else claim
-        link = f"[{name}](../../examples/{place}.yaml)"
-        verdicts.append(f"| {asked} | **{verdict}** | {told} | {link} |")
-        parts += ["", f"## {name}", "", *arms_table(results)]
-        parts += ["", *(f"- {text}" for text in axis_texts(results))]
+        by_task = results_of(records / name)
+        for task, results in by_task.items():
+            title = f"{name}, {task}" if len(by_task) > 1 else name
+            verdict, told = judge(results)
+            asked = f"{claim} ({source})" if source else claim
+            link = f"[{title}](../../examples/{place}.yaml)"
+            verdicts.append(f"| {asked} | **{verdict}** | {told} | {link} |")
+            parts += ["", f"## {title}", "", *arms_table(results)]
+            parts += ["", *(f"- {text}" for text in axis_texts(results))]
     return "\n".join([*verdicts, *parts])
 
 
