@@ -171,11 +171,13 @@ def test_longest_units_first(seconds: list[float], devices: int, end: float) -> 
 
 
 def test_units_on_several_devices_train_faster_and_cost_as_many(inputs: PreparedStudy) -> None:
-    """Training is shared; scores and spectra take as long as on one device."""
+    """Training is shared, where links cost nothing; scores and spectra take as long as on one
+    device."""
     train = inputs.config.train.model_copy(update={"devices": 2})
     config = inputs.config.model_copy(update={"train": train})
+    near = dataclasses.replace(H100, link=float("inf"))
     one, two = (
-        make_plan(dataclasses.replace(inputs, config=c), H100, 4) for c in (inputs.config, config)
+        make_plan(dataclasses.replace(inputs, config=c), near, 4) for c in (inputs.config, config)
     )
     assert (one.devices, two.devices) == (1, 2)
     assert two.stages["training"] == pytest.approx(one.stages["training"] / 2)
@@ -184,3 +186,17 @@ def test_units_on_several_devices_train_faster_and_cost_as_many(inputs: Prepared
     # Both full models at a time, then r = 2 beside r = 8, the longer.
     _, r8, full, _ = two.groups
     assert two.wall_seconds == pytest.approx(two.shared_seconds + full.seconds + r8.seconds)
+
+
+def test_shards_wait_for_what_they_receive(inputs: PreparedStudy) -> None:
+    """Four shards lack three quarters of the weights: twice those in float32, and in full
+    fine-tuning the gradients, once a step; of adapters as often as passes of 4 x 4096 tokens."""
+    train = inputs.config.train.model_copy(update={"devices": 4})
+    sharded = dataclasses.replace(inputs, config=inputs.config.model_copy(update={"train": train}))
+    slow, weights = dataclasses.replace(H100, link=1e-9), 4 * inputs.base.shapes.num_parameters
+    full, lora = (trial_of(inputs, method) for method in ("full", "lora"))
+    seconds = CostModel(sharded, slow).training((full,))[full.trial_id]
+    assert seconds == pytest.approx(inputs.num_steps(full) * 3 * weights * 0.75)
+    seconds = CostModel(sharded, slow).training((lora,))[lora.trial_id]
+    passes = inputs.training_tokens(lora) / (4 * train.batch_tokens)
+    assert seconds == pytest.approx(passes * 2 * weights * 0.75)

@@ -92,17 +92,30 @@ class CostModel:
 
     def training(self, group: Group) -> dict[str, float]:
         """Seconds of training each trial of a group, by trial id, if ``train.devices`` share the
-        work evenly; what they send each other is not counted. Slices of a nested run share its."""
+        work evenly. Slices of a nested run share its."""
         if not group[0].trains:
             return {trial.trial_id: 0.0 for trial in group}
         by_nest = {trial.nest: self._trial_training(trial) for trial in self.inputs.trained(group)}
-        sizes, devices = Counter(trial.nest for trial in group), self.inputs.config.train.devices
-        return {t.trial_id: by_nest[t.nest] / sizes[t.nest] / devices for t in group}
+        sizes = Counter(trial.nest for trial in group)
+        return {t.trial_id: by_nest[t.nest] / sizes[t.nest] for t in group}
 
     def _trial_training(self, trial: TrialSpec) -> float:
         operations = self.training_operations(trial, self.inputs.training_tokens(trial))
         moved = self.inputs.num_steps(trial) * self.parameters(trial) * OPTIMIZER_BYTES
-        return self.computing(operations) + self.moving(moved) + self._writing(trial)
+        seconds = self.computing(operations) + self.moving(moved) + self._writing(trial)
+        return max(seconds / self.inputs.config.train.devices, self._exchanging(trial))
+
+    def _exchanging(self, trial: TrialSpec) -> float:
+        """Seconds in which a shard of ``train.devices`` gets what it lacks: all weights for each
+        forward pass and again backward, and its part of the gradients if weights train. Meanwhile
+        it computes."""
+        train = self.inputs.config.train
+        passes = self.inputs.training_tokens(trial) / (train.batch_tokens * train.devices)
+        moved = 2 * self.base_bytes
+        if trial.is_full:  # Passes of several trials are not joined, nor those of two steps
+            passes = max(passes, self.inputs.num_steps(trial))
+            moved += FLOAT32_BYTES * self.parameters(trial)
+        return passes * moved * (1 - 1 / train.devices) / (self.machine.link * 1e9)
 
     def _writing(self, trial: TrialSpec) -> float:
         """Seconds of the answers that it writes to learn from, each as long as it may become."""

@@ -68,6 +68,7 @@ class Machine:
     bandwidth: float  # Of its memory, 10^9 bytes per second
     memory: float  # 10^9 bytes
     source: str
+    link: float = 32  # From other devices to this one, 10^9 bytes per second; PCIe 4.0 x16
     decomposition_share: float = 0.01
     """Of the float32 rate, in singular value decompositions; on an H100 one of 4096 x 4096 then
     takes 3 s. Not measured."""
@@ -101,16 +102,22 @@ class Machine:
 
 
 def _card(
-    label: str, source: str, bfloat16: float, float32: float, bandwidth: float, memory: float
+    label: str,
+    source: str,
+    bfloat16: float,
+    float32: float,
+    bandwidth: float,
+    memory: float,
+    link: float = 32,
 ) -> Machine:
     rates = {"bfloat16": bfloat16, "float32": float32}
-    return Machine(label, torch.device("cuda"), rates, bandwidth, memory, source)
+    return Machine(label, torch.device("cuda"), rates, bandwidth, memory, source, link)
 
 
 MACHINES: Mapping[str, Machine] = {
-    "h100": _card("NVIDIA H100 SXM", "data sheet", 989, 67, 3350, 80),
-    "h200": _card("NVIDIA H200 SXM", "data sheet", 989, 67, 4800, 141),
-    "a100": _card("NVIDIA A100 80GB SXM", "data sheet", 312, 19.5, 2039, 80),
+    "h100": _card("NVIDIA H100 SXM", "data sheet", 989, 67, 3350, 80, 450),
+    "h200": _card("NVIDIA H200 SXM", "data sheet", 989, 67, 4800, 141, 450),
+    "a100": _card("NVIDIA A100 80GB SXM", "data sheet", 312, 19.5, 2039, 80, 300),
     "l40s": _card("NVIDIA L40S", "data sheet", 362, 91.6, 864, 48),
     "l4": _card("NVIDIA L4", "data sheet", 121, 30.3, 300, 24),
     "4090": _card("GeForce RTX 4090", "Ada architecture white paper", 165, 82.6, 1008, 24),
