@@ -318,7 +318,9 @@ LATER: dict[int, tuple[str, Callable[[Study], Verdict]]] = {
 """Points whose rules were written after the studies had been read for the others, by number."""
 
 
-def verdicts_table(studies: Sequence[Study], more: Sequence[tuple[str, Verdict]] = ()) -> list[str]:
+def verdicts_table(
+    studies: Sequence[Study], more: Sequence[tuple[int, str, Verdict]] = ()
+) -> list[str]:
     rows = ["| # | reported by the paper, or asked | model | verdict | measured | detectable |"]
     rows.append("|---|---|---|---|---|---|")
     answers = [
@@ -328,7 +330,7 @@ def verdicts_table(studies: Sequence[Study], more: Sequence[tuple[str, Verdict]]
         if study.has_spectra or not reads_spectra
     ]
     gemma = next(iter(MAIN.values()))
-    answers += [(n, point, gemma, verdict) for n, (point, verdict) in enumerate(more, 8)]
+    answers += [(number, point, gemma, verdict) for number, point, verdict in more]
     for number, (point, judge) in LATER.items():
         answers += [(number, point, MAIN[study.name], judge(study)) for study in studies]
     if (RECORDS / "maths-grid").exists():
@@ -478,7 +480,8 @@ def alpha_table(grid: Grid) -> list[str]:
 
 
 def heads(folder: Path) -> tuple[Verdict, list[str]]:
-    """9: removing a head costs on mathqa what it costs on medmcqa. Also a table of costs."""
+    """9: removing a head costs on mathqa what it costs on the task that was trained. Also a table
+    of costs."""
     grid, rows = Grid(folder), pd.read_parquet(folder / "records.parquet")
     names = dict(zip(grid.trials["trial"], grid.trials["arm"], strict=True))
     bodies = [json.loads(body) for body in rows.loc[rows["kind"] == "heads", "body"]]
@@ -506,17 +509,19 @@ def heads(folder: Path) -> tuple[Verdict, list[str]]:
     return Verdict(verdict, told, "", "one model above .5, one below"), lines
 
 
-def extras(records: Path, study: Study) -> tuple[list[tuple[str, Verdict]], list[str]]:
-    """Verdicts and tables of the small studies beside the one of Gemma."""
+def extras(records: Path, study: Study) -> tuple[list[tuple[int, str, Verdict]], list[str]]:
+    """Numbered verdicts, and tables, of the small studies beside the one of Gemma."""
     verdicts, lines = [], []
     if (folder := records / f"{study.name}-high-rank").exists():
         verdict, rows = high_ranks(study, Study(folder))
-        verdicts.append(("Ranks of 256 and 512 add nothing", verdict))
+        verdicts.append((8, "Ranks of 256 and 512 add nothing", verdict))
         lines += ["", "### High ranks", "", *rows]
-    if (folder := records / f"{study.name}-heads").exists():
-        verdict, rows = heads(folder)
-        verdicts.append(("A head removed costs alike on the trained task and on another", verdict))
-        lines += ["", "### Heads, after training on medmcqa", "", *rows]
+    asked = "A head removed costs alike on the trained task and on another"
+    for name, task in (("heads", "medmcqa"), ("heads-tuned", "gsm8k, all rates tuned")):
+        if (folder := records / f"{study.name}-{name}").exists():
+            verdict, rows = heads(folder)
+            verdicts.append((9, asked, verdict))
+            lines += ["", f"### Heads, after training on {task}", "", *rows]
     if (folder := records / f"{study.name}-alpha").exists():
         lines += ["", "### Alpha apart from the rank, medmcqa", "", *alpha_table(Grid(folder))]
     return verdicts, lines
