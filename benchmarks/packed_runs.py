@@ -21,7 +21,7 @@ from rankscope.config.study import ModelConfig, TrainConfig
 from rankscope.models.attention import varlen
 from rankscope.models.attention.varlen import AttentionPlan
 from rankscope.models.base import Base, RowBatch
-from rankscope.models.compiled import use_kernels
+from rankscope.models.compiled import use_kernels, why_not
 from rankscope.models.load import load_base
 from rankscope.models.multi_lora import AdapterSlice, AdapterSpan, MultiLoraProduct
 from rankscope.records import TrialSpec
@@ -45,6 +45,8 @@ def load(rows: Rows) -> Base:
     setting = rows.setting
     config = ModelConfig(path=setting.model, prompt_format="plain")
     base = load_base(config, setting.torch_device(), setting.torch_dtype())
+    if reason := why_not(setting.kernels, base.device):
+        raise SystemExit(f"--kernels {setting.kernels}: {reason}")
     use_kernels(base.model, setting.kernels)
     return base
 
@@ -71,7 +73,7 @@ KINDS = {
     "products": "aten::(addmm_?|mm|bmm|baddbmm_?)",
     "softmax": "aten::_softmax.*",
     "copies": "aten::(copy_|cat|index_select|index_fill_|fill_|zero_|contiguous|clone)",
-    "compiled": ".*CompiledFxGraph.*|triton.*",
+    "compiled": ".*(CompiledFxGraph|Liger|rms_norm_|swiglu_|geglu_).*|triton.*",
     "other operations": "aten::.*",
     "Python and dispatch": ".*",
 }

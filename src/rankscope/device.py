@@ -228,7 +228,6 @@ def distinct_places(device: torch.device) -> Iterator[None]:
 
 LIBRARIES = (
     "datasets",
-    "liger-kernel",
     "numpy",
     "peft",
     "pyarrow",

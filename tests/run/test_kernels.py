@@ -69,11 +69,27 @@ def test_the_fastest_way_that_pays_is_chosen(
     prepared: PreparedStudy = study(tmp_path, "auto").check()
     monkeypatch.setattr(kernels, "WORTH_A_TRY", 0.0)
     trial = next(t for t in prepared.trials if t.method == "lora")
-    assert list(kernels._saved_per_token(prepared, trial)) == ["compiled"]  # Equal losses
-    on_gpu, slower = {"compiled": 1.0, "liger": 2.0}, {"compiled": -1.0}
-    for measured, chosen in ((on_gpu, "liger"), (slower, "plain")):
-        monkeypatch.setattr(kernels, "_saved_per_token", lambda *_, found=measured: found)
+    assert kernels._saved_per_token(prepared, trial, "compiled")  # Equal losses
+    monkeypatch.setattr(kernels, "why_not", lambda *_: "")
+    for compiled, liger, chosen in ((1, 2, "liger"), (2, 1, "compiled"), (-1, -2, "plain")):
+        found = {"compiled": compiled, "liger": liger}
+        monkeypatch.setattr(kernels, "_saved_per_token", lambda *args, of=found: of[args[2]])
         assert kernels.choose_kernels(prepared) == (chosen, "")
+
+
+def test_kernels_that_fail_leave_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(study: PreparedStudy, trial: object, way: str) -> float:
+        if way == "liger":
+            raise TypeError("another version of it")
+        return 1.0
+
+    prepared: PreparedStudy = study(tmp_path, "auto").check()
+    monkeypatch.setattr(kernels, "WORTH_A_TRY", 0.0)
+    monkeypatch.setattr(kernels, "why_not", lambda *_: "")
+    monkeypatch.setattr(kernels, "_saved_per_token", measure)
+    assert kernels.choose_kernels(prepared) == ("compiled", "")
 
 
 def test_without_a_compiler(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ what a layer does.
     N tokens; H query and K key heads; D head dim
 """
 
-import importlib
 import inspect
 import os
 import warnings
@@ -30,6 +29,7 @@ from rankscope.models.fetch import cache_folder
 
 USED = "rankscope_kernels"  # Attribute of a model
 ROTARY = "apply_rotary_pos_emb"  # The function's name in transformers' modules
+LIGER_ERROR = 5e-5  # Of values up to 16, in float32; the two kinds of GELU are 5e-4 apart
 MOST_GRAPHS = 64
 """Of one function in a process: one for each class of layers, width, and mode of autograd."""
 
@@ -159,38 +159,47 @@ def _is_gated(mlp: Any, like: Tensor) -> bool:
 
 def _liger_norm(layer: Any) -> Callable[..., Any]:
     """Liger's norm if it computes what a layer does, else the compiled one."""
-    from liger_kernel.ops import LigerRMSNormFunction as LigerNorm
+    liger_norm = _liger()[0]
 
     def norm(offset: float, casting: str) -> Callable[..., Any]:
         def compute(layer: Any, x: Tensor) -> Any:
             eps = getattr(layer, "variance_epsilon", None) or getattr(layer, "eps", 0.0)
             # Not in place: residual sums want the gradient too. By rows, whatever their number.
-            return LigerNorm.apply(x, layer.weight, eps, offset, casting, False, True)
+            return liger_norm.apply(x, layer.weight, eps, offset, casting, False, True)
 
         return compute
 
     x = torch.linspace(-3, 2, 2 * len(layer.weight), device=layer.weight.device)
     rows = torch.stack([x, 1e-3 * x]).view(4, -1)  # Of small numbers, eps shows
-    found = (norm(0.0, "llama"), norm(1.0, "gemma"))
-    return next((by for by in found if _is_same(by(layer, rows), _norm(layer, rows))), NORM)
+    low = rows.to(layer.weight.dtype)  # Shows where a layer rounds
+
+    def error(by: Callable[..., Any], x: Tensor) -> float:
+        return float((by(layer, x) - _norm(layer, x)).abs().max())
+
+    found = (norm(0.0, "llama"), norm(0.0, "gemma"), norm(1.0, "gemma"))
+    same = [by for by in found if error(by, rows) < LIGER_ERROR]
+    return min(same, key=lambda by: error(by, low), default=NORM)
 
 
 def _liger_gate(mlp: Any) -> Callable[..., Any]:
-    """Liger's gate if it has the activation, else the compiled one."""
-    from liger_kernel.ops import LigerGELUMulFunction, LigerSiLUMulFunction
+    """Liger's gate if it has the activation, else the compiled one. Its backward pass writes over
+    what the layers below returned, which they do not keep."""
 
     def gate(function: Any) -> Callable[..., Any]:
         return lambda _, *parts: function.apply(*parts)
 
     x = torch.linspace(-4, 4, 64, device=mlp.down_proj.weight.device).view(2, -1)
     expected = _gate(mlp, x, x)
-    found = (gate(LigerSiLUMulFunction), gate(LigerGELUMulFunction))
-    return next((by for by in found if _is_same(by(mlp, x, x), expected)), GATE)
+    found = map(gate, _liger()[1:])
+    same = (by for by in found if float((by(mlp, x, x) - expected).abs().max()) < LIGER_ERROR)
+    return next(same, GATE)
 
 
-def _is_same(found: Tensor, expected: Tensor) -> bool:
-    """In float32; the two kinds of GELU are 5e-4 apart."""
-    return torch.allclose(found, expected, 1e-4, 1e-5)
+def _liger() -> tuple[Any, Any, Any]:
+    """Its norm and two gates, as autograd functions."""
+    from liger_kernel import ops
+
+    return ops.LigerRMSNormFunction, ops.LigerSiLUMulFunction, ops.LigerGELUMulFunction
 
 
 @torch.no_grad()
@@ -246,11 +255,19 @@ def why_not(kernels: Kernels, device: torch.device) -> str:
     reason = "" if kernels == "plain" else _why_not_compiled(device)
     if reason or kernels != "liger":
         return reason
-    if device.type != "cuda":
-        return "Liger's kernels run on a GPU"
+    return "Liger's kernels run on a GPU" if device.type != "cuda" else _why_no_liger(device)
+
+
+@cache
+def _why_no_liger(device: torch.device) -> str:
+    """By calling its functions: it may be missing, or of another version."""
+    x = torch.ones(2, 64, device=device)
     try:
-        importlib.import_module("liger_kernel.ops")
-    except Exception as error:  # it is not installed, or fails with these versions
+        norm, *gates = _liger()
+        norm.apply(x, x[0], 1e-6, 0.0, "llama", False, True)
+        for gate in gates:
+            gate.apply(x, x)
+    except Exception as error:  # of Liger, of Triton, of the compiler
         return first_line(error)
     return ""
 

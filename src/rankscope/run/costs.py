@@ -95,25 +95,27 @@ class CostModel:
         work evenly. Slices of a nested run share its."""
         if not group[0].trains:
             return {trial.trial_id: 0.0 for trial in group}
-        by_nest = {trial.nest: self._trial_training(trial) for trial in self.inputs.trained(group)}
+        trained = self.inputs.trained(group)
+        by_nest = {trial.nest: self._trial_training(trial, len(trained)) for trial in trained}
         sizes = Counter(trial.nest for trial in group)
         return {t.trial_id: by_nest[t.nest] / sizes[t.nest] for t in group}
 
-    def _trial_training(self, trial: TrialSpec) -> float:
+    def _trial_training(self, trial: TrialSpec, at_once: int) -> float:
+        """In a group of so many."""
         operations = self.training_operations(trial, self.inputs.training_tokens(trial))
         moved = self.inputs.num_steps(trial) * self.parameters(trial) * OPTIMIZER_BYTES
         seconds = self.computing(operations) + self.moving(moved) + self._writing(trial)
-        return max(seconds / self.inputs.config.train.devices, self._exchanging(trial))
+        exchanging = self._exchanging(trial, self.inputs.num_steps(trial) / at_once)
+        return max(seconds / self.inputs.config.train.devices, exchanging)
 
-    def _exchanging(self, trial: TrialSpec) -> float:
-        """Seconds in which a shard of ``train.devices`` gets what it lacks: all weights for each
-        forward pass and again backward, and its part of the gradients if weights train. Meanwhile
-        it computes."""
+    def _exchanging(self, trial: TrialSpec, fewest: float) -> float:
+        """Seconds in which a shard of ``train.devices`` gets what it lacks, while it computes: all
+        weights for each forward pass and again backward, and gradients if weights train. A step has
+        a pass at least, which a group's trials share: ``fewest`` is this one's part of these."""
         train = self.inputs.config.train
         passes = self.inputs.training_tokens(trial) / (train.batch_tokens * train.devices)
-        moved = 2 * self.base_bytes
-        if trial.is_full:  # Passes of several trials are not joined, nor those of two steps
-            passes = max(passes, self.inputs.num_steps(trial))
+        passes, moved = max(passes, fewest), 2 * self.base_bytes
+        if trial.is_full:
             moved += FLOAT32_BYTES * self.parameters(trial)
         return passes * moved * (1 - 1 / train.devices) / (self.machine.link * 1e9)
 

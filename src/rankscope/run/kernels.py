@@ -78,12 +78,14 @@ def choose_kernels(study: PreparedStudy) -> tuple[Kernels, str]:
     is_elsewhere = config.runs_elsewhere or config.train.devices > 1
     if estimate < WORTH_A_TRY or is_elsewhere or study.device.type not in ("cpu", "cuda"):
         return "plain", ""
-    reason = why_not("compiled", study.device)
     saved: dict[Kernels, float] = {"plain": 0.0}
-    try:
-        saved |= {} if reason else _saved_per_token(study, lora[0])
-    except Exception as error:  # the run itself reports any other error
-        reason = first_line(error)
+    ways: tuple[Kernels, ...] = ("liger", "compiled")
+    for way in ways:  # The last one's reason is told
+        reason = why_not(way, study.device)
+        try:
+            saved[way] = 0.0 if reason else _saved_per_token(study, lora[0], way)
+        except Exception as error:  # the run itself reports any other error
+            reason = first_line(error)
     gc.collect()  # the layers and adapters of those steps refer to each other
     release_freed_memory()
     best = max(saved, key=saved.__getitem__)
@@ -93,9 +95,9 @@ def choose_kernels(study: PreparedStudy) -> tuple[Kernels, str]:
     return "plain", f"{slower}: {reason}" if reason else ""
 
 
-def _saved_per_token(study: PreparedStudy, trial: TrialSpec) -> dict[Kernels, float]:
-    """Seconds that compiled functions, and Liger's, save in training, all layers together, if
-    losses are equal but for rounding."""
+def _saved_per_token(study: PreparedStudy, trial: TrialSpec, kernels: Kernels) -> float:
+    """Seconds that kernels save in training, all layers together; 0 if the losses are not equal but
+    for rounding."""
     depth = int(study.base.config.get_text_config().num_hidden_layers)
     layers, trials = min(depth, FEWEST_LAYERS), [probe_trial(trial, trial.rank or 1, 0)]
     rows = study.data.rows[trial.task]
@@ -103,17 +105,11 @@ def _saved_per_token(study: PreparedStudy, trial: TrialSpec) -> dict[Kernels, fl
     probed = with_layers(with_rows(study, trials, num_rows), layers)
     base = probed_base(probed)
     plain, expected = fastest_step(base, probed)
-    seconds = dict[Kernels, float]()
-    ways: tuple[Kernels, ...] = ("compiled", "liger")
-    for way in ways:
-        if why_not(way, study.device):
-            continue
-        use_kernels(base.model, way)
-        fastest_step(base, probed)  # compiles
-        fast, losses = fastest_step(base, probed)
-        largest = LOSS_TOLERANCE[study.dtype]
-        if all(abs(a - b) <= largest * b for a, b in zip(losses, expected, strict=True)):
-            seconds[way] = fast
+    use_kernels(base.model, kernels)
+    fastest_step(base, probed)  # compiles
+    fast, losses = fastest_step(base, probed)
     compute_plainly(base.model)
     plain = min(plain, fastest_step(base, probed)[0])
-    return {way: (plain - seconds[way]) * depth / layers for way in seconds}
+    largest = LOSS_TOLERANCE[study.dtype]
+    is_equal = all(abs(a - b) <= largest * b for a, b in zip(losses, expected, strict=True))
+    return (plain - fast) * depth / layers if is_equal else 0.0

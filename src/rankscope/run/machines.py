@@ -60,6 +60,9 @@ Published for LoRA on an 8B and a 7B model, one H100, full rows of 4,096 tokens:
 TFLOP/s (NVIDIA NeMo AutoModel, performance summary)."""
 
 
+PCIE = 32  # Of version 4.0, 16 lanes, in one direction
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Machine:
     label: str
@@ -68,7 +71,7 @@ class Machine:
     bandwidth: float  # Of its memory, 10^9 bytes per second
     memory: float  # 10^9 bytes
     source: str
-    link: float = 32  # From other devices to this one, 10^9 bytes per second; PCIe 4.0 x16
+    link: float = PCIE  # From other devices to this one, 10^9 bytes per second
     decomposition_share: float = 0.01
     """Of the float32 rate, in singular value decompositions; on an H100 one of 4096 x 4096 then
     takes 3 s. Not measured."""
@@ -108,7 +111,7 @@ def _card(
     float32: float,
     bandwidth: float,
     memory: float,
-    link: float = 32,
+    link: float = PCIE,
 ) -> Machine:
     rates = {"bfloat16": bfloat16, "float32": float32}
     return Machine(label, torch.device("cuda"), rates, bandwidth, memory, source, link)
