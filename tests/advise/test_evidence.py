@@ -12,8 +12,10 @@ import statsmodels.formula.api as smf
 from advice import arms_by_label
 from synthetic_study import Truth, synthetic_study, with_scores
 
+from rankscope.advise.arms import summarize_arms
 from rankscope.advise.evidence import Part, measure, pooled
 from rankscope.advise.posterior import posterior
+from rankscope.advise.results import task_results
 from rankscope.records import (
     BASE,
     CurvePoint,
@@ -178,11 +180,14 @@ def test_means_and_errors_are_those_of_a_mixed_model() -> None:
         assert error == pytest.approx(fitted.bse["C(arm)[T.1]"], rel=1e-3)
 
 
-def with_rungs(heights: Sequence[float], ends: Sequence[float | None]) -> StudyRecords:
-    """Arms that gained ``heights`` at step 10 of 40 on five items and ``ends`` at the end on all;
-    None: stopped there."""
-    truth = replace(TRUTH, metric="log_probability", retention=(), seeds=(0,))
-    study = synthetic_study(replace(truth, ranks=(2, 8, 32)[: len(ends)]))
+def with_rungs(
+    heights: Sequence[float], ends: Sequence[float | None], truth: Truth = TRUTH
+) -> StudyRecords:
+    """Arms, by default ranks, that gained ``heights`` at step 10 of 40 on five items and ``ends``
+    at the end on all; None: stopped there."""
+    ranks = (2, 8, 32)[: len(ends)] if truth is TRUTH else truth.ranks
+    truth = replace(truth, metric="log_probability", retention=(), seeds=(0,), ranks=ranks)
+    study = synthetic_study(truth)
     end = {t.spec.trial_id: e for t, e in zip(study.trials, ends, strict=True)}
     study = with_scores(study, lambda k, s: 0 * s - 2 + (end.get(k[0]) or 0.0))
     trials = []
@@ -220,6 +225,19 @@ def test_a_stopped_arm_is_where_its_rung_heads_by_hand(
     assert [e > 0 for e in found.extra] == [end is None for end in ends]
     flat = with_rungs([0.0] * len(ends), ends)  # A rung that shows nothing is not a certain end
     assert measure(flat, GAIN, arms_of(flat))[0].extra[-1] > 0
+
+
+@pytest.mark.parametrize(("height", "chosen"), [(0.45, "r=8 lr=0.0001"), (0.9, "r=8 lr=0.001")])
+def test_an_arm_that_was_trained_stands_for_its_rank(height: float, chosen: str) -> None:
+    """Unless a stopped rate is expected to be ahead by the margin, .05; here by .04 and by .25."""
+    truth = replace(TRUTH, ranks=(8,), lrs=(1e-4, 1e-3))
+    study = with_rungs((0.3, height), (0.5, None), truth)
+    results = task_results(study, "med", summarize_arms(study)["med"])
+    trained, stopped = (arm.summary.expected for arm in results.arms)
+    assert trained is not None
+    assert stopped is not None
+    assert stopped.net > trained.net
+    assert [arm.summary.label for arm in results.candidates] == [chosen]
 
 
 def test_few_items_that_agree_are_no_certainty_by_hand() -> None:

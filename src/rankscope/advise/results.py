@@ -103,14 +103,19 @@ class TaskResults:
 
     @cached_property
     def candidates(self) -> tuple[Arm, ...]:
-        """Every configuration at its rate of the highest expected net gain; highest first."""
-        by_net = sorted(
-            (self.arms[i] for i in self.allowed), key=lambda a: -expected(a.summary).net
-        )
+        """Every configuration at its rate of the highest expected net gain; highest first. One that
+        was trained to its end stands before one that was not and is less than the margin ahead."""
+
+        def net(arm: Arm) -> float:
+            return expected(arm.summary).net
+
+        def preferred(arm: Arm) -> float:
+            return net(arm) + self.margin * bool(arm.finished)
+
         first: dict[object, Arm] = {}
-        for arm in by_net:
+        for arm in sorted((self.arms[i] for i in self.allowed), key=preferred, reverse=True):
             first.setdefault(arm.trials[0].spec.arm_without_lr, arm)
-        return tuple(first.values())
+        return tuple(sorted(first.values(), key=net, reverse=True))
 
     @property
     def best_full(self) -> Arm | None:
