@@ -8,6 +8,7 @@ examples/paper-in-small the rules. Every number comes from docs/findings/records
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
 
@@ -505,7 +506,7 @@ def heads(folder: Path) -> tuple[Verdict, list[str]]:
     tuned = [value for model, value in correlations.items() if model != "base"]
     listed = ", ".join(f"{model} {value:.2f}" for model, value in correlations.items())
     verdict = judged(min(tuned) > 0.5, max(tuned) < 0.5)
-    told = f"Spearman's correlation: {listed}"
+    told = f"Spearman's correlation with mathqa: {listed}"
     return Verdict(verdict, told, "", "one model above .5, one below"), lines
 
 
@@ -517,9 +518,10 @@ def extras(records: Path, study: Study) -> tuple[list[tuple[int, str, Verdict]],
         verdicts.append((8, "Ranks of 256 and 512 add nothing", verdict))
         lines += ["", "### High ranks", "", *rows]
     asked = "A head removed costs alike on the trained task and on another"
-    for name, task in (("heads", "medmcqa"), ("heads-tuned", "gsm8k, all rates tuned")):
+    for name, task in (("heads", "medmcqa"), ("heads-tuned", "gsm8k")):
         if (folder := records / f"{study.name}-{name}").exists():
             verdict, rows = heads(folder)
+            verdict = replace(verdict, measured=f"after {task}, {verdict.measured}")
             verdicts.append((9, asked, verdict))
             lines += ["", f"### Heads, after training on {task}", "", *rows]
     if (folder := records / f"{study.name}-alpha").exists():

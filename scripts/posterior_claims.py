@@ -15,7 +15,7 @@ import numpy as np
 
 import rankscope
 from claims_board import RECORDS, with_numbers
-from claims_judges import interval, judged
+from claims_judges import UNTESTABLE, interval, judged
 from rankscope.advise.arms import Arm, summarize_arms
 from rankscope.advise.axes import axis_texts, draws_of
 from rankscope.advise.posterior import Array
@@ -126,14 +126,23 @@ def low_rates_suffice(results: TaskResults) -> tuple[str, str]:
 
 
 def alpha_is_a_rate(results: TaskResults) -> tuple[str, str]:
-    """Whether of each rank every alpha, at its best rate, reaches the best of that rank."""
+    """Whether of each rank both alphas, each at its best rate, reach the better one; one that is
+    best at an end of its list of rates refutes nothing."""
     p: dict[str, float] = {}
-    for rank in sorted({arm.summary.rank for arm in results.candidates if arm.summary.rank}):
+    refuted = False
+    for rank in (8, 128):
         arms = [arm for arm in results.candidates if arm.summary.rank == rank]
-        names = [f"r={rank} alpha={arm.trials[0].spec.alpha:g}" for arm in arms]
-        p |= dict(zip(names, within(results, arms), strict=True))
-    told = ", ".join(f"{name} {percent(value)}" for name, value in p.items())
-    return judged(min(p.values()) >= LIKELY, min(p.values()) <= UNLIKELY), told
+        assert len(arms) == 2, f"r = {rank}: {len(arms)} alphas were scored"
+        for arm, value in zip(arms, within(results, arms), strict=True):
+            spec = arm.trials[0].spec
+            rates = [a.summary.lr for a in results.arms
+                     if a.trials[0].spec.arm_without_lr == spec.arm_without_lr]  # fmt: skip
+            at_end = spec.lr in (min(rates), max(rates))
+            refuted |= value <= UNLIKELY and not at_end
+            name = f"r={rank} alpha={spec.alpha:g} lr={spec.lr:g}"
+            p[f"{name}, an end of its list" if at_end else name] = value
+    told = "; ".join(f"{name}: {percent(value)}" for name, value in p.items())
+    return judged(min(p.values()) >= LIKELY, refuted), told
 
 
 def tuning_makes_worse(results: TaskResults) -> tuple[str, str]:
@@ -164,9 +173,10 @@ def harm_is_mended(results: TaskResults) -> tuple[str, str]:
     found = [c.difference for c in compared]
     told += "; less the scaled arm: "
     told += ", ".join(f"{c.label} {interval(c.difference)}" for c in compared)
-    is_asked = (harm := plain["r=32 lr=0.001"]) is not None and harm.is_above(0)
+    if (harm := plain["r=32 lr=0.001"]) is None or not harm.is_above(0):
+        return UNTESTABLE, told
     helps = any(e.value < 0 and e.p_holm is not None and e.p_holm < 0.05 for e in found)
-    return judged(is_asked and helps, is_asked and all(e.is_above(0) for e in found)), told
+    return judged(helps, len(found) == 4 and all(e.is_above(0) for e in found)), told
 
 
 def variants_are_alike(results: TaskResults) -> tuple[str, str]:

@@ -80,7 +80,7 @@ def choose_kernels(study: PreparedStudy) -> tuple[Kernels, str]:
         return "plain", ""
     saved: dict[Kernels, float] = {"plain": 0.0}
     ways: tuple[Kernels, ...] = ("liger", "compiled")
-    for way in ways:  # The last one's reason is told
+    for way in ways:  # The last one's reason is noted
         reason = why_not(way, study.device)
         try:
             saved[way] = 0.0 if reason else _saved_per_token(study, lora[0], way)
