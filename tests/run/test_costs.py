@@ -1,5 +1,6 @@
 """Time of a plan: operations by hand, and what must and must not change an estimate."""
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -200,3 +201,23 @@ def test_shards_wait_for_what_they_receive(inputs: PreparedStudy) -> None:
     assert seconds == pytest.approx(inputs.num_steps(full) * 3 * weights * 0.75)
     seconds = sum(CostModel(sharded, slow).training(tuple(lora)).values())
     assert seconds == pytest.approx(inputs.num_steps(full) * 2 * weights * 0.75)
+
+
+def test_adapters_of_a_replicated_base_wait_for_nothing(inputs: PreparedStudy) -> None:
+    """The base is whole on each device if the largest trial, full fine-tuning, fits beside it."""
+    train = inputs.config.train.model_copy(update={"devices": 4})
+    config = inputs.config.model_copy(update={"train": train})
+    memory = copy.copy(inputs.grouping.model)
+    grouping = dataclasses.replace(inputs.grouping, model=memory)
+    memory.replicates = True
+    full, lora = trial_of(inputs, "full"), trial_of(inputs, "lora")
+    needed = grouping.memory((full,), train).total_bytes
+    for room, replicates in ((needed - 1, False), (needed, True)):
+        fitted = dataclasses.replace(grouping, room_bytes=room)
+        fitted.replicate_base((lora, full), train)
+        assert memory.replicates is replicates
+    sharded = dataclasses.replace(inputs, config=config, grouping=grouping)
+    slow = dataclasses.replace(H100, link=1e-9)
+    model, alone = CostModel(sharded, slow), CostModel(inputs, H100)
+    assert model.training((lora,))[lora.trial_id] == alone.training((lora,))[lora.trial_id] / 4
+    assert model.training((full,))[full.trial_id] > 1e6

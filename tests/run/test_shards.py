@@ -22,7 +22,7 @@ from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.load import gathered_model, load_model, sharded_base
 from rankscope.models.methods import get_method
 from rankscope.models.quantize import dense_weight
-from rankscope.models.sharding import Shards, check_devices
+from rankscope.models.sharding import Shards, check_devices, is_sharded
 from rankscope.records import TrialSpec
 from rankscope.run.trials import make_trials
 from rankscope.run.workers.worker import FOLLOW, started_shards
@@ -62,10 +62,10 @@ SAME = 1e-5
 """Largest relative difference after 20 steps in float32."""
 
 
-@pytest.fixture(scope="module")
-def shards() -> Iterator[Shards]:
-    """This process as shard 0 of two."""
-    with started_shards(2, torch.device("cpu")) as shards:
+@pytest.fixture(scope="module", params=[False, True], ids=["cut", "replicated"])
+def shards(request: pytest.FixtureRequest) -> Iterator[Shards]:
+    """This process as shard 0 of two; frozen models are cut, or whole on each."""
+    with started_shards(2, torch.device("cpu"), request.param) as shards:
         assert shards is not None
         yield shards
 
@@ -182,6 +182,7 @@ def test_shard_0_scores_and_analyzes_alone(sharded: Base, folder: Path) -> None:
     linears = sharded.linears()
     for name, linear in plain.linears().items():
         assert torch.equal(dense_weight(linears[name]), linear.weight)
+        assert is_sharded(linears[name].weight) is not sharded.shards.replicates
 
 
 def test_a_shard_ends_whose_shard_0_was_gone_before_it_could_look(tmp_path: Path) -> None:
@@ -189,7 +190,7 @@ def test_a_shard_ends_whose_shard_0_was_gone_before_it_could_look(tmp_path: Path
     place.mkdir()
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    shard = [sys.executable, *FOLLOW, "1", "2", "cpu", str(place / "store"), str(gone.pid)]
+    shard = [sys.executable, *FOLLOW, "1", "2", "cpu", str(place / "store"), str(gone.pid), ""]
     assert subprocess.run(shard, timeout=240, check=False).returncode in (1, -signal.SIGALRM)
     assert not place.exists()
 

@@ -143,6 +143,10 @@ def test_devices_share_the_base_and_the_states_of_full_fine_tuning() -> None:
     # Gradients of what is gathered: in bfloat16, and in float32 to be added up.
     assert shared[0].base_bytes == total // 4 + 4 * gathered
     assert shared[0].total_bytes < 80e9 < alone[0].total_bytes
+    memory.replicates = True  # the frozen base is whole on each, the copy that trains is not
+    whole = [memory.of_group(g, counts, protocol(devices=4)) for g in ([full_trial()], [trial()])]
+    assert [m.base_bytes for m in whole] == [total + 4 * gathered, total]
+    assert [m.state_bytes for m in whole] == [m.state_bytes for m in shared]
     # A checkpoint is on the host whole, weights and two moments; the base alone would be 16 GB.
     host = [
         m.host_bytes(torch.device("cuda"), 0) - n * (m.library_bytes + CUDA_LIBRARY_BYTES)

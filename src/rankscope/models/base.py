@@ -23,7 +23,7 @@ from rankscope.models.attention.varlen import AttentionPlan, KVCache
 from rankscope.models.compiled import compute_plainly
 from rankscope.models.multi_lora import AdapterSpan, MultiLora, linear_layers, unwrap
 from rankscope.models.quantize import dense_weight
-from rankscope.models.sharding import Shards, trainable_shards
+from rankscope.models.sharding import Shards, is_sharded, trainable_shards
 from rankscope.records import ModelRecord
 
 OWN_CACHES = ("cache", "past_key_values", "cache_params", "state")
@@ -167,7 +167,8 @@ class Base:
             plan = AttentionPlan.of(batch.lengths, self.device, cache, store)
             if batch.branches or prefix is not None:
                 plan = plan.with_branches(batch.branches, prefix, self.device)
-        self.shards.announce("forward", self.name)
+        if is_sharded(next(self.model.parameters())):
+            self.shards.announce("forward", self.name)
         routing = self.multi_lora.routing(batch.segments, batch.kept_segments())
         # A pass that stores keys writes each to a place of its own, and nothing else by index.
         writes = distinct_places(self.device) if store else nullcontext()

@@ -30,7 +30,7 @@ from rankscope.models.multi_lora import MultiLora
 from rankscope.models.output_layer import block_output_layer, note_plain_logits
 from rankscope.models.parameters import model_on_meta, read_model_config
 from rankscope.models.quantize import check_quantize, quantization
-from rankscope.models.sharding import Shards, attach_gathering, sharded_model
+from rankscope.models.sharding import Shards, attach_gathering, frozen_shards
 from rankscope.records import ModelRecord
 
 LAYER = re.compile(r"model\.layers\.\d+\.(?!.*inv_freq$)")
@@ -126,7 +126,10 @@ def load_trained_model(base: Base, folder: Path) -> Base:
 
 
 def frozen_base(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: ModelRecord, folder: Path
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    record: ModelRecord,
+    folder: Path,
 ) -> Base:
     model.eval()
     model.requires_grad_(False)
@@ -154,7 +157,7 @@ def sharded_base(
     model: PreTrainedModel | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Base:
-    """A frozen model that all shards hold together under ``name``.
+    """A frozen model that all shards hold together under ``name``, or each of them whole.
 
     Shard 0 calls this with the model and its tokenizer, read from ``folder``; the other shards call
     it without, as their handler of what it announces.
@@ -162,7 +165,11 @@ def sharded_base(
     shards.announce("shard", name, record, folder)
     shards.models.pop(name, None)  # before there is another one
     dtype: torch.dtype = getattr(torch, record.dtype)
-    parts = sharded_model(read_model_config(folder), dtype, shards, model)
+    parts = frozen_shards(read_model_config(folder), dtype, shards, model)
+    if shards.replicates:
+        shards.models[name] = base = frozen_base(parts, tokenizer, record, folder)
+        base.shards, base.name = shards, name
+        return base
     base = Base(parts, tokenizer, record, folder, MultiLora(parts), shards, name)
     shards.models[name] = base
     attach_gathering(base)

@@ -3,7 +3,8 @@
 A *shard* is a process with a device of its own, and its part of a weight. Training runs on all
 shards in step, each on its own rows. Everything else runs on shard 0 alone: it announces what the
 others have to take part in, a forward pass or the gathering of a weight, because each needs all
-shards.
+shards. If memory allows, frozen models are *replicated*: whole on every shard, so that only
+gradients are exchanged.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -42,6 +43,7 @@ class Shards:
     orders: Any = None  # Process group of what shard 0 announces
     handlers: dict[str, Callable[..., object]] = field(default_factory=dict)  # Of the other shards
     models: "dict[str, Base]" = field(default_factory=dict)  # By name, the same on all shards
+    replicates: bool = False  # Frozen models are whole on every shard
     is_in_step: bool = False  # All shards run the same code: shard 0 announces nothing
     break_off: Callable[[str], None] = lambda reason: None
     """Ends all shards at once, to begin again from what is stored; nothing if there is one."""
@@ -101,8 +103,10 @@ class Shards:
 
     def gather(self, name: str, index: int) -> Tensor:
         """The whole of a model's parameter, in the order of ``parameters()``."""
-        self.announce("gather", name, index)
-        return whole([*self.models[name].model.parameters()][index].detach())
+        parameter = [*self.models[name].model.parameters()][index].detach()
+        if is_sharded(parameter):
+            self.announce("gather", name, index)
+        return whole(parameter)
 
     def barrier(self) -> None:
         if self.size > 1:
@@ -156,6 +160,16 @@ def whole(tensor: Tensor) -> Tensor:
     return full
 
 
+def cut_like(values: Tensor, like: Tensor) -> Tensor:
+    """A tensor that is whole on every shard, sharded as ``like`` is; a sharded one as it is."""
+    if is_sharded(values) or not is_sharded(like):
+        return values
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    return distribute_tensor(values, mesh, placements, src_data_rank=None)
+
+
 def all_finite(parameters: Sequence[Tensor]) -> bool:
     """Whether all values are finite; all shards have to call this if they are sharded."""
     values = [whole(p.detach().norm()) if is_sharded(p) else p for p in parameters]
@@ -165,17 +179,17 @@ def all_finite(parameters: Sequence[Tensor]) -> bool:
 # --- sharded models
 
 
-def sharded_model(
+def frozen_shards(
     config: PretrainedConfig, dtype: torch.dtype, shards: Shards, source: PreTrainedModel | None
 ) -> PreTrainedModel:
     """A frozen model whose weights shard 0 has in ``source``, on the CPU. Call it on all shards."""
-    model = _empty_shards(config, dtype, shards, None)
+    model = _empty_model(config, dtype, shards, None)
     for own, values in zip(*map(_parameters_and_buffers, (model, source or model)), strict=True):
         buffer = torch.empty(own.shape, dtype=own.dtype, device=shards.device)
         if source is not None:
             buffer.copy_(values.detach())
         dist.broadcast(buffer, src=0)
-        local(own).copy_(_shard_of(buffer, own))
+        local(own).copy_(local(cut_like(buffer, own)))
     return model
 
 
@@ -185,10 +199,10 @@ def trainable_shards(frozen: PreTrainedModel, shards: Shards) -> PreTrainedModel
     Activations have that dtype as well, so in bfloat16 this rounds more than the autocast of a
     model on one device, which would keep a copy of all weights on each.
     """
-    model = _empty_shards(frozen.config, torch.float32, shards, frozen.dtype)
+    model = _empty_model(frozen.config, torch.float32, shards, frozen.dtype)
     with torch.no_grad():
         for own, values in zip(*map(_parameters_and_buffers, (model, frozen)), strict=True):
-            local(own).copy_(local(values))
+            local(own).copy_(local(cut_like(values, own)))
     return model
 
 
@@ -196,21 +210,11 @@ def _parameters_and_buffers(model: nn.Module) -> list[Tensor]:
     return [*model.parameters(), *model.buffers()]
 
 
-def _shard_of(values: Tensor, like: Tensor) -> Tensor:
-    """The part of a whole tensor that this shard holds of the sharded tensor ``like``."""
-    if not is_sharded(like):
-        return values
-    from torch.distributed.tensor import distribute_tensor
-
-    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
-    return local(distribute_tensor(values, mesh, placements, src_data_rank=None))
-
-
-def _empty_shards(
+def _empty_model(
     config: PretrainedConfig, dtype: torch.dtype, shards: Shards, trained_in: torch.dtype | None
 ) -> PreTrainedModel:
-    """A model sharded by decoder layer, without values. ``trained_in``: dtype of the products of
-    a model that trains; gradients are added up over shards in float32."""
+    """A model without values, sharded by decoder layer unless it is replicated. ``trained_in``:
+    dtype of the products of a model that trains; gradients are added up over shards in float32."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -225,7 +229,8 @@ def _empty_shards(
     policy = MixedPrecisionPolicy(trained_in, torch.float32, cast_forward_inputs=False)
     mesh = init_device_mesh(shards.device.type, (shards.size,))
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    for module in (*layers, model):
+    is_whole = shards.replicates and trained_in is None
+    for module in () if is_whole else (*layers, model):
         sharded = fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
         # Losses are divided by the label tokens of all shards: their gradients are added up.
         sharded.set_gradient_divide_factor(1.0)

@@ -112,6 +112,8 @@ class CostModel:
         """Seconds in which a shard of ``train.devices`` gets what it lacks, while it computes: all
         weights for each forward pass and again backward, and gradients if weights train. A step has
         a pass at least, which a group's trials share: ``fewest`` is this one's part of these."""
+        if self.inputs.grouping.model.replicates and not trial.is_full:
+            return 0.0
         train = self.inputs.config.train
         passes = self.inputs.training_tokens(trial) / (train.batch_tokens * train.devices)
         passes, moved = max(passes, fewest), 2 * self.base_bytes

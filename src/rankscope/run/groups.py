@@ -155,6 +155,14 @@ class Grouping:
         """Trials cut into groups, limited by ``max_group_size`` and memory."""
 
         def fits(group: Group) -> bool:
-            return self.memory(group, config.train).total_bytes <= self.room_bytes
+            return self.fits(group, config.train)
 
         return make_groups(trials, config.max_group_size, fits)
+
+    def fits(self, group: Group, train: TrainConfig) -> bool:
+        return self.memory(group, train).total_bytes <= self.room_bytes
+
+    def replicate_base(self, trials: Sequence[TrialSpec], train: TrainConfig) -> None:
+        """Plan with the frozen base whole on each of several devices, if every trial fits then."""
+        self.model.replicates = train.devices > 1
+        self.model.replicates &= all(self.fits((trial,), train) for trial in trials)

@@ -160,6 +160,7 @@ class MemoryModel:
         head = self.base.get_output_embeddings()
         self._layers = [n for n, layer in linear_layers(self.base).items() if layer is not head]
         self.passes = PassMemory(self.base, device)
+        self.replicates = False  # Each of several devices holds the frozen base whole
         self._adapters: dict[tuple[object, ...], Adapter] = {}
 
     def of_group(
@@ -192,13 +193,12 @@ class MemoryModel:
                 copied = sorted(cast_bytes(adapter, self.dtype) for adapter in shaped)
                 casts = sum(copied[-together:])
         tokens = sum(shape.lengths)
-        logits = self._logits_bytes(adapters, shape.num_labels, train.devices)
+        is_sharded = train.devices > 1 and not self.replicates
+        logits = self._logits_bytes(adapters, shape.num_labels, is_sharded)
         # Dropout's masks take a byte for each token and input of each target.
         linears = [target_linears(self.base, t.targets).values() for t in adapters if t.dropout]
         masks = sum(x.in_features for own in linears for x in own) / max(1, len(adapters))
-        counted = self.passes.pass_bytes(
-            adapters, shape, train.gradient_checkpointing, train.devices
-        )
+        counted = self.passes.pass_bytes(adapters, shape, train.gradient_checkpointing, is_sharded)
         # The count runs on no device, where the loss takes the small blocks of a processor.
         has_kl = any(trial.kl_to_base for trial in group)
         blocks = (5 if has_kl else 2) * CUDA_BLOCK_BYTES if self.device.type == "cuda" else 0
@@ -221,12 +221,14 @@ class MemoryModel:
             library_bytes=self.library_bytes,
         )
 
-    def _logits_bytes(self, adapters: Sequence[TrialSpec], num_labels: int, devices: int) -> int:
+    def _logits_bytes(
+        self, adapters: Sequence[TrialSpec], num_labels: int, is_sharded: bool
+    ) -> int:
         """Of the logits that exist at once: a block, unless the output layer trains or is sharded,
         or a cap or a scale follows it."""
         head = output_layer(self.base)
         targets = [target_linears(self.base, trial.targets).values() for trial in adapters]
-        is_whole = not adapters or devices > 1 or any(head in of for of in targets)
+        is_whole = not adapters or is_sharded or any(head in of for of in targets)
         if not is_whole and getattr(head, "gives_logits", False):
             num_labels = min(num_labels, LOGITS_BLOCK)
         return num_labels * self.vocab_size * self.dtype.itemsize
@@ -286,13 +288,13 @@ class MemoryModel:
         computes while the next one comes), and what is not in a layer; if it trains, also the
         gradients of these, and the float32 copies that are added up over the devices."""
         total = nbytes(self.base)
-        if devices == 1:
+        if devices == 1 or (self.replicates and not trains):
             return total
         layers = [nbytes(layer) for layer in decoder_layers(self.base)]
         gathered = 2 * max(layers, default=0) + total - sum(layers)
         if trains:
             gathered += gathered + gathered * FLOAT32_BYTES // self.dtype.itemsize
-        return math.ceil(total / devices) + gathered
+        return (total if self.replicates else math.ceil(total / devices)) + gathered
 
     def stand_in(self, trial: TrialSpec) -> TrialSpec:
         """LoRA on every linear layer in place of a method of the PEFT library."""

@@ -77,10 +77,14 @@ class PassMemory:
             note_plain_logits(model, lambda: self._logits(shortest))
 
     def pass_bytes(
-        self, group: Sequence[TrialSpec], shape: PassShape, recomputes: bool, devices: int = 1
+        self,
+        group: Sequence[TrialSpec],
+        shape: PassShape,
+        recomputes: bool,
+        is_sharded: bool = False,
     ) -> int:
-        """Bytes of a pass without copies of A and B; without trials the whole model trains. A model
-        that several ``devices`` hold has its logits whole.
+        """Bytes of a pass without copies of A and B; without trials the whole model trains. A
+        sharded model has its logits whole.
 
         Adapters of one kind get equal shares of the tokens, so one of their mean rank represents
         them.
@@ -95,10 +99,10 @@ class PassMemory:
             trials[0].model_copy(update={"rank": rank, "rank_pattern": None})
             for rank, trials in zip(ranks, kinds.values(), strict=True)
         ]
-        key = (*self._model_key, *kinds, *ranks, *shares, shape, recomputes, devices > 1)
+        key = (*self._model_key, *kinds, *ranks, *shares, shape, recomputes, is_sharded)
         if key not in _COUNTED:
             head = self.model.get_output_embeddings()
-            is_whole = devices > 1 and isinstance(head, OutputLayer) and head.gives_logits
+            is_whole = is_sharded and isinstance(head, OutputLayer) and head.gives_logits
             if is_whole:
                 head.gives_logits = False
             _COUNTED[key] = self._counted(of_kind, shares, shape, recomputes)

@@ -35,12 +35,12 @@ class FullMethod(Method):
         return copied, copied.model
 
     def relative_update(self, trained: Any, base: Base) -> float:
-        from rankscope.models.sharding import whole
+        from rankscope.models.sharding import cut_like, whole
 
         updates, weights = [], []
         # In the same order; names differ if the base has layers that carry adapters.
         for parameter, frozen in zip(trained.parameters(), base.model.parameters(), strict=True):
-            before = frozen.detach().float()
+            before = cut_like(frozen.detach(), parameter).float()
             updates.append(float(whole((parameter.detach() - before).norm())))
             weights.append(float(whole(before.norm())))
         return math.hypot(*updates) / math.hypot(*weights)

@@ -93,7 +93,7 @@ def work(out: Path, unit: str) -> None:
 
         with (
             _open_when_free(folder, should_stop) as ledger,
-            started_shards(config.train.devices, study.device) as shards,
+            started_shards(devices, study.device, study.grouping.model.replicates) as shards,
         ):
             stored = ledger.groups()
             assert stored is not None
@@ -131,18 +131,20 @@ def _open_when_free(folder: Path, should_stop: Callable[[], bool]) -> Ledger:
 
 
 @contextmanager
-def started_shards(size: int, device: torch.device) -> Iterator[Shards | None]:
+def started_shards(
+    size: int, device: torch.device, replicates: bool = False
+) -> Iterator[Shards | None]:
     """Shard 0 of ``size`` shards on this machine, the others started; None if there is only one."""
     if size == 1:
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="rankscope-") as folder:
         store, closing = str(Path(folder) / "store"), threading.Event()
-        own_id = str(os.getpid())
+        alike = (str(size), device.type, store, str(os.getpid()), "replicate" * replicates)
         give_up = partial(break_off, folder)
         others = [
             subprocess.Popen(
-                [sys.executable, *FOLLOW, str(index), str(size), device.type, store, own_id],
+                [sys.executable, *FOLLOW, str(index), *alike],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C in the terminal reaches shard 0 alone
             )
@@ -151,7 +153,7 @@ def started_shards(size: int, device: torch.device) -> Iterator[Shards | None]:
         threading.Thread(target=watch, args=(others, closing, give_up), daemon=True).start()
         try:
             shards = join(0, size, device, store)
-            shards.break_off = give_up
+            shards.break_off, shards.replicates = give_up, replicates
             yield shards
             closing.set()
             shards.announce("end")
@@ -221,10 +223,11 @@ def join(index: int, size: int, device: torch.device, store: str) -> Shards:
 
 
 def follow() -> None:
-    index, size, device, store, parent = sys.argv[1:]
+    index, size, device, store, parent, replicates = sys.argv[1:]
     threading.Thread(target=_end_with, args=(int(parent), Path(store)), daemon=True).start()
     prepare_process()
     shards = join(int(index), int(size), torch.device(device), store)
+    shards.replicates = bool(replicates)
     shards.handlers = {
         "shard": partial(sharded_base, shards),
         "forward": partial(forward, shards),
