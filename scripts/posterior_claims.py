@@ -48,6 +48,27 @@ def few_rows(results: TaskResults) -> tuple[str, str]:
     return judged(min(found) >= LIKELY, min(found) <= UNLIKELY), f"at 32 rows: {told}"
 
 
+def arm_of_rank(results: TaskResults, rank: int | None) -> Arm:
+    return next(arm for arm in results.candidates if arm.summary.rank == rank)
+
+
+def matches_full(results: TaskResults) -> tuple[str, str]:
+    """Whether r = 32 is not behind full fine-tuning by more than the margin."""
+    lora, full = (draws_of(results, arm_of_rank(results, rank)) for rank in (32, None))
+    p = float((lora > full - results.margin).mean())
+    ahead = float((lora > full).mean())
+    told = f"not behind by the margin {percent(p)}; ahead {percent(ahead)}"
+    return judged(p >= LIKELY, p <= UNLIKELY), told
+
+
+def balances_best(results: TaskResults) -> tuple[str, str]:
+    """Whether r = 32 is within the margin of the best net gain."""
+    ranks = (8, 32, 128, None)
+    p = dict(zip(ranks, within(results, [arm_of_rank(results, r) for r in ranks]), strict=True))
+    told = ", ".join(f"{'full' if r is None else f'r={r}'} {percent(p[r])}" for r in ranks)
+    return judged(p[32] >= LIKELY, p[32] <= UNLIKELY), told
+
+
 def mlp_beats_attention(results: TaskResults) -> tuple[str, str]:
     """Target modules, each at the better of two numbers of parameters, as on the page."""
     finished = [arm for arm in results.candidates if arm.finished]
@@ -212,6 +233,8 @@ CLAIMS: list[tuple[str, str, str, Judge]] = [
         large_batches,
     ),
     ("claims/low-rates", "Rates of 1e-5 to 1e-4 suffice", "2512.15634", low_rates_suffice),
+    ("claims/paper-protocol", "r = 32 matches full fine-tuning", "2512.15634", matches_full),
+    ("claims/paper-protocol", "r = 32 is the best balance", "2512.15634", balances_best),
     (
         "claims/alpha-rates",
         "Once the rate is tuned, alpha is only another rate",
@@ -306,6 +329,8 @@ def numbers(records: Path = RECORDS) -> str:
             asked = f"{claim} ({source})" if source else claim
             link = f"[{title}](../../examples/{place}.yaml)"
             verdicts.append(f"| {asked} | **{verdict}** | {told} | {link} |")
+            if f"## {title}" in parts:  # of an earlier claim
+                continue
             parts += ["", f"## {title}", "", *arms_table(results)]
             parts += ["", *(f"- {text}" for text in axis_texts(results))]
     return "\n".join([*verdicts, *parts])
