@@ -463,6 +463,29 @@ def high_ranks(study: Study, more: Study) -> tuple[Verdict, list[str]]:
     return verdict, rows
 
 
+def high_less_full(study: Study, *more: Study) -> Verdict:
+    """8 again: ranks 256 and 512 add nothing to full fine-tuning."""
+    told, above, not_above, found = [], [], [], []
+    for task, grid in ((t, g) for of in more for t, g in of.grids.items() if t != "medmcqa"):
+        main, margin = study.grids[task], study.margin(task)
+        of_full = main.scores(main.tuned(None), task)
+        for arm in map(grid.tuned, grid.ranks):
+            difference = paired_estimate(grid.scores(arm, task), of_full)
+            told.append(f"{task}, {label(arm)} {interval(difference)}")
+            if not (learned(main, None) or learned(grid, *grid.ranks)):
+                told[-1] += " (not judged: no gain is clear of zero)"
+                continue
+            found.append(difference)
+            above.append(ends(difference)[0] > margin)
+            not_above.append(ends(difference)[1] < margin)
+    return Verdict(
+        judged(all(not_above), any(above)),
+        f"less full: {'; '.join(told)} nats",
+        "; ".join(map(detectable_nats, found)),
+        "more items",
+    )
+
+
 def alpha_table(grid: Grid) -> list[str]:
     """Rank and alpha in all combinations, at one learning rate."""
     rows = ["| r | alpha | gain | norm of the update | leading subspaces kept | intruders |"]
@@ -517,6 +540,9 @@ def extras(records: Path, study: Study) -> tuple[list[tuple[int, str, Verdict]],
         verdict, rows = high_ranks(study, Study(folder))
         verdicts.append((8, "Ranks of 256 and 512 add nothing", verdict))
         lines += ["", "### High ranks", "", *rows]
+        if (mmlu := records / f"{study.name}-high-rank-mmlu").exists():
+            less_full = high_less_full(study, Study(folder), Study(mmlu))
+            verdicts.append((8, "the same", less_full))
     asked = "A head removed costs alike on the trained task and on another"
     for name, task in (("heads", "medmcqa"), ("heads-tuned", "gsm8k")):
         if (folder := records / f"{study.name}-{name}").exists():
