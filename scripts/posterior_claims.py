@@ -49,7 +49,9 @@ def few_rows(results: TaskResults) -> tuple[str, str]:
 
 
 def arm_of_rank(results: TaskResults, rank: int | None) -> Arm:
-    return next(arm for arm in results.candidates if arm.summary.rank == rank)
+    found = [arm for arm in results.candidates if arm.summary.rank == rank]
+    assert found, f"{results.task}: no arm of rank {rank}"
+    return found[0]
 
 
 def matches_full(results: TaskResults) -> tuple[str, str]:

@@ -193,7 +193,10 @@ def test_shards_wait_for_what_they_receive(inputs: PreparedStudy) -> None:
     """Four shards lack three quarters of the weights. Each step is one pass of them: twice the
     weights in float32, and the gradients in full fine-tuning. Two adapters share a pass."""
     train = inputs.config.train.model_copy(update={"devices": 4})
-    sharded = dataclasses.replace(inputs, config=inputs.config.model_copy(update={"train": train}))
+    grouping = dataclasses.replace(inputs.grouping, model=copy.copy(inputs.grouping.model))
+    grouping.model.replicates = False
+    config = inputs.config.model_copy(update={"train": train})
+    sharded = dataclasses.replace(inputs, config=config, grouping=grouping)
     slow, weights = dataclasses.replace(H100, link=1e-9), 4 * inputs.base.shapes.num_parameters
     full = trial_of(inputs, "full")
     lora = [trial for trial in inputs.trials if trial.method == "lora"][:2]
@@ -204,20 +207,25 @@ def test_shards_wait_for_what_they_receive(inputs: PreparedStudy) -> None:
 
 
 def test_adapters_of_a_replicated_base_wait_for_nothing(inputs: PreparedStudy) -> None:
-    """The base is whole on each device if the largest trial, full fine-tuning, fits beside it."""
+    """The base is whole on each device if all groups, full fine-tuning among them, fit then."""
     train = inputs.config.train.model_copy(update={"devices": 4})
     config = inputs.config.model_copy(update={"train": train})
-    memory = copy.copy(inputs.grouping.model)
-    grouping = dataclasses.replace(inputs.grouping, model=memory)
-    memory.replicates = True
     full, lora = trial_of(inputs, "full"), trial_of(inputs, "lora")
-    needed = grouping.memory((full,), train).total_bytes
+
+    def sharded(room: int) -> PreparedStudy:
+        memory = copy.copy(inputs.grouping.model)
+        grouping = dataclasses.replace(inputs.grouping, model=memory, room_bytes=room)
+        groups = (lora,), (full,)
+        study = dataclasses.replace(inputs, config=config, grouping=grouping, chosen=groups)
+        assert study.groups == groups
+        return study
+
+    roomy = sharded(10**12)
+    memory = roomy.grouping.memory((full,), train)
+    needed = memory.with_pass(max(memory.pass_bytes, roomy.scoring_bytes((full,))))
     for room, replicates in ((needed - 1, False), (needed, True)):
-        fitted = dataclasses.replace(grouping, room_bytes=room)
-        fitted.replicate_base((lora, full), train)
-        assert memory.replicates is replicates
-    sharded = dataclasses.replace(inputs, config=config, grouping=grouping)
+        assert sharded(room).grouping.model.replicates is replicates
     slow = dataclasses.replace(H100, link=1e-9)
-    model, alone = CostModel(sharded, slow), CostModel(inputs, H100)
+    model, alone = CostModel(roomy, slow), CostModel(inputs, H100)
     assert model.training((lora,))[lora.trial_id] == alone.training((lora,))[lora.trial_id] / 4
     assert model.training((full,))[full.trial_id] > 1e6

@@ -147,12 +147,13 @@ def test_devices_share_the_base_and_the_states_of_full_fine_tuning() -> None:
     whole = [memory.of_group(g, counts, protocol(devices=4)) for g in ([full_trial()], [trial()])]
     assert [m.base_bytes for m in whole] == [total + 4 * gathered, total]
     assert [m.state_bytes for m in whole] == [m.state_bytes for m in shared]
+    memory.replicates = False
     # A checkpoint is on the host whole, weights and two moments; the base alone would be 16 GB.
     host = [
         m.host_bytes(torch.device("cuda"), 0) - n * (m.library_bytes + CUDA_LIBRARY_BYTES)
-        for m, n in ((alone[0], 1), (shared[0], 4), (alone[1], 1))
+        for m, n in ((alone[0], 1), (shared[0], 4), (whole[0], 4), (alone[1], 1), (whole[1], 4))
     ]
-    assert host == [12 * weights, 12 * weights, total]
+    assert host == [12 * weights] * 3 + [total] * 2
 
 
 def test_copies_of_adapters_while_answers_are_written() -> None:

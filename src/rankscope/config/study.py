@@ -123,8 +123,9 @@ class TrainConfig(ConfigSection):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same numbers."""
     devices: int = Field(1, ge=1)
-    """GPUs of one machine that train a group together, each with a shard of the model (FSDP2): for
-    full fine-tuning, or a base, that one GPU cannot hold. With ``device: cpu``, processes."""
+    """GPUs of one machine that train a group together, each with a shard (FSDP2) of what trains in
+    full, and of the base unless that fits whole: for full fine-tuning, or a base, that one GPU
+    cannot hold. With ``device: cpu``, processes."""
     lora_implementation: Literal["auto", "loop", "grouped_mm"] = "auto"
     """How the adapters' products are computed: one adapter after another, or all of similar rank in
     one ``grouped_mm``, which ``auto`` takes on CUDA from compute capability 9.0 on in bfloat16.

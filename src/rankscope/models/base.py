@@ -134,6 +134,11 @@ class Base:
     def device(self) -> torch.device:
         return self.model.device
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether a pass needs all shards; between passes alone."""
+        return is_sharded(next(self.model.parameters()))
+
     def logits(
         self,
         batch: RowBatch,
@@ -167,7 +172,7 @@ class Base:
             plan = AttentionPlan.of(batch.lengths, self.device, cache, store)
             if batch.branches or prefix is not None:
                 plan = plan.with_branches(batch.branches, prefix, self.device)
-        if is_sharded(next(self.model.parameters())):
+        if self.is_sharded:
             self.shards.announce("forward", self.name)
         routing = self.multi_lora.routing(batch.segments, batch.kept_segments())
         # A pass that stores keys writes each to a place of its own, and nothing else by index.

@@ -117,7 +117,7 @@ def model_record(
 def load_trained_model(base: Base, folder: Path) -> Base:
     model = load_model(folder, base.model.dtype)
     record = base.record.model_copy(update={"sha256": weights_sha256(folder)})
-    if base.shards.size > 1:
+    if base.is_sharded:
         return sharded_base(base.shards, "trained", record, folder, model, base.tokenizer)
     model.to(base.device)  # type: ignore[arg-type]  # a wrapper without its own types
     trained = frozen_base(model, base.tokenizer, record, folder)
@@ -127,7 +127,7 @@ def load_trained_model(base: Base, folder: Path) -> Base:
 
 def frozen_base(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: PreTrainedTokenizerBase,
     record: ModelRecord,
     folder: Path,
 ) -> Base:
@@ -162,20 +162,19 @@ def sharded_base(
     Shard 0 calls this with the model and its tokenizer, read from ``folder``; the other shards call
     it without, as their handler of what it announces.
     """
-    shards.announce("shard", name, record, folder)
+    shards.announce("shard", shards.replicates, name, record, folder)
     shards.models.pop(name, None)  # before there is another one
     dtype: torch.dtype = getattr(torch, record.dtype)
     parts = frozen_shards(read_model_config(folder), dtype, shards, model)
     if shards.replicates:
-        shards.models[name] = base = frozen_base(parts, tokenizer, record, folder)
-        base.shards, base.name = shards, name
-        return base
+        block_output_layer(parts)
     base = Base(parts, tokenizer, record, folder, MultiLora(parts), shards, name)
     shards.models[name] = base
     attach_gathering(base)
     # A first pass under inference_mode would make tensors that no later training pass may use.
     with torch.no_grad(), shards.in_step():
         pass_one_token(base)
+        note_plain_logits(parts, partial(pass_one_token, base))
     if shards.index == 0:
         check_rows_apart(base)
     return base

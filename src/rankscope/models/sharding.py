@@ -93,12 +93,12 @@ class Shards:
 
         return decision
 
-    def own(self, passes: Sequence[_T], idle: _T) -> Iterator[tuple[_T, float]]:
-        """The passes that this shard runs, weight 1, or ``idle``, weight 0, in place of a last one
-        that it has fewer than others."""
+    def own(self, passes: Sequence[_T], idle: _T | None) -> Iterator[tuple[_T, float]]:
+        """The passes that this shard runs, weight 1, and ``idle``, weight 0, if it is not None and
+        others have one more."""
         for own in passes[self.index :: self.size]:
             yield own, 1.0
-        if 0 < len(passes) % self.size <= self.index:
+        if idle is not None and 0 < len(passes) % self.size <= self.index:
             yield idle, 0.0
 
     def gather(self, name: str, index: int) -> Tensor:
@@ -183,7 +183,12 @@ def frozen_shards(
     config: PretrainedConfig, dtype: torch.dtype, shards: Shards, source: PreTrainedModel | None
 ) -> PreTrainedModel:
     """A frozen model whose weights shard 0 has in ``source``, on the CPU. Call it on all shards."""
-    model = _empty_model(config, dtype, shards, None)
+    if source is not None and shards.replicates:
+        model: PreTrainedModel = source.eval()
+        model.to(shards.device)  # type: ignore[arg-type]  # a wrapper without its own types
+        model.requires_grad_(False)
+    else:
+        model = _empty_model(config, dtype, shards, None)
     for own, values in zip(*map(_parameters_and_buffers, (model, source or model)), strict=True):
         buffer = torch.empty(own.shape, dtype=own.dtype, device=shards.device)
         if source is not None:
@@ -194,7 +199,8 @@ def frozen_shards(
 
 
 def trainable_shards(frozen: PreTrainedModel, shards: Shards) -> PreTrainedModel:
-    """A float32 copy of a sharded model whose every parameter trains, with products in its dtype.
+    """A sharded float32 copy of a frozen model, whose every parameter trains, with products in the
+    model's dtype.
 
     Activations have that dtype as well, so in bfloat16 this rounds more than the autocast of a
     model on one device, which would keep a copy of all weights on each.

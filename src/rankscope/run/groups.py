@@ -147,22 +147,14 @@ class Grouping:
         return RowCounts.longer(counts)
 
     def memory(self, group: Group, train: TrainConfig) -> GroupMemory:
-        if not group[0].trains:  # a prompt holds nothing besides the base
-            return self.model.of_scored(() if group[0].prompt else group, train)
+        if not group or not group[0].trains:  # a prompt holds nothing besides the base
+            return self.model.of_scored(() if not group or group[0].prompt else group, train)
         return self.model.of_group(group, self.counts_of(group), train)
 
     def groups(self, trials: Sequence[TrialSpec], config: StudyConfig) -> list[Group]:
         """Trials cut into groups, limited by ``max_group_size`` and memory."""
 
         def fits(group: Group) -> bool:
-            return self.fits(group, config.train)
+            return self.memory(group, config.train).total_bytes <= self.room_bytes
 
         return make_groups(trials, config.max_group_size, fits)
-
-    def fits(self, group: Group, train: TrainConfig) -> bool:
-        return self.memory(group, train).total_bytes <= self.room_bytes
-
-    def replicate_base(self, trials: Sequence[TrialSpec], train: TrainConfig) -> None:
-        """Plan with the frozen base whole on each of several devices, if every trial fits then."""
-        self.model.replicates = train.devices > 1
-        self.model.replicates &= all(self.fits((trial,), train) for trial in trials)

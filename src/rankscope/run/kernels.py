@@ -54,7 +54,7 @@ def load_for(study: PreparedStudy, load: Callable[[], Base]) -> Base:
     assert kernels != "auto", "chosen by with_kernels"
     reason = why_not(kernels, study.device)
     if kernels != "plain" and study.config.train.devices > 1:
-        reason = "several devices hold the base together"
+        reason = "a group trains on several devices"
     if reason:
         do = "make it work, or set 'plain': what is stored and what is new then differ by rounding"
         raise UserError("train.kernels", f"'{kernels}', but {reason}", do=do)

@@ -74,8 +74,6 @@ def prepare(
     if not memory.packs:
         notes += rows_alone_notes(config, memory, counts)
     notes += [_tokens_note(t, items, prompted[t.trial_id]) for t in trials if t.prompt]
-    grouping = Grouping(memory, counts, room)
-    grouping.replicate_base(trials, config.train)
     study = PreparedStudy(
         config=config,
         base=base,
@@ -85,7 +83,7 @@ def prepare(
         items=items,
         task_records=tasks,
         trials=trials,
-        grouping=grouping,
+        grouping=Grouping(memory, counts, room),
         rungs=rungs,
         prompted=prompted,
         notes=(*notes, *duplicate_grid_notes(config), *rung_notes),

@@ -49,9 +49,22 @@ class PreparedStudy:
     def groups(self) -> tuple[Group, ...]:
         """Trials that train together, in the order in which they run. Forming them runs passes on
         shapes."""
-        if self.chosen is not None:
-            return self.chosen
-        return tuple(self.grouping.groups(self.trials, self.config))
+        groups = self.chosen
+        if groups is None:
+            groups = tuple(self.grouping.groups(self.trials, self.config))
+        if self.config.train.devices > 1:  # each holds the frozen base whole, if all fit then
+            self.grouping.model.replicates = True
+            self.grouping.model.replicates = all(map(self._fits, ((), *groups)))
+        return groups
+
+    def _fits(self, group: Group) -> bool:
+        """Whether a group can be trained and scored; without trials, whether the base can."""
+        memory, train = self.grouping.memory(group, self.config.train), self.config.train
+        scoring = self.scoring_bytes(group)
+        peak = memory.with_pass(max(memory.pass_bytes, scoring))
+        if group and group[0].is_full:  # scored as it was stored, by shard 0 alone
+            peak = max(peak, self.grouping.model.of_scored(group, train).with_pass(scoring))
+        return peak <= self.grouping.room_bytes
 
     @cached_property
     def _by_id(self) -> dict[str, TrialSpec]:

@@ -119,6 +119,7 @@ class GroupMemory:
     """Peak memory of training one group, bytes, without the process's own libraries."""
 
     base_bytes: int  # The frozen base
+    read_bytes: int  # All of it, in the machine's own memory while it is loaded
     state_bytes: int
     """Trained weights and copies of them, gradients and optimizer state of all trials."""
     pass_bytes: int = 0  # What one forward and backward pass allocates
@@ -139,9 +140,10 @@ class GroupMemory:
     def host_bytes(self, device: torch.device, scoring_bytes: int) -> int:
         """What processes that train the group, and score it, take of the machine's own memory;
         beside a GPU they hold the base while they load it, and later each checkpoint."""
-        most = self.with_pass(max(self.pass_bytes, scoring_bytes))
         if device.type == "cuda":
-            most = max(self.base_bytes, self.saved_bytes) + CUDA_LIBRARY_BYTES
+            held = max(self.read_bytes, self.saved_bytes * self.devices)
+            return held + (CUDA_LIBRARY_BYTES + self.library_bytes) * self.devices
+        most = self.with_pass(max(self.pass_bytes, scoring_bytes))
         return (most + self.library_bytes) * self.devices
 
 
@@ -212,6 +214,7 @@ class MemoryModel:
         held = HELD_PASS_SHARE * in_pass if is_full else HELD_SHARE * state
         return GroupMemory(
             base_bytes=self._base_bytes(train.devices, trains=is_full),
+            read_bytes=nbytes(self.base),
             state_bytes=state,
             pass_bytes=max(in_pass + casts + kl, writing),
             pass_tokens=tokens,
@@ -278,15 +281,17 @@ class MemoryModel:
             held = sum(p.numel() * FLOAT32_BYTES for a in adapters for p in a.parameters())
         return GroupMemory(
             base_bytes=self._base_bytes(train.devices, trains=False),
+            read_bytes=nbytes(self.base),
             state_bytes=held,
             devices=train.devices,
             library_bytes=self.library_bytes,
         )
 
     def _base_bytes(self, devices: int, *, trains: bool) -> int:
-        """The frozen base on one device. If several share it: a shard, two gathered layers (one
-        computes while the next one comes), and what is not in a layer; if it trains, also the
-        gradients of these, and the float32 copies that are added up over the devices."""
+        """The frozen base on one device. If several share it: a shard, or all of it; two gathered
+        layers (one computes while the next one comes), and what is not in a layer, unless that is
+        whole; if it trains, also the gradients of these, and the float32 copies that are added up
+        over the devices."""
         total = nbytes(self.base)
         if devices == 1 or (self.replicates and not trains):
             return total

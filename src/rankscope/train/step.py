@@ -86,10 +86,10 @@ def compute_gradients(
     num_labels = [term.num_labels for term in terms]
     totals = torch.zeros(2, len(terms), device=model.device)  # weighted losses; KL
     passes = forward_passes([term.rows for term in terms], batch_tokens, model.shards.size)
-    # Each layer needs all shards: one that has a pass fewer than others runs a row, weight 0.
+    # A sharded layer needs all shards: one that has a pass fewer than others runs a row, weight 0.
     term, rows_of_term = passes[0][0]
     idle = [(term, rows_of_term[: terms[term].pass_rows])]
-    for parts, weight in model.shards.own(passes, idle):
+    for parts, weight in model.shards.own(passes, idle if model.is_sharded else None):
         members = [i for i, _ in parts]
         with_kl = [i for i in members if terms[i].kl_weight]
         named = [(rows, terms[i].adapter_name, terms[i].objective.by_row) for i, rows in parts]

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.records import BASE
 from rankscope.run.executors.local import LocalExecutor
+from rankscope.run.prepare import prepare
 from rankscope.store import snapshot_path, weights_path
 
 STUDY: dict[str, Any] = {
@@ -45,9 +46,20 @@ class ShardKiller(LocalExecutor):
 
 
 @pytest.mark.usefixtures("shard_processes")
-def test_a_unit_whose_shard_was_killed_continues_from_its_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("replicates", [False, True], ids=["cut", "replicated"])
+def test_a_unit_whose_shard_was_killed_continues_from_its_checkpoint(
+    tmp_path: Path, replicates: bool
+) -> None:
+    """With the frozen base cut, where memory is just enough for that, and whole on both."""
     train = {**SETTINGS["train"], "evaluate_every": 3, "evaluate_items": 4, "checkpoint_every": 6}
     two = small_study(tmp_path, **STUDY, train={**train, "devices": 2})
+    if not replicates:
+        prepared = prepare(two.config)
+        prepared.grouping.model.replicates = False
+        peaks = [
+            prepared.grouping.memory(g, two.config.train).total_bytes for g in [prepared.trials]
+        ]
+        two = small_study(tmp_path, **STUDY, train={**train, "devices": 2}, memory_limit=max(peaks))
     killer = ShardKiller(two.config)
     found = two.run(tmp_path / "out", executor=killer)
     assert killer.has_killed

@@ -41,7 +41,7 @@ from rankscope.errors import (
 from rankscope.models.load import pass_one_token, sharded_base
 from rankscope.models.sharding import Shards
 from rankscope.progress import LOG, JsonlReporter, ProgressReporter
-from rankscope.records import TrialSpec
+from rankscope.records import ModelRecord, TrialSpec
 from rankscope.run.begin import begin_run, interruptible, prepare_process
 from rankscope.run.conductor import Conductor
 from rankscope.run.prepare import prepare
@@ -93,11 +93,14 @@ def work(out: Path, unit: str) -> None:
 
         with (
             _open_when_free(folder, should_stop) as ledger,
-            started_shards(devices, study.device, study.grouping.model.replicates) as shards,
+            started_shards(devices, study.device) as shards,
         ):
             stored = ledger.groups()
             assert stored is not None
             study = unit_study(order, study, stored)
+            _ = study.groups  # which decides whether each shard holds the base whole
+            if shards is not None:
+                shards.replicates = study.grouping.model.replicates
             reporter = JsonlReporter(ProgressReporter(), folder / LOG)
             context = begin_run(study, ledger, reporter, should_stop, shards=shards)
             context.allow_mixed = True  # the driver has decided that
@@ -131,20 +134,18 @@ def _open_when_free(folder: Path, should_stop: Callable[[], bool]) -> Ledger:
 
 
 @contextmanager
-def started_shards(
-    size: int, device: torch.device, replicates: bool = False
-) -> Iterator[Shards | None]:
+def started_shards(size: int, device: torch.device) -> Iterator[Shards | None]:
     """Shard 0 of ``size`` shards on this machine, the others started; None if there is only one."""
     if size == 1:
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="rankscope-") as folder:
         store, closing = str(Path(folder) / "store"), threading.Event()
-        alike = (str(size), device.type, store, str(os.getpid()), "replicate" * replicates)
+        own_id = str(os.getpid())
         give_up = partial(break_off, folder)
         others = [
             subprocess.Popen(
-                [sys.executable, *FOLLOW, str(index), *alike],
+                [sys.executable, *FOLLOW, str(index), str(size), device.type, store, own_id],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C in the terminal reaches shard 0 alone
             )
@@ -153,7 +154,7 @@ def started_shards(
         threading.Thread(target=watch, args=(others, closing, give_up), daemon=True).start()
         try:
             shards = join(0, size, device, store)
-            shards.break_off, shards.replicates = give_up, replicates
+            shards.break_off = give_up
             yield shards
             closing.set()
             shards.announce("end")
@@ -223,13 +224,12 @@ def join(index: int, size: int, device: torch.device, store: str) -> Shards:
 
 
 def follow() -> None:
-    index, size, device, store, parent, replicates = sys.argv[1:]
+    index, size, device, store, parent = sys.argv[1:]
     threading.Thread(target=_end_with, args=(int(parent), Path(store)), daemon=True).start()
     prepare_process()
     shards = join(int(index), int(size), torch.device(device), store)
-    shards.replicates = bool(replicates)
     shards.handlers = {
-        "shard": partial(sharded_base, shards),
+        "shard": partial(shard, shards),
         "forward": partial(forward, shards),
         "gather": shards.gather,
         "train": partial(train, shards),
@@ -254,6 +254,11 @@ def _end_with(parent: int, store: Path) -> None:
     while store.parent.exists():  # the main thread may put the store there meanwhile
         shutil.rmtree(store.parent, ignore_errors=True)
     os._exit(1)
+
+
+def shard(shards: Shards, replicates: bool, name: str, record: ModelRecord, folder: Path) -> None:
+    shards.replicates = replicates
+    sharded_base(shards, name, record, folder)
 
 
 @torch.no_grad()
