@@ -24,6 +24,7 @@ from rankscope.predict.features import (
     input_variance,
     loss_and_gradients,
     open_base,
+    predict_tasks,
     token_batches,
 )
 from rankscope.predict.screens import measured_curves, subset_study
@@ -107,6 +108,15 @@ def test_features_are_counts_of_the_rows_and_scores_of_the_base(finished: Path) 
     study = load(finished)
     assert found.base_score == study.evals["base", "pocket_med", "validation"].score
     assert 1 <= found.gradient_stable_rank <= found.gradient_effective_rank <= 128
+
+
+def test_a_study_of_rows_is_predicted_at_its_most_rows(tmp_path: Path) -> None:
+    """The ranks are compared there, and a tenth of these is the screen's."""
+    arms = [{**LORA, "rows": [16, 64]}]
+    inputs = small_study(tmp_path, arms=arms, seeds=[0]).check()
+    (prediction,) = predict_tasks(inputs, open_base(inputs))
+    assert prediction.features.num_rows == 64
+    assert all(arm.rows is None for arm in subset_study(inputs.config, {"pocket_med": 64}).arms)
 
 
 def answers(task: BacktestTask) -> dict[str, RankPrediction]:

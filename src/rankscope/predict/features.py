@@ -70,7 +70,8 @@ def predict_tasks(
             of_subset = measured_curves(subset, task.name)
             curves |= {f"subset_{kind}": curve for kind, curve in of_subset.items()}
         reporter.stage(f"{task.name}: gradients, scores and inputs of the base", 1)
-        features = features_of(inputs, base, trials[0], ranks)
+        most = max(trials, key=lambda trial: len(inputs.data.rows_of(trial).rows))
+        features = features_of(inputs, base, most, ranks)
         reporter.finish()
         evidence = Evidence(features, ranks, inputs.config.objective.margin_on("nats"), curves)
         predicted.append(
@@ -85,7 +86,7 @@ def features_of(
     inputs: PreparedStudy, base: Base, trial: TrialSpec, ranks: Sequence[int]
 ) -> PredictorFeatures:
     """Measure a trial's task and targets by a few batches, in the order of seed 0."""
-    rows = inputs.data.rows[trial.task].rows
+    rows = inputs.data.rows_of(trial).rows
     order = RowSampler(len(rows), 1, 1, 0).epoch(0)
     size = max(PROBE_TOKENS, 2 * max(ranks))
     batches = list(token_batches([rows[i] for i in order], size))[:PROBE_BATCHES]

@@ -22,7 +22,10 @@ def run_subset(
     inputs: PreparedStudy, out: Path, reporter: ProgressReporter | None = None
 ) -> StudyRecords:
     """Run the study's grid on a tenth of its rows into ``out``, or continue it there."""
-    rows = {task: len(encoded.rows) for task, encoded in inputs.data.rows.items()}
+    rows = dict[str, int]()  # by task, the most that an arm trains on
+    for trial in inputs.trials:
+        of_trial = len(inputs.data.rows_of(trial).rows)
+        rows[trial.task] = max(of_trial, rows.get(trial.task, 0))
     try:
         return Study(subset_study(inputs.config, rows)).run(out, reporter)
     except UserError as error:
@@ -33,12 +36,14 @@ def run_subset(
 def subset_study(config: StudyConfig, rows: Mapping[str, int]) -> StudyConfig:
     """The study with a tenth of each task's ``rows`` and of its steps, so the same epochs.
 
-    Arms without a rank, other tasks and all analyses are left out; the adapters of the highest rank
-    are also scored truncated.
+    Arms without a rank, fewer rows, other tasks and all analyses are left out; the adapters of the
+    highest rank are also scored truncated.
     """
     values = study_values(config)
     values["name"] = f"{config.name}-subset"
     values["arms"] = [arm for arm in values["arms"] if arm.get("rank")]
+    for arm in values["arms"]:
+        arm.pop("rows", None)
     for task in values["tasks"]:
         task["max_train_rows"] = max(1, round(SHARE * rows[task["name"]]))
     for length in {"max_steps", "tokens"} & set(values["train"]):
