@@ -225,6 +225,13 @@ def test_adapters_of_a_replicated_base_wait_for_nothing(inputs: PreparedStudy) -
     needed = memory.with_pass(max(memory.pass_bytes, roomy.scoring_bytes((full,))))
     for room, replicates in ((needed - 1, False), (needed, True)):
         assert sharded(room).grouping.model.replicates is replicates
+    # Further groups are cut as the first ones were: with a base in parts.
+    cut = sharded(needed).grouping
+    cut.model.replicates = True
+    tight = dataclasses.replace(cut, room_bytes=cut.memory((lora, lora), train).base_bytes + 10**6)
+    together = tight.groups([lora] * 40, config)
+    tight.model.replicates = False
+    assert together == tight.groups([lora] * 40, config)
     slow = dataclasses.replace(H100, link=1e-9)
     model, alone = CostModel(roomy, slow), CostModel(inputs, H100)
     assert model.training((lora,))[lora.trial_id] == alone.training((lora,))[lora.trial_id] / 4

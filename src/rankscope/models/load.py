@@ -115,6 +115,7 @@ def model_record(
 
 
 def load_trained_model(base: Base, folder: Path) -> Base:
+    base.shards.models.pop("trained", None)  # before there is another one
     model = load_model(folder, base.model.dtype)
     record = base.record.model_copy(update={"sha256": weights_sha256(folder)})
     if base.is_sharded:

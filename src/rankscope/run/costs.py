@@ -110,8 +110,9 @@ class CostModel:
 
     def _exchanging(self, trial: TrialSpec, fewest: float) -> float:
         """Seconds in which a shard of ``train.devices`` gets what it lacks, while it computes: all
-        weights for each forward pass and again backward, and gradients if weights train. A step has
-        a pass at least, which a group's trials share: ``fewest`` is this one's part of these."""
+        weights for each forward pass and again backward, unless the base is whole on each, and
+        gradients if weights train. A step has a pass at least, which a group's trials share:
+        ``fewest`` is this one's part of these."""
         if self.inputs.grouping.model.replicates and not trial.is_full:
             return 0.0
         train = self.inputs.config.train

@@ -157,4 +157,7 @@ class Grouping:
         def fits(group: Group) -> bool:
             return self.memory(group, config.train).total_bytes <= self.room_bytes
 
-        return make_groups(trials, config.max_group_size, fits)
+        before, self.model.replicates = self.model.replicates, False
+        groups = make_groups(trials, config.max_group_size, fits)
+        self.model.replicates = before  # which other groups decided
+        return groups

@@ -59,8 +59,8 @@ class PreparedStudy:
 
     def _fits(self, group: Group) -> bool:
         """Whether a group can be trained and scored; without trials, whether the base can."""
-        memory, train = self.grouping.memory(group, self.config.train), self.config.train
-        scoring = self.scoring_bytes(group)
+        train, scoring = self.config.train, self.scoring_bytes(group)
+        memory = self.grouping.memory(self.trained(group), train)
         peak = memory.with_pass(max(memory.pass_bytes, scoring))
         if group and group[0].is_full:  # scored as it was stored, by shard 0 alone
             peak = max(peak, self.grouping.model.of_scored(group, train).with_pass(scoring))

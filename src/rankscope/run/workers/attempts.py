@@ -29,8 +29,8 @@ MAX_ATTEMPTS = 3
 MAX_MEMORY_KILLS = 10
 """A unit is given up whose worker that often ended for lack of memory, killed by the system or with
 a shard that ran out of it; unless it is smaller already, the next one makes its passes or its group
-smaller, for the system's kills from the second on. Nothing makes the base smaller: its next worker
-ends with OutOfMemory."""
+smaller, for the system's kills from the second on, and cuts a base that each of several devices
+held whole. Nothing else makes the base smaller: its next worker ends with OutOfMemory."""
 MESSAGES = "worker.log"
 VMSTAT = Path("/proc/vmstat")
 LAST_LINES = 4  # Of a worker that ended without a message, such as those of a traceback

@@ -98,19 +98,22 @@ def work(out: Path, unit: str) -> None:
             stored = ledger.groups()
             assert stored is not None
             study = unit_study(order, study, stored)
-            _ = study.groups  # which decides whether each shard holds the base whole
+            was_killed = KILLED_FOR_MEMORY in os.environ
+            # Groups decide whether each shard holds the base whole; not if that was too much.
+            memory, _ = study.grouping.model, study.groups
+            was_whole, memory.replicates = memory.replicates, memory.replicates and not was_killed
             if shards is not None:
-                shards.replicates = study.grouping.model.replicates
+                shards.replicates = memory.replicates
             reporter = JsonlReporter(ProgressReporter(), folder / LOG)
             context = begin_run(study, ledger, reporter, should_stop, shards=shards)
             context.allow_mixed = True  # the driver has decided that
             context.round = order.round
-            context.killed_for_memory = KILLED_FOR_MEMORY in os.environ
+            context.killed_for_memory = was_killed
             conductor = Conductor(context)
             if order.trial_ids:
                 use_rows(context)
                 conductor.run_groups()
-            elif context.killed_for_memory:
+            elif was_killed and not was_whole:
                 do = "free memory, use fewer workers or lower evaluate.batch_tokens"
                 what = "scoring the base: out of memory: it ended the earlier workers"
                 raise OutOfMemory(what, do=f"{do}, {AGAIN}")
