@@ -26,6 +26,7 @@ from rankscope.formatting import percent
 from restore_study import restore
 
 PAGE = RECORDS.parent / "axes.md"
+RESTORED = tempfile.TemporaryDirectory()  # Until the end: items are read when a judge asks
 LIKELY, UNLIKELY = 0.8, 0.2
 """Probabilities from which a rule calls something so, or not so."""
 Judge = Callable[[TaskResults], tuple[str, str]]
@@ -293,14 +294,14 @@ CLAIMS: list[tuple[str, str, str, Judge]] = [
 def results_of(records: Path, margin: float | None = None) -> dict[str, TaskResults]:
     """The posteriors of a kept study by training task, as its own page has them, or by ``margin``
     where a rule names one that the study does not have."""
-    with tempfile.TemporaryDirectory() as folder:
-        restore(records, Path(folder) / "study")
-        study = rankscope.load(Path(folder) / "study").records
-        if margin is not None:
-            objective = study.config.objective.model_copy(update={"margin": margin})
-            config = study.config.model_copy(update={"objective": objective})
-            study = replace(study, config=config)
-        return {task: task_results(study, task, a) for task, a in summarize_arms(study).items()}
+    folder = Path(tempfile.mkdtemp(dir=RESTORED.name)) / "study"
+    restore(records, folder)
+    study = rankscope.load(folder).records
+    if margin is not None:
+        objective = study.config.objective.model_copy(update={"margin": margin})
+        config = study.config.model_copy(update={"objective": objective})
+        study = replace(study, config=config)
+    return {task: task_results(study, task, a) for task, a in summarize_arms(study).items()}
 
 
 def arms_table(results: TaskResults) -> list[str]:
