@@ -127,10 +127,7 @@ def load_trained_model(base: Base, folder: Path) -> Base:
 
 
 def frozen_base(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    record: ModelRecord,
-    folder: Path,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: ModelRecord, folder: Path
 ) -> Base:
     model.eval()
     model.requires_grad_(False)
