@@ -8,6 +8,7 @@ import pytest
 import torch
 from pocket_study import changed, small_study
 
+from rankscope.analyses.heads import HEADS
 from rankscope.analyses.spectra import SPECTRA
 from rankscope.records import TrialSpec
 from rankscope.run import costs as costs_module
@@ -161,6 +162,19 @@ def test_each_matrix_is_compared_by_its_own_size(inputs: PreparedStudy) -> None:
         return SPECTRA.trial_seconds(costs, lora.model_copy(update={"targets": targets}))
 
     assert seconds("q_proj", "k_proj") == pytest.approx(seconds("q_proj") + seconds("k_proj"))
+
+
+def test_a_removed_head_runs_from_its_layer_on(tmp_path: Path) -> None:
+    """8 heads one by one, then all, in 4 layers: 9 (4 + 3 + 2 + 1) / 4 passes over each task's
+    items, one of the intact model, and logits 9 x 4 times, and 4 times of the intact one."""
+    heads = {"enabled": True, "items": 8, "ablate": ["pocket_cloze", "pocket_med"]}
+    inputs = small_study(tmp_path, analyze={"heads": heads}).check()
+    costs = CostModel(inputs, H100)
+    cloze, med = (inputs.items[task, "test"][:8] for task in ("pocket_cloze", "pocket_med"))
+    logits = sum(item.predicted for item in (*cloze, *med)) * 2 * costs.head
+    removing = 23.5 * (costs.scoring(cloze) + costs.scoring(med)) + 16.5 * costs.computing(logits)
+    seconds = HEADS.trial_seconds(costs, trial_of(inputs, "lora"))
+    assert seconds == pytest.approx(3 * costs.scoring(med) + removing)
 
 
 @pytest.mark.parametrize(

@@ -82,14 +82,21 @@ class HeadsAnalysis(Analysis[HeadsConfig]):
         return sum(self._seconds(costs, task) for task in sorted(tasks))
 
     def _seconds(self, costs: "CostModel", task: str) -> float:
-        """Of measuring one model's heads: a forward and a backward pass, and a forward pass per
-        head for each task that heads are removed on."""
+        """Of measuring one model's heads: a forward and a backward pass, and for each task that
+        heads are removed on the intact model and a run for every head and every layer, from its
+        layer to the last; after each layer the intact model's logits are computed, too."""
         heads = self.settings(costs.inputs.config)
-        items = costs.inputs.items.get((task, "test"), ())[: heads.items]
         layers = sum(name.endswith(".o_proj") for name in costs.shapes.linear_shapes)
-        config = costs.inputs.base.config.get_text_config()
-        ablations = len(heads.ablate) * layers * int(config.num_attention_heads)
-        return costs.scoring(items) * (3 + ablations)
+        removals = int(costs.inputs.base.config.get_text_config().num_attention_heads) + 1
+        walks, outputs = removals * (layers + 1) / 2 + 1, (removals + 1) * layers
+
+        def ablating(name: str) -> float:
+            items = costs.inputs.items.get((name, "test"), ())[: heads.items]
+            logits = 2 * costs.head * sum(item.predicted for item in items)
+            return walks * costs.scoring(items) + (outputs - walks) * costs.computing(logits)
+
+        items = costs.inputs.items.get((task, "test"), ())[: heads.items]
+        return 3 * costs.scoring(items) + sum(map(ablating, set(heads.ablate)))
 
     def tables(self, models: Sequence[tuple[dict[str, object], Any]]) -> "dict[str, pd.DataFrame]":
         from rankscope.analyses.heads.tables import head_tables
