@@ -104,7 +104,8 @@ def test_labels_never_overlap_and_the_first_is_kept() -> None:
     rng = np.random.default_rng(0)
     points = [(float(x), float(y)) for x, y in rng.uniform(0, 1, (40, 2))]
     labels = [PointLabel(x, y, f"r={i}") for i, (x, y) in enumerate(points)]
-    placed = place_labels(labels, points, (0.0, 1.0), (1.0, 0.0))
+    size = 460.0, 350.0
+    placed = place_labels(labels, points, (0.0, 1.0), (1.0, 0.0), size)
     assert 10 < len(placed) < 40
     # Centers in pixels of 460 x 350, half as wide as 7 a letter and 15 high, beside a mark of 8.
     away = {"top center": (0, 1), "bottom center": (0, -1), "middle right": (1, 0)}
@@ -115,12 +116,12 @@ def test_labels_never_overlap_and_the_first_is_kept() -> None:
         boxes.append((460 * x + across * (8 + width / 2), 350 * (1 - y) + up * 15.5, width))
     for (x, y, width), (other_x, other_y, other) in itertools.combinations(boxes, 2):
         assert abs(x - other_x) >= (width + other) / 2 or abs(y - other_y) >= 15
-    alone = place_labels(labels[:1], points[:1], (0.0, 1.0), (1.0, 0.0))
+    alone = place_labels(labels[:1], points[:1], (0.0, 1.0), (1.0, 0.0), size)
     assert alone == [(labels[0], "top center")]
     # A narrower plot has room for fewer.
-    narrow = place_labels(labels, points, (0.0, 1.0), (1.0, 0.0), 200.0)
+    narrow = place_labels(labels, points, (0.0, 1.0), (1.0, 0.0), (200.0, 350.0))
     assert 5 < len(narrow) < len(placed)
     # Two names of one point cannot both stand above it.
     twins = [PointLabel(0.5, 0.5, "r=8"), PointLabel(0.5, 0.5, "full")]
-    sides = [side for _, side in place_labels(twins, points[:0], (0.0, 1.0), (0.0, 1.0))]
+    sides = [side for _, side in place_labels(twins, [], (0.0, 1.0), (0.0, 1.0), size)]
     assert len(set(sides)) == 2

@@ -7,9 +7,9 @@ import plotly.graph_objects as go
 
 from rankscope.report.style import INK
 
-# Nominal size of the plot in pixels: that of the plot beside the answer, the narrowest on a wide
-# screen. Plotly pads its axes beyond the outermost point by about MARGIN.
-WIDTH, HEIGHT, MARGIN = 460.0, 350.0, 20.0
+# Nominal width in pixels: that of the plot beside the answer, the narrowest on a wide screen.
+# Plotly pads its axes beyond the outermost point by about MARGIN.
+WIDTH, MARGIN = 460.0, 20.0
 NARROW_WIDTH = 200.0  # On a phone
 LINE, MARKER = 15.0, 8.0
 CHARACTER = 7  # Width of a letter
@@ -45,19 +45,20 @@ def place_labels(
     points: Sequence[tuple[float, float]],
     x_range: tuple[float, float],
     y_range: tuple[float, float],
-    plot_width: float = WIDTH,
+    plot_size: tuple[float, float],
 ) -> list[tuple[PointLabel, str]]:
     """Choose Plotly text positions for as many labels as fit, most important first.
 
     No label covers one of ``points``. The ranges are from left to right and from bottom to top,
-    ``plot_width`` in pixels. Returns (label, ``textposition``).
+    ``plot_size`` in pixels. Returns (label, ``textposition``).
     """
 
     def pixels(x: float, y: float) -> tuple[float, float]:
         width, height = x_range[1] - x_range[0] or 1.0, y_range[1] - y_range[0] or 1.0
-        return (x - x_range[0]) / width * plot_width, (y - y_range[0]) / height * HEIGHT
+        return (x - x_range[0]) / width * plot_width, (y - y_range[0]) / height * plot_height
 
-    plot = _Box(-MARGIN, plot_width + MARGIN, -MARGIN, HEIGHT + MARGIN)
+    plot_width, plot_height = plot_size
+    plot = _Box(-MARGIN, plot_width + MARGIN, -MARGIN, plot_height + MARGIN)
     taken = [_Box.around(*pixels(*point), MARKER, MARKER) for point in points]
     placed = []
     for label in labels:
@@ -89,9 +90,11 @@ def add_labels(
     y_range: tuple[float, float],
 ) -> None:
     """Write the labels for which there is room; the page has others for a narrow screen."""
+    margin = figure.layout.margin
+    height = figure.layout.height - margin.t - margin.b
 
     def texts(plot_width: float) -> dict[str, list[object]]:
-        placed = place_labels(labels, points, x_range, y_range, plot_width)
+        placed = place_labels(labels, points, x_range, y_range, (plot_width, height))
         return {
             "x": [label.x for label, _ in placed],
             "y": [label.y for label, _ in placed],

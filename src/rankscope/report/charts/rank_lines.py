@@ -133,7 +133,7 @@ def rank_plot(
     # Names of arms are written downwards.
     names_height = 6 * max(len(text) for text, _ in ticks) if by_arm else 0
     height = (300 if rows == 1 else 200 * rows) + 84 + names_height
-    figure.update_layout(layout(height, margin={"l": 48, "r": 20, "t": 36, "b": 48}))
+    figure.update_layout(layout(height, margin={"l": 48, "r": 20, "t": 36, "b": 48 + names_height}))
     for row, drawing in enumerate(drawings, start=1):
         drawing.add_to(figure, row)
     texts, values = zip(*sorted(ticks, key=lambda tick: tick[1]), strict=True)
