@@ -1,5 +1,6 @@
 """Checks, diagnostics, reasons and caveats: when each is said."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -73,7 +74,11 @@ def ended(status: str, failure: str | None = None) -> Make:
 
 
 def rates(two: tuple[float, ...], eight: tuple[float, ...]) -> Make:
-    study = synthetic_study(replace(TRUTH, lrs=(1e-4, 1e-3, 1e-2), num_items=60))
+    def accuracy(rank: float, lr: float) -> float:  # best at 1e-3
+        return 0.9 - 0.3 * abs(math.log10(lr) + 3)
+
+    lrs = tuple(sorted({*two, *eight}))
+    study = synthetic_study(replace(TRUTH, lrs=lrs, num_items=60, accuracy=accuracy))
     kept = (t for t in study.trials if t.spec.lr in {2: two, 8: eight}[t.spec.rank])
     return lambda: replace(study, trials=tuple(kept))
 
@@ -154,7 +159,9 @@ FINDINGS = [
     ("Both ranks were trained at one learning rate (0.001)", of(), True),
     ("between learning rates", rates((LOW, MID), (LOW, MID)), False),
     ("(r=2 at 0.001; r=8 at 0.0001)", rates((MID,), (LOW,)), True),
-    ("(r=2 at 0.0001, 0.001; r=8 at 0.0001)", rates((LOW, MID), (LOW,)), True),
+    ("0.001; r=8 at 0.0001), and the best of r=2 and r=8", rates((LOW, MID), (LOW,)), True),
+    ("between learning rates", rates((LOW, MID, 1e-2), (3e-4, MID, 3e-3)), False),
+    ("and the best of r=8 is not shown to lie inside", rates((LOW, MID, 1e-2), (MID, 3e-3)), True),
     ("r=8 is the largest rank tried: a larger one may gain more.", of(), True),
     ("largest rank tried, and larger ones add no directions", of(ranks=(2, 64)), True),
     ("r=2 is the smallest rank tried: a smaller one may be enough.", of(FLAT), True),

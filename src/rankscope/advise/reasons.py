@@ -3,7 +3,7 @@
 Numbers without a split are of the test split.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rankscope.advise.arms import Arm
 from rankscope.advise.axes import axis_texts
@@ -83,21 +83,38 @@ def _learning_rates(results: TaskResults) -> Iterable[str]:
         if trial.spec.rank is not None and trial.spec.lr:
             rates = series.setdefault(trial.spec.arm_without_rank, {})
             rates.setdefault(trial.spec.rank, set()).add(trial.spec.lr)
-    texts = (_confounded(by_rank) for by_rank in series.values() if len(by_rank) > 1)
+    best: dict[tuple[object, int | None], Arm] = {}
+    for arm in results.candidates:  # highest first: of several alphas the best stands for its rank
+        best.setdefault((arm.trials[0].spec.arm_without_rank, arm.summary.rank), arm)
+
+    def is_at_end(arm: Arm | None) -> bool:
+        rates = () if arm is None else results.rates_of(arm)
+        return arm is None or arm.summary.lr in (rates[0], rates[-1])
+
+    texts = (
+        _confounded(by_rank, [r for r in sorted(by_rank) if is_at_end(best.get((key, r)))])
+        for key, by_rank in series.items()
+        if len(by_rank) > 1
+    )
     return dict.fromkeys(text for text in texts if text)
 
 
-def _confounded(by_rank: Mapping[int, set[float]]) -> str:
+def _confounded(by_rank: Mapping[int, set[float]], at_ends: Sequence[int]) -> str:
+    """``at_ends``: ranks whose best rate is the lowest or highest of its list, or not known."""
     shared = set.intersection(*by_rank.values())
     tried = sorted(set.union(*by_rank.values()))
     if tried != sorted(shared):
+        if not at_ends:
+            return ""
         named = "; ".join(
             f"r={rank} at {', '.join(f'{lr:g}' for lr in sorted(by_rank[rank]))}"
             for rank in sorted(by_rank)
         )
         return (
-            f"Ranks were not trained at the same learning rates ({named}), so a difference between "
-            "ranks may be one between learning rates. Give all ranks the same list."
+            f"Ranks were not trained at the same learning rates ({named}), and the best of "
+            f"{join_names(f'r={rank}' for rank in at_ends)} is not shown to lie inside its list, "
+            "so a difference between ranks may be one between learning rates. Give all ranks the "
+            "same list, or those ranks more rates."
         )
     if len(tried) > 1:
         return ""
