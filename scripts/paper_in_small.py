@@ -320,7 +320,7 @@ LATER: dict[int, tuple[str, Callable[[Study], Verdict]]] = {
 
 
 def verdicts_table(
-    studies: Sequence[Study], more: Sequence[tuple[int, str, Verdict]] = ()
+    studies: Sequence[Study], more: Sequence[tuple[int, str, str, Verdict]] = ()
 ) -> list[str]:
     rows = ["| # | reported by the paper, or asked | model | verdict | measured | detectable |"]
     rows.append("|---|---|---|---|---|---|")
@@ -330,8 +330,7 @@ def verdicts_table(
         for study in studies
         if study.has_spectra or not reads_spectra
     ]
-    gemma = next(iter(MAIN.values()))
-    answers += [(number, point, gemma, verdict) for number, point, verdict in more]
+    answers += more
     for number, (point, judge) in LATER.items():
         answers += [(number, point, MAIN[study.name], judge(study)) for study in studies]
     if (RECORDS / "maths-grid").exists():
@@ -506,8 +505,8 @@ def alpha_table(grid: Grid) -> list[str]:
 
 
 def heads(folder: Path) -> tuple[Verdict, list[str]]:
-    """9: removing a head costs on mathqa what it costs on the task that was trained. Also a table
-    of costs."""
+    """9: removing a head costs on a second task what it costs on the task that was trained. Also a
+    table of costs."""
     grid, rows = Grid(folder), pd.read_parquet(folder / "records.parquet")
     names = dict(zip(grid.trials["trial"], grid.trials["arm"], strict=True))
     bodies = [json.loads(body) for body in rows.loc[rows["kind"] == "heads", "body"]]
@@ -531,27 +530,32 @@ def heads(folder: Path) -> tuple[Verdict, list[str]]:
     tuned = [value for model, value in correlations.items() if model != "base"]
     listed = ", ".join(f"{model} {value:.2f}" for model, value in correlations.items())
     verdict = judged(min(tuned) > 0.5, max(tuned) < 0.5)
-    told = f"Spearman's correlation with mathqa: {listed}"
+    _, second_task = by_task
+    told = f"Spearman's correlation with {second_task}: {listed}"
     return Verdict(verdict, told, "", "one model above .5, one below"), lines
 
 
-def extras(records: Path, study: Study) -> tuple[list[tuple[int, str, Verdict]], list[str]]:
-    """Numbered verdicts, and tables, of the small studies beside the one of Gemma."""
-    verdicts, lines = [], []
+def extras(records: Path, study: Study) -> tuple[list[tuple[int, str, str, Verdict]], list[str]]:
+    """Numbered verdicts with their model, and tables, of the studies of one point each."""
+    verdicts, lines, gemma, smollm2 = [], [], MAIN[study.name], "SmolLM2-135M"
     if (folder := records / f"{study.name}-high-rank").exists():
         verdict, rows = high_ranks(study, Study(folder))
-        verdicts.append((8, "Ranks of 256 and 512 add nothing", verdict))
+        verdicts.append((8, "Ranks of 256 and 512 add nothing", gemma, verdict))
         lines += ["", "### High ranks", "", *rows]
         if (mmlu := records / f"{study.name}-high-rank-mmlu").exists():
             less_full = high_less_full(study, Study(folder), Study(mmlu))
-            verdicts.append((8, "Ranks of 256 and 512 gain nothing over full", less_full))
+            verdicts.append((8, "Ranks of 256 and 512 gain nothing over full", gemma, less_full))
     asked = "A head removed costs alike on the trained task and on another"
-    for name, task in (("heads", "medmcqa"), ("heads-tuned", "gsm8k")):
-        if (folder := records / f"{study.name}-{name}").exists():
+    for name, model, trained in (
+        (f"{study.name}-heads", gemma, "medmcqa"),
+        (f"{study.name}-heads-tuned", gemma, "gsm8k"),
+        ("paper-in-small-smollm2-heads", smollm2, "arc_easy"),
+    ):
+        if (folder := records / name).exists():
             verdict, rows = heads(folder)
-            verdict = replace(verdict, measured=f"after {task}, {verdict.measured}")
-            verdicts.append((9, asked, verdict))
-            lines += ["", f"### Heads, after training on {task}", "", *rows]
+            verdict = replace(verdict, measured=f"after {trained}, {verdict.measured}")
+            verdicts.append((9, asked, model, verdict))
+            lines += ["", f"### Heads, {model}, after training on {trained}", "", *rows]
     if (folder := records / f"{study.name}-alpha").exists():
         lines += ["", "### Alpha apart from the rank, medmcqa", "", *alpha_table(Grid(folder))]
     return verdicts, lines
