@@ -72,6 +72,30 @@ def balances_best(results: TaskResults) -> tuple[str, str]:
     return judged(p[32] >= LIKELY, p[32] <= UNLIKELY), told
 
 
+def recall_ignores_rank(results: TaskResults) -> tuple[str, str]:
+    """Whether r = 8, 32 and 128 are all within the margin of the best of them."""
+    arms = [arm_of_rank(results, rank) for rank in (8, 32, 128)]
+    p = within(results, arms)
+    told = [f"{a.summary.label} {percent(near)}" for a, near in zip(arms, p, strict=True)]
+    return judged(min(p) >= LIKELY, min(p) <= UNLIKELY), ", ".join(told)
+
+
+def where_learned(judge: Judge) -> Judge:
+    """Not testable where no arm is above the base: all are alike where nothing was learned."""
+
+    def judge_learned(results: TaskResults) -> tuple[str, str]:
+        above = {
+            arm.summary.label: float((draws_of(results, arm) > 0).mean())
+            for arm in results.candidates
+        }
+        best = max(above, key=lambda label: above[label])
+        verdict, told = judge(results)
+        told += f"; likeliest above the base {best} {percent(above[best])}"
+        return verdict if above[best] >= LIKELY else UNTESTABLE, told
+
+    return judge_learned
+
+
 def mlp_beats_attention(results: TaskResults) -> tuple[str, str]:
     """Target modules, each at the better of two numbers of parameters, as on the page."""
     finished = [arm for arm in results.candidates if arm.finished]
@@ -238,6 +262,14 @@ CLAIMS: list[tuple[str, str, str, Judge]] = [
     ("claims/low-rates", "Rates of 1e-5 to 1e-4 suffice", "2512.15634", low_rates_suffice),
     ("claims/paper-protocol", "r = 32 matches full fine-tuning", "2512.15634", matches_full),
     ("claims/paper-protocol", "r = 32 is the best balance", "2512.15634", balances_best),
+    *(
+        (f"claims/paper-protocol-recall{variant}", f"{claim} ({model})", "2512.15634", judge)
+        for variant, model in (("", "Gemma 3 270M"), (":smollm2", "SmolLM2"))
+        for claim, judge in (
+            ("Recall hardly depends on the rank", where_learned(recall_ignores_rank)),
+            ("Of recall, r = 32 is the best balance", where_learned(balances_best)),
+        )
+    ),
     (
         "claims/alpha-rates",
         "Once the rate is tuned, alpha is only another rate",
@@ -288,7 +320,7 @@ CLAIMS: list[tuple[str, str, str, Judge]] = [
         variants_are_alike,
     ),
 ]
-"""Study, claim, source and judge."""
+"""Study file, and after a colon the variant of it that ran; claim, source and judge."""
 
 
 def results_of(records: Path, margin: float | None = None) -> dict[str, TaskResults]:
@@ -322,7 +354,7 @@ def numbers(records: Path = RECORDS) -> str:
     verdicts = ["| claim | verdict | probabilities | study |", "|---|---|---|---|"]
     parts: list[str] = []
     for place, claim, source, judge in CLAIMS:
-        name = place.rpartition("/")[2]
+        name = place.rpartition("/")[2].replace(":", "-")
         if not (records / name).is_dir():
             continue
         by_task = results_of(records / name)
@@ -330,7 +362,7 @@ def numbers(records: Path = RECORDS) -> str:
             title = f"{name}, {task}" if len(by_task) > 1 else name
             verdict, told = judge(results)
             asked = f"{claim} ({source})" if source else claim
-            link = f"[{title}](../../examples/{place}.yaml)"
+            link = f"[{title}](../../examples/{place.partition(':')[0]}.yaml)"
             verdicts.append(f"| {asked} | **{verdict}** | {told} | {link} |")
             if f"## {title}" in parts:  # of an earlier claim
                 continue
