@@ -260,8 +260,14 @@ CLAIMS: list[tuple[str, str, str, Judge]] = [
         large_batches,
     ),
     ("claims/low-rates", "Rates of 1e-5 to 1e-4 suffice", "2512.15634", low_rates_suffice),
-    ("claims/paper-protocol", "r = 32 matches full fine-tuning", "2512.15634", matches_full),
-    ("claims/paper-protocol", "r = 32 is the best balance", "2512.15634", balances_best),
+    *(
+        (f"claims/paper-protocol{variant}", f"{claim} ({model})", "2512.15634", judge)
+        for variant, model in (("", "SmolLM2"), (":gemma", "Gemma 3 270M"))
+        for claim, judge in (
+            ("r = 32 matches full fine-tuning", matches_full),
+            ("r = 32 is the best balance", balances_best),
+        )
+    ),
     *(
         (f"claims/paper-protocol-recall{variant}", f"{claim} ({model})", "2512.15634", judge)
         for variant, model in (("", "Gemma 3 270M"), (":smollm2", "SmolLM2"))
