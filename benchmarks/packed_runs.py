@@ -18,6 +18,7 @@ from transformers import AttentionInterface
 
 from race import Rows, StepClock, Times, parity_of, tolerance
 from rankscope.config.study import ModelConfig, TrainConfig
+from rankscope.device import limit_kernel_cache
 from rankscope.models.attention import varlen
 from rankscope.models.attention.varlen import AttentionPlan
 from rankscope.models.base import Base, RowBatch
@@ -42,6 +43,7 @@ def packed(rows: Rows) -> Times:
 
 def load(rows: Rows) -> Base:
     """The base, as a study loads it."""
+    limit_kernel_cache()
     setting = rows.setting
     config = ModelConfig(path=setting.model, prompt_format="plain")
     base = load_base(config, setting.torch_device(), setting.torch_dtype())

@@ -48,6 +48,10 @@ HELD_PASS_SHARE = 0.2
 """The same of a pass of full fine-tuning, whose tensors have other sizes in every pass: studies
 that trained Gemma 3 270M held 4 to 18 % of one (LOG.md, "what a plan left out")."""
 
+KERNEL_BYTES = 300_000_000
+"""Of the bfloat16 products that oneDNN compiled for a processor and keeps, measured with AMX
+(:data:`rankscope.device.KEPT_KERNELS`)."""
+
 LIBRARY_BYTES = 620_000_000
 """Of Python, torch and transformers in a process, about."""
 
@@ -212,13 +216,14 @@ class MemoryModel:
         # Holes of a processor's heap that later tensors do not fit into, and one of the size of a
         # block of logits, or of all, which has another size in every pass.
         held = HELD_PASS_SHARE * in_pass if is_full else HELD_SHARE * state
+        held += logits + (KERNEL_BYTES if self.dtype == torch.bfloat16 else 0)
         return GroupMemory(
             base_bytes=self._base_bytes(train.devices, trains=is_full),
             read_bytes=nbytes(self.base),
             state_bytes=state,
             pass_bytes=max(in_pass + casts + kl, writing),
             pass_tokens=tokens,
-            held_bytes=round(held) + logits if self.device.type == "cpu" else 0,
+            held_bytes=round(held) if self.device.type == "cpu" else 0,
             saved_bytes=saved,
             devices=train.devices,
             library_bytes=self.library_bytes,
