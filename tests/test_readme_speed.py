@@ -8,11 +8,15 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 
 
+def lines(page: str, benchmark: str) -> list[Any]:
+    """A race's lines in ``benchmarks/results/PAGE.json``, whose page README links to."""
+    assert f"benchmarks/results/{page}.md" in README
+    text = (ROOT / "benchmarks" / "results" / f"{page}.json").read_text("utf-8")
+    return [row for row in map(json.loads, text.splitlines()) if row["benchmark"] == benchmark]
+
+
 def line(name: str, benchmark: str) -> Any:
-    """A race's line in ``benchmarks/results/2026-11-29-NAME.json``, which README links to."""
-    assert f"benchmarks/results/2026-11-29-{name}.md" in README
-    text = (ROOT / "benchmarks" / "results" / f"2026-11-29-{name}.json").read_text("utf-8")
-    return next(row for row in map(json.loads, text.splitlines()) if row["benchmark"] == benchmark)
+    return lines(f"2026-11-29-{name}", benchmark)[0]
 
 
 def duration(seconds: float) -> str:
@@ -35,8 +39,17 @@ def test_a_whole_study() -> None:
 
 def test_scoring_and_spectra() -> None:
     choice = line("evaluation", "evaluate_choice")
+    (later,) = lines("2026-12-01-training", "evaluate_choice")
     spectra = line("spectra", "spectra_intruders")
-    assert f"[3.1 to {choice['ratio']:.1f}](" in README
+    assert f"[{later['ratio']:.1f} to {choice['ratio']:.1f}](" in README
     assert f"[34 to {spectra['ratio']:.0f}](" in README
     assert f"100 to {spectra['ratio_peft']:.0f} |" in README
     assert f"full SVDs of both | {spectra['ratio_once']:.1f} |" in README
+
+
+def test_training_with_amx() -> None:
+    first, second = lines("2026-12-01-training", "train_sweep")
+    assert f"with AMX [{first['ratio_trl_without_recomputation']:.1f}](" in README
+    assert f"with AMX [{second['ratio']:.1f} and {first['ratio']:.1f}](" in README
+    tuned = "{:.1f} and {:.1f} |".format(*(row["ratio_hand_tuned"] for row in (second, first)))
+    assert f"with AMX {tuned}" in README
