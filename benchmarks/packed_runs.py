@@ -5,7 +5,7 @@ A part is switched off by putting back what others do in its place; the losses s
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -219,7 +219,9 @@ def logits_everywhere() -> Iterator[None]:
         every = torch.arange(batch.input_ids.shape[1], device=batch.keep.device)
         return logits(base, replace(batch, keep=every), *args, **kwargs)[batch.keep]
 
-    with patch.object(Base, "logits", everywhere):
+    # The loss would compute the logits itself, at labels alone.
+    whole = patch.object(step, "output_layer_apart", lambda model: nullcontext())
+    with patch.object(Base, "logits", everywhere), whole:
         yield
 
 

@@ -40,10 +40,10 @@ ROOT = Path(__file__).parents[1]
 BOARD = ROOT / "docs" / "findings" / "claims.md"
 ARMS = ROOT / "examples" / "claims" / "README.md"
 RECORDS = ROOT / "docs" / "findings" / "records"
-ELSEWHERE = {
-    *("alpha-rates", "known-task", "low-rates", "medicine-to-maths", "methods"),
-    *("paper-protocol", "paper-protocol-recall"),
-}
+ELSEWHERE = set(
+    "alpha-rates known-task low-rates medicine-to-maths methods paper-protocol "
+    "paper-protocol-recall".split()
+)
 """Judged in posterior_claims.py."""
 BEGIN, END = "<!-- numbers: scripts/{} -->", "<!-- end of numbers -->"
 

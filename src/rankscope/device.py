@@ -30,8 +30,8 @@ TOP_PAD_BYTES = 64 * 2**20
 
 KEPT_KERNELS = 128
 """A pass of eight ranks on every linear layer has some 90 different products. If fewer are kept,
-every layer compiles its own again: with 32 that took two fifths of a step with AMX (LOG.md,
-"compiled products"). 1,024, the default, are no faster, and take up to 500 MB more."""
+every layer compiles its own again: with 32 that took over a third of a step with AMX
+(LOG.md, "compiled products"). 1,024, the default, are no faster, and take .4 GB more."""
 
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 """Processor flags with which bfloat16 products are faster than float32 ones."""
@@ -67,7 +67,7 @@ def limit_kernel_cache() -> None:
     """Let oneDNN keep few of the products that it compiles, unless the environment sets a number.
 
     By default it keeps 1,024, but every training pass has another number of tokens, so few are used
-    again after it. Call this before the first product.
+    again in a later one. Call this before the first product.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KEPT_KERNELS))
 

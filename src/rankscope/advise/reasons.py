@@ -88,8 +88,10 @@ def _learning_rates(results: TaskResults) -> Iterable[str]:
         best.setdefault((arm.trials[0].spec.arm_without_rank, arm.summary.rank), arm)
 
     def is_at_end(arm: Arm | None) -> bool:
-        rates = () if arm is None else results.rates_of(arm)
-        return arm is None or arm.summary.lr in (rates[0], rates[-1])
+        if arm is None:
+            return True
+        rates = results.rates_of(arm)
+        return arm.summary.lr in (rates[0], rates[-1])
 
     texts = (
         _confounded(by_rank, [r for r in sorted(by_rank) if is_at_end(best.get((key, r)))])
@@ -111,10 +113,10 @@ def _confounded(by_rank: Mapping[int, set[float]], at_ends: Sequence[int]) -> st
             for rank in sorted(by_rank)
         )
         return (
-            f"Ranks were not trained at the same learning rates ({named}), and the best of "
-            f"{join_names(f'r={rank}' for rank in at_ends)} is not shown to lie inside its list, "
-            "so a difference between ranks may be one between learning rates. Give all ranks the "
-            "same list, or those ranks more rates."
+            f"Ranks were not trained at the same learning rates ({named}), and the best rate of "
+            f"{join_names(f'r={rank}' for rank in at_ends)} may lie beyond those tried, so a "
+            "difference between ranks may be one between learning rates. Give all ranks the same "
+            "list, or those ranks more rates."
         )
     if len(tried) > 1:
         return ""

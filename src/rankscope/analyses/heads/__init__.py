@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from rankscope.config.study import StudyConfig
+    from rankscope.evaluate.scorers.scorer import ItemTokens
     from rankscope.records import TrialSpec
     from rankscope.run.costs import CostModel
     from rankscope.run.prepared import PreparedStudy
@@ -82,21 +83,24 @@ class HeadsAnalysis(Analysis[HeadsConfig]):
         return sum(self._seconds(costs, task) for task in sorted(tasks))
 
     def _seconds(self, costs: "CostModel", task: str) -> float:
-        """Of measuring one model's heads: a forward and a backward pass, and for each task that
-        heads are removed on the intact model and a run for every head and every layer, from its
-        layer to the last; after each layer the intact model's logits are computed, too."""
+        """Of measuring one model's heads: a forward and a backward pass; and on each task in
+        ``ablate`` the intact model, with logits after each layer, and every head and every whole
+        layer removed, from its own layer on."""
         heads = self.settings(costs.inputs.config)
         layers = sum(name.endswith(".o_proj") for name in costs.shapes.linear_shapes)
         removals = int(costs.inputs.base.config.get_text_config().num_attention_heads) + 1
         walks, outputs = removals * (layers + 1) / 2 + 1, (removals + 1) * layers
 
-        def ablating(name: str) -> float:
+        def asked(name: str) -> "list[ItemTokens]":  # Gold answers are scored, none is written
             items = costs.inputs.items.get((name, "test"), ())[: heads.items]
+            return [item._replace(written=0) for item in items]
+
+        def ablating(name: str) -> float:
+            items = asked(name)
             logits = 2 * costs.head * sum(item.predicted for item in items)
             return walks * costs.scoring(items) + (outputs - walks) * costs.computing(logits)
 
-        items = costs.inputs.items.get((task, "test"), ())[: heads.items]
-        return 3 * costs.scoring(items) + sum(map(ablating, set(heads.ablate)))
+        return 3 * costs.scoring(asked(task)) + sum(map(ablating, set(heads.ablate)))
 
     def tables(self, models: Sequence[tuple[dict[str, object], Any]]) -> "dict[str, pd.DataFrame]":
         from rankscope.analyses.heads.tables import head_tables
