@@ -7,10 +7,12 @@ examples/paper-in-small the rules. Every number comes from docs/findings/records
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import pandas as pd
@@ -504,6 +506,15 @@ def alpha_table(grid: Grid) -> list[str]:
     return rows
 
 
+def same_again(costs: ScoreArray, errors: ScoreArray) -> float:
+    """Spearman's correlation that two measurements of the same costs would have, or more: what was
+    measured stands for the true costs. ``errors`` are standard errors of tuned less base costs,
+    of which each has half the variance."""
+    noise = np.random.default_rng(0).normal(0, errors / np.sqrt(2), (2, 50, *errors.shape))
+    pairs = zip(*(costs + noise), strict=True)
+    return fmean(float(stats.spearmanr(a.ravel(), b.ravel()).statistic) for a, b in pairs)
+
+
 def heads(folder: Path) -> tuple[Verdict, list[str]]:
     """9: removing a head costs on a second task what it costs on the task that was trained. Also a
     table of costs."""
@@ -513,7 +524,7 @@ def heads(folder: Path) -> tuple[Verdict, list[str]]:
     lines = ["| model | task | all heads of a layer, mean cost | layer of the highest cost | "]
     lines[0] += "head of the highest cost | correlation of the tasks over heads |"
     lines.append("|---" * 6 + "|")
-    correlations = {}
+    correlations, corrected = {}, []
     models = [("base", bodies[0], "base")] + [(names[b["trial_id"]], b, "tuned") for b in bodies]
     for model, body, which in models:
         by_task = {a["task"]: -np.array(a[f"{which}_gold_change"]) for a in body["ablations"]}
@@ -521,6 +532,10 @@ def heads(folder: Path) -> tuple[Verdict, list[str]]:
         first, second = by_task.values()
         same = float(stats.spearmanr(first.ravel(), second.ravel()).statistic)
         correlations[model] = same
+        if which == "tuned":
+            errors = [np.array(a["gold_difference_error"]) for a in body["ablations"]]
+            again = map(same_again, (first, second), errors)
+            corrected.append(min(1.0, same / math.sqrt(math.prod(again))))
         for task, costs in by_task.items():
             layer, head = np.unravel_index(costs.argmax(), costs.shape)
             lines.append(
@@ -529,10 +544,11 @@ def heads(folder: Path) -> tuple[Verdict, list[str]]:
             )
     tuned = [value for model, value in correlations.items() if model != "base"]
     listed = ", ".join(f"{model} {value:.2f}" for model, value in correlations.items())
-    verdict = judged(min(tuned) > 0.5, max(tuned) < 0.5)
+    verdict = judged(min(tuned) > 0.5, max(corrected) < 0.5)
     _, second_task = by_task
-    told = f"Spearman's correlation with {second_task}: {listed}"
-    return Verdict(verdict, told, "", "one model above .5, one below"), lines
+    told = f"Spearman's correlation with {second_task}: {listed}; errors of costs taken off: "
+    told += ", ".join(f"{value:.2f}" for value in corrected)
+    return Verdict(verdict, told, "", "models differ, or costs' errors may explain it"), lines
 
 
 def extras(records: Path, study: Study) -> tuple[list[tuple[int, str, str, Verdict]], list[str]]:
