@@ -507,9 +507,9 @@ def alpha_table(grid: Grid) -> list[str]:
 
 
 def same_again(costs: ScoreArray, errors: ScoreArray) -> float:
-    """Spearman's correlation that two measurements of the same costs would have, or more: what was
+    """Spearman's correlation that two measurements of the same costs would have, about: what was
     measured stands for the true costs. ``errors`` are standard errors of tuned less base costs,
-    of which each has half the variance."""
+    of which each is taken to have half the variance."""
     noise = np.random.default_rng(0).normal(0, errors / np.sqrt(2), (2, 50, *errors.shape))
     pairs = zip(*(costs + noise), strict=True)
     return fmean(float(stats.spearmanr(a.ravel(), b.ravel()).statistic) for a, b in pairs)
