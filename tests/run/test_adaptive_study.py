@@ -21,7 +21,6 @@ from pocket_study import (
 
 from rankscope.advise.adaptive import finalists
 from rankscope.advise.arms import Arm, summarize_arms
-from rankscope.advise.recommend import recommend
 from rankscope.cli.render.plan import totals
 from rankscope.errors import Interrupted
 from rankscope.formatting import count
@@ -135,25 +134,40 @@ def test_a_stopped_trial_has_no_result_and_is_no_failure(adaptive: Path) -> None
     assert all(trial.spec.label in page for trial in stopped)
 
 
-def test_the_recommended_arm_has_test_scores(
+def test_an_arm_that_test_items_put_first_is_scored_to_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even if validation items chose other finalists than the answer with their test items."""
-    asked: list[str] = []
+    """It was no finalist by validation items; and the run is stopped between two of its scores."""
+    best: list[str] = []
 
-    def others_at_first(study: StudyRecords, task: str) -> tuple[Arm, ...]:
-        found = finalists(study, task)
-        asked.append(found[0].summary.label)
-        others = [arm for arm in summarize_arms(study)[task] if arm.finished]
-        others = [arm for arm in others if arm.summary.label != asked[0]]
-        return tuple(others) if len(asked) == 1 else found
+    def first_by_test_items(study: StudyRecords, task: str) -> tuple[Arm, ...]:
+        best.append(finalists(study, task)[0].summary.label)
+        is_tested = any(model != BASE and split == "test" for model, _, split in study.items)
+        arms = [arm for arm in summarize_arms(study)[task] if arm.finished]
+        return tuple(arm for arm in arms if (arm.summary.label == best[0]) == is_tested)
 
-    monkeypatch.setattr("rankscope.run.adaptive.finalists", others_at_first)
-    found = small_study(tmp_path, **ADAPTIVE).run(tmp_path / "out")
-    (advice,) = recommend(found).advice
-    (subject,) = [arm for arm in advice.arms if arm.label == advice.subject_label]
-    assert subject.score is not None
-    assert len(asked) > 1
+    class User(ProgressReporter):
+        stages = 0
+
+        def stage(self, name: str, total: int) -> None:
+            self.stages += name.startswith("finalists") and name.endswith("evaluate")
+
+        def advance(self, done: int, detail: str = "", **values: float | None) -> None:
+            if self.stages == 3 and done == 0:  # the two finalists are scored apart
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("rankscope.run.adaptive.finalists", first_by_test_items)
+    wide = ADAPTIVE | {"objective": {"margin": 0.9}}  # so that both ranks train to their end
+    study, user = small_study(tmp_path, **wide), User()
+    with pytest.raises(Interrupted, match="everything finished is stored"):
+        study.run(tmp_path / "out", user)
+    found = study.run(tmp_path / "out")
+    (arm,) = [a for a in summarize_arms(found)["pocket_med"] if a.summary.label == best[0]]
+    prepared = study.check()
+    for trial in arm.finished:
+        wanted = prepared.wanted_evals(trial.spec.trial_id, "pocket_med")
+        assert {split for _, _, split in wanted} == {"validation", "test"}
+        assert {*wanted} <= found.evals.keys()
 
 
 def test_a_study_that_only_stopped_trials_ends_well(adaptive: Path, tmp_path: Path) -> None:

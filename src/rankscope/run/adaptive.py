@@ -9,7 +9,6 @@ Groups within a round are independent, and every decision is a function of store
 study ends alike in one process, with workers, and after a kill.
 """
 
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
@@ -60,7 +59,6 @@ class _AdaptiveStudy:
         self.context, self.ledger = context, context.ledger
         self.declared = context.study  # Before any round: that of the context has its groups
         self.run_groups = run_groups
-        self.begun_at = time.monotonic()
         self.first_over_budget: set[str] = set()
         self.over_budget: set[str] = set()
 
@@ -174,11 +172,12 @@ class _AdaptiveStudy:
         return [[trial.spec for trial in arm.finished] for arm in arms]
 
     def untested(self) -> list[TrialSpec]:
-        """The trained trials of the recommended arms, if they have no test scores yet."""
+        """The trained trials of the recommended arms that are not done with the last round."""
         view = self.with_trained(self.ledger.load())
         arms = [arm for task in self.declared.data.rows for arm in finalists(view, task)[:1]]
+        statuses = self.ledger.statuses()
         specs = [trial.spec for arm in arms for trial in arm.finished]
-        return [s for s in specs if (s.trial_id, s.task, "test") not in view.evals]
+        return [spec for spec in specs if statuses[spec.trial_id] == "trained"]
 
     def validated(self) -> StudyRecords:
         """The records without test items: a run that goes on after a kill would see those of some
@@ -202,13 +201,14 @@ class _AdaptiveStudy:
 
     def affordable(self, trials: Sequence[TrialSpec]) -> list[TrialSpec]:
         """The first of ``trials`` that the rest of the budget pays for."""
+        self.context.count_time()
         budget, records = self.declared.config.budget, self.ledger.load()
         if budget is None:
             return list(trials)
         own = [trial for trial in records.trials if trial.spec.trains]
         begun = [trial for trial in own if trial.status not in ("planned", "skipped")]
         num_trials, tokens = len(begun), float(sum(self.tokens(trial) for trial in begun))
-        hours = (records.total_seconds + time.monotonic() - self.begun_at) / 3600
+        hours = records.total_seconds / 3600
         kept = list[TrialSpec]()
         for trial in trials if hours < (budget.hours or inf) else ():
             num_trials, tokens = num_trials + 1, tokens + self.declared.training_tokens(trial)

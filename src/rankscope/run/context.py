@@ -1,5 +1,6 @@
 """What every stage of one run works with."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -48,6 +49,7 @@ class RunContext:
     versions_checked: bool = False
     memory_before_groups: int = 0  # What this process held before its first group, bytes
     groups_worked_on: int = 0  # Groups that this process has begun to work on
+    counted_until: float = field(default_factory=time.monotonic)
     killed_for_memory: bool = False
     """Earlier processes were killed at what comes first, so it is to be smaller."""
     _base: Base | None = None
@@ -89,6 +91,14 @@ class RunContext:
         if self.study_clock is not None:
             self.study_clock.begin_stage("")
         self.reporter.finish(self.study_clock.left_text() if self.study_clock else "")
+
+    def count_time(self) -> None:
+        """Add the time since the last call to the study's; a run that finds nothing to do costs it
+        nothing."""
+        now = time.monotonic()
+        if self.did_work:
+            self.ledger.add_seconds(now - self.counted_until)
+            self.counted_until = now
 
     def begin_piece(self, detail: str) -> None:
         """Report the next piece of the stage, unless the run should stop. Raises Interrupted: the

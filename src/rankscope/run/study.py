@@ -147,13 +147,12 @@ class Study:
                 context = begin_run(
                     study, ledger, reporter, should_stop, has_executor=executor is not None
                 )
-                context.allow_mixed = allow_mixed
+                context.allow_mixed, context.counted_until = allow_mixed, begun
                 try:
                     self._run_all(context, executor, retry)
                     shutil.rmtree(out / UNITS, ignore_errors=True)
                 finally:
-                    if context.did_work:  # a run that finds nothing to do costs the study nothing
-                        ledger.add_seconds(time.monotonic() - begun)
+                    context.count_time()
                 return ledger.load()
 
     def _run_all(
