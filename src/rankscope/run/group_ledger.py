@@ -73,10 +73,14 @@ class GroupLedger:
         assert stored is not None
         return stored
 
+    def reduced(self, group: Group) -> dict[str, int]:
+        """By trial, most tokens of one forward pass, of those that a shortage of memory limits."""
+        reduced, ids = self.stored().batch_tokens, {trial.trial_id for trial in group}
+        return {trial_id: tokens for trial_id, tokens in reduced.items() if trial_id in ids}
+
     def batch_tokens(self, group: Group) -> int:
         """Most tokens of one forward pass: the study's, or fewer after a shortage of memory."""
-        reduced, limit = self.stored().batch_tokens, self.study.config.train.batch_tokens
-        return min(limit, *(reduced.get(trial.trial_id, limit) for trial in group))
+        return min([self.study.config.train.batch_tokens, *self.reduced(group).values()])
 
     def memory(self, group: Group) -> GroupMemory:
         """Estimate of training a group in passes of the size that it has now."""

@@ -8,7 +8,7 @@ from rankscope.models.base import Base
 from rankscope.progress import SpeedMeter
 from rankscope.records import RungRecord, TrainRecord, TrialSpec
 from rankscope.run.callbacks import StepCallbacks
-from rankscope.run.groups import Group, group_id, group_label
+from rankscope.run.groups import Group, group_id, group_label, halves_of
 from rankscope.run.stages import Stage
 from rankscope.run.trial_weights import write_weights
 from rankscope.store import CHECKPOINTS, Artifact, TrialFailure, weights_path
@@ -46,10 +46,11 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
 
     def split(self, group: Group) -> tuple[Group, Group]:
         """Split a group for good, and its checkpoint with it."""
-        halves = self.context.group_ledger.split(group)
-        for half in halves:
+        halves = halves_of(group)
+        for half in halves:  # before the ledger knows of them: the process may be killed
             trained = [t.trial_id for t in self.context.study.trained(half)]
             self.checkpoint(group).extract(trained, self.checkpoint(half))
+        self.context.group_ledger.split(group)
         self.checkpoint(group).remove()
         return halves
 

@@ -68,21 +68,21 @@ def _open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
         host_bytes=memory.host_bytes(study.device, study.scoring_bytes(group)),
     )
     file, text = folder / UNIT_ORDER, order.model_dump_json()
-    if file.is_file() and file.read_bytes() == text.encode():
-        return folder
-    _discard_unit(folder)
-    with Ledger.open(folder, write=True, take_over=True) as unit:
-        values, base = study_values(study.config), context.base_record
-        unit.put_study(study.config.name, values, base, study.task_records, provenance())
-        unit.put_trials(group)
-        transfer(context.ledger, unit, ids or (BASE,), verified=False)
-        budgets = dict.fromkeys(ids, context.group_ledger.batch_tokens(group)) if group else {}
-        store_groups(unit, study, [group] if group else [], budgets)
+    if not file.is_file() or file.read_bytes() != text.encode():
+        _discard_unit(folder)
+        with Ledger.open(folder, write=True, take_over=True) as unit:
+            values, base = study_values(study.config), context.base_record
+            unit.put_study(study.config.name, values, base, study.task_records, provenance())
+            unit.put_trials(group)
+            transfer(context.ledger, unit, ids or (BASE,), verified=False)
+            reduced = context.group_ledger.reduced(group)
+            store_groups(unit, study, [group] if group else [], reduced)
+        replace_text(folder / SUMS, sums_line(text.encode(), UNIT_ORDER))
+        replace_text(file, text)
+    # After the order: a unit without one is removed, with all that is in it.
     statuses = context.ledger.statuses(ids)
     untrained = [trial for trial in group if statuses[trial.trial_id] == "planned"]
     _move_checkpoint(context.ledger.out, folder, group_id(untrained))
-    replace_text(folder / SUMS, sums_line(text.encode(), UNIT_ORDER))
-    replace_text(file, text)
     return folder
 
 
@@ -148,9 +148,16 @@ def adopt_units(context: RunContext, *, keep_unsealed: bool) -> None:
         elif is_sealed(folder):
             context.did_work = True
             _adopt_unit(context, folder)
-        elif not keep_unsealed or read_unit(folder).study_sha256 != prepared_sha256(context.study):
+        elif not keep_unsealed or not _is_order_of_now(folder, context.study):
             context.did_work = True
             _adopt_results(context, folder)
+
+
+def _is_order_of_now(folder: Path, study: PreparedStudy) -> bool:
+    """Whether this run would give a unit the same order; it discards one of another order."""
+    order = read_unit(folder)
+    same_study = order.study_sha256 == prepared_sha256(study)
+    return same_study and order.versions == provenance().versions
 
 
 def _belongs_to(folder: Path, study: PreparedStudy) -> bool:
