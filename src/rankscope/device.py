@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import gc
 import hashlib
 import os
 import platform
@@ -55,8 +56,10 @@ def keep_freed_memory() -> None:
 def release_freed_memory() -> None:
     """Return free memory to the kernel, such as what loading a model needed for a moment.
 
-    On CUDA also the blocks that torch's allocator keeps: another process may need them.
+    On CUDA also the blocks that torch's allocator keeps: another process may need them. Layers with
+    compiled kernels refer to themselves, so that only a collection frees their models.
     """
+    gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     if platform.libc_ver()[0] == "glibc":

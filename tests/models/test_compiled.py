@@ -1,5 +1,6 @@
 """Compiled norms, rotary embeddings and gates against PyTorch's own operations."""
 
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ from tiny_models import IDS, assert_close, base_of, logits_of, tiny_llama
 from torch import Tensor
 from toy_training import EVERY_METHOD, losses, protocol, toy_rows
 
+from rankscope.device import release_freed_memory
 from rankscope.models import compiled
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.compiled import compute_plainly, kernels_of, use_kernels, why_not
@@ -121,6 +123,10 @@ def test_a_copy_to_train_computes_plainly() -> None:
     weight.requires_grad_()  # as PEFT's layer norm tuning
     copied.logits(RowBatch.of(ROWS, copied.device)).sum().backward()
     assert weight.grad is not None
+    use_kernels(base.model, "compiled")
+    freed = weakref.ref(base.copied().model)  # its layers refer to themselves
+    release_freed_memory()
+    assert freed() is None
 
 
 def test_kernels_that_cannot_be_had() -> None:

@@ -294,8 +294,10 @@ class MultiLora:
             self.training = was_training
 
     def clear(self) -> None:
+        """Leave the model as it was, its output layer too, whose adapters ask for whole logits."""
         self.adapters.clear()
         self.grouped = None
+        unwrap(self.model)
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:

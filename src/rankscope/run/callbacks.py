@@ -5,6 +5,7 @@ the items of those at its rungs. Scoring draws no random number and leaves gradi
 modes as they were, so a trial trains the same with and without it.
 """
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -141,6 +142,7 @@ def _in_dtype_of(base: Base, model: Base) -> Base:
     """
     if model.model.dtype == base.model.dtype or model.shards.size > 1:
         return model
+    gc.collect()  # the copy before: layers with compiled kernels refer to themselves
     copied, trained = base.copied(), dict(model.model.named_parameters())
     with torch.no_grad():
         for name, parameter in copied.model.named_parameters():

@@ -88,8 +88,8 @@ class Conductor:
             return
         scored = self.unfinished(group)  # without those that failed
         analyzable = tuple(trial for trial in scored if self.lacks_analysis(trial))
-        give_up = self.give_up_analysis
-        with_oom_backoff(context, "analyze", analyzable, self.analyze, give_up, split)
+        with_oom_backoff(context, "analyze", analyzable, self.analyze, self.note_unfit, split)
+        context.svd_cache.clear()  # the next group was given all memory
         ledger.finish_trials([trial.trial_id for trial in scored])
 
     def give_up(self, trial: TrialSpec, why: str) -> None:
@@ -100,7 +100,7 @@ class Conductor:
     def give_up_scoring(self, trial: TrialSpec, why: str) -> None:
         self.give_up(trial, f"scoring ran {why}")
 
-    def give_up_analysis(self, trial: TrialSpec, why: str) -> None:
+    def note_unfit(self, trial: TrialSpec, why: str) -> None:
         self.context.reporter.note(f"{trial.label}: analyzing it ran {why}; its scores are kept")
 
     def train(self, group: Group) -> None:

@@ -13,6 +13,7 @@ from rankscope.analyses.spectra.stored_models import given_spectra
 from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.parameters import compared_matrices
+from rankscope.models.svd_cache import SvdCache
 from rankscope.records import TrialSpec
 from rankscope.run.stages import Stage
 
@@ -30,8 +31,8 @@ class SpectraStage(Stage[TrialSpec, SpectraRecord]):
             if trial.given is None or trial.peft is not None:
                 record = analyze_trial(trial, context.base, model, names, settings, svds)
             else:  # from stored weights, whatever dtype the models run in
-                base = CheckpointReader(context.base.folder)
-                record = given_spectra(trial, base, names, settings, svds, context.base.device)
+                base, stored = CheckpointReader(context.base.folder), SvdCache(0, svds.folder)
+                record = given_spectra(trial, base, names, settings, stored, context.base.device)
             if not record.matrices:
                 context.reporter.note(
                     f"{trial.arm_label}: this method's update cannot be merged into a weight "
