@@ -52,6 +52,12 @@ def test_full_fine_tuning_takes_half_as_much_again(inputs: PreparedStudy) -> Non
     assert costs.training_operations(full, tokens) == pytest.approx(3 * forward)
     added = tokens * (6 * costs.parameters(lora) + 4 * costs.attention * keys)
     assert costs.training_operations(lora, tokens) == pytest.approx(2 * forward + added)
+    dora = lora.model_copy(update={"method": "dora", "targets": ("q_proj",)})
+    lora = lora.model_copy(update={"targets": ("q_proj",)})
+    magnitudes = 4 * 128
+    more = tokens * (6 * magnitudes + 4 * 4 * 128 * 128)  # W0 of each layer once more, both ways
+    operations = costs.training_operations(lora, tokens)
+    assert costs.training_operations(dora, tokens) - operations == pytest.approx(more)
 
 
 def test_recomputation_is_one_more_forward_pass(tmp_path: Path, inputs: PreparedStudy) -> None:
@@ -110,6 +116,10 @@ def test_weights_and_checkpoints_are_written_and_read(
         assert CostModel(study, slow).num_checkpoints(full) == 2
     assert costs.storing(full) == pytest.approx((3 + 3 * 3) * size / DISK_RATE)
     assert CostModel(study, fast).storing(full) == pytest.approx(3 * size / DISK_RATE)
+    arm = {"method": "full", "lr": 1e-3, "early_stop": {"patience": 1}}
+    curve = changed("train", evaluate_every=2)
+    stopping = small_study(tmp_path, seeds=[0], arms=[arm], **curve).check()  # keeps the best, too
+    assert CostModel(stopping, fast).checkpoint_bytes(stopping.groups[0]) == 4 * size
     stored = make_plan(study, fast).disk_bytes
     assert stored == 4 * sum(map(costs.parameters, study.trials))
     assert make_plan(study, slow).disk_bytes == stored + 2 * 3 * size

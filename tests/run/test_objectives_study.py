@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from command_line import Outcome, rankscope, write_rows
 
 from faults import flip_bit
@@ -13,6 +14,7 @@ from rankscope.advise.recommend import recommend
 from rankscope.analyses.spectra.figures import NORM, draw_objectives
 from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.report.study_view import StudyView
+from rankscope.run.study import Study
 from rankscope.store import Ledger
 
 TRAIN = {"max_steps": 4, "batch_size": 4, "gradient_accumulation": 1, "max_length": 64}
@@ -57,6 +59,18 @@ def test_the_base_prefers_nothing_against_itself(preferred: Path) -> None:
         assert scored.metrics["margin"] > 0
         assert trial.train is not None
         assert trial.train.losses[0].loss == pytest.approx(0.6931, abs=1e-4)
+
+
+def test_replayed_rows_are_counted_by_pairs(preferred: Path) -> None:
+    """Half of the rows drawn: as many as pairs, of the mean length of a replayed row."""
+    arms = [{"method": "lora", "rank": 1, "lr": 4e-3, "replay": {"task": "pocket_med", "share": s}}
+            for s in (0.5, 0.0)]  # fmt: skip
+    config = yaml.safe_load((preferred / "study.yaml").read_text("utf-8")) | {"arms": arms}
+    (preferred / "replay.yaml").write_text(json.dumps(config), "utf-8")
+    study = Study.load(preferred / "replay.yaml").check()
+    replaying, plain = (study.training_tokens(trial) for trial in study.trials)
+    rows = study.data.replay_rows["pocket_med"]
+    assert replaying - plain == round(4 * 4 * rows.num_tokens / len(rows.rows))
 
 
 def test_the_reference_is_stored_once_and_checked(preferred: Path, tmp_path: Path) -> None:

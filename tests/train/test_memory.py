@@ -110,6 +110,11 @@ def test_the_base_counts_once_and_states_add_up() -> None:
     assert one.base_bytes == sum(p.numel() * 4 for p in [*base.parameters(), *base.buffers()])
     three = model().of_group([trial(str(i), rank=4) for i in range(3)], rows, protocol())
     assert three.base_bytes == one.base_bytes
+    packed = MemoryModel(base.config, torch.float32, torch.device("cpu"), "4bit")
+    of_layers = sum(w.numel() for w in base.model.layers.parameters() if w.dim() == 2)
+    saved = one.base_bytes - packed.of_group([trial("a", rank=4)], rows, protocol()).base_bytes
+    # 4 bits of 32, and of scales 8 bits for 64 weights and 32 for 16,384; the head stays as it is.
+    assert saved == pytest.approx(of_layers * (4 - 0.5 - 1 / 64 - 1 / 4096))
     assert three.state_bytes == 3 * one.state_bytes
     assert model().state_bytes(trial(rank=4, method="dora")) == one.state_bytes + 2 * 192 * 16
     assert model().state_bytes(trial(rank=4, method="pissa")) == 5 * 4 * 896 * 4

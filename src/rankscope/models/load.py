@@ -28,7 +28,7 @@ from rankscope.models.compiled import kernels_of, use_kernels
 from rankscope.models.model_folder import damaged, model_folder
 from rankscope.models.multi_lora import MultiLora
 from rankscope.models.output_layer import block_output_layer, note_plain_logits
-from rankscope.models.parameters import model_on_meta, read_model_config
+from rankscope.models.parameters import read_model_config
 from rankscope.models.quantize import check_quantize, quantization
 from rankscope.models.sharding import Shards, attach_gathering, frozen_shards
 from rankscope.records import ModelRecord
@@ -75,20 +75,6 @@ def load_base(
     return frozen_base(model, tokenizer, record, source)
 
 
-def base_record(
-    config: ModelConfig,
-    device: torch.device,
-    dtype: torch.dtype,
-    quantize: Literal["none", "4bit"],
-    tokenizer: PreTrainedTokenizerBase,
-) -> ModelRecord:
-    """The record of what :func:`load_base` would load."""
-    source = model_folder(config)
-    model = model_on_meta(read_model_config(source))
-    sha256 = weights_sha256(source)
-    return model_record(config, device, dtype, model, tokenizer, sha256, quantize)
-
-
 def model_record(
     config: ModelConfig,
     device: torch.device,
@@ -117,11 +103,10 @@ def model_record(
 def load_trained_model(base: Base, folder: Path) -> Base:
     base.shards.models.pop("trained", None)  # before there is another one
     model = load_model(folder, base.model.dtype)
-    record = base.record.model_copy(update={"sha256": weights_sha256(folder)})
     if base.is_sharded:
-        return sharded_base(base.shards, "trained", record, folder, model, base.tokenizer)
+        return sharded_base(base.shards, "trained", base.record, folder, model, base.tokenizer)
     model.to(base.device)  # type: ignore[arg-type]  # a wrapper without its own types
-    trained = frozen_base(model, base.tokenizer, record, folder)
+    trained = frozen_base(model, base.tokenizer, base.record, folder)
     use_kernels(model, kernels_of(base.model))
     return trained
 

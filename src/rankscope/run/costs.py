@@ -19,14 +19,19 @@ from rankscope.device import dtype_name
 from rankscope.evaluate.continuous_batching import GROWTH, most_cached_tokens
 from rankscope.evaluate.scorers.scorer import ItemTokens
 from rankscope.models.methods import get_method
-from rankscope.models.parameters import FLOAT32_BYTES, Architecture, compared_matrices
+from rankscope.models.parameters import (
+    FLOAT32_BYTES,
+    Architecture,
+    compared_matrices,
+    target_shapes,
+)
 from rankscope.records import TrialSpec
 from rankscope.run.groups import Group
 from rankscope.run.prepared import PreparedStudy
 from rankscope.train.checkpoint import LEAST_PAUSE
-from rankscope.train.memory import RowCounts
+from rankscope.train.memory import RowCounts, saved_values
 from rankscope.train.objectives import objective_of
-from rankscope.train.step_schedule import trial_protocol
+from rankscope.train.step_schedule import rows_per_step, trial_protocol
 
 if TYPE_CHECKING:
     from rankscope.run.machines import Machine
@@ -35,7 +40,6 @@ START_SECONDS = 5.5  # Imports and tokenizer, until a process trains: measured o
 DISK_RATE = 0.5e9  # Bytes that are hashed and written, or read, per second; assumed
 OPTIMIZER_BYTES = 32
 """Read and written per trained parameter and step: clipping, weight, gradient and two moments."""
-STATES = 3  # Tensors of a trained weight's size in a checkpoint: weights and two moments
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ class CostModel:
         objective, rows = objective_of(protocol.objective), self.inputs.data.rows_of(trial).rows
         if not objective.max_new_tokens:
             return 0.0
-        num = min(len(rows), protocol.batch_size * protocol.gradient_accumulation)
+        num = rows_per_step(len(rows), protocol)
         read = round(sum(len(row.prompt_ids) for row in rows) / len(rows))
         answer = ItemTokens(read, 1, objective.max_new_tokens)
         return self.inputs.num_steps(trial) * self.scoring([answer] * num * objective.rows_each)
@@ -143,6 +147,9 @@ class CostModel:
         if not trial.is_full:
             operations += tokens * 6 * self.parameters(trial)
             operations += tokens * 4 * self.attention * keys  # both products' gradients
+        if getattr(get_method(trial.method), "has_magnitude", False):  # W0 once more, both ways
+            changed = target_shapes(self.shapes, trial.targets).values()
+            operations += tokens * 4 * sum(map(math.prod, changed))
         if trial.kl_to_base:  # the base's own forward pass
             replayed = tokens - own if trial.replay else own
             operations += self.forward(replayed, labels * replayed / tokens, keys)
@@ -163,7 +170,8 @@ class CostModel:
     # --- the disk -------------------------------------------------------------------------------
 
     def checkpoint_bytes(self, group: Group) -> int:
-        return STATES * FLOAT32_BYTES * sum(map(self.parameters, self.inputs.trained(group)))
+        trained = self.inputs.trained(group)
+        return FLOAT32_BYTES * sum(saved_values(t) * self.parameters(t) for t in trained)
 
     def num_checkpoints(self, group: Group) -> int:
         """How often a group is stored while it trains: after each ``checkpoint_seconds`` of

@@ -283,7 +283,7 @@ def with_layers(inputs: PreparedStudy, layers: int) -> PreparedStudy:
     if kinds := getattr(text, "layer_types", None):
         text.layer_types = kinds[:layers]
     base = dataclasses.replace(inputs.base, config=config, shapes=architecture(config))
-    memory = MemoryModel(config, inputs.dtype, inputs.device)
+    memory = MemoryModel(config, inputs.dtype, inputs.device, inputs.config.quantize)
     grouping = dataclasses.replace(inputs.grouping, model=memory)
     return dataclasses.replace(inputs, base=base, grouping=grouping)
 

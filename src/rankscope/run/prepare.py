@@ -20,7 +20,7 @@ from rankscope.progress import ProgressReporter
 from rankscope.records import TrialSpec
 from rankscope.run.groups import USABLE_SHARE, Grouping
 from rankscope.run.machines import Machine
-from rankscope.run.prepared import Items, PreparedStudy, check_prepared, resolve_rungs
+from rankscope.run.prepared import Items, PreparedStudy, check_prepared, usable_rungs
 from rankscope.run.trials import duplicate_grid_notes, study_trials
 from rankscope.train.memory import MemoryModel, RowCounts
 
@@ -64,8 +64,9 @@ def prepare(
     prompted = {
         t.trial_id: scored_items(config, base, data.seen_by(t))[1] for t in trials if t.prompt
     }
-    rungs, rung_notes = resolve_rungs(config, data, labels)
-    memory, rows = MemoryModel(base.config, dtype, device), {**data.replay_rows, **data.rows}
+    rungs = usable_rungs(config, labels)
+    memory = MemoryModel(base.config, dtype, device, config.quantize)
+    rows = {**data.replay_rows, **data.rows}
     counts = {name: RowCounts.of(encoded.rows) for name, encoded in rows.items()}
     free_bytes /= config.train.devices if memory.device.type == "cpu" else 1  # shards share it
     room = config.memory_limit or round(USABLE_SHARE * free_bytes)
@@ -86,7 +87,7 @@ def prepare(
         grouping=Grouping(memory, counts, room),
         rungs=rungs,
         prompted=prompted,
-        notes=(*notes, *duplicate_grid_notes(config), *rung_notes),
+        notes=(*notes, *duplicate_grid_notes(config)),
     )
     check_prepared(study)
     reporter.finish()

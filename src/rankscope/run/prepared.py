@@ -20,7 +20,13 @@ from rankscope.records import BASE, EvalKey, Split, TaskRecord, TrialSpec, trial
 from rankscope.run.groups import Group, Grouping
 from rankscope.run.scoring_memory import scoring_memory
 from rankscope.train.objectives import objective_of
-from rankscope.train.step_schedule import due_steps, rung_steps, trial_protocol, trial_steps
+from rankscope.train.step_schedule import (
+    due_steps,
+    rows_per_step,
+    rung_steps,
+    trial_protocol,
+    trial_steps,
+)
 
 SPLITS: tuple[Split, ...] = ("validation", "test")
 Items = Mapping[tuple[str, Split], Sequence[ItemTokens]]
@@ -142,18 +148,22 @@ class PreparedStudy:
         if not trial.trains:
             return 0
         rows, protocol = self.data.rows_of(trial), trial_protocol(trial, self.config.train)
-        rows_per_step = min(len(rows.rows), protocol.batch_size * protocol.gradient_accumulation)
         of_epoch = objective_of(protocol.objective).num_tokens(rows)
-        return round(self.num_steps(trial) * rows_per_step * of_epoch / len(rows.rows))
+        return round(self.own_rows(trial) * of_epoch / len(rows.rows))
+
+    def own_rows(self, trial: TrialSpec) -> int:
+        """Rows of its own task that a trial draws in all its steps; a pair or a prompt is one."""
+        num_rows = len(self.data.rows_of(trial).rows)
+        of_step = rows_per_step(num_rows, trial_protocol(trial, self.config.train))
+        return self.num_steps(trial) * of_step
 
     def training_tokens(self, trial: TrialSpec) -> int:
         """Tokens that a trial trains on, replayed ones included."""
         own_tokens = self.own_tokens(trial)
         if trial.replay is None or not trial.replay_share:
             return own_tokens
-        own, general = self.data.rows_of(trial), self.data.replay_rows[trial.replay]
-        num_rows = own_tokens * len(own.rows) / own.num_tokens
-        beside = num_rows * trial.replay_share / (1 - trial.replay_share)
+        general = self.data.replay_rows[trial.replay]
+        beside = self.own_rows(trial) * trial.replay_share / (1 - trial.replay_share)
         return own_tokens + round(beside * general.num_tokens / len(general.rows))
 
     def snapshot_steps(self, trial: TrialSpec) -> tuple[int, ...]:
@@ -224,20 +234,7 @@ def _check_adaptive(study: PreparedStudy) -> None:
         raise UserError("budget", "less than one trial", f"at least {tokens:,} tokens")
 
 
-def resolve_rungs(
-    config: StudyConfig, data: StudyData, labels: Mapping[int, str]
-) -> tuple[tuple[float, ...], list[str]]:
-    """The usable rungs, by ``labels`` as of :func:`_usable_rungs`; none if a task has no validation
-    items, and a note on that."""
-    has_items = all(data.tasks[name].validation for name in data.rows)
-    if config.strategy == "grid" or has_items:
-        return _usable_rungs(config, labels), []
-    if config.rungs is not None:
-        raise UserError("rungs", "no validation items", "some to stop arms by", "give more rows")
-    return (), ["strategy: adaptive: no validation items, so every first seed trains to its end"]
-
-
-def _usable_rungs(config: StudyConfig, labels: Mapping[int, str]) -> tuple[float, ...]:
+def usable_rungs(config: StudyConfig, labels: Mapping[int, str]) -> tuple[float, ...]:
     """The rungs that are different steps before the last, for every number of steps in the study.
 
     Args:

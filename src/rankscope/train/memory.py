@@ -9,6 +9,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
+from typing import Literal
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -23,6 +24,7 @@ from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.multi_lora import linear_layers, output_layer, target_linears
 from rankscope.models.output_layer import LOGITS_BLOCK
 from rankscope.models.parameters import ADAMW_STATES, FLOAT32_BYTES, nbytes
+from rankscope.models.quantize import NF4_BYTES
 from rankscope.records import TrialSpec
 from rankscope.train.loss import CUDA_BLOCK_BYTES
 from rankscope.train.objectives import objective_of
@@ -35,7 +37,7 @@ from rankscope.train.pass_memory import (
     shaped_adapter,
     spread,
 )
-from rankscope.train.step_schedule import trial_protocol
+from rankscope.train.step_schedule import rows_per_step, trial_protocol
 
 HELD_SHARE = 0.5
 """Freed memory that a CPU heap keeps between blocks in use, as a share of all states' bytes.
@@ -155,7 +157,13 @@ class GroupMemory:
 class MemoryModel:
     """Memory of training groups on one base, from its configuration alone."""
 
-    def __init__(self, config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        quantize: Literal["none", "4bit"] = "none",
+    ) -> None:
         self.dtype = dtype
         self.device = device
         attention = varlen.attention_of(config)
@@ -165,7 +173,12 @@ class MemoryModel:
                 copy.deepcopy(config), attn_implementation=attention, dtype=dtype
             )
         head = self.base.get_output_embeddings()
-        self._layers = [n for n, layer in linear_layers(self.base).items() if layer is not head]
+        linears = {n: layer for n, layer in linear_layers(self.base).items() if layer is not head}
+        self._layers = [*linears]
+        self._frozen_bytes = nbytes(self.base)
+        if quantize == "4bit":
+            packed = sum(layer.weight.numel() for layer in linears.values())
+            self._frozen_bytes -= round(packed * (dtype.itemsize - NF4_BYTES))
         self.passes = PassMemory(self.base, device)
         self.replicates = False  # Each of several devices holds the frozen base whole
         self._adapters: dict[tuple[object, ...], Adapter] = {}
@@ -183,7 +196,7 @@ class MemoryModel:
         if is_full := group[0].is_full:
             values = sum(parameter.numel() for parameter in self.base.parameters())
             values_each = math.ceil(values / train.devices)
-            saved = values_each * _saved_values(group[0]) * FLOAT32_BYTES
+            saved = values_each * saved_values(group[0]) * FLOAT32_BYTES
             state = saved + values_each * FLOAT32_BYTES
             is_cast = self.dtype != torch.float32 and train.devices == 1
             casts = values * self.dtype.itemsize if is_cast else 0
@@ -298,7 +311,7 @@ class MemoryModel:
         layers (one computes while the next one comes), and what is not in a layer, unless that is
         whole; if it trains, also the gradients of these, and the float32 copies that are added up
         over the devices."""
-        total = nbytes(self.base)
+        total = self._frozen_bytes
         if devices == 1 or (self.replicates and not trains):
             return total
         layers = [nbytes(layer) for layer in decoder_layers(self.base)]
@@ -327,7 +340,7 @@ class MemoryModel:
 
     def _saved_bytes(self, trial: TrialSpec) -> int:
         values = sum(parameter.numel() for parameter in self._adapter(trial).parameters())
-        return values * _saved_values(trial) * FLOAT32_BYTES
+        return values * saved_values(trial) * FLOAT32_BYTES
 
     def _adapter(self, trial: TrialSpec) -> Adapter:
         """The trial's adapter as shapes; trials of one kind and rank share it."""
@@ -339,13 +352,12 @@ class MemoryModel:
 
 def _step_rows(trial: TrialSpec, counts: RowCounts, train: TrainConfig) -> int:
     """Rows of a trial that run in a step, those of replay included."""
-    protocol = trial_protocol(trial, train)
-    rows = min(counts.num_rows, protocol.batch_size * protocol.gradient_accumulation)
+    protocol, share = trial_protocol(trial, train), trial.replay_share or 0.0
     each = objective_of(protocol.objective).rows_each
-    return math.ceil(rows * each / (1 - (trial.replay_share or 0.0)))
+    return math.ceil(rows_per_step(counts.num_rows, protocol) * (each + share / (1 - share)))
 
 
-def _saved_values(trial: TrialSpec) -> int:
+def saved_values(trial: TrialSpec) -> int:
     """Numbers in a checkpoint for each trained weight; with an early stop the best one, too."""
     return 1 + ADAMW_STATES + (1 if trial.early_stop is not None else 0)
 

@@ -55,11 +55,6 @@ class LossTerm:
     def num_labels(self) -> int:
         return sum(sum(row.is_label) for row in self.rows)
 
-    @property
-    def pass_rows(self) -> int:
-        """Rows that a pass has at least."""
-        return 2 if self.objective.needs_pairs else 1
-
     def loss(self, losses: Tensor, rows: Sequence[EncodedRow]) -> Tensor:
         """The part of its loss that these rows are, from their own losses, times the scale."""
         if not self.objective.by_row:
@@ -88,7 +83,7 @@ def compute_gradients(
     passes = forward_passes([term.rows for term in terms], batch_tokens, model.shards.size)
     # A sharded layer needs all shards: one that has a pass fewer than others runs a row, weight 0.
     term, rows_of_term = passes[0][0]
-    idle = [(term, rows_of_term[: terms[term].pass_rows])]
+    idle = [(term, rows_of_term[: 2 if terms[term].objective.needs_pairs else 1])]
     for parts, weight in model.shards.own(passes, idle if model.is_sharded else None):
         members = [i for i, _ in parts]
         with_kl = [i for i in members if terms[i].kl_weight]

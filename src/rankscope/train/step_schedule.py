@@ -47,6 +47,11 @@ def planned_steps(num_rows: int, num_tokens: int, train: TrainConfig) -> int:
     return math.ceil(train.epochs * _epoch_steps(num_rows, train))
 
 
+def rows_per_step(num_rows: int, protocol: TrainConfig) -> int:
+    """Rows of ``num_rows`` that a step draws."""
+    return min(num_rows, protocol.batch_size * protocol.gradient_accumulation)
+
+
 def _epoch_steps(num_rows: int, train: TrainConfig) -> int:
     return math.ceil(num_rows / (train.batch_size * train.gradient_accumulation))
 

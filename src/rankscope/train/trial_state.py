@@ -44,7 +44,9 @@ LOSS_INCREASE = 3.0
 """Nats above the first step's loss: the right token is then 20 times less likely than at the start.
 """
 SHORTEST_STRETCH = 10
-STORED_FIELDS = ("num_tokens", "num_label_tokens", "num_replay_tokens", "failure", "loss_scale")
+STORED_FIELDS = (
+    "num_tokens", "num_label_tokens", "num_replay_tokens", "failure", "failure_status", "loss_scale"
+)  # fmt: skip
 
 
 @dataclass(slots=True)
