@@ -141,6 +141,7 @@ FAULTS: list[tuple[str | bytes, str, str, str, str]] = [
         "",
     ),
     (GOOD + "budget: 24 trials\n", "1: study", "'budget' with 'strategy: grid'", "", "adaptive'"),
+    (GOOD + "until: 0.9\n", "1: study", "'until' with 'strategy: grid'", "", "adaptive'"),
     (replaced("./base", "~no-such-user-here/m"), "2: model.path", "a home folder that does not", "",
      ""),
     (replaced("name: mine", "name: arc_easy"), "1: study", "training task 'arc_easy' twice",

@@ -21,7 +21,8 @@ from rankscope.device import (
 )
 from rankscope.errors import CONTINUES, STOP_SIGNALS, Interrupted, UserError
 from rankscope.filesystem import replace_text
-from rankscope.models.load import base_record, load_base
+from rankscope.models.load import load_base, model_record
+from rankscope.models.parameters import model_on_meta
 from rankscope.models.sharding import Shards
 from rankscope.progress import ProgressReporter
 from rankscope.records import BASE, FAILED, trial_of
@@ -64,7 +65,8 @@ def begin_run(
     config, before = study.config, ledger.statuses()
     tokenizer = study.data.encoder.tokenizer  # one of 262,144 entries takes .25 GB
     source = (config.model, study.device, study.dtype)
-    record = base_record(*source, config.quantize, tokenizer)
+    model, sha256 = model_on_meta(study.base.config), study.base.sha256
+    record = model_record(*source, model, tokenizer, sha256, config.quantize)
     load = partial(load_base, *source, config.quantize, tokenizer, shards)
     groups = GroupLedger(ledger, study)
     context = RunContext(

@@ -24,6 +24,7 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
 
     name = "evaluate"
     engine: Vllm | None = None
+    noted: frozenset[str] = frozenset()  # Of the engine's notes, those that were shown
 
     def missing(self, group: Group) -> list[EvalBatch]:
         study, with_tests = self.context.study, self.context.round.is_last
@@ -64,7 +65,9 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
             if self.engine is not None:
                 self.engine.close()
                 for note in self.engine.notes():
-                    self.context.reporter.note(note)
+                    if note not in self.noted:
+                        self.context.reporter.note(note)
+                self.noted |= {*self.engine.notes()}
 
     def score_batches(self, model: Base, work: Sequence[EvalBatch]) -> Iterator[Scored]:
         """Score batch by batch; a trial that failed is left out of the later ones."""

@@ -1,6 +1,7 @@
 """Compute the base's log-probabilities of pairs, and store them in rows and items."""
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -9,6 +10,7 @@ import torch
 
 from rankscope.data.encode import EncodedRows
 from rankscope.data.tasks import LoadedTask, items_sha256
+from rankscope.errors import NotFiniteError
 from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.evaluator import encode_split
 from rankscope.evaluate.likelihood import continuation_logprobs
@@ -40,7 +42,11 @@ class ReferenceStage(Stage[Margins, tuple[str, list[float]]]):
         self.context.begin_stage(self.name, len(work))
         for sha256, compute in work:
             self.context.begin_piece("pairs")
-            yield sha256, compute(model)
+            margins = compute(model)
+            if not all(map(math.isfinite, margins)):
+                found = "log-probabilities that are not finite"
+                raise NotFiniteError("pairs: the base", found, do="try 'dtype: float32'")
+            yield sha256, margins
 
     def commit(self, result: tuple[str, list[float]]) -> None:
         (sha256, margins), ledger = result, self.context.ledger
