@@ -337,8 +337,8 @@ def verdicts_table(
         answers += [(number, point, MAIN[study.name], judge(study)) for study in studies]
     if (RECORDS / "maths-grid").exists():
         like = like_full(Grid(RECORDS / "maths-grid"))
-        asked = "Very high ranks behave like full fine-tuning, low ones do not"
-        answers.append((12, asked, "SmolLM2-135M", like))
+        contrast = "Very high ranks behave like full fine-tuning, low ones do not"
+        answers.append((12, contrast, "SmolLM2-135M", like))
     asked = ""
     for number, point, model, verdict in answers:
         is_open = verdict.verdict in (OPEN, UNTESTABLE)

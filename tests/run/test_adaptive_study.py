@@ -163,10 +163,10 @@ def test_an_arm_that_test_items_put_first_is_scored_to_the_end(
         study.run(tmp_path / "out", user)
     found = study.run(tmp_path / "out")
     (arm,) = [a for a in summarize_arms(found)["pocket_med"] if a.summary.label == best[0]]
+    assert arm.summary.score is not None
     prepared = study.check()
     for trial in arm.finished:
         wanted = prepared.wanted_evals(trial.spec.trial_id, "pocket_med")
-        assert {split for _, _, split in wanted} == {"validation", "test"}
         assert {*wanted} <= found.evals.keys()
 
 

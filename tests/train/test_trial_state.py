@@ -158,6 +158,14 @@ def test_a_finite_run_at_an_absurd_rate_diverges(spec: TrialSpec) -> None:
     assert sound.failure is None
 
 
+def test_a_trial_that_failed_comes_back_as_failed() -> None:
+    """Not as diverged, which is what most that leave a group did."""
+    (_, left), (_, again) = trained(trial(), 1), trained(trial(), 1)
+    left.failure, left.failure_status = "nothing to learn from", "failed"
+    again.restore(left.tensors(), left.counters())
+    assert (again.failure, again.failure_status) == (left.failure, "failed")
+
+
 # --- schedules, AdamW and clipping against transformers, PyTorch and hand numbers
 
 STEPS = 40

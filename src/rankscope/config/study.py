@@ -350,10 +350,10 @@ class StudyConfig(ConfigSection):
                 raise Unfit(found, "one, at its first mention, and then its name alone", do)
 
     def _check_strategy(self) -> None:
-        for name in ("budget", "until", "rungs") if self.strategy == "grid" else ():
+        for name in ("budget", "until") if self.strategy == "grid" else ():
             if getattr(self, name) is not None:
-                found = f"'{name}' with 'strategy: grid'"
-                raise Unfit(found, "an adaptive study", "set 'strategy: adaptive'")
+                do = f"set 'strategy: adaptive', or '{name}: null'"
+                raise Unfit(f"'{name}' with 'strategy: grid'", "an adaptive study", do)
         if self.strategy == "adaptive" and not any(arm.trains for arm in self.arms):
             raise Unfit("'strategy: adaptive' without 'arms' that train", "arms to choose among")
         if self.rungs is not None and self.rungs != sorted(set(self.rungs)):

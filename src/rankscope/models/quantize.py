@@ -16,8 +16,8 @@ from rankscope.records import TrialSpec
 
 INSTALL = "pip install 'rankscope[gpu]'"
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Of a weight: 4 bits, 8 for the scale of each 64, and 32 for that of each 256 scales (2305.14314,
-section 3)."""
+"""Bytes per weight: 4 bits, an 8-bit scale for each 64 weights, and a 32-bit one for each 256 of
+these scales (2305.14314, section 3)."""
 
 
 def check_quantize(device: torch.device) -> None:

@@ -85,7 +85,7 @@ def from_int16(steps: Tensor, scale: Tensor) -> Tensor:
 
 
 class SvdCache:
-    """SVDs of base weights, shared by all trials of a study.
+    """SVDs of base weights, in memory for the trials of a group, on disk for all.
 
     Memory holds the first ones, up to ``max_bytes``: trials ask for all matrices in one order, so
     that dropping the least recently used would drop each before its next use. With a ``folder``,

@@ -108,6 +108,7 @@ class _AdaptiveStudy:
             self.run_groups()
             # A shortage of memory may have split groups, which changes the ledger alone.
             self.context.begin_round(left, this_round)
+            self.context.count_time()  # the run may be killed later
 
     def remove_points_without_items(self, trials: Sequence[TrialSpec]) -> None:
         """Remove the points at rungs that a grid stored: they lack the items by which trials are
@@ -172,12 +173,21 @@ class _AdaptiveStudy:
         return [[trial.spec for trial in arm.finished] for arm in arms]
 
     def untested(self) -> list[TrialSpec]:
-        """The trained trials of the recommended arms that are not done with the last round."""
+        """The trained trials of the recommended arms that lack test scores or analyses, and those
+        of which a killed run began to store them: by these few another arm may come first."""
         view = self.with_trained(self.ledger.load())
         arms = [arm for task in self.declared.data.rows for arm in finalists(view, task)[:1]]
+        first = {trial.spec.trial_id for arm in arms for trial in arm.finished}
+        tested = {model for model, _, split in view.evals if split == "test"}
         statuses = self.ledger.statuses()
-        specs = [trial.spec for arm in arms for trial in arm.finished]
-        return [spec for spec in specs if statuses[spec.trial_id] == "trained"]
+
+        def is_wanted(trial: TrialSpec) -> bool:
+            if statuses[trial.trial_id] == "trained":
+                return trial.trial_id in first | tested
+            wanted = self.declared.wanted_evals(trial.trial_id, trial.task)
+            return trial.trial_id in first and not view.evals.keys() >= {*wanted}
+
+        return [trial for trial in self.declared.trials if is_wanted(trial)]
 
     def validated(self) -> StudyRecords:
         """The records without test items: a run that goes on after a kill would see those of some
@@ -201,7 +211,6 @@ class _AdaptiveStudy:
 
     def affordable(self, trials: Sequence[TrialSpec]) -> list[TrialSpec]:
         """The first of ``trials`` that the rest of the budget pays for."""
-        self.context.count_time()
         budget, records = self.declared.config.budget, self.ledger.load()
         if budget is None:
             return list(trials)

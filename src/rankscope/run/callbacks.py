@@ -91,6 +91,9 @@ class StepCallbacks:
                 ]
                 self.context.ledger.commit(new)
                 self.points.update(((p.trial_id, p.task, p.step), p) for p in new)
+        if scored is not model:
+            del scored
+            gc.collect()  # layers with compiled kernels refer to themselves
 
     def steps(self, trial: TrialSpec) -> frozenset[int]:
         """Steps after which a trial is scored: they are asked for after every step."""
@@ -142,7 +145,6 @@ def _in_dtype_of(base: Base, model: Base) -> Base:
     """
     if model.model.dtype == base.model.dtype or model.shards.size > 1:
         return model
-    gc.collect()  # the copy before: layers with compiled kernels refer to themselves
     copied, trained = base.copied(), dict(model.model.named_parameters())
     with torch.no_grad():
         for name, parameter in copied.model.named_parameters():

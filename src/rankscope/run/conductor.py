@@ -89,7 +89,7 @@ class Conductor:
         scored = self.unfinished(group)  # without those that failed
         analyzable = tuple(trial for trial in scored if self.lacks_analysis(trial))
         with_oom_backoff(context, "analyze", analyzable, self.analyze, self.note_unfit, split)
-        context.svd_cache.clear()  # the next group was given all memory
+        context.svd_cache.clear()  # the next group is planned without it
         ledger.finish_trials([trial.trial_id for trial in scored])
 
     def give_up(self, trial: TrialSpec, why: str) -> None:

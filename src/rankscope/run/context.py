@@ -93,8 +93,7 @@ class RunContext:
         self.reporter.finish(self.study_clock.left_text() if self.study_clock else "")
 
     def count_time(self) -> None:
-        """Add the time since the last call to the study's; a run that finds nothing to do costs it
-        nothing."""
+        """Add the time since the last call to the study's, unless nothing was to do."""
         now = time.monotonic()
         if self.did_work:
             self.ledger.add_seconds(now - self.counted_until)

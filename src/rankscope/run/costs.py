@@ -147,7 +147,7 @@ class CostModel:
         if not trial.is_full:
             operations += tokens * 6 * self.parameters(trial)
             operations += tokens * 4 * self.attention * keys  # both products' gradients
-        if getattr(get_method(trial.method), "has_magnitude", False):  # W0 once more, both ways
+        if get_method(trial.method).has_magnitude:  # W0 once more, both ways
             changed = target_shapes(self.shapes, trial.targets).values()
             operations += tokens * 4 * sum(map(math.prod, changed))
         if trial.kl_to_base:  # the base's own forward pass

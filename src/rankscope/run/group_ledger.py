@@ -74,7 +74,7 @@ class GroupLedger:
         return stored
 
     def reduced(self, group: Group) -> dict[str, int]:
-        """By trial, most tokens of one forward pass, of those that a shortage of memory limits."""
+        """By trial, the most tokens of a forward pass that a shortage of memory left it."""
         reduced, ids = self.stored().batch_tokens, {trial.trial_id for trial in group}
         return {trial_id: tokens for trial_id, tokens in reduced.items() if trial_id in ids}
 

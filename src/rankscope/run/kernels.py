@@ -1,6 +1,5 @@
 """``train.kernels``: chosen once for a study, by what a few steps show on its machine."""
 
-import gc
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -86,7 +85,6 @@ def choose_kernels(study: PreparedStudy) -> tuple[Kernels, str]:
             saved[way] = 0.0 if reason else _saved_per_token(study, lora[0], way)
         except Exception as error:  # the run itself reports any other error
             reason = first_line(error)
-    gc.collect()  # the layers and adapters of those steps refer to each other
     release_freed_memory()
     best = max(saved, key=saved.__getitem__)
     if saved[best] * tokens > COMPILE_SECONDS:

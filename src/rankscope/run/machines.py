@@ -8,7 +8,6 @@ reaches is a published one.
 
 import copy
 import dataclasses
-import gc
 import itertools
 import os
 import time
@@ -32,7 +31,6 @@ from rankscope.models.attention import varlen
 from rankscope.models.base import Base
 from rankscope.models.load import frozen_base, model_record
 from rankscope.models.methods.lora import LoraMethod
-from rankscope.models.multi_lora import unwrap
 from rankscope.models.parameters import architecture
 from rankscope.records import TrialSpec
 from rankscope.run.costs import CostModel
@@ -314,7 +312,6 @@ def _run_steps(probed: PreparedStudy, machine: Machine) -> float:
         seconds, _ = fastest_step(base, probed)
     finally:
         del base
-        gc.collect()  # layers and adapters refer to each other
     costs, tokens = CostModel(probed, machine), map(probed.training_tokens, probed.trials)
     counted = [
         (costs.training_operations(trial, count), count)
@@ -346,7 +343,6 @@ def fastest_step(base: Base, probed: PreparedStudy) -> tuple[float, list[float]]
     try:
         group = train_group(base, list(probed.trials), rows, probed.config.train, progress=note_end)
     finally:
-        unwrap(base.model)
         base.multi_lora.clear()
     taken = [(end - begun) / tokens for (begun, _), (end, tokens) in itertools.pairwise(ends)]
     return min(taken), [point.loss for state in group.states for point in state.losses]

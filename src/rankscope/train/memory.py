@@ -177,8 +177,9 @@ class MemoryModel:
         self._layers = [*linears]
         self._frozen_bytes = nbytes(self.base)
         if quantize == "4bit":
-            packed = sum(layer.weight.numel() for layer in linears.values())
-            self._frozen_bytes -= round(packed * (dtype.itemsize - NF4_BYTES))
+            sizes = [layer.weight.numel() for layer in linears.values()]
+            self._frozen_bytes -= round(sum(sizes) * (dtype.itemsize - NF4_BYTES))
+            self._frozen_bytes += max(sizes) * dtype.itemsize  # One at a time as numbers
         self.passes = PassMemory(self.base, device)
         self.replicates = False  # Each of several devices holds the frozen base whole
         self._adapters: dict[tuple[object, ...], Adapter] = {}

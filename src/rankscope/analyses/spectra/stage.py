@@ -31,8 +31,9 @@ class SpectraStage(Stage[TrialSpec, SpectraRecord]):
             if trial.given is None or trial.peft is not None:
                 record = analyze_trial(trial, context.base, model, names, settings, svds)
             else:  # from stored weights, whatever dtype the models run in
-                base, stored = CheckpointReader(context.base.folder), SvdCache(0, svds.folder)
-                record = given_spectra(trial, base, names, settings, stored, context.base.device)
+                base = CheckpointReader(context.base.folder)
+                svds = SvdCache(max_bytes=0, folder=svds.folder)  # other weights, equal names
+                record = given_spectra(trial, base, names, settings, svds, context.base.device)
             if not record.matrices:
                 context.reporter.note(
                     f"{trial.arm_label}: this method's update cannot be merged into a weight "

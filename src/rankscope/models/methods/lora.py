@@ -36,7 +36,6 @@ class LoraMethod(Method):
     can_be_sharded = True
     peft_fields: ClassVar[Mapping[str, Any]] = {}  # They mark it in PEFT's ``LoraConfig``
     peft_init: ClassVar[str] = ""  # The ``init_lora_weights`` by which PEFT does the same, if any
-    has_magnitude: ClassVar[bool] = False  # Trains m, a length of each row of W, besides A and B
     unserved_by: ClassVar[Mapping[str, str]] = {}  # Program -> why it cannot serve its adapters
     fills_targets: ClassVar[bool] = True  # Every target gets an adapter
     rank_limit: ClassVar[str] = ""  # Why no rank may be above a target's smaller dimension

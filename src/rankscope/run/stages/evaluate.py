@@ -67,7 +67,7 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
                 for note in self.engine.notes():
                     if note not in self.noted:
                         self.context.reporter.note(note)
-                self.noted |= {*self.engine.notes()}
+                        self.noted |= {note}
 
     def score_batches(self, model: Base, work: Sequence[EvalBatch]) -> Iterator[Scored]:
         """Score batch by batch; a trial that failed is left out of the later ones."""

@@ -148,13 +148,13 @@ def adopt_units(context: RunContext, *, keep_unsealed: bool) -> None:
         elif is_sealed(folder):
             context.did_work = True
             _adopt_unit(context, folder)
-        elif not keep_unsealed or not _is_order_of_now(folder, context.study):
+        elif not keep_unsealed or not _is_of_now(folder, context.study):
             context.did_work = True
             _adopt_results(context, folder)
 
 
-def _is_order_of_now(folder: Path, study: PreparedStudy) -> bool:
-    """Whether this run would give a unit the same order; it discards one of another order."""
+def _is_of_now(folder: Path, study: PreparedStudy) -> bool:
+    """Whether a unit is of this form of the study and these versions, so that it may go on."""
     order = read_unit(folder)
     same_study = order.study_sha256 == prepared_sha256(study)
     return same_study and order.versions == provenance().versions
