@@ -65,6 +65,16 @@ def test_a_larger_rank_pays_from_the_planted_number_of_rows_on() -> None:
     assert int(at_most) > 95
 
 
+def test_a_lead_that_ends_pays_neither_always_nor_never() -> None:
+    """Of the highest rank, at few rows alone; from some number of rows on it has none."""
+    leads = {(32, 64): 0.1, (32, 1024): -0.1}
+    truth = rows_truth(lambda rank, rows: 0.3 + leads.get((rank, rows), 0.0))
+    pays, *_ = axis_texts(truth, with_rows)
+    assert "already" not in pays
+    assert "hardly" not in pays
+    assert "from more than 1024 rows on" in pays
+
+
 def test_a_power_law_of_rank_and_rows_comes_back() -> None:
     """gain = .05 r^.1 n^.3: twice 1,024 rows add 2^.3 - 1 = 23 % of .57 x .05 x 8."""
     truth = rows_truth(lambda rank, rows: 0.05 * rank**0.1 * rows**0.3)

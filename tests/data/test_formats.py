@@ -102,7 +102,16 @@ SHAPES = [
     ({"question": "p", "chosen": "c", "rejected": "r", "system": "s"}, "p", "c", ("c", "r"), 0),
     ({"prompt": "hi", "chosen": CHAT, "rejected": OTHER}, "hi", "ho", ("ho", "no"), 0),
     ({"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": OTHER[1:]}, "hi", "ho", ("ho", "no"), 0),
+    ({"prompt": "hi", "chosen": CHAT[1:], "rejected": OTHER[1:]}, "hi", "ho", ("ho", "no"), 0),
+    (
+        {"prompt": "hi", "chosen": CHAT, "rejected": OTHER, "messages": CHAT},
+        "hi",
+        "ho",
+        ("ho", "no"),
+        0,
+    ),
     ({"chosen": "Hi: go on", "rejected": "Hi: go by"}, "Hi: go", " on", (" on", " by"), 0),
+    (MCQ | {"answer": "2"}, "q?", "three", ("one", "two", "three"), 2),  # as in a CSV
 ]
 
 

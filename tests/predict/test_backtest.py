@@ -156,7 +156,14 @@ def test_a_subset_is_the_same_study_on_a_tenth_of_rows_and_steps() -> None:
             "arms": [LORA, full],
             "seeds": [3, 4],
             "train": {"tokens": 4000, "checkpoint_every": 5},
-            "evaluate": {"retention": ["pocket_cloze"], "scales": [0.5], "max_items": 20},
+            "evaluate": {
+                "retention": ["pocket_cloze", {"name": "own", "test": "rows.jsonl"}],
+                "scales": [0.5],
+                "max_items": 20,
+            },
+            "strategy": "adaptive",
+            "until": 0.9,
+            "objective": {"max_forgetting": 0.1},
         }
     )
     subset = subset_study(config, {"pocket_med": 512, "pocket_law": 40})

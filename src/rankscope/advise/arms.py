@@ -72,7 +72,10 @@ class Arm:
 
     @property
     def loss_trend(self) -> _LossTrend | None:
-        """Of its finished trials together; None with fewer than ``FEWEST_LOSSES``."""
+        """Of its finished trials together; None with fewer than ``FEWEST_LOSSES``, or if they learn
+        from rewards, of which the loss says nothing."""
+        if any(t.train.rewards for t in self.finished if t.train is not None):
+            return None
         curves = [[p.loss for p in t.train.losses] for t in self.finished if t.train is not None]
         if min(map(len, curves), default=0) < FEWEST_LOSSES:
             return None

@@ -152,9 +152,9 @@ def _pays_from(results: TaskResults, more: dict[int, Arm], less: dict[int, Arm])
     ahead = (gaps > margin).mean(axis=0).tolist()
     fewest, most = shared[0], shared[-1]
     first, last = (line[most].summary.short_label for line in (more, less))
-    if ahead[0] >= SURE:
+    if min(ahead) >= SURE:
         yield f"{first} pays over {last} at {fewest} rows already ({percent(ahead[0])})."
-    elif ahead[-1] < 0.5:
+    elif max(ahead) < 0.5:
         yield f"{first} hardly pays over {last} at up to {most} rows ({percent(ahead[-1])} there)."
     else:
         starts = _crossings(gaps - margin, [log2(n) for n in shared])

@@ -68,7 +68,10 @@ def _retention(results: TaskResults, subject: Arm | None) -> TrustCheck:
     tasks = retention_tasks(results.study, results.task)
     arm = None if subject is None else subject.summary
     has_limit = results.objective.max_forgetting is not None
-    if not tasks or (arm is not None and arm.forgetting is None):
+    known = arm is None or arm.forgetting is not None
+    if arm is not None and arm.expected is not None:  # by validation items, or those of a rung
+        known |= arm.expected.forgetting is not None
+    if not tasks or not known:
         text = "The retention tasks have no scores yet."
         if not tasks:
             text = "The study has no retention task. Add one to the study file."
@@ -100,8 +103,9 @@ def _at_chance(results: TaskResults, arm: ArmSummary | None) -> TrustCheck:
     carried = "Use a retention task that the base knows."
     if lost is not None:
         carried = (
-            "The log-probability of the right answers, among the answers offered if there are any, "
-            f"decides: it changes by {difference(-lost.value, NATS)} ({evidence(-lost, NATS)})."
+            "The log-probability of the right answers on all retention tasks, among the answers "
+            f"offered if there are any, shows it better: it changes by "
+            f"{difference(-lost.value, NATS)} ({evidence(-lost, NATS)})."
         )
     return _check(
         "retention",
@@ -212,8 +216,8 @@ def _trials(results: TaskResults, subject: Arm | None) -> Iterator[TrustCheck]:
             "trials",
             "bad" if subject is not None and subject.summary.failed else "weak",
             f"{len(names)} of {trials} failed",
-            f"{len(names)} of {trials} failed ({join_names(names, MOST_NAMED)}). Each counts as no "
-            "gain when arms are compared.",
+            f"{len(names)} of {trials} failed ({join_names(names, MOST_NAMED)}). In an arm with "
+            "finished trials each counts as no gain.",
         )
     if results.waiting:
         value = f"{results.waiting} of {trials}"

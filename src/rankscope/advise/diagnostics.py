@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from math import ceil, log2
 
 from rankscope.advise.arms import Arm
+from rankscope.advise.decide import LIKELY_ENOUGH
 from rankscope.advise.messages import arm_name
 from rankscope.advise.results import TaskResults
 from rankscope.advise.retention import retention_tasks
@@ -41,8 +42,8 @@ def _worse_than_base(results: TaskResults) -> Iterator[str]:
     yield (
         f"{len(worse)} of {count(len(gains), 'arm')} are worse than the base on {results.task} "
         f"(significant after Holm's correction for all arms and tasks). The worst, "
-        f"{arm_name(arm)}, scores {amount(gain.value, results.unit)} less. Next: a learning rate "
-        f"below {min(a.lr for a, _ in gains):g}, fewer steps, and a check of prompts and labels."
+        f"{arm_name(arm)}, scores {amount(gain.value, results.unit)} less. Next: a lower learning "
+        "rate than those tried, fewer steps, and a check of prompts and labels."
     )
 
 
@@ -114,9 +115,14 @@ def _capacity(results: TaskResults, subject: Arm) -> Iterator[str]:
     elif ratio > MORE_CAPACITY:
         smaller = 2 ** max(0, int(log2((rank or 1) / (ratio / MORE_CAPACITY))))
         hint = f" (r={smaller} by the capacity rule)" if rank and smaller < rank else ""
+        lower = [a.summary for a in results.candidates if rank and 0 < (a.summary.rank or 0) < rank]
+        fall_short = lower and not any(
+            arm.expected and arm.expected.p_within_margin >= LIKELY_ENOUGH for arm in lower
+        )
+        fewer = "" if fall_short else f"a smaller rank{hint}, "
         yield (
             f"The adapter is large for the data: {counted} ({ratio:,.0f} to one), enough to "
-            f"memorize them. Next: a smaller rank{hint}, fewer epochs, dropout, or more rows."
+            f"memorize them. Next: {fewer}fewer epochs, dropout, or more rows."
         )
 
 
@@ -125,6 +131,8 @@ def parameters_per_token(results: TaskResults, subject: Arm) -> float | None:
     trained = [t.train for t in subject.trials if t.train is not None]
     parameters = subject.summary.trainable_parameters
     if subject.summary.is_full or not trained or not parameters:
+        return None
+    if trained[0].rewards:  # Its answers are its own
         return None
     tokens = _label_tokens(results, trained[0], subject)
     return None if tokens is None else parameters / tokens

@@ -1,11 +1,7 @@
 """Sentences of the advice, and how they name arms. Each stands where it is decided."""
 
 from rankscope.models.methods import get_method
-from rankscope.records import AdviceKind, AdviceMessage, ArmSummary
-
-
-def message(kind: AdviceKind, text: str) -> AdviceMessage:
-    return AdviceMessage(kind=kind, text=capitalized(text))
+from rankscope.records import ArmSummary
 
 
 def capitalized(text: str) -> str:

@@ -3,7 +3,7 @@ runs and repairs that no probability knows of."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from math import log2, log10
+from math import inf, log2, log10
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from rankscope.advise.checks import NEXT_RATE
 from rankscope.advise.decide import Answer
 from rankscope.advise.evidence import axes_of
 from rankscope.advise.messages import capitalized
-from rankscope.advise.results import TaskResults
+from rankscope.advise.results import TaskResults, expected
 from rankscope.advise.value import Untried, value_of_items, values_of_trials, with_untried
 from rankscope.formatting import amount, count, duration
 from rankscope.records import TrialRecords, finished_trials
@@ -42,6 +42,11 @@ def _priced(results: TaskResults) -> Iterator[str]:
     def regret_after(value: float) -> str:
         return f"expected regret {amount(regret, unit)} to {amount(max(0.0, regret - value), unit)}"
 
+    room = inf  # Above 100 % there is nothing, which the posterior does not know
+    if results.scale.name == "points":
+        bases = {part.task: results.base_score(part.task) or 0.0 for part in results.scale.parts}
+        room = sum(part.weight * (1 - bases[part.task]) for part in results.scale.parts)
+        room -= expected(results.candidates[0].summary).net
     arms = [results.arms[i] for i in results.allowed]
     untried = _untried(results, arms)
     whole = with_untried(evidence, [arm for _, arm, _ in untried], margin)
@@ -52,7 +57,8 @@ def _priced(results: TaskResults) -> Iterator[str]:
     ]
     trials += [
         (text, seconds, f"expected to raise the best net gain by {amount(value, unit)}", value)
-        for (text, _, seconds), value in zip(untried, values[len(arms) :], strict=True)
+        for (text, _, seconds), by_trial in zip(untried, values[len(arms) :], strict=True)
+        for value in [min(by_trial, room)]
     ]
     worth = [trial for trial in trials if trial[-1] >= WORTH_NAMING * margin]
     worth.sort(key=lambda trial: -trial[-1] / (trial[1] or 1.0))

@@ -129,8 +129,8 @@ class TaskConfig(ConfigSection):
 
     @classmethod
     def from_short_form(cls, text: str) -> dict[str, Any]:
-        """``- arc_easy`` means ``- {name: arc_easy}``."""
-        return {"name": text}
+        """``- arc_easy`` means ``- {name: arc_easy}``, and a task file is its path."""
+        return {"path" if is_task_file(text) else "name": text}
 
     @model_validator(mode="before")
     @classmethod

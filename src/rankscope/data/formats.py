@@ -77,6 +77,9 @@ def _read_pair(row: RawRow) -> Item:
         is_apart = asked is not None and isinstance(row.fields[asked], list)
         before = messages_field(row, asked) if asked and is_apart else ()
         chosen, rejected = ((*before, *messages_field(row, name)) for name in PAIR)
+        if asked and not is_apart and not any(turn.role == "user" for turn in chosen):
+            before = (Message("user", text_field(row, asked)),)
+            chosen, rejected = (*before, *chosen), (*before, *rejected)
         if chosen[:-1] != rejected[:-1] or not chosen or rejected[-1].role != "assistant":
             found, rule = "conversations that differ before their last turn", "one prompt"
             raise BadRow(f"'chosen' and 'rejected': {found}", f"{rule} and two answers to it")
@@ -172,10 +175,10 @@ PLAIN_TEXT = Shape(
 
 # The first match is taken, so narrower shapes come before wider ones.
 SHAPES: tuple[Shape, ...] = (
-    Shape("messages", frozenset({"messages"}), _read_chat),
-    Shape("conversations", frozenset({"conversations"}), _read_chat),
     Shape("a pair of answers", frozenset(PAIR), _read_pair,
           lambda fields: not ANSWERS & fields.keys()),
+    Shape("messages", frozenset({"messages"}), _read_chat),
+    Shape("conversations", frozenset({"conversations"}), _read_chat),
     Shape("prompt and completion", frozenset({"prompt"}), _read_prompt_completion),
     Shape("alpaca", frozenset({"instruction"}), _read_alpaca),
     Shape("medmcqa", frozenset({"question", "opa", "opb", "opc", "opd"}), hub.read_medmcqa),
@@ -252,6 +255,8 @@ def _rename_fields(row: RawRow, names: FieldNames) -> RawRow:
         for field, name in names.items()
     }
     others = row.fields if names.keys() == {"subject"} else {}
+    if "messages" in names and "system" in row.fields:
+        others = {"system": row.fields["system"]}
     return RawRow(row.location, row.number, {**others, **fields})
 
 

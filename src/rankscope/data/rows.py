@@ -173,6 +173,8 @@ def _answer_index(answer: object, choices: Sequence[str]) -> int:
         letter = answer.strip().upper()
         if len(letter) == 1 and letter in LETTERS[: len(choices)]:
             return LETTERS.index(letter)
+        if letter.isdecimal() and len(letter) < 4 and int(letter) < len(choices):
+            return int(letter)
     last = len(choices) - 1
     raise BadRow(
         f"answer {short_repr(answer)}, which is none of the {len(choices)} choices",

@@ -50,11 +50,16 @@ def subset_study(config: StudyConfig, rows: Mapping[str, int]) -> StudyConfig:
         # A single step would be the first of the warm-up, at rate 0.
         values["train"][length] = max(2, round(SHARE * values["train"][length]))
     values["train"].pop("checkpoint_every", None)
-    for key in ("strategy", "rungs", "budget"):  # every rank is compared, so none stops early
+    for key in ("strategy", "rungs", "until", "budget"):  # all ranks are compared: none stops early
         values.pop(key, None)
+    values["objective"].pop("max_forgetting", None)  # no other task measures it
+    used = {*config.trained_tasks(), *config.replayed_tasks()}
+    described = [t for name in ("cross_domain", "retention")
+                 for t in values["evaluate"].get(name) or () if t["name"] in used]  # fmt: skip
     kept = {"max_items", "batch_tokens", "max_new_tokens", "too_long"} & set(values["evaluate"])
     values["evaluate"] = {key: values["evaluate"][key] for key in kept}
     ranks = {rank for arm in config.arms for rank in arm.rank}
+    values["evaluate"]["cross_domain"] = described
     values["evaluate"]["truncated_ranks"] = sorted(ranks - {max(ranks)})
     values["analyze"] = {name: {"enabled": False} for name in values["analyze"]}
     return StudyConfig.model_validate(values)

@@ -202,9 +202,12 @@ def steps_for_task(view: StudyView, task: str, folder: str) -> tuple[UseStep, ..
     trials = view.trials(arm) if arm is not None else []
     if arm is None or not trials or not view.study.config.arms:  # imported scores: no weights
         return ()
-    spec = trials[0].spec
-    if spec.prompt is not None:
-        return _prompt_steps(view, task, spec.prompt)
+    if (prompt := trials[0].spec.prompt) is not None:
+        return _prompt_steps(view, task, prompt)
+    done = [trial.spec for trial in trials if trial.status == "done"]
+    if not done:  # a stopped arm leaves no weights
+        return ()
+    spec = done[0]
     name = folder_name(f"{task}-{arm.short_label.replace('=', '')}")
     command = f"rankscope export {shlex.quote(folder)} {_selection(view, arm)}"
     steps = [UseStep("Export it", f"{command} --out {name}")]

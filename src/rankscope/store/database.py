@@ -151,9 +151,10 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
     file is damaged."""
     if write and not holds_bytes(path):
         _create(path)
-    # SQLite can read a WAL database only in a writable folder; on a read-only disk it needs
-    # "immutable".
-    mode = "rw" if write else ("ro" if os.access(path.parent, os.W_OK) else "ro&immutable=1")
+    # SQLite can read a WAL database in a writable folder, or beside a writer; else it needs
+    # "immutable", which does not see what a writer has not yet moved into the file.
+    is_shared = os.access(path.parent, os.W_OK) or Path(f"{path}-shm").exists()
+    mode = "rw" if write else ("ro" if is_shared else "ro&immutable=1")
     uri = f"{path.resolve().as_uri()}?mode={mode}"
     db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30.0)
     with closed_by_errors(db, path.parent):

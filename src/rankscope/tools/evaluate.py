@@ -24,6 +24,7 @@ from rankscope.progress import ProgressReporter
 from rankscope.records import ModelScore, StudyRecords
 from rankscope.run.study import Study
 from rankscope.sources import source_of
+from rankscope.tools.new_study import task_name
 
 
 def score(
@@ -92,7 +93,7 @@ def given_study(
 ) -> StudyConfig:
     """A study of the models in ``folders``: ``values`` of its file unless ``settings`` give others.
     Raises UserError: its first fault."""
-    given = [{"path": str(user_path(folder)), "force": any_base} for folder in folders]
+    given = [{"path": str(user_path(folder).absolute()), "force": any_base} for folder in folders]
     base, source = user_path(model), ModelConfig.from_short_form(model)
     if base.is_dir() and model != "pocket":
         source = {"path": str(base.absolute())}
@@ -148,7 +149,6 @@ def _task_configs(text: str, split: str, num_fewshot: int | None) -> list[TaskCo
                 "--split test",
                 "leave out --split, or name the rows in a task file ('validation: rows.jsonl')",
             )
-        name = path.resolve().name if path.is_dir() else path.stem
-        values |= {"name": name, key: str(path.absolute())}
+        values |= {"name": task_name(path), key: str(path.absolute())}
     with reading(f"task {text!r}", "a task"):
         return [TaskConfig.model_validate(values)]

@@ -136,6 +136,8 @@ def _write(
     library, steps = "transformers", list[UseStep]()
     if merged:
         merge_adapter(study, source, out)
+        if study.model.quantize != "none":
+            notes.append("merged into the base as stored; it was scored on one in 4 bits")
     elif request.format != PEFT:
         library = request.format
         steps = _convert(study, spec.task, source, out, library, base)

@@ -94,7 +94,10 @@ def _checked(table: pd.DataFrame, base: str, faults: list[UserError]) -> pd.Data
         texts[name] = texts[name].replace("", default)
     texts["arm"] = texts["arm"].replace({BASE: "another base", base: BASE})
     numbers = (
-        texts[NUMERIC].replace({"True": "1", "False": "0"}).apply(pd.to_numeric, errors="coerce")
+        texts[NUMERIC]
+        .map(str.lower)
+        .replace({"true": "1", "false": "0"})
+        .apply(pd.to_numeric, errors="coerce")
     )
     usable = pd.Series(True, table.index)
     for name in SCORE_COLUMNS:

@@ -39,6 +39,7 @@ from rankscope.tools.frames import trial_row
 Kept = TypeVar("Kept", bound=Record)
 ABOUT = "study.json"
 WHOLE_PATH = r"(?:file://|~|\.\.|[A-Za-z]:)?[/\\]|\.\.?[/\\]"  # Begins a text that is one path
+TEXTS = ("extract", "stop", "prompt", "system")  # Of a task, which may begin like a path
 NUMBERS = ("score", "gold_logprob", "among")
 KEPT_COLUMNS = ("model", "task", "split", "item", "subject", "gold_tokens", *NUMBERS)
 
@@ -112,11 +113,11 @@ def without_folders(value: Any) -> Any:
     """JSON with the names alone of paths: a folder of this machine is nobody else's business."""
     match value:
         case dict():
-            return {name: without_folders(inner) for name, inner in value.items()}
+            return {n: v if n in TEXTS else without_folders(v) for n, v in value.items()}
         case list():
             return [without_folders(inner) for inner in value]
         case str() if re.match(WHOLE_PATH, value) and not re.search(r": |\n", value):
-            return re.split(r"[/\\]", value)[-1]
+            return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
         case str():
             return re.sub(r"(?<![\w./<>])/(?:[^/\s]+/)+", "", value)
     return value

@@ -92,7 +92,7 @@ def _read_harness(
     rows, chosen = [], set[str]()
     for (arm, number, task), file in newest.items():
         with reading(file, "samples of lm-evaluation-harness 0.4.7 or later"):
-            samples = [json.loads(line) for line in file.read_text("utf-8").splitlines() if line]
+            samples = [json.loads(line) for line in file.read_text("utf-8").split("\n") if line]
             # As the harness calls a metric of the answers that a filter leaves.
             keys = [f"{name},{s['filter']}" for s in samples for name in s["metrics"]]
             found = [

@@ -237,7 +237,7 @@ def test_the_table_has_every_comparison_with_its_p() -> None:
 
 def test_map_cells_are_gains_on_the_diagonal_and_transfer_beside_it(view: StudyView) -> None:
     figure = transfer.draw_transfer(view, POINTS)
-    assert figure.choices[0].label == "best arm of each task"
+    assert figure.choices[0].label == "answer's arm of each task"
     grid = figure.plot.data[0]
     cells = {(y, x): grid.z[j][i] for j, y in enumerate(grid.y) for i, x in enumerate(grid.x)}
     for task in ("med", "law"):

@@ -81,8 +81,8 @@ def area_under(
 def draw_rank_curves(view: StudyView, task: str) -> Figure | None:
     study, unit, lost = view.whole, view.unit(task), view.retention_unit(task)
     curves, retained = rank_curves(study, task), [t.name for t in retention_tasks(study, task)]
-    if not curves:
-        return None
+    if not curves or area_under(study, curves["trained"], [task]) is None:
+        return None  # without test scores of the trained ranks nothing is beyond them
     score, kept = f"score, {unit.score}", f"retention change, {lost.difference}"
     more, more_kept = "score beyond trained", "retention beyond trained"
     rows, lines, areas = [], [], []

@@ -57,6 +57,7 @@ def _finding(view: StudyView, task: str) -> str:
         a.label for a in (view.focus(task), view.best_lora(task), view.best_full(task)) if a
     )
     scored = [arm for label in arms if (arm := view.arm(task, label)) and arm.score]
+    scored = scored or [arm for arm in view.arms(task) if arm.score]
     if not any(arm.is_lora for arm in scored):
         return (
             "No arm with a known rank has a test score, so there is nothing to draw against rank."
@@ -69,7 +70,7 @@ def _finding(view: StudyView, task: str) -> str:
         (change.value, f"{difference(change.value, view.unit(name))} on {name} ({arm.label})")
         for arm in view.arms(task)
         for name, change in arm.retention.items()
-        if name in view.retained(task)
+        if name in view.retained(task) and view.unit(name) == view.retention_unit(task)
     ]
     if changes:
         worst, where = min(changes)

@@ -57,7 +57,8 @@ def draw_rate_map(view: StudyView, task: str) -> Figure:
     places = frame.assign(row=frame["arm"].map(row_of), column=[f"{arm.lr:g}" for arm in arms])
     grids = {}
     for variant, group in variants.items():
-        own = [arm for arm in arms if arm in group or arm.is_full]
+        full = [arm for arm in view.full(task) if _special(arm) == _special(group[0])]
+        own = [*group, *(full or view.full(task))]
         known = [arm.label for arm in own if arm.expected]
         grids[variant or "lora"] = change_grid(
             places[places["arm"].isin(known)],
@@ -77,6 +78,11 @@ def draw_rate_map(view: StudyView, task: str) -> Figure:
     return Figure(key, title, finding(variants), frame, caption=_CAPTION, **drawn)
 
 
+def _special(arm: ArmSummary) -> set[str]:
+    """Settings that full fine-tuning has as well."""
+    return {setting for setting in arm.special_settings if not setting.startswith("on ")}
+
+
 def _without_result(trials: Sequence[TrialRecords]) -> str:
     """Why an arm has no score: what happened to the trial that came furthest."""
     statuses = {trial.status for trial in trials}
@@ -84,18 +90,26 @@ def _without_result(trials: Sequence[TrialRecords]) -> str:
 
 
 def finding(variants: Mapping[str, Sequence[ArmSummary]]) -> str:
-    """The rate of the highest expected net gain of each rank of the first variant."""
-    gains: dict[int, dict[float, float]] = defaultdict(dict)
-    for arm in next(iter(variants.values())):
-        if arm.rank is not None and arm.expected is not None:
-            gains[arm.rank][arm.lr] = arm.expected.net
-    best = {rank: max(g, key=g.__getitem__) for rank, g in sorted(gains.items()) if len(g) > 1}
-    if not best:
+    """The rate of the highest expected net gain of each rank, of the first variant that has two
+    rates of a rank."""
+    for name, group in variants.items():
+        gains: dict[int, dict[float, float]] = defaultdict(dict)
+        tried: dict[int, set[float]] = defaultdict(set)
+        for arm in group:
+            if arm.rank is not None:
+                tried[arm.rank].add(arm.lr)
+                if arm.expected is not None:
+                    gains[arm.rank][arm.lr] = arm.expected.net
+        best = {rank: max(g, key=g.__getitem__) for rank, g in sorted(gains.items()) if len(g) > 1}
+        of = f" of {name}" if name and len(variants) > 1 else ""
+        if best:
+            break
+    else:
         return UNKNOWN_RATES
     by_rate: dict[float, list[str]] = defaultdict(list)
     for rank, rate in best.items():
         by_rate[rate].append(f"r={rank}")
     parts = "; ".join(f"{rate:g} at {join_names(by_rate[rate])}" for rate in sorted(by_rate))
-    edge = [f"r={r}" for r, rate in best.items() if rate in (min(gains[r]), max(gains[r]))]
-    text = f"The expected net gain is highest with the rate {parts}."
+    edge = [f"r={r}" for r, rate in best.items() if rate in (min(tried[r]), max(tried[r]))]
+    text = f"The expected net gain{of} is highest with the rate {parts}."
     return text + f" That is the edge of the grid for {join_names(edge)}." * bool(edge)
