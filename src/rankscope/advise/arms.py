@@ -73,7 +73,7 @@ class Arm:
     @property
     def loss_trend(self) -> _LossTrend | None:
         """Of its finished trials together; None with fewer than ``FEWEST_LOSSES``, or if they learn
-        from rewards, of which the loss says nothing."""
+        from rewards: their loss means nothing by itself."""
         if any(t.train.rewards for t in self.finished if t.train is not None):
             return None
         curves = [[p.loss for p in t.train.losses] for t in self.finished if t.train is not None]
