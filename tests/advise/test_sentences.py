@@ -109,8 +109,8 @@ CHECKS = [
     # A loss near zero falls by half of itself, and by nothing of what it was.
     ("loss fine has settled", SETTLED, "has leveled off by the end of 40 steps."),
     ("trials fine all 6 trials finished", of(), "Every trial finished."),
-    ("trials weak 1 of 6 trials failed", of(failed={(2, MID, 1): "oom"}), "seed=1: oom). In an"),
-    ("trials bad 1 of 6 trials failed", of(failed={(8, MID, 1): "oom"}), "each counts as no gain."),
+    ("trials weak 1 of 6 trials failed", of(failed={(2, MID, 1): "oom"}), "seed=1: oom). A failed"),
+    ("trials bad 1 of 6 trials failed", of(failed={(8, MID, 1): "oom"}), "counts as no gain, if"),
     ("trials bad 2 of 6 trials to run", ended("planned"), "2 of 6 trials have not run yet."),
     ("trials weak 2 of 6 trials stopped", ended("skipped", "-"), "did not ask for 2 trials. Train"),
     ("trials weak budget spent, 2 of 6", ended("skipped", OVER_BUDGET), "2 trials that the answer"),

@@ -112,6 +112,9 @@ SHAPES = [
     ),
     ({"chosen": "Hi: go on", "rejected": "Hi: go by"}, "Hi: go", " on", (" on", " by"), 0),
     (MCQ | {"answer": "2"}, "q?", "three", ("one", "two", "three"), 2),  # as in a CSV
+    (MCQ | {"answer": 2.0}, "q?", "three", ("one", "two", "three"), 2),  # beside an empty cell
+    (MCQ | {"choices": ["2", "1"], "answer": "1"}, "q?", "1", ("2", "1"), 1),
+    ({"messages": CHAT, "chosen": "c", "rejected": "r"}, "hi", "ho", (), None),
 ]
 
 
@@ -126,6 +129,22 @@ def test_what_each_shape_says(
     read = content(row)
     assert (read.question, read.completion) == (question, completion)
     assert (read.choices, read.answer) == (choices, answer)
+
+
+@pytest.mark.parametrize(
+    ("row", "names"),
+    [
+        ({"prompt": "hi", "system": "s", "chosen": CHAT[1:], "rejected": OTHER[1:]}, None),
+        ({"talk": CHAT, "system": "s"}, {"messages": "talk"}),
+    ],
+)
+def test_a_system_column_begins_the_conversation(
+    row: dict[str, object], names: FieldNames | None
+) -> None:
+    ((_, item),) = parse_rows(raw(row), names=names).rows
+    assert [(turn.role, turn.content) for turn in item.messages] == [
+        ("system", "s"), ("user", "hi"), ("assistant", "ho")
+    ]  # fmt: skip
 
 
 def test_a_chain_loses_its_calculator_marks_and_keeps_its_number() -> None:
@@ -150,7 +169,7 @@ BAD_ROWS: list[tuple[dict[str, object], str, str]] = [
     (MCQ | {"answer": -1}, "answer -1", "a letter from A to C or the text of a choice"),
     (MCQ | {"answer": True}, "answer True", ""),
     (MCQ | {"answer": "D"}, "answer 'D'", ""),
-    (MCQ | {"answer": 1.0}, "answer 1.0", ""),
+    (MCQ | {"answer": 1.5}, "answer 1.5", ""),
     (MCQ | {"answer": "x" * 10**6}, "..., which is none of the 3 choices", ""),
     (MCQ | {"answer": 10**400}, "answer 1000", ""),
     (MCQ | {"choices": ["a", "b", "a "], "answer": 0}, "duplicate choice 'a', which is the answ",

@@ -186,15 +186,6 @@ def bad_parquet() -> pa.Table:
     return pa.table(columns)
 
 
-def test_integers_beside_an_empty_cell_stay_integers(tmp_path: Path) -> None:
-    """pandas writes such a column as floats; one with a fraction is one of floats."""
-    columns = {"a": [1.0, None], "b": [1.0, 0.5], "c": [1.0, 2.0], "d": ["x", "y"]}
-    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
-    first, second = (row.fields for row in read_file(tmp_path / "a.parquet"))
-    assert repr(first) == repr({"a": 1, "b": 1.0, "c": 1.0, "d": "x"})
-    assert second["a"] is None
-
-
 def test_cells_of_parquet_that_python_cannot_hold_are_bad_rows(tmp_path: Path) -> None:
     pq.write_table(bad_parquet(), tmp_path / "a.parquet")
     first, second, third = read_file(tmp_path / "a.parquet")

@@ -153,11 +153,11 @@ def test_a_subset_is_the_same_study_on_a_tenth_of_rows_and_steps() -> None:
             "name": "s",
             "model": "pocket",
             "tasks": ["pocket_med", {"name": "pocket_law", "max_train_rows": 40}],
-            "arms": [LORA, full],
+            "arms": [LORA | {"replay": {"task": "own", "share": 0.5}}, full],
             "seeds": [3, 4],
             "train": {"tokens": 4000, "checkpoint_every": 5},
             "evaluate": {
-                "retention": ["pocket_cloze", {"name": "own", "test": "rows.jsonl"}],
+                "retention": ["pocket_cloze", {"name": "own", "train": "rows.jsonl"}],
                 "scales": [0.5],
                 "max_items": 20,
             },
@@ -172,6 +172,7 @@ def test_a_subset_is_the_same_study_on_a_tenth_of_rows_and_steps() -> None:
     assert subset.arms == config.arms[:1]
     assert (subset.seeds, subset.evaluate.max_items) == ([3, 4], 20)
     assert subset.evaluate.retention == subset.evaluate.scales == []
+    assert [task.name for task in subset.evaluate.cross_domain] == ["own"]  # it is replayed
     assert subset.evaluate.truncated_ranks == [2]
     assert subset.train.checkpoint_every is None
     by_steps = config.model_copy(update={"train": TrainConfig(max_steps=3, epochs=2)})

@@ -154,7 +154,13 @@ def _pays_from(results: TaskResults, more: dict[int, Arm], less: dict[int, Arm])
     first, last = (line[most].summary.short_label for line in (more, less))
     if min(ahead) >= SURE:
         yield f"{first} pays over {last} at {fewest} rows already ({percent(ahead[0])})."
-    elif max(ahead) < 0.5:
+    elif ahead[-1] < 0.5 <= max(ahead):
+        best = max(range(len(shared)), key=ahead.__getitem__)
+        yield (
+            f"{first} pays over {last} at {shared[best]} rows ({percent(ahead[best])}), hardly at "
+            f"{most} ({percent(ahead[-1])})."
+        )
+    elif ahead[-1] < 0.5:
         yield f"{first} hardly pays over {last} at up to {most} rows ({percent(ahead[-1])} there)."
     else:
         starts = _crossings(gaps - margin, [log2(n) for n in shared])

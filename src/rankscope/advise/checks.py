@@ -216,8 +216,8 @@ def _trials(results: TaskResults, subject: Arm | None) -> Iterator[TrustCheck]:
             "trials",
             "bad" if subject is not None and subject.summary.failed else "weak",
             f"{len(names)} of {trials} failed",
-            f"{len(names)} of {trials} failed ({join_names(names, MOST_NAMED)}). In an arm with "
-            "finished trials each counts as no gain.",
+            f"{len(names)} of {trials} failed ({join_names(names, MOST_NAMED)}). A failed trial "
+            "counts as no gain, if its arm has finished ones.",
         )
     if results.waiting:
         value = f"{results.waiting} of {trials}"

@@ -115,7 +115,9 @@ def _capacity(results: TaskResults, subject: Arm) -> Iterator[str]:
     elif ratio > MORE_CAPACITY:
         smaller = 2 ** max(0, int(log2((rank or 1) / (ratio / MORE_CAPACITY))))
         hint = f" (r={smaller} by the capacity rule)" if rank and smaller < rank else ""
-        lower = [a.summary for a in results.candidates if rank and 0 < (a.summary.rank or 0) < rank]
+        kind = subject.trials[0].spec.arm_without_rank
+        alike = [a for a in results.candidates if a.trials[0].spec.arm_without_rank == kind]
+        lower = [a.summary for a in alike if rank and (a.summary.rank or 0) < rank]
         fall_short = lower and not any(
             arm.expected and arm.expected.p_within_margin >= LIKELY_ENOUGH for arm in lower
         )

@@ -14,7 +14,7 @@ from rankscope.advise.evidence import axes_of
 from rankscope.advise.messages import capitalized
 from rankscope.advise.results import TaskResults, expected
 from rankscope.advise.value import Untried, value_of_items, values_of_trials, with_untried
-from rankscope.formatting import amount, count, duration
+from rankscope.formatting import POINTS, amount, count, duration
 from rankscope.records import TrialRecords, finished_trials
 
 FEWEST_TRIED = 3  # Values of an axis from which a further one is priced
@@ -43,7 +43,7 @@ def _priced(results: TaskResults) -> Iterator[str]:
         return f"expected regret {amount(regret, unit)} to {amount(max(0.0, regret - value), unit)}"
 
     room = inf  # Above 100 % there is nothing, which the posterior does not know
-    if results.scale.name == "points":
+    if results.unit == POINTS and results.scale.name in ("points", "unmeasured"):
         bases = {part.task: results.base_score(part.task) or 0.0 for part in results.scale.parts}
         room = sum(part.weight * (1 - bases[part.task]) for part in results.scale.parts)
         room -= expected(results.candidates[0].summary).net

@@ -26,6 +26,7 @@ FIXED_CLOCK = (
     + "".join(f" | replace('%{c}', '{TEMPLATE_DATE.strftime('%' + c)}')" for c in "aAbBdHIjmMpSyY")
     + " }}{%- endmacro -%}"
 )
+DATE_STRING = TEMPLATE_DATE.strftime("%d %b %Y")
 PROBE = "RANKSCOPEPROBE"
 PLAIN_FORMAT = "use prompt_format: plain"
 
@@ -38,6 +39,11 @@ class TextSegment:
     is_label: bool = False  # An answer; it carries loss
     end: Literal["", "turn", "eos"] = ""
     """Token after it, also a label: the template's turn end, or the tokenizer's end token."""
+
+
+def of_one_day(template: str) -> str:
+    """A template that asks no clock."""
+    return (FIXED_CLOCK if "strftime_now" in template else "") + template
 
 
 class ChatTemplate:
@@ -59,7 +65,7 @@ class ChatTemplate:
         self._apply: Callable[..., object] = tokenizer.apply_chat_template
         if not isinstance(source, str):
             raise UserError("chat template", short_repr(source), "a template's text", PLAIN_FORMAT)
-        self._source = (FIXED_CLOCK if "strftime_now" in source else "") + source
+        self._source = of_one_day(source)
         self._measure(special_texts)
 
     def render(
@@ -74,7 +80,7 @@ class ChatTemplate:
                 chat_template=self._source,
                 tokenize=False,
                 add_generation_prompt=with_generation_prompt,
-                date_string=TEMPLATE_DATE.strftime("%d %b %Y"),
+                date_string=DATE_STRING,
             )
         return str(text)
 

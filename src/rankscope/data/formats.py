@@ -34,6 +34,7 @@ KNOWN_SHAPES = (
     "| instruction, input, output | question, choices, answer | question, answer"
 )
 PAIR = ("chosen", "rejected")
+ASKED, CHATS = frozenset({"prompt", "question"}), frozenset({"messages", "conversations"})
 ANSWERS = frozenset({"output", "completion", "response", "answer", "choices"})
 LABELED_PROMPT = "Text: {question}\nLabel:"
 MAX_FIELD_NAMES = 300  # Characters of the names of a row's fields that a message shows
@@ -78,8 +79,11 @@ def _read_pair(row: RawRow) -> Item:
         before = messages_field(row, asked) if asked and is_apart else ()
         chosen, rejected = ((*before, *messages_field(row, name)) for name in PAIR)
         if asked and not is_apart and not any(turn.role == "user" for turn in chosen):
-            before = (Message("user", text_field(row, asked)),)
-            chosen, rejected = (*before, *chosen), (*before, *rejected)
+            prompt = Message("user", text_field(row, asked))
+            chosen, rejected = ((*c[:-1], prompt, *c[-1:]) for c in (chosen, rejected))
+        if isinstance(system := row.fields.get("system"), str) and system.strip():
+            turn = () if chosen[:1] and chosen[0].role == "system" else (Message("system", system),)
+            chosen, rejected = (*turn, *chosen), (*turn, *rejected)
         if chosen[:-1] != rejected[:-1] or not chosen or rejected[-1].role != "assistant":
             found, rule = "conversations that differ before their last turn", "one prompt"
             raise BadRow(f"'chosen' and 'rejected': {found}", f"{rule} and two answers to it")
@@ -176,7 +180,8 @@ PLAIN_TEXT = Shape(
 # The first match is taken, so narrower shapes come before wider ones.
 SHAPES: tuple[Shape, ...] = (
     Shape("a pair of answers", frozenset(PAIR), _read_pair,
-          lambda fields: not ANSWERS & fields.keys()),
+          lambda fields: not ANSWERS & fields.keys()
+          and bool(ASKED & fields.keys() or not CHATS & fields.keys())),
     Shape("messages", frozenset({"messages"}), _read_chat),
     Shape("conversations", frozenset({"conversations"}), _read_chat),
     Shape("prompt and completion", frozenset({"prompt"}), _read_prompt_completion),

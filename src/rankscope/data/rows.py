@@ -90,13 +90,18 @@ def completion_field(row: RawRow, *names: str) -> str:
     if is_missing(value):
         raise NoCompletion(name)
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
+        return str(_whole(value))
     return text_field(row, name)
+
+
+def _whole(value: object) -> object:
+    """A float without a fraction as an integer: an empty cell makes a column of integers floats."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def index_field(row: RawRow, name: str) -> int:
     """An index from 0, as a number or in digits; -1 and empty text mean that it is withheld."""
-    value = row.fields.get(name)
+    value = _whole(row.fields.get(name))
     if is_missing(value) or value in (-1, "-1"):
         raise NoCompletion(name)
     if isinstance(value, str) and value.isdecimal() and len(value) < 4:
@@ -161,6 +166,7 @@ def _choice_texts(values: object) -> tuple[str, ...]:
 
 def _answer_index(answer: object, choices: Sequence[str]) -> int:
     """Index of the right option, given as an index from 0, a letter or the option's text."""
+    answer = _whole(answer)
     if is_missing(answer):
         raise NoCompletion("answer")
     if isinstance(answer, int) and not isinstance(answer, bool):
@@ -173,7 +179,8 @@ def _answer_index(answer: object, choices: Sequence[str]) -> int:
         letter = answer.strip().upper()
         if len(letter) == 1 and letter in LETTERS[: len(choices)]:
             return LETTERS.index(letter)
-        if letter.isdecimal() and len(letter) < 4 and int(letter) < len(choices):
+        is_index = letter.isdecimal() and not any(text.isdecimal() for text in stripped)
+        if is_index and len(letter) < 4 and int(letter) < len(choices):
             return int(letter)
     last = len(choices) - 1
     raise BadRow(

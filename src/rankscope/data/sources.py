@@ -9,12 +9,11 @@ import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rankscope.data.rows import BadRow, RawRow, is_missing
+from rankscope.data.rows import BadRow, RawRow
 from rankscope.errors import UserError, reading, reason_of
 
 SPLIT_FILES = ("train", "validation", "test")
@@ -215,24 +214,7 @@ def read_parquet(path: Path) -> list[RawRow]:
             unpacked += batch.nbytes + batch.num_rows * (ROW_BYTES + batch.num_columns * CELL_BYTES)
             _check_unpacked(path, unpacked, limit)
             rows += _arrow_rows(batch, path, len(rows))
-    return _with_integers(rows)
-
-
-def _with_integers(rows: list[RawRow]) -> list[RawRow]:
-    """The rows with integers in columns that have them and an empty cell: pandas writes floats."""
-    whole = set[str]()
-    for name in {name for row in rows for name in row.fields}:
-        cells = [row.fields.get(name) for row in rows]
-        known = [cell for cell in cells if not is_missing(cell)]
-        if len(known) < len(cells) and all(isinstance(c, float) and c.is_integer() for c in known):
-            whole.add(name)
-
-    def value(name: str, cell: Any) -> Any:
-        return int(cell) if name in whole and not is_missing(cell) else cell
-
-    if not whole:
-        return rows
-    return [replace(row, fields={n: value(n, c) for n, c in row.fields.items()}) for row in rows]
+    return rows
 
 
 def _without_dictionaries(batch: Any) -> Any:

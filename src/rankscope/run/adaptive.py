@@ -174,7 +174,7 @@ class _AdaptiveStudy:
 
     def untested(self) -> list[TrialSpec]:
         """The trained trials of the recommended arms that lack test scores or analyses, and those
-        that a killed run left with a part: by that part another arm may come first."""
+        whose test scores a killed run stored in part; these may put another arm first."""
         view = self.with_trained(self.ledger.load())
         arms = [arm for task in self.declared.data.rows for arm in finalists(view, task)[:1]]
         first = {trial.spec.trial_id for arm in arms for trial in arm.finished}

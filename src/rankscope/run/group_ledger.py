@@ -74,7 +74,7 @@ class GroupLedger:
         return stored
 
     def reduced(self, group: Group) -> dict[str, int]:
-        """By trial, the most tokens of a forward pass that a shortage of memory left it."""
+        """By trial, the limit of tokens in a forward pass that a shortage of memory set."""
         reduced, ids = self.stored().batch_tokens, {trial.trial_id for trial in group}
         return {trial_id: tokens for trial_id, tokens in reduced.items() if trial_id in ids}
 

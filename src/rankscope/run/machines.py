@@ -307,11 +307,7 @@ def step_seconds(probed: PreparedStudy, machine: Machine) -> float:
 
 def _run_steps(probed: PreparedStudy, machine: Machine) -> float:
     """The share of the product rate that the fastest step reaches."""
-    base = probed_base(probed)
-    try:
-        seconds, _ = fastest_step(base, probed)
-    finally:
-        del base
+    seconds, _ = fastest_step(probed_base(probed), probed)
     costs, tokens = CostModel(probed, machine), map(probed.training_tokens, probed.trials)
     counted = [
         (costs.training_operations(trial, count), count)

@@ -5,6 +5,7 @@ The folder that it writes is a study's: what it holds is not scored again, and `
 """
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -24,7 +25,6 @@ from rankscope.progress import ProgressReporter
 from rankscope.records import ModelScore, StudyRecords
 from rankscope.run.study import Study
 from rankscope.sources import source_of
-from rankscope.tools.new_study import task_name
 
 
 def score(
@@ -149,6 +149,8 @@ def _task_configs(text: str, split: str, num_fewshot: int | None) -> list[TaskCo
                 "--split test",
                 "leave out --split, or name the rows in a task file ('validation: rows.jsonl')",
             )
-        values |= {"name": task_name(path), key: str(path.absolute())}
+        stem = path.resolve().name if path.is_dir() else path.stem
+        name = re.sub(r"[^A-Za-z0-9_-]+", "_", stem)
+        values |= {"name": name, key: str(path.absolute())}
     with reading(f"task {text!r}", "a task"):
         return [TaskConfig.model_validate(values)]

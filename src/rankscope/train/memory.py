@@ -179,7 +179,7 @@ class MemoryModel:
         if quantize == "4bit":
             sizes = [layer.weight.numel() for layer in linears.values()]
             self._frozen_bytes -= round(sum(sizes) * (dtype.itemsize - NF4_BYTES))
-            self._frozen_bytes += max(sizes) * dtype.itemsize  # One at a time as numbers
+            self._frozen_bytes += max(sizes, default=0) * dtype.itemsize  # One at a time as numbers
         self.passes = PassMemory(self.base, device)
         self.replicates = False  # Each of several devices holds the frozen base whole
         self._adapters: dict[tuple[object, ...], Adapter] = {}

@@ -57,8 +57,7 @@ def _finding(view: StudyView, task: str) -> str:
         a.label for a in (view.focus(task), view.best_lora(task), view.best_full(task)) if a
     )
     scored = [arm for label in arms if (arm := view.arm(task, label)) and arm.score]
-    scored = scored or [arm for arm in view.arms(task) if arm.score]
-    if not any(arm.is_lora for arm in scored):
+    if not any(arm.is_lora and arm.score for arm in view.arms(task)):
         return (
             "No arm with a known rank has a test score, so there is nothing to draw against rank."
         )
@@ -67,12 +66,14 @@ def _finding(view: StudyView, task: str) -> str:
         texts.append(f"{score_text(base.score, unit)} with the base")
     text = f"Measured on test items: {', '.join(texts)}."
     changes = [
-        (change.value, f"{difference(change.value, view.unit(name))} on {name} ({arm.label})")
+        # Those of the unit in which forgetting is shown come first: others do not compare.
+        (view.unit(name) != view.retention_unit(task), change.value,
+         f"{difference(change.value, view.unit(name))} on {name} ({arm.label})")
         for arm in view.arms(task)
         for name, change in arm.retention.items()
-        if name in view.retained(task) and view.unit(name) == view.retention_unit(task)
-    ]
+        if name in view.retained(task)
+    ]  # fmt: skip
     if changes:
-        worst, where = min(changes)
-        text += f" Largest fall in retention: {where}." if worst < 0 else " No retention task fell."
+        worst = min((c for c in changes if c[1] < 0), default=None)
+        text += f" Largest fall in retention: {worst[-1]}." if worst else " No retention task fell."
     return text

@@ -57,7 +57,9 @@ def draw_rate_map(view: StudyView, task: str) -> Figure:
     places = frame.assign(row=frame["arm"].map(row_of), column=[f"{arm.lr:g}" for arm in arms])
     grids = {}
     for variant, group in variants.items():
-        full = [arm for arm in view.full(task) if _special(arm) == _special(group[0])]
+        shared = {s for arm in view.full(task) for s in arm.special_settings}
+        special = shared & {*group[0].special_settings}  # the others are of adapters alone
+        full = [arm for arm in view.full(task) if {*arm.special_settings} == special]
         own = [*group, *(full or view.full(task))]
         known = [arm.label for arm in own if arm.expected]
         grids[variant or "lora"] = change_grid(
@@ -76,11 +78,6 @@ def draw_rate_map(view: StudyView, task: str) -> Figure:
         )
     drawn = heat_map(grids, row_height=38, x_title="learning rate")
     return Figure(key, title, finding(variants), frame, caption=_CAPTION, **drawn)
-
-
-def _special(arm: ArmSummary) -> set[str]:
-    """Settings that full fine-tuning has as well."""
-    return {setting for setting in arm.special_settings if not setting.startswith("on ")}
 
 
 def _without_result(trials: Sequence[TrialRecords]) -> str:

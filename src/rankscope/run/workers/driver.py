@@ -154,7 +154,7 @@ def adopt_units(context: RunContext, *, keep_unsealed: bool) -> None:
 
 
 def _is_of_now(folder: Path, study: PreparedStudy) -> bool:
-    """Whether a unit is of this form of the study and these versions, so that it may go on."""
+    """Whether a unit's study and versions are those of this run, so that it may go on."""
     order = read_unit(folder)
     same_study = order.study_sha256 == prepared_sha256(study)
     return same_study and order.versions == provenance().versions

@@ -13,7 +13,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedTokenizerBase
 
-from rankscope.data.chat import FIXED_CLOCK, TEMPLATE_DATE
+from rankscope.data.chat import DATE_STRING, of_one_day
 from rankscope.errors import UserError
 from rankscope.evaluate.continuous_batching import GenerationLimits, generate
 from rankscope.evaluate.likelihood import continuation_logprobs
@@ -63,11 +63,10 @@ class LmEvalModel(TemplateLM):  # type: ignore[misc]  # the package has no types
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        source = self.tokenizer.get_chat_template()
-        text = self.tokenizer.apply_chat_template(  # of one day, as in our own prompts
+        text = self.tokenizer.apply_chat_template(
             chat_history,
-            chat_template=(FIXED_CLOCK if "strftime_now" in source else "") + source,
-            date_string=TEMPLATE_DATE.strftime("%d %b %Y"),
+            chat_template=of_one_day(self.tokenizer.get_chat_template()),
+            date_string=DATE_STRING,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
