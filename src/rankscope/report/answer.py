@@ -80,8 +80,7 @@ def _ranks_text(advice: TaskAdvice) -> str:
 
 
 def _note(view: StudyView, task: str) -> str:
-    objective, unit = view.study.config.objective, view.retention_unit(task)
-    names = [name for name in view.retained(task) if view.unit(name) == unit]
+    objective, names = view.study.config.objective, view.averaged(task)
     scale = view.advice(task).forgetting_scale
     rows = view.study.task(task).rows
     items = " and ".join(f"{rows[s]:,} {s}" for s in ("validation", "test") if rows.get(s))

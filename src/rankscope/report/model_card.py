@@ -14,7 +14,6 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment
 from markupsafe import Markup
 
-from rankscope.advise.retention import retention_tasks
 from rankscope.config.study import TrainConfig
 from rankscope.formatting import (
     Unit,
@@ -93,7 +92,7 @@ def study_card(
         step=count(step, "optimizer step") if step is not None else "",
         steps=use[1],
         scores=[row for task in study.tasks if (row := _score_row(view, trial, summary, task))],
-        retained=[t.name for t in retention_tasks(view.whole, summary.task)],
+        retained=view.averaged(summary.task),
         retention=_text(change, view.retention_unit(summary.task)) if change else "",
         arm=arm,
         arm_changes=_arm_changes(view, arm) if arm else [],

@@ -159,6 +159,11 @@ class StudyView:
         units = {self.unit(name) for name in self.retained(task)}
         return NATS if units == {NATS} else POINTS
 
+    def averaged(self, task: str) -> list[str]:
+        """Names of the retention tasks whose mean is shown: those of its unit."""
+        unit = self.retention_unit(task)
+        return [name for name in self.retained(task) if self.unit(name) == unit]
+
     def retention_change(self, arm: ArmSummary) -> Estimate | None:
         """Measured forgetting with its sign turned: below zero is lost. Pages show retention this
         way only."""

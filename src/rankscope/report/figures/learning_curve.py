@@ -156,7 +156,6 @@ def _change(view: StudyView, point: CurvePoint) -> float | None:
 
 def _retention(view: StudyView, task: str, points: dict[str, CurvePoint]) -> list[float] | None:
     """Tuned minus base on the retention tasks of the averaged unit; None if one is missing."""
-    unit = view.retention_unit(task)
-    retained = [name for name in view.retained(task) if view.unit(name) == unit]
-    changes = [_change(view, points[name]) if name in points else None for name in retained]
+    averaged = view.averaged(task)
+    changes = [_change(view, points[name]) if name in points else None for name in averaged]
     return None if None in changes else [change for change in changes if change is not None]
