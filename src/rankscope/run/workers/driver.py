@@ -75,7 +75,7 @@ def _open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
             unit.put_study(study.config.name, values, base, study.task_records, provenance())
             unit.put_trials(group)
             transfer(context.ledger, unit, ids or (BASE,), verified=False)
-            reduced = context.group_ledger.reduced(group)
+            reduced = context.group_ledger.reduced(group) if group else {}  # none yet for the base
             store_groups(unit, study, [group] if group else [], reduced)
         replace_text(folder / SUMS, sums_line(text.encode(), UNIT_ORDER))
         replace_text(file, text)
