@@ -35,7 +35,7 @@ from claims_records import Arm, Grid, paired_estimate
 from posterior_claims import LIKELY, UNLIKELY, results_of
 from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.resampling import ScoreArray
-from rankscope.analyses.concentration import effective_number
+from rankscope.analyses.concentration import effective_number, gini
 from rankscope.records import Estimate
 
 PAGE = RECORDS.parent / "paper-in-small.md"
@@ -239,16 +239,25 @@ def few_places(study: Study) -> Verdict:
     """10: the update of r = 32 is in fewer of the matrices that adapters change than full's."""
     told, fewer = [], []
     for task, grid in study.grids.items():
-        numbers = []
+        spread = []
         for arm in (grid.tuned(32), grid.tuned(None)):
             (trial,) = grid.trial_ids(arm)
-            norms = grid.spectra.loc[grid.spectra["trial"] == trial, "frobenius"].astype(float)
-            numbers.append(effective_number((norms**2).tolist()))
-        fewer.append(numbers[0] < 0.9 * numbers[1])
-        told.append(f"{task} {numbers[0]:.0f} and {numbers[1]:.0f}")
+            of_arm = grid.spectra[grid.spectra["trial"] == trial]
+            energies = of_arm["frobenius"].astype(float) ** 2
+            layers = energies.groupby(of_arm["matrix"].str.extract(r"\.(\d+)\.", expand=False))
+            even = [effective_number(e.tolist()) for e in (energies, layers.sum())]
+            spread.append((*even, gini(energies.tolist())))
+        fewer.append(spread[0][0] < 0.9 * spread[1][0])
+        matrices, per_layer, uneven = zip(*spread, strict=True)
+        told.append(
+            "{} {:.0f} and {:.0f} (layers {:.0f} and {:.0f}; Gini {:.2f} and {:.2f})".format(
+                task, *matrices, *per_layer, *uneven
+            )
+        )
     return Verdict(
         judged(all(fewer), not any(fewer)),
-        f"effective number of {len(norms)} matrices, r=32 and full: {', '.join(told)}",
+        f"effective number of {len(energies)} matrices in {len(layers)} layers, r=32 and full: "
+        + ", ".join(told),
         "",
         "tasks disagree",
     )

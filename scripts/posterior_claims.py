@@ -6,47 +6,77 @@ writes the verdicts and the tables of the studies that have run to docs/findings
 are at the head of each study file. A test compares.
 """
 
+import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import norm
 
 import rankscope
 from claims_board import RECORDS, with_numbers
-from claims_judges import UNTESTABLE, interval, judged
+from claims_judges import OPEN, UNTESTABLE, Verdict, interval, judged, smallest
+from power import POWER
 from rankscope.advise.arms import Arm, summarize_arms
 from rankscope.advise.axes import axis_texts, draws_of
 from rankscope.advise.posterior import Array
 from rankscope.advise.results import TaskResults, task_results
 from rankscope.analyses.variants.results import compare_mitigations
 from rankscope.config.arm import TARGET_GROUPS
-from rankscope.formatting import percent
+from rankscope.formatting import OF_LARGEST, percent
 from restore_study import restore
 
 PAGE = RECORDS.parent / "axes.md"
 RESTORED = tempfile.TemporaryDirectory()  # Until the end: items are read when a judge asks
 LIKELY, UNLIKELY = 0.8, 0.2
 """Probabilities from which a rule calls something so, or not so."""
-Judge = Callable[[TaskResults], tuple[str, str]]
-"""The verdict, and the probabilities that it rests on."""
+Judge = Callable[[TaskResults], Verdict]
+Effect = tuple[str, Array]
+"""What decides a claim, and the draws of it."""
 
 
 def within(results: TaskResults, arms: Sequence[Arm]) -> list[float]:
     """Of each arm, the probability of being within the margin of the best of them."""
-    draws = np.stack([draws_of(results, arm) for arm in arms], axis=1)
-    near = draws >= draws.max(axis=1, keepdims=True) - results.margin
-    return [float(p) for p in near.mean(axis=0)]
+    return [float((less_best(results, arms, a)[1] >= -results.margin).mean()) for a in arms]
 
 
-def few_rows(results: TaskResults) -> tuple[str, str]:
+def less_best(results: TaskResults, arms: Sequence[Arm], arm: Arm) -> Effect:
+    """The net gain of ``arm`` less the largest one of the other ``arms``."""
+    others = [draws_of(results, other) for other in arms if other is not arm]
+    return f"{arm.summary.label} less the best other", draws_of(results, arm) - np.max(others, 0)
+
+
+def verdict(
+    results: TaskResults, holds: bool, fails: bool, told: str, effect: Effect, p: float
+) -> Verdict:
+    """With the effect that decides, its 95 % interval, and what would settle an open claim.
+
+    ``p``: the probability by which the claim is open. If the effect is what it is expected to be,
+    k times the items and seeds multiply the distance of p from one half, in standard deviations,
+    by the root of k; the prior's share of that error is taken to shrink alike.
+    """
+    (what, draws), unit, found = effect, results.net_unit, judged(holds, fails)
+    mean, low, high = unit.scale * np.array([draws.mean(), *np.quantile(draws, (0.025, 0.975))])
+    seen = unit.scale * (norm.ppf(0.975) + norm.ppf(POWER)) * draws.std()
+    settled = ""
+    if found == OPEN:
+        settled = f"{(norm.ppf(LIKELY) / norm.ppf(p)) ** 2:.3g} times the items and seeds"
+    short = unit.difference.removesuffix(OF_LARGEST)
+    measured = f"{told} | {what}: {mean:+.1f} [{low:+.1f}, {high:+.1f}] {short}"
+    return Verdict(found, measured, f"{seen:.1f}", settled)
+
+
+def few_rows(results: TaskResults) -> Verdict:
     """Whether few rows want no more rank than r = 8, and bear r = 128."""
     few = [arm for arm in results.candidates if arm.trials[0].spec.rows == 32]
     p = dict(zip([arm.summary.rank for arm in few], within(results, few), strict=True))
-    found = [p[8], p[128]]
+    least = min((8, 128), key=lambda rank: p[rank])
     told = ", ".join(f"{'full' if rank is None else f'r={rank}'} {percent(p[rank])}" for rank in p)
-    return judged(min(found) >= LIKELY, min(found) <= UNLIKELY), f"at 32 rows: {told}"
+    effect = less_best(results, few, next(arm for arm in few if arm.summary.rank == least))
+    return verdict(results, p[least] >= LIKELY, p[least] <= UNLIKELY,
+                   f"at 32 rows: {told}", effect, p[least])  # fmt: skip
 
 
 def arm_of_rank(results: TaskResults, rank: int | None) -> Arm:
@@ -55,49 +85,56 @@ def arm_of_rank(results: TaskResults, rank: int | None) -> Arm:
     return found[0]
 
 
-def matches_full(results: TaskResults) -> tuple[str, str]:
+def matches_full(results: TaskResults) -> Verdict:
     """Whether r = 32 is not behind full fine-tuning by more than the margin."""
     lora, full = (draws_of(results, arm_of_rank(results, rank)) for rank in (32, None))
     p = float((lora > full - results.margin).mean())
     ahead = float((lora > full).mean())
     told = f"not behind by the margin {percent(p)}; ahead {percent(ahead)}"
-    return judged(p >= LIKELY, p <= UNLIKELY), told
+    effect = ("r=32 less full", lora - full)
+    return verdict(results, p >= LIKELY, p <= UNLIKELY, told, effect, p)
 
 
-def balances_best(results: TaskResults) -> tuple[str, str]:
+def balances_best(results: TaskResults) -> Verdict:
     """Whether r = 32, or r = 64 where it was trained, is within the margin of the best net gain."""
     ranks = (*sorted({arm.summary.rank for arm in results.candidates if arm.summary.rank}), None)
-    p = dict(zip(ranks, within(results, [arm_of_rank(results, r) for r in ranks]), strict=True))
+    arms = {rank: arm_of_rank(results, rank) for rank in ranks}
+    p = dict(zip(ranks, within(results, [*arms.values()]), strict=True))
     told = ", ".join(f"{'full' if r is None else f'r={r}'} {percent(p[r])}" for r in ranks)
-    middle = max(p[32], p.get(64, 0.0))
-    return judged(middle >= LIKELY, middle <= UNLIKELY), f"of these {len(p)}: {told}"
+    middle = max(p.keys() & {32, 64}, key=lambda rank: p[rank])
+    effect = less_best(results, [*arms.values()], arms[middle])
+    return verdict(results, p[middle] >= LIKELY, p[middle] <= UNLIKELY,
+                   f"of these {len(p)}: {told}", effect, p[middle])  # fmt: skip
 
 
-def recall_ignores_rank(results: TaskResults) -> tuple[str, str]:
+def recall_ignores_rank(results: TaskResults) -> Verdict:
     """Whether r = 8, 32 and 128 are all within the margin of the best of them."""
     arms = [arm_of_rank(results, rank) for rank in (8, 32, 128)]
     p = within(results, arms)
     told = [f"{a.summary.label} {percent(near)}" for a, near in zip(arms, p, strict=True)]
-    return judged(min(p) >= LIKELY, min(p) <= UNLIKELY), ", ".join(told)
+    effect = less_best(results, arms, arms[p.index(min(p))])
+    return verdict(results, min(p) >= LIKELY, min(p) <= UNLIKELY, ", ".join(told), effect, min(p))
 
 
 def where_learned(judge: Judge, ranks: Sequence[int | None] = (8, 32, 128, None)) -> Judge:
     """Not testable where none of these is above the base: without learning all are alike."""
 
-    def judge_learned(results: TaskResults) -> tuple[str, str]:
+    def judge_learned(results: TaskResults) -> Verdict:
         above = {
             arm.summary.label: float((draws_of(results, arm) > 0).mean())
             for arm in (arm_of_rank(results, rank) for rank in ranks)
         }
         best = max(above, key=lambda label: above[label])
-        verdict, told = judge(results)
-        told += f"; likeliest above the base {best} {percent(above[best])}"
-        return verdict if above[best] >= LIKELY else UNTESTABLE, told
+        found = judge(results)
+        told = f"likeliest above the base {best} {percent(above[best])}; {found.measured}"
+        if above[best] >= LIKELY:
+            return replace(found, measured=told)
+        return replace(found, verdict=UNTESTABLE, measured=told, would_settle="")
 
     return judge_learned
 
 
-def mlp_beats_attention(results: TaskResults) -> tuple[str, str]:
+def mlp_beats_attention(results: TaskResults) -> Verdict:
     """Target modules, each at the better of two numbers of parameters, as on the page."""
     finished = [arm for arm in results.candidates if arm.finished]
     best = {
@@ -105,13 +142,15 @@ def mlp_beats_attention(results: TaskResults) -> tuple[str, str]:
         for name, modules in TARGET_GROUPS.items()
     }
     p = dict(zip(best, within(results, [*best.values()]), strict=True))
-    above = float((draws_of(results, best["mlp"]) > draws_of(results, best["attention"])).mean())
+    lead = draws_of(results, best["mlp"]) - draws_of(results, best["attention"])
     told = ", ".join(f"{name} {percent(value)}" for name, value in p.items())
-    told += f"; that the MLP is above the attention at all {percent(above)}"
-    return judged(p["mlp"] >= LIKELY and p["attention"] <= UNLIKELY, p["attention"] >= LIKELY), told
+    told += f"; that the MLP is above the attention at all {percent(float((lead > 0).mean()))}"
+    holds = p["mlp"] >= LIKELY and p["attention"] <= UNLIKELY
+    effect = ("MLP less attention", lead)
+    return verdict(results, holds, p["attention"] >= LIKELY, told, effect, p["attention"])
 
 
-def large_batches(results: TaskResults) -> tuple[str, str]:
+def large_batches(results: TaskResults) -> Verdict:
     """Whether LoRA loses more by batches of 32 for 4 than full fine-tuning does."""
 
     def lost(rank: int | None) -> Array:
@@ -122,12 +161,15 @@ def large_batches(results: TaskResults) -> tuple[str, str]:
         )
         return draws_of(results, small) - draws_of(results, large)
 
-    p = {r: float((lost(r) - lost(None) > results.margin).mean()) for r in (8, 128)}
+    more = {rank: lost(rank) - lost(None) for rank in (8, 128)}
+    p = {rank: float((draws > results.margin).mean()) for rank, draws in more.items()}
     told = ", ".join(f"r={rank} loses more {percent(value)}" for rank, value in p.items())
-    return judged(max(p.values()) >= LIKELY, max(p.values()) <= UNLIKELY), told
+    most = max(p, key=lambda rank: p[rank])
+    effect = (f"loss of r={most} less that of full", more[most])
+    return verdict(results, p[most] >= LIKELY, p[most] <= UNLIKELY, told, effect, p[most])
 
 
-def rank_suffices(results: TaskResults) -> tuple[str, str]:
+def rank_suffices(results: TaskResults) -> Verdict:
     """Whether r = 1 reaches the best rank; and whether high ranks collapse: the highest is behind
     the one before it by more than the margin, each at its best rate."""
     ranks = [arm for arm in results.candidates if arm.summary.rank is not None]
@@ -140,19 +182,22 @@ def rank_suffices(results: TaskResults) -> tuple[str, str]:
     behind = percent(float((fall > results.margin).mean()))
     high, before = ranks[-1].summary.rank, ranks[-2].summary.rank
     told += f"; high ranks collapse (r={high} is behind r={before} by the margin) {behind}"
-    return judged(p[0] >= LIKELY, p[0] <= UNLIKELY), told
+    effect = less_best(results, ranks, ranks[0])
+    return verdict(results, p[0] >= LIKELY, p[0] <= UNLIKELY, told, effect, p[0])
 
 
 def rates_held_back(reached: float) -> Judge:
     """Whether r = 1 gains at some higher rate what a larger rank did, less the margin."""
 
-    def judge(results: TaskResults) -> tuple[str, str]:
+    def judge(results: TaskResults) -> Verdict:
         best = next(arm for arm in results.candidates if arm.summary.rank == 1)
         draws, expected = draws_of(results, best), best.summary.expected
         assert expected is not None
-        p = percent(float((draws >= reached).mean()))
-        told = f"{best.summary.label} {100 * expected.net:+.1f} points; {100 * reached:.1f} or more"
-        return judged(expected.net >= reached, expected.net < reached), f"{told} {p}"
+        p = float((draws >= reached).mean())
+        told = f"{100 * reached:.1f} points or more {percent(p)}"
+        effect = (best.summary.label, draws)
+        holds = expected.net >= reached
+        return verdict(results, holds, not holds, told, effect, p)
 
     return judge
 
@@ -166,18 +211,20 @@ def p_within(results: TaskResults) -> dict[str, tuple[Arm, float]]:
     }
 
 
-def low_rates_suffice(results: TaskResults) -> tuple[str, str]:
+def low_rates_suffice(results: TaskResults) -> Verdict:
     """Whether a rate of at most 1e-4 reaches the best."""
-    low = {n: p for n, (arm, p) in p_within(results).items() if arm.summary.lr <= 1.001e-4}
-    name = max(low, key=lambda n: low[n])
-    p = low[name]
-    return judged(p >= LIKELY, p <= UNLIKELY), f"likeliest of the low rates: {name} {percent(p)}"
+    found = [*p_within(results).values()]
+    arm, p = max((of for of in found if of[0].summary.lr <= 1.001e-4), key=lambda of: of[1])
+    told = f"likeliest of the low rates: {arm.summary.label} {percent(p)}"
+    effect = less_best(results, [other for other, _ in found], arm)
+    return verdict(results, p >= LIKELY, p <= UNLIKELY, told, effect, p)
 
 
-def alpha_is_a_rate(results: TaskResults) -> tuple[str, str]:
+def alpha_is_a_rate(results: TaskResults) -> Verdict:
     """Whether of each rank both alphas, each at its best rate, reach the better one; one that is
     best at an end of its list of rates refutes nothing."""
     p: dict[str, float] = {}
+    effects: dict[str, Effect] = {}
     refuted = False
     for rank in (8, 128):
         arms = [arm for arm in results.candidates if arm.summary.rank == rank]
@@ -189,12 +236,14 @@ def alpha_is_a_rate(results: TaskResults) -> tuple[str, str]:
             at_end = spec.lr in (min(rates), max(rates))
             refuted |= value <= UNLIKELY and not at_end
             name = f"r={rank} alpha={spec.alpha:g} lr={spec.lr:g}"
-            p[f"{name}, an end of its list" if at_end else name] = value
+            name += ", an end of its list" if at_end else ""
+            p[name], effects[name] = value, less_best(results, arms, arm)
     told = "; ".join(f"{name}: {percent(value)}" for name, value in p.items())
-    return judged(min(p.values()) >= LIKELY, refuted), told
+    least = min(p, key=lambda name: p[name])
+    return verdict(results, p[least] >= LIKELY, refuted, told, effects[least], p[least])
 
 
-def tuning_makes_worse(results: TaskResults) -> tuple[str, str]:
+def tuning_makes_worse(results: TaskResults) -> Verdict:
     """Whether every rank, at its best rate, ends below the base; and what the highest rate does."""
 
     def p_below(arm: Arm) -> float:
@@ -207,36 +256,41 @@ def tuning_makes_worse(results: TaskResults) -> tuple[str, str]:
         )
 
     p = [p_below(arm) for arm in results.candidates]
+    likeliest = results.candidates[p.index(max(p))]
     top = max(arm.summary.lr for arm in results.arms)
     highest = [arm for arm in results.arms if arm.summary.lr == top]
     told = f"below the base: {listed(results.candidates)}; at the highest rate {listed(highest)}"
-    return judged(min(p) >= LIKELY, max(p) <= UNLIKELY), told
+    effect = (f"{likeliest.summary.label} less the base", draws_of(results, likeliest))
+    return verdict(results, min(p) >= LIKELY, max(p) <= UNLIKELY, told, effect, max(p))
 
 
-def harm_is_mended(results: TaskResults) -> tuple[str, str]:
+def harm_is_mended(results: TaskResults) -> Verdict:
     """Whether a remedy forgets less than the plain arm scaled down to the same score."""
     trained = {arm.summary.label: arm.summary.forgetting for arm in results.arms}
     plain = {name: trained[name] for name in ("r=8 lr=0.001", "r=32 lr=0.001")}
     told = ", ".join(f"{name} forgets {interval(e)}" for name, e in plain.items() if e)
     compared = compare_mitigations(results.study, results.task)
     found = [c.difference for c in compared]
-    told += "; less the scaled arm: "
-    told += ", ".join(f"{c.label} {interval(c.difference)}" for c in compared)
+    told += " | less the scaled arm: "
+    told += ", ".join(f"{c.label} {interval(c.difference)}" for c in compared) + " nats"
+    seen = ", ".join(smallest(c.difference).removesuffix(" nats") for c in compared)
     if (harm := plain["r=32 lr=0.001"]) is None or not harm.is_above(0):
-        return UNTESTABLE, told
+        return Verdict(UNTESTABLE, told, seen)
     helps = any(e.value < 0 and e.p_holm is not None and e.p_holm < 0.05 for e in found)
-    return judged(helps, len(found) == 4 and all(e.is_above(0) for e in found)), told
+    found_none = len(found) == 4 and all(e.is_above(0) for e in found)
+    return Verdict(judged(helps, found_none), told, seen)
 
 
-def variants_are_alike(results: TaskResults) -> tuple[str, str]:
+def variants_are_alike(results: TaskResults) -> Verdict:
     """Whether every method's best arm reaches the best of all."""
-    by_method: dict[str, float] = {}
+    best: dict[str, tuple[Arm, float]] = {}
     for arm, p in p_within(results).values():
         name = arm.summary.short_label if arm.trials[0].spec.peft else arm.summary.method
-        by_method[name] = max(p, by_method.get(name, 0.0))
-    told = ", ".join(f"{name} {percent(p)}" for name, p in by_method.items())
-    least = min(by_method.values())
-    return judged(least >= LIKELY, least <= UNLIKELY), told
+        best[name] = max((arm, p), best.get(name, (arm, 0.0)), key=lambda of: of[1])
+    told = ", ".join(f"{name} {percent(p)}" for name, (_, p) in best.items())
+    least, p = min(best.values(), key=lambda of: of[1])
+    effect = less_best(results, [arm for arm, _ in p_within(results).values()], least)
+    return verdict(results, p >= LIKELY, p <= UNLIKELY, told, effect, p)
 
 
 CLAIMS: list[tuple[str, str, str, Judge]] = [
@@ -366,19 +420,25 @@ def arms_table(results: TaskResults) -> list[str]:
 
 def numbers(records: Path = RECORDS) -> str:
     """The generated part of the page."""
-    verdicts = ["| claim | verdict | probabilities | study |", "|---|---|---|---|"]
+    verdicts = [
+        "| claim | verdict | probabilities | decided by | detectable | would settle | study |",
+        "|---|---|---|---|---|---|---|",
+    ]
     parts: list[str] = []
     for place, claim, source, judge in CLAIMS:
         name = place.rpartition("/")[2].replace(":", "-")
         if not (records / name).is_dir():
             continue
         by_task = results_of(records / name)
+        seconds = json.loads((records / name / "study.json").read_text("utf-8"))["seconds"]
         for task, results in by_task.items():
             title = f"{name}, {task}" if len(by_task) > 1 else name
-            verdict, told = judge(results)
+            found = judge(results)
             asked = f"{claim} ({source})" if source else claim
             link = f"[{title}](../../examples/{place.partition(':')[0]}.yaml)"
-            verdicts.append(f"| {asked} | **{verdict}** | {told} | {link} |")
+            cells = (asked, f"**{found.verdict}**", found.measured, found.detectable,
+                     found.would_settle, f"{link}, {seconds / 60:.0f} min")  # fmt: skip
+            verdicts.append(f"| {' | '.join(cells)} |")
             if f"## {title}" in parts:  # of an earlier claim
                 continue
             parts += ["", f"## {title}", "", *arms_table(results)]

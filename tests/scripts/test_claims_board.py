@@ -438,13 +438,18 @@ def test_an_update_in_few_matrices_is_told_from_one_in_all(
     lora: tuple[float, ...], verdict: str
 ) -> None:
     norms = {32: lora, None: (1.0, 1.0, 1.0, 1.0)}
-    rows = [{"trial": str(r), "frobenius": norm} for r, of in norms.items() for norm in of]
+    rows = [
+        {"trial": str(r), "frobenius": norm, "matrix": f"layers.{layer}.q_proj"}
+        for r, of in norms.items()
+        for layer, norm in enumerate(of)
+    ]
     grid = SimpleNamespace(
         tuned=lambda rank: (rank, 1e-3), trial_ids=lambda a: [str(a[0])], spectra=pd.DataFrame(rows)
     )
     found = paper_in_small.few_places(SimpleNamespace(grids={"maths": grid}))
     assert found.verdict == verdict
-    assert ("maths 1 and 4" if verdict == HOLDS else "maths 4 and 4") in found.measured
+    spread = "1 and 4 (layers 1 and 4" if verdict == HOLDS else "4 and 4 (layers 4 and 4"
+    assert f"maths {spread}; Gini" in found.measured
 
 
 @pytest.mark.parametrize(("low", "verdict"), [(0.0, HOLDS), (0.5, FAILS)])
