@@ -186,9 +186,9 @@ def first_line(error: BaseException) -> str:
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """``; did you mean 'rank'?`` if a known word is similar, else empty."""
+    """``did you mean 'rank'?`` if a known word is similar, else empty."""
     close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.55)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"did you mean {close[0]!r}?" if close else ""
 
 
 # --- out of disk and out of memory: how libraries report it, and the one message for each ---------

@@ -1,9 +1,10 @@
 """A scorer from one file: log p of the whole gold answer, however many tokens it has."""
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING
 
-from rankscope.evaluate.metrics import ModelScores, exact_mean
+from rankscope.evaluate.metrics import ModelScores
 from rankscope.evaluate.scorers import register_scorer
 from rankscope.evaluate.scorers.scorer import Scorer
 
@@ -51,7 +52,7 @@ class AnswerScorer(Scorer["Question"]):
                 ItemResult(item.item_id, item.subject, float(value), item.completion, "")
                 for item, (value,) in zip(split.items, logprobs.values, strict=True)
             ]
-            metrics = {"logprob_per_answer": exact_mean([result.score for result in results])}
+            metrics = {"logprob_per_answer": fmean([result.score for result in results])}
             scores[name] = ModelScores(results, metrics, logprobs.seconds, logprobs.num_tokens)
         return scores
 

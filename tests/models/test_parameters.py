@@ -72,17 +72,17 @@ def test_the_count_is_what_peft_makes_trainable() -> None:
         model, peft.LoraConfig(r=5, target_modules=["q_proj", "v_proj", "down_proj"])
     )
     trainable, _ = wrapped.get_nb_trainable_parameters()
-    assert lora_parameters(TINY, 5, ["q_proj", "v_proj", "down_proj"]) == trainable
+    assert lora_parameters(architecture(TINY), 5, ["q_proj", "v_proj", "down_proj"]) == trainable
 
 
 def test_targets_that_match_nothing_are_named_with_candidates() -> None:
     with pytest.raises(UserError, match=r"'q_porj': found no linear layer.*q_proj.*up_proj") as e:
-        lora_parameters(TINY, 8, ["v_proj", "q_porj"])
+        lora_parameters(architecture(TINY), 8, ["v_proj", "q_porj"])
     assert "lm_head" not in str(e.value)
     with pytest.raises(UserError, match=r"'1\.q_proj': found no linear layer"):
-        lora_parameters(TINY, 8, ["1.q_proj"])
+        lora_parameters(architecture(TINY), 8, ["1.q_proj"])
     with pytest.raises(UserError, match="rank 0: expected"):
-        lora_parameters(TINY, 0, ATTENTION)
+        lora_parameters(architecture(TINY), 0, ATTENTION)
 
 
 def test_a_model_that_writes_no_text_is_refused(tmp_path: Path) -> None:

@@ -32,6 +32,11 @@ RIVALS_NAMED = 2  # Smaller ranks in the verdict, the largest of those that may 
 MAY_DO = 0.05  # Least probability of being within the margin of a rank that is named
 LIKELY_ENOUGH = 0.2  # From here on the verdict says that a smaller rank may do as well
 VERBS: dict[Confidence, str] = {"sure": "Use", "probable": "Probably use", "leaning": "Leaning to"}
+NOT_TO: dict[Confidence, str] = {
+    "sure": "Do not fine-tune",
+    "probable": "Probably do not fine-tune",
+    "leaning": "Leaning to no fine-tuning",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,7 @@ def decide(results: TaskResults) -> Answer:
     tried = "within the limit" if results.over_limit else "tried"
     if taken == 0:
         verdict = (
-            f"{_verb(p, 'Do not fine-tune', 'Leaning to no fine-tuning')} ({percent(p)} that no "
+            f"{NOT_TO[confidence_of(p)]} ({percent(p)} that no "
             f"arm {tried} is better than the base by more than {margin})."
         )
     else:
@@ -101,13 +106,6 @@ def _size(arm: ArmSummary, base_tokens: float) -> tuple[float, float]:
     """Trainable parameters, or of imported scores without them, the rank; and tokens per item."""
     parameters = arm.trainable_parameters or arm.rank or (inf if arm.trains else 0.0)
     return parameters, arm.tokens_per_item or base_tokens
-
-
-def _verb(p: float, plain: str, leaning: str) -> str:
-    confidence = confidence_of(p)
-    if confidence == "probable":
-        return f"Probably {plain[0].lower()}{plain[1:]}"
-    return plain if confidence == "sure" else leaning
 
 
 def _ranks_that_may_do(results: TaskResults) -> tuple[RankThatMayDo, ...]:
@@ -186,7 +184,7 @@ def _all_over_limit(results: TaskResults) -> Answer:
     least = min(results.over_limit, key=lambda arm: expected(arm.summary).forgetting or 0.0)
     p = expected(least.summary).p_over_limit or 0.0
     verdict = (
-        f"{_verb(p, 'Do not fine-tune', 'Leaning to no fine-tuning')}: every arm forgets more than "
+        f"{NOT_TO[confidence_of(p)]}: every arm forgets more than "
         f"the {limit} allowed ({percent(p)} of the one that forgets least)."
     )
     text = _explanation(results, least) + (

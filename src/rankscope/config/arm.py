@@ -92,7 +92,7 @@ def _parse_method(value: Any) -> Any:
     if isinstance(value, str) and value in names:
         return value
     rule = ", ".join([*names, *(m.settings_example for m in with_settings.values())])
-    hint = did_you_mean(value, names).removeprefix("; ")
+    hint = did_you_mean(value, names)
     raise Unfit(f"method {short_repr(value)}", f"one of {rule}", hint)
 
 

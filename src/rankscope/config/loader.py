@@ -232,7 +232,7 @@ def _unknown_key(location: Location, model: type[ConfigSection]) -> UserError:
     known = list(section.model_fields) if section is not None else []
     elsewhere = [repr(path) for path in key_paths(str(key), model)][:MAX_PLACES_SHOWN]
     hint = f"did you mean {' or '.join(elsewhere)}?" if elsewhere else ""
-    hint = hint or did_you_mean(key, known).removeprefix("; ")
+    hint = hint or did_you_mean(key, known)
     more = f", ... ({len(known)} in all)" if len(known) > MAX_KEYS_SHOWN else ""
     expected = "a known one" if hint else f"one of {', '.join(known[:MAX_KEYS_SHOWN])}{more}"
     return UserError(found="an unknown key", expected=expected, do=hint)

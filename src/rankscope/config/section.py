@@ -159,7 +159,7 @@ class RegisteredName:
         names = self.names()
         if name in names or (self.pattern is not None and re.fullmatch(self.pattern, name)):
             return name
-        hint = did_you_mean(name, names).removeprefix("; ")
+        hint = did_you_mean(name, names)
         raise Unfit(short_repr(name), f"one of {', '.join(names)}", hint)
 
     def __get_pydantic_core_schema__(

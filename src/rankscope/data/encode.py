@@ -202,7 +202,7 @@ class Encoder:
         because otherwise a space separates the answer.
         """
         if item is not None and _is_plain_text(item):
-            return self._tokenize(text)
+            return self.text_ids(text)
         if self._chat is not None:
             return self._tokenize_continuation(self._chat.render_answer(text))
         prompt = "" if item is None or item.messages else item.prompt
@@ -256,18 +256,14 @@ class Encoder:
         """Tokens before anything is said: the chat template up to a first user's text, in the plain
         format the start token."""
         opening = "" if self._chat is None else self._chat.exchange()[0]
-        return self._tokenize(opening) or [self.start_id]
+        return self.text_ids(opening) or [self.start_id]
 
     @property
     def num_ends(self) -> int:
         """End tokens after the opening through a first answer: the template may end the user's turn
         with one, too."""
         rest = "" if self._chat is None else self._chat.exchange()[1]
-        return max(1, sum(token in self.stop_ids for token in self._tokenize(rest)))
-
-    def text_ids(self, text: str) -> list[int]:
-        """Tokens of a text by itself, without begin and end."""
-        return self._tokenize(text)
+        return max(1, sum(token in self.stop_ids for token in self.text_ids(rest)))
 
     # --- segments -------------------------------------------------------------------------------
 
@@ -307,7 +303,7 @@ class Encoder:
         is_label: list[bool] = []
         started = False
         for index, segment in enumerate(segments):
-            tokenize = self._tokenize_continuation if started else self._tokenize
+            tokenize = self._tokenize_continuation if started else self.text_ids
             new = tokenize(segment.text)
             if bos and index == 0 and new[: len(self.bos_ids)] != self.bos_ids:
                 new = [*self.bos_ids, *new]
@@ -319,8 +315,9 @@ class Encoder:
 
     # --- tokens ---------------------------------------------------------------------------------
 
-    def _tokenize(self, text: str) -> list[int]:
-        """Ids of a text by itself; special tokens written out in it are recognized."""
+    def text_ids(self, text: str) -> list[int]:
+        """Ids of a text by itself, without begin and end; special tokens written out in it are
+        recognized."""
         if not text:
             return []
         with self._reading_tokenizer():
@@ -333,10 +330,10 @@ class Encoder:
     def _tokenize_continuation(self, text: str) -> list[int]:
         """Ids of a text that continues another: the tokenizer must not add a space before it."""
         if not self._anchor_ids:
-            return self._tokenize(text)
-        ids = self._tokenize("\n" + text)
+            return self.text_ids(text)
+        ids = self.text_ids("\n" + text)
         if ids[: len(self._anchor_ids)] != self._anchor_ids:  # the line feed merged into a token
-            return self._tokenize(text)
+            return self.text_ids(text)
         return ids[len(self._anchor_ids) :]
 
     def _reading_tokenizer(self) -> AbstractContextManager[None]:
@@ -356,9 +353,9 @@ class Encoder:
         Such tokenizers (SentencePiece with a dummy prefix) would turn the continuation ``b`` of
         ``a`` into `` b``. A line feed before it takes that space instead, and is removed again.
         """
-        tokens = self.tokenizer.convert_ids_to_tokens(self._tokenize("a"))
+        tokens = self.tokenizer.convert_ids_to_tokens(self.text_ids("a"))
         prefixed = bool(tokens) and str(tokens[0])[:1] in ("\u2581", "\u0120")
-        return self._tokenize("\n") if prefixed else []
+        return self.text_ids("\n") if prefixed else []
 
 
 def _is_plain_text(item: Item) -> bool:

@@ -266,7 +266,7 @@ def _rename_fields(row: RawRow, names: FieldNames) -> RawRow:
 
 
 def _no_field(row: RawRow, name: str) -> BadRow:
-    known, hint = _field_names(row), did_you_mean(name, row.fields).removeprefix("; ")
+    known, hint = _field_names(row), did_you_mean(name, row.fields)
     return BadRow(f"no field {name!r}, named in 'fields:'", f"one of {known}", hint)
 
 

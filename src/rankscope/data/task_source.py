@@ -151,7 +151,7 @@ def hub_tasks(config: StudyConfig) -> list[str]:
 def _named_spec(config: TaskConfig) -> TaskSpec:
     """A named task with the changes of the study file; another scorer brings its own prompt."""
     if config.name not in NAMED_TASKS:
-        hint = did_you_mean(config.name, NAMED_TASKS).removeprefix("; ")
+        hint = did_you_mean(config.name, NAMED_TASKS)
         known = f"one of {', '.join(NAMED_TASKS)}"
         do = hint or "for your own data give 'train:' (a file of rows) or 'hub:'"
         raise UserError(f"task {config.name!r}", "no task of this name", known, do)

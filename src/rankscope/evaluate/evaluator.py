@@ -6,6 +6,7 @@ A mixture of tasks is scored part by part, each part with its own prompts and sc
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,7 @@ from rankscope.data.study_data import StudyData
 from rankscope.data.tasks import LoadedTask, items_sha256
 from rankscope.errors import UserError
 from rankscope.evaluate.context_window import EncodedSplit, context_length, fit_to_context
-from rankscope.evaluate.metrics import ModelScores, exact_mean, is_mean, standard_error
+from rankscope.evaluate.metrics import ModelScores, is_mean, standard_error
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.evaluate.scorers.scorer import ItemTokens, Scorer
 from rankscope.hashing import sha256_json, tokenizer_sha256
@@ -202,7 +203,7 @@ def without_contamination(
         return None
     return WithoutContamination(
         contaminated=len(results) - len(clean),
-        score=exact_mean(clean),
+        score=fmean(clean),
         standard_error=standard_error(clean),
         n=len(clean),
     )
@@ -219,7 +220,7 @@ def _merged_evaluation(task: LoadedTask, split: Split, parts: Sequence[Evaluatio
     results = [by_id[item.item_id] for item in task.items(split)]
     records = [record for record, _ in parts]
     metric = primary_metric(task)
-    metrics = {metric: exact_mean([result.score for result in results])}
+    metrics = {metric: fmean([result.score for result in results])}
     metrics |= {f"{record.task}.{record.metric}": record.score for record in records}
     metrics |= {name: of for r in records for name, of in r.metrics.items() if name in PARITY}
     scores = ModelScores(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,11 +60,6 @@ def standard_error(scores: Sequence[float]) -> float | None:
     return float(np.std(scores, ddof=1) / math.sqrt(len(scores)))
 
 
-def exact_mean(scores: Sequence[float]) -> float:
-    """Mean of at least one score; its exact sum does not depend on the order."""
-    return math.fsum(scores) / len(scores)
-
-
 def is_mean(score: float, item_scores: Sequence[float]) -> bool:
     """Whether a score is the mean of its items, unlike a perplexity or an F1."""
-    return math.isclose(score, exact_mean(item_scores), rel_tol=1e-9, abs_tol=1e-12)
+    return math.isclose(score, fmean(item_scores), rel_tol=1e-9, abs_tol=1e-12)

@@ -62,7 +62,7 @@ def cache_folder() -> Path:
 def _model_folder(name: str) -> Path:
     if name not in KNOWN_MODELS:
         known = f"one of {', '.join(KNOWN_MODELS)}, or a hub id, owner/name"
-        hint = did_you_mean(name, KNOWN_MODELS).removeprefix("; ")
+        hint = did_you_mean(name, KNOWN_MODELS)
         raise UserError("fetch", f"the model {name!r}", known, hint)
     return cache_folder() / "models" / name
 

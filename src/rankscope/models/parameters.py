@@ -107,13 +107,10 @@ def matching_names(
     return wanted
 
 
-def lora_parameters(
-    config: PretrainedConfig | Architecture, rank: int, targets: Sequence[str]
-) -> int:
+def lora_parameters(shapes: Architecture, rank: int, targets: Sequence[str]) -> int:
     """Sum of rank * (in + out) over matching layers (2106.09685, section 4.2)."""
     if rank < 1:
         raise UserError(f"rank {rank}", expected="a whole number of at least 1")
-    shapes = config if isinstance(config, Architecture) else architecture(config)
     return rank * sum(sum(shape) for shape in target_shapes(shapes, targets).values())
 
 

@@ -139,7 +139,7 @@ def find_machine(name: str) -> Machine | None:
     if name == "here":
         return None
     if name not in MACHINES:
-        hint = did_you_mean(name, MACHINES).removeprefix("; ")
+        hint = did_you_mean(name, MACHINES)
         raise UserError("plan: device", repr(name), f"here or one of {', '.join(MACHINES)}", hint)
     return MACHINES[name]
 

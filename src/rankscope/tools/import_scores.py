@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from rankscope.config.section import NAME_PATTERN, NAME_RULE
 from rankscope.device import provenance
 from rankscope.errors import UserError, did_you_mean
-from rankscope.evaluate.metrics import exact_mean, standard_error
+from rankscope.evaluate.metrics import standard_error
 from rankscope.filesystem import check_taken, folder_in_one_step
 from rankscope.formatting import count, join_names
 from rankscope.hashing import canonical_json, sha256_json
@@ -167,7 +168,7 @@ def _tasks(
     trained = trained or [name for name, role in roles.items() if role == "in_domain"]
     trained = trained or [name for name, role in roles.items() if not role and name not in kept]
     for name in {*trained, *kept} - parts.keys():
-        hint = did_you_mean(name, parts).removeprefix("; ")
+        hint = did_you_mean(name, parts)
         faults.append(UserError(f"task {name}", "no scores", f"one of {', '.join(parts)}", hint))
     if len(trained) != 1 or trained[0] in kept:
         found, do = ", ".join(trained) or "none", f"name it: --task {' or '.join(parts)}"
@@ -300,10 +301,10 @@ def _record(trial_id: str, task: str, split: Split, part: pd.DataFrame) -> EvalR
         task=task,
         split=split,
         metric=metric,
-        score=exact_mean(scores),
+        score=fmean(scores),
         standard_error=standard_error(scores),
         n=len(scores),
-        metrics={metric: exact_mean(scores)},
+        metrics={metric: fmean(scores)},
         seconds=0.0,
         num_tokens=0,
     )

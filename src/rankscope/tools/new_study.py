@@ -72,7 +72,7 @@ def study_template(
     """
     if preset not in PRESETS:
         known = f"one of {', '.join(PRESETS)}"
-        hint = did_you_mean(preset, PRESETS).removeprefix("; ")
+        hint = did_you_mean(preset, PRESETS)
         raise UserError("--preset", short_repr(preset), known, hint)
     scorer = (task or {}).get("scorer")
     if preset == "default" and scorer is not None and get_scorer(scorer).compares_with_base:

@@ -59,7 +59,7 @@ def read_scores(source: Path, columns: Mapping[str, str], faults: list[UserError
         raise UserError(source, "no scores", expected, "see docs/data.md")
     for name in columns.keys() - known:
         expected = f"one of {', '.join(known)}" if known else "none for this source"
-        hint = did_you_mean(name, known).removeprefix("; ")
+        hint = did_you_mean(name, known)
         faults.append(UserError(f"--map {name}={columns[name]}", repr(name), expected, hint))
     return table
 

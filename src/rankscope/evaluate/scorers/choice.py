@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from rankscope.data.encode import Encoder
 from rankscope.data.items import LETTERS, Item
 from rankscope.errors import UserError
-from rankscope.evaluate.metrics import ModelScores, choice_predictions, exact_mean, first_best
+from rankscope.evaluate.metrics import ModelScores, choice_predictions, first_best
 from rankscope.evaluate.scorers.scorer import ItemTokens, Question, Scorer
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ class ChoiceScorer(Scorer[list[Question]]):
                     letter_logprobs=letters,
                 )
             )
-        metrics = {metric: exact_mean(scores) for metric, scores in hits.items()}
+        metrics = {metric: fmean(scores) for metric, scores in hits.items()}
         if not_finite:
             metrics["not_finite"] = not_finite / len(split.items)
         return ModelScores(results, metrics)

@@ -5,6 +5,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from rankscope.config.patterns import compile_pattern, matched_parts
@@ -12,7 +13,7 @@ from rankscope.data.encode import Encoder
 from rankscope.data.items import Item
 from rankscope.data.numbers import ANSWER_MARK
 from rankscope.errors import UserError
-from rankscope.evaluate.metrics import ModelScores, exact_mean
+from rankscope.evaluate.metrics import ModelScores
 from rankscope.evaluate.scorers.scorer import ItemTokens, Question, Scorer
 
 if TYPE_CHECKING:
@@ -138,11 +139,11 @@ class GenerationScorer(Scorer[list[int]]):
                 )
             )
         metrics = {
-            self.default_metric: exact_mean([result.score for result in results]),
-            "stopped": exact_mean([float(generation.stopped) for generation in generations]),
+            self.default_metric: fmean([result.score for result in results]),
+            "stopped": fmean([float(generation.stopped) for generation in generations]),
         }
         if pattern or "answered" in self.metrics:
-            metrics["answered"] = exact_mean(answered)
+            metrics["answered"] = fmean(answered)
         return ModelScores(results, metrics)
 
 

@@ -5,6 +5,7 @@ The score of conversations and plain text, which have no answer to be right or w
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from rankscope.data.encode import EncodedRow, Encoder
 from rankscope.data.items import Item
 from rankscope.errors import UserError
-from rankscope.evaluate.metrics import ModelScores, exact_mean
+from rankscope.evaluate.metrics import ModelScores
 from rankscope.evaluate.scorers.scorer import ItemTokens, Scorer
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class LossScorer(Scorer[list[EncodedRow]]):
                 )
                 for item, total, count in zip(items, totals, counts, strict=True)
             ]
-            metrics = {"logprob_per_token": exact_mean([result.score for result in results])}
+            metrics = {"logprob_per_token": fmean([result.score for result in results])}
             metrics |= _pooled_metrics(math.fsum(totals), sum(counts), num_bytes)
             scores[name] = ModelScores(results, metrics, logprobs.seconds, logprobs.num_tokens)
         return scores

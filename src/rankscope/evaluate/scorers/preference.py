@@ -1,13 +1,14 @@
 """Pairs of answers, a preferred and a rejected one: what a model learned against the base."""
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rankscope.data.items import Item
 from rankscope.data.rows import BadRow
-from rankscope.evaluate.metrics import ModelScores, exact_mean
+from rankscope.evaluate.metrics import ModelScores
 from rankscope.evaluate.scorers.choice import ChoiceScorer
 
 if TYPE_CHECKING:
@@ -64,9 +65,9 @@ class PreferenceScorer(ChoiceScorer):
                 )
             )
         metrics = {
-            "reward_acc": exact_mean([result.score for result in results]),
-            "margin": exact_mean(margins) if margins else 0.0,
-            "acc": exact_mean(hits),
+            "reward_acc": fmean([result.score for result in results]),
+            "margin": fmean(margins) if margins else 0.0,
+            "acc": fmean(hits),
         }
         if len(margins) < len(results):
             metrics["not_finite"] = 1 - len(margins) / len(results)

@@ -90,7 +90,7 @@ def config_class(name: str) -> Any:
     kinds = sorted(classes.keys() - reasons.keys())
     usable = ", ".join(kinds)
     if name not in classes:
-        hint = did_you_mean(name, kinds).removeprefix("; ")
+        hint = did_you_mean(name, kinds)
         raise UserError("method peft", f"peft_type {name!r}", f"one of {usable}", hint)
     if name in reasons:
         raise UserError("method peft", f"{name}, which {reasons[name]}", f"one of {usable}")
@@ -104,7 +104,7 @@ def _check_field(name: str, key: str, value: Any, fields: set[str]) -> None:
     elif key not in fields:
         known = sorted(fields - set(SET_BY_RANKSCOPE) - set(UNUSABLE_FIELDS))
         found, expected = f"an unknown field {key!r}", f"some of {', '.join(known)}"
-        do = did_you_mean(key, known).removeprefix("; ")
+        do = did_you_mean(key, known)
     elif key in UNUSABLE_FIELDS and value:
         found = f"{key!r}, which {UNUSABLE_FIELDS[key]}"
     elif key == "init_lora_weights" and value in INIT_FROM_DATA:

@@ -12,15 +12,14 @@ before torch is imported, so the file imports what needs torch inside functions.
 import os
 from concurrent.futures import Future
 from functools import cache
-from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from pydantic import Field, create_model, model_validator
 
 from rankscope.config.section import ConfigSection
 from rankscope.errors import UserError, did_you_mean
+from rankscope.registry import subclasses_in
 
 if TYPE_CHECKING:
     from rankscope.config.study import StudyConfig
@@ -107,12 +106,8 @@ class ExecutorChoice(ConfigSection):
 @cache
 def executors() -> dict[str, type[ExecutorSettings]]:
     """The settings of every executor by its name, from the files of this package."""
-    found = {}
-    for name in sorted(module.name for module in iter_modules(__path__)):
-        members = vars(import_module(f"{__name__}.{name}")).values()
-        kinds = [m for m in members if isinstance(m, type) and issubclass(m, ExecutorSettings)]
-        found[name] = next(kind for kind in kinds if kind is not ExecutorSettings)
-    return found
+    kinds = subclasses_in(__name__, ExecutorSettings)
+    return {kind.__module__.rpartition(".")[2]: kind for kind in kinds}
 
 
 def executor_section() -> type[ExecutorChoice]:
@@ -133,7 +128,7 @@ def with_executor(config: "StudyConfig", name: str | None) -> "StudyConfig":
     if name is None or (config.executor is not None and config.executor.name == name):
         return config
     if name not in executors():
-        hint = did_you_mean(name, executors()).removeprefix("; ")
+        hint = did_you_mean(name, executors())
         raise UserError("--executor", repr(name), f"one of {', '.join(executors())}", hint)
     return config.model_copy(update={"executor": executor_section().model_validate(name)})
 

@@ -5,17 +5,16 @@ Values mean what they mean to the trainer, and a key that is absent has its defa
 """
 
 import math
-import pkgutil
 import re
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
 from rankscope.config.arm import MODULE_PATTERN, TARGET_GROUPS
 from rankscope.errors import UserError
+from rankscope.registry import subclasses_in
 from rankscope.tools.trainer_documents import TrainerDocument, read_document
 
 __all__ = ["PLACES", "TrainerFile", "read_trainer_file"]
@@ -206,10 +205,7 @@ class TrainerFile:
 
 def read_trainer_file(path: Path) -> TrainerFile:
     """The file as one of the trainer that knows most of its keys. Raises UserError: of none."""
-    kinds: list[type[TrainerFile]] = [
-        getattr(import_module(f"{__name__}.{name}"), f"{name.title().replace('_', '')}File")
-        for _, name, _ in pkgutil.iter_modules(__path__)
-    ]
+    kinds: list[type[TrainerFile]] = [*subclasses_in(__name__, TrainerFile)]
     calls = {call: names for kind in kinds for call, names in kind.calls.items()}
     document = read_document(path, calls)
     keys = {*document.values, *document.computed}

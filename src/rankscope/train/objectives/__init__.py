@@ -35,7 +35,7 @@ def parse_objective(value: Any) -> str:
     named = value if isinstance(value, dict) else {str(value): {}}
     name, given = next(iter(named.items()), ("", {}))
     if len(named) != 1 or name not in _OBJECTIVES:
-        hint = did_you_mean(str(name), _OBJECTIVES).removeprefix("; ")
+        hint = did_you_mean(str(name), _OBJECTIVES)
         rule = f"one of {', '.join(_OBJECTIVES)}, or one with settings: {{dpo: {{beta: 0.3}}}}"
         raise Unfit(short_repr(value), rule, hint)
     settings = _OBJECTIVES[name].settings_type.model_validate(given or {})
