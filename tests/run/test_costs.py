@@ -10,6 +10,8 @@ from pocket_study import changed, small_study
 
 from rankscope.analyses.heads import HEADS
 from rankscope.analyses.spectra import SPECTRA
+from rankscope.evaluate.scorers import get_scorer
+from rankscope.evaluate.scorers.scorer import ItemTokens, Question
 from rankscope.records import TrialSpec
 from rankscope.run import costs as costs_module
 from rankscope.run.costs import DISK_RATE, CostModel
@@ -37,6 +39,24 @@ def test_operations_by_hand(inputs: PreparedStudy) -> None:
     assert (costs.body, costs.head, costs.attention) == (557_056, 29_696, 512)
     # 100 tokens that each attend to 20 keys, 7 logits: 100 (2 body + 4 x 512 x 20) + 7 x 2 head.
     assert costs.forward(100, 7, 20) == 115_922_944
+
+
+def test_rows_that_run_alone_read_a_prompt_for_each_answer(inputs: PreparedStudy) -> None:
+    """Of an option of one token, the logits after the prompt are enough; equal options are one."""
+    question = Question(range(10), [[3], [4, 5], [4, 5], [6, 7, 8], [9, 9]])
+    item = get_scorer("option_text").item_tokens(inputs.data.encoder, None, [question], 0)
+    assert (item.read, item.again) == (10 + 0 + 1 + 1 + 2 + 1, 2 * 10)
+
+    memory = copy.copy(inputs.grouping.model)
+    memory.packs = False
+    grouping = dataclasses.replace(inputs.grouping, model=memory)
+    together = CostModel(inputs, H100)
+    alone = CostModel(dataclasses.replace(inputs, grouping=grouping), H100)
+    choice, answer = ItemTokens(30, 5, again=60), ItemTokens(30, 1, written=6)
+    assert together.scoring([choice] * 4) == together.computing(together.forward(120, 20, 15))
+    assert alone.scoring([choice] * 4) == together.computing(together.forward(360, 20, 15))
+    more = alone.scoring([answer] * 4) - together.scoring([answer] * 4)
+    assert more == pytest.approx(together.moving((24 - 6) * together.base_bytes))
 
 
 def test_full_fine_tuning_takes_half_as_much_again(inputs: PreparedStudy) -> None:

@@ -203,16 +203,20 @@ class CostModel:
         """Seconds in which one model is scored on items, if prompts share no beginning."""
         if not items:
             return 0.0
-        read, predicted, written, gold, _ = (sum(column) for column in zip(*items, strict=True))
+        sums = (sum(column) for column in zip(*items, strict=True))
+        read, predicted, written, gold, _, again = sums
+        packs = self.inputs.grouping.model.packs
         squares = sum((item.read + item.written) ** 2 + item.gold**2 for item in items)
         keys = squares / (2 * (read + written + gold))
-        reading = self.computing(self.forward(read + gold, predicted, keys))
+        num_read = read + gold + (0 if packs else again)
+        reading = self.computing(self.forward(num_read, predicted, keys))
         if not written:
             return reading
-        # A step of decoding reads all weights, for as many sequences as the cache holds.
+        # A step of decoding reads all weights, for one sequence or as many as the cache holds.
         settings = self.inputs.config.evaluate
         longest = max(item.read for item in items if item.written) + settings.max_new_tokens
         most_cached = most_cached_tokens(self.inputs.grouping.model.base, settings.batch_tokens)
-        steps = written / max(1.0, min(len(items), most_cached / (longest + GROWTH)))
+        together = max(1.0, min(len(items), most_cached / (longest + GROWTH))) if packs else 1
+        steps = written / together
         writing = self.computing(self.forward(written, written, keys))
         return reading + writing + self.moving(steps * self.base_bytes)

@@ -65,7 +65,11 @@ class ChoiceScorer(Scorer[list[Question]]):
         branches = [len(ids) - 1 for question in encoded for ids in question.continuations]
         prompts = sum(len(question.prompt) for question in encoded)
         predicted = len(encoded) + sum(branches)
-        return ItemTokens(prompts + sum(branches), predicted, rows=len(encoded))
+        again = 0
+        for question in encoded:
+            passes = {tuple(ids) for ids in question.continuations if len(ids) > 1}
+            again += len(question.prompt) * max(0, len(passes) - 1)
+        return ItemTokens(prompts + sum(branches), predicted, rows=len(encoded), again=again)
 
     def num_tokens(self, encoded: list[Question]) -> int:
         return max(question.num_tokens for question in encoded)

@@ -40,6 +40,7 @@ class ItemTokens(NamedTuple):
     gold: int = 0
     """Tokens of prompt and gold answer, read once more for the log-probability of the latter."""
     rows: int = 1  # Rows that ``read`` and ``predicted`` are spread over
+    again: int = 0  # Tokens of prompts, read once more for each further answer if rows run alone
 
     @property
     def total(self) -> int:
