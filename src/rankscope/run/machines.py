@@ -278,7 +278,7 @@ def with_layers(inputs: PreparedStudy, layers: int) -> PreparedStudy:
     config: PretrainedConfig = copy.deepcopy(inputs.base.config)
     text = config.get_text_config()
     text.num_hidden_layers = layers
-    if kinds := getattr(text, "layer_types", None):
+    if kinds := vars(text).get("layer_types"):  # of a state space, a property of the number above
         text.layer_types = kinds[:layers]
     base = dataclasses.replace(inputs.base, config=config, shapes=architecture(config))
     memory = MemoryModel(config, inputs.dtype, inputs.device, inputs.config.quantize)
