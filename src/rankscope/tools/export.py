@@ -148,7 +148,8 @@ def _write(
     if merged or spec.is_full:
         check_stored_weights(out)
     elif request.format == PEFT:
-        _check_fits_base(study.config.model, out)
+        if spec.peft is None:  # else PEFT wrote it, of kinds that its own loader alone reads
+            _check_fits_base(study.config.model, out)
         notes += _copy_tokenizer(study.config.model, out)
         settings = json.loads((out / CONFIG).read_text("utf-8"))
         settings |= base_reference(study.config.model, request.base_name)
@@ -210,8 +211,6 @@ def _check_fits_base(base: ModelConfig, adapter: Path) -> None:
     """
     from rankscope.models.adapters.warm_start import load_adapter_for
 
-    if read_json_object(adapter / CONFIG).get("peft_type") != "LORA":
-        return
     try:
         shapes = architecture(read_model_config(model_folder(base, weights=False)))
     except UserError:
