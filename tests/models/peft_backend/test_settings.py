@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import stock
 from peft import PeftModel
 from safetensors.torch import load, save
-from tiny_models import base_of, tiny_llama
+from tiny_models import assert_close, base_of, tiny_llama
 from torch import Tensor
 from toy_training import ATTENTION, peft_trial, trial
 
@@ -94,6 +95,26 @@ def test_the_base_is_bit_for_bit_what_it_was_and_what_was_stored_gives_the_same_
         with torch.no_grad():
             bare = model(input_ids=torch.tensor([ROWS[0].ids])).logits[0, list(ROWS[0].keep)]
         assert torch.allclose(bare, after[:2], atol=1e-5, rtol=0)
+
+
+def test_experts_train_by_their_tensors(tmp_path: Path) -> None:
+    base = base_of(stock("Mixtral"))
+    before = logits(base)
+    names = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    tuner = trained(base, {"peft_type": "LORA", "r": 4, "target_parameters": names})
+    # Of the experts' adapters alone: with A at zero, attention is the base's.
+    for name, parameter in tuner.tuned.model.named_parameters():
+        if "self_attn" in name and "lora_A" in name:
+            parameter.data.zero_()
+    after = logits(tuner.tuned)
+    assert not torch.allclose(after, before, atol=0.1)
+    assert torch.equal(logits(base), before)
+    tuner.save(base.record, tmp_path)
+    assert_close(logits(load_tuner(base, tmp_path)), after)
+    bare = PeftModel.from_pretrained(stock("Mixtral"), str(tmp_path)).eval()
+    with torch.no_grad():
+        found = [bare(input_ids=torch.tensor([row.ids])).logits[0, list(row.keep)] for row in ROWS]
+    assert_close(torch.cat(found), after)
 
 
 def test_a_method_that_writes_into_the_bases_weights_is_found_out(tmp_path: Path) -> None:
