@@ -1,19 +1,18 @@
 """Families of docs/models.md, most with a pass for each row, against transformers and PEFT."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from architectures import ARCHITECTURES, SHAPE, WINDOW
+from architectures import ARCHITECTURES, SHAPE
 from architectures import stock as packed
 from evaluation_worlds import tokenizer
+from families import FAMILIES, config_of, stock
 from tiny_models import assert_close
 from torch import Tensor
 from toy_training import losses, peft_twin, plain_losses, toy_rows, training_tolerance, trial
-from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from rankscope.config.study import ModelConfig, TrainConfig
 from rankscope.errors import UserError
@@ -31,83 +30,7 @@ from rankscope.train.memory import MemoryModel, RowCounts
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 CPU = torch.device("cpu")
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
-LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
-LAYERS = {"layer_types": ["linear_attention", "full_attention"]}
-DELTA = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8}
-DELTA |= {"linear_value_head_dim": 8}
-MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1}
-MAMBA |= {"mamba_chunk_size": 4}
-STATES = {key: SHAPE[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers")}
-STATES |= {"state_size": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-EVEN = {key: value for key, value in SHAPE.items() if key != "num_key_value_heads"}
-WIDE = {**SHAPE, "num_key_value_heads": 4, "moe_intermediate_size": 24, "n_routed_experts": 4}
-LATENT = {"kv_lora_rank": 8, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8}
-CONFIGS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
-    "Gemma 2": ("Gemma2", {**SHAPE, "sliding_window": WINDOW, "attn_logit_softcapping": 2.0}, ()),
-    "gpt-oss": ("GptOss", {**SHAPE, **LOCAL_EXPERTS, "sliding_window": WINDOW}, ()),
-    "Qwen3-Next": ("Qwen3Next", {**SHAPE, **EXPERTS, **DELTA, **LAYERS}, ("in_proj_qkvz",)),
-    "Qwen3.5": ("Qwen3_5Text", {**SHAPE, **DELTA, **LAYERS}, ("in_proj_qkv", "out_proj")),
-    "Mamba": ("Mamba", STATES, ("in_proj",)),
-    "Mamba 2": ("Mamba2", {**STATES, "num_heads": 4, "head_dim": 16, "n_groups": 1}, ("in_proj",)),
-    "Jamba": (
-        "Jamba",
-        {
-            **SHAPE,
-            "attn_layer_period": 2,
-            "attn_layer_offset": 1,
-            "num_experts": 4,
-            "mamba_dt_rank": 4,
-        },
-        ("in_proj", "q_proj", "up_proj"),
-    ),
-    "Bamba": ("Bamba", {**SHAPE, "attn_layer_indices": [1], **MAMBA}, ("in_proj",)),
-    "Falcon-H1": ("FalconH1", {**SHAPE, "mamba_d_ssm": 64, **MAMBA}, ("in_proj",)),
-    "Granite 4": (
-        "GraniteMoeHybrid",
-        {**SHAPE, **LOCAL_EXPERTS, **MAMBA, "layer_types": ["mamba", "attention"]},
-        ("in_proj",),
-    ),
-    "RecurrentGemma": (
-        "RecurrentGemma",
-        {**SHAPE, "lru_width": 32, "block_types": ["recurrent", "attention"]},
-        ("linear_x", "linear_out"),
-    ),
-    "RWKV": ("Rwkv", {**STATES, "context_length": 256}, ("key", "receptance")),
-    "LFM2": ("Lfm2", {**SHAPE, "layer_types": ["conv", "full_attention"]}, ("in_proj", "w1")),
-    "OLMo Hybrid": ("OlmoHybrid", {**SHAPE, **DELTA, **LAYERS}, ("g_proj",)),
-    "MiniMax": ("MiniMax", {**SHAPE, **LOCAL_EXPERTS, **LAYERS, "block_size": 4}, ("qkv_proj",)),
-    "DeepSeek-V3": (
-        "DeepseekV3",
-        {
-            **WIDE,
-            **LATENT,
-            "v_head_dim": 8,
-            "n_group": 1,
-            "topk_group": 1,
-            "num_experts_per_tok": 2,
-        },
-        ("q_a_proj", "kv_b_proj"),
-    ),
-    "Qwen3-MoE": ("Qwen3Moe", {**SHAPE, **EXPERTS}, ()),
-    "Granite": ("Granite", SHAPE, ()),
-    "GPT-NeoX": ("GPTNeoX", EVEN, ("query_key_value", "dense_h_to_4h")),
-}
-"""By the page's name: class and settings of the configuration, and targets if not of attention."""
 QUESTIONS = [([5, 9, 31, 7, 250], [[3], [77, 12], [77, 12, 9]]), ([8], [[4], [6]])]
-
-
-def config_of(architecture: str) -> PreTrainedConfig:
-    kind, settings, _ = CONFIGS[architecture]
-    made: PreTrainedConfig = getattr(transformers, f"{kind}Config")(**copy.deepcopy(settings))
-    return made
-
-
-def stock(architecture: str, attention: str | None = None) -> Any:
-    """A tiny random model with the attention that transformers chooses; equal at each call."""
-    torch.manual_seed(0)
-    config = config_of(architecture)
-    return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
 
 
 def loaded(architecture: str) -> Base:
@@ -131,11 +54,11 @@ def table() -> dict[str, str]:
 
 
 def test_the_page_lists_what_is_tried() -> None:
-    assert tuple(table()) == tuple(CONFIGS)
+    assert tuple(table()) == tuple(FAMILIES)
 
 
 @pytest.mark.filterwarnings("ignore:.*is falling back to its reference")
-@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize("architecture", FAMILIES)
 def test_scores_and_training_are_those_of_transformers_and_peft(architecture: str) -> None:
     base, model = loaded(architecture), stock(architecture)
     assert base.packs == (table()[architecture] == "many rows")
@@ -176,7 +99,7 @@ def test_scores_and_training_are_those_of_transformers_and_peft(architecture: st
 
 
 def targeted(architecture: str, name: str = "low", **settings: Any) -> Any:
-    own = CONFIGS[architecture][2] or ("q_proj", "o_proj")
+    own = FAMILIES[architecture][2] or ("q_proj", "o_proj")
     return trial(name, targets=own, **settings)
 
 
