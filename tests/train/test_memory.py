@@ -1,5 +1,6 @@
 """What a pass allocates: by hand, on shapes against a pass that runs, and on a few layers."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -242,14 +243,17 @@ GROUPS = (
 
 
 def passes(
-    config: PretrainedConfig, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    config: PretrainedConfig,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    has_kernel: bool = True,
 ) -> PassMemory:
     varlen.register_attention()
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             config, attn_implementation=varlen.NAME, dtype=dtype
         )
-    return PassMemory(model, torch.device(device))
+    return PassMemory(model, torch.device(device), has_kernel and device == "cuda")
 
 
 def whole(counts: PassMemory, group: list[TrialSpec], shape: PassShape, recomputes: bool) -> int:
@@ -294,10 +298,28 @@ def test_a_layer_unlike_the_others_is_counted_with_all_of_them() -> None:
     assert len(counts.model.model.layers) == 7  # the model is what it was
 
 
-def test_on_cuda_in_bfloat16_attention_holds_no_padding() -> None:
+@pytest.mark.parametrize("head_dim", [16, 256])
+def test_on_cuda_in_bfloat16_attention_holds_no_padding(head_dim: int) -> None:
     """Ten rows of 20 tokens beside one of 200 cost what two of 200 cost, to the layers' rounding:
-    padded they would be eleven of 200."""
-    counts = passes(LLAMA, torch.bfloat16, "cuda")
+    padded they would be eleven of 200, as on a card without the kernel."""
+    config = copy.deepcopy(LLAMA)
+    config.head_dim = head_dim
+    counts = passes(config, torch.bfloat16, "cuda")
     uneven, even = PassShape((200, *[20] * 10), 20), PassShape((200, 200), 20)
     found, expected = (counts.pass_bytes(GROUPS[1], shape, False) for shape in (uneven, even))
     assert found == pytest.approx(expected, rel=0.01)
+    older = passes(config, torch.bfloat16, "cuda", has_kernel=False)
+    padded = 7 * (11 - 2) * 200 * head_dim * (4 + 4 + 4) * 2  # queries, keys and values, repeated
+    assert older.pass_bytes(GROUPS[1], uneven, False) - found > padded
+
+
+def test_cuda_keeps_repeated_key_heads_without_the_kernel() -> None:
+    """In float32, beside a processor's fused attention, which shares them: in each of 11 layers
+    the keys and values of 3 more heads of 16 for each of 360 tokens."""
+    config = copy.deepcopy(GEMMA)
+    config.layer_types = ["sliding_attention"] * 11
+    cpu, cuda = (
+        passes(config, device=device).pass_bytes(GROUPS[1], SHAPES[1], False)
+        for device in ("cpu", "cuda")
+    )
+    assert cuda - cpu == pytest.approx(11 * 2 * 3 * 16 * 360 * 4, rel=0.1)

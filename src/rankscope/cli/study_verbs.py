@@ -38,7 +38,7 @@ def _plan_command(
     file: StudyFile,
     overrides: Overrides = None,
     device: Annotated[
-        str, Option(metavar="NAME", help="here, h100, h200, a100, l40s, l4, 4090 or m3.")
+        str, Option(metavar="NAME", help="here, h100, h200, a100, l40s, l4, 4090, v100, t4 or m3.")
     ] = "here",
     gpus: Annotated[int, Option(min=1, help="Devices that groups are spread over.")] = 1,
     executor: Annotated[

@@ -76,10 +76,15 @@ class Machine:
     utilization: float = PUBLISHED_UTILIZATION  # Of the product rate, in training and scoring
     probed_layers: int = 0  # Of the model, in the steps that measured it; 0: it was not measured
 
+    @property
+    def has_attention_kernel(self) -> bool:
+        """Of ``attention/kernel.py``: NVIDIA's cards have it from compute capability 8.0 on, which
+        is also the first with bfloat16."""
+        return self.device.type == "cuda" and "bfloat16" in self.rates
+
     def dtype(self, wanted: str) -> torch.dtype:
-        """The base's dtype; ``auto`` is bfloat16 if the device computes in it."""
-        fast = "bfloat16" if "bfloat16" in self.rates else "float32"
-        name = fast if wanted == "auto" else wanted
+        """The base's dtype; ``auto`` is the first of its rates, as in ``device.choose_dtype``."""
+        name = next(iter(self.rates)) if wanted == "auto" else wanted
         if name not in self.rates:
             known = f"{' or '.join(self.rates)}, in which {self.label} computes"
             raise UserError("plan: dtype", name, known, "give '--set dtype=...'")
@@ -105,13 +110,16 @@ class Machine:
 def _card(
     label: str,
     source: str,
-    bfloat16: float,
+    half: float,
     float32: float,
     bandwidth: float,
     memory: float,
     link: float = PCIE,
+    *,
+    has_bfloat16: bool = True,
 ) -> Machine:
-    rates = {"bfloat16": bfloat16, "float32": float32}
+    rates = {"bfloat16": half} if has_bfloat16 else {}
+    rates |= {"float16": half, "float32": float32}
     return Machine(label, torch.device("cuda"), rates, bandwidth, memory, source, link)
 
 
@@ -122,6 +130,10 @@ MACHINES: Mapping[str, Machine] = {
     "l40s": _card("NVIDIA L40S", "data sheet", 362, 91.6, 864, 48),
     "l4": _card("NVIDIA L4", "data sheet", 121, 30.3, 300, 24),
     "4090": _card("GeForce RTX 4090", "Ada architecture white paper", 165, 82.6, 1008, 24),
+    "v100": _card(
+        "NVIDIA V100 SXM2 32GB", "data sheet", 125, 15.7, 900, 32, 150, has_bfloat16=False
+    ),
+    "t4": _card("NVIDIA T4", "data sheet", 65, 8.1, 320, 16, 16, has_bfloat16=False),
     "m3": Machine(
         "Apple M3",
         torch.device("mps"),

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+import torch
+
 from rankscope.advise.checks import notes_beforehand
 from rankscope.config.study import StudyConfig
 from rankscope.data.study_data import prepare_data
@@ -15,6 +17,7 @@ from rankscope.device import (
 from rankscope.errors import UserError
 from rankscope.evaluate.evaluator import scored_items
 from rankscope.evaluate.vllm import resolved_engine
+from rankscope.models.attention.kernel import kernel_takes
 from rankscope.models.study_base import check_machine, resolve_base
 from rankscope.progress import ProgressReporter
 from rankscope.records import TrialSpec
@@ -65,13 +68,14 @@ def prepare(
         t.trial_id: scored_items(config, base, data.seen_by(t))[1] for t in trials if t.prompt
     }
     rungs = usable_rungs(config, labels)
-    memory = MemoryModel(base.config, dtype, device, config.quantize)
+    has_kernel = None if machine is None else machine.has_attention_kernel
+    memory = MemoryModel(base.config, dtype, device, config.quantize, has_kernel)
     rows = {**data.replay_rows, **data.rows}
     counts = {name: RowCounts.of(encoded.rows) for name, encoded in rows.items()}
     free_bytes /= config.train.devices if memory.device.type == "cpu" else 1  # shards share it
     room = config.memory_limit or round(USABLE_SHARE * free_bytes)
     notes = [*base.notes, *data.encoder.notes, *data.notes, *notes_beforehand(config, tasks)]
-    notes += experts_notes(memory, trials)
+    notes += experts_notes(memory, trials) + attention_notes(memory)
     if not memory.packs:
         notes += rows_alone_notes(config, memory, counts)
     notes += [_tokens_note(t, items, prompted[t.trial_id]) for t in trials if t.prompt]
@@ -111,6 +115,29 @@ def experts_notes(memory: MemoryModel, trials: Sequence[TrialSpec]) -> list[str]
     return [
         f"{type(memory.base).__name__}: adapters leave its experts, no linear layers, as they "
         f"are; method {{peft: {{peft_type: LORA, target_parameters: [{short}]}}}} trains them"
+    ]
+
+
+def attention_notes(memory: MemoryModel) -> list[str]:
+    """What attention on CUDA costs without the kernel that takes rows of any length."""
+    if not memory.packs or memory.device.type != "cuda":
+        return []
+    sizes = {
+        getattr(module, "qk_head_dim", None) or getattr(module, "head_dim", None) or 64
+        for module in memory.base.modules()
+    }
+    sizes = {size for size in sizes if not kernel_takes(size, memory.dtype)}
+    if not memory.passes.has_kernel:
+        why = "a GPU below compute capability 8.0"
+    elif memory.dtype == torch.float32:
+        why = "float32"
+    elif sizes:
+        why = f"heads of {max(sizes)}"
+    else:
+        return []
+    return [
+        f"{why}: attention without FlashAttention, so rows are padded to the longest of their pass "
+        "and key heads repeated; the plan counts their memory, not their time"
     ]
 
 

@@ -18,6 +18,7 @@ from rankscope.config.study import TrainConfig
 from rankscope.data.encode import EncodedRow
 from rankscope.evaluate.continuous_batching import writing_bytes
 from rankscope.models.attention import varlen
+from rankscope.models.attention.kernel import has_varlen_kernel
 from rankscope.models.grouped_lora import padded_rank
 from rankscope.models.lora import Adapter
 from rankscope.models.methods.lora import LoraMethod
@@ -163,7 +164,10 @@ class MemoryModel:
         dtype: torch.dtype,
         device: torch.device,
         quantize: Literal["none", "4bit"] = "none",
+        has_kernel: bool | None = None,
     ) -> None:
+        """``has_kernel``: whether ``device``, by default this machine's, has the kernel of
+        ``attention/kernel.py``."""
         self.dtype = dtype
         self.device = device
         attention = varlen.attention_of(config)
@@ -180,7 +184,8 @@ class MemoryModel:
             sizes = [layer.weight.numel() for layer in linears.values()]
             self._frozen_bytes -= round(sum(sizes) * (dtype.itemsize - NF4_BYTES))
             self._frozen_bytes += max(sizes, default=0) * dtype.itemsize  # One at a time as numbers
-        self.passes = PassMemory(self.base, device)
+        has_kernel = has_varlen_kernel(device) if has_kernel is None else has_kernel
+        self.passes = PassMemory(self.base, device, has_kernel)
         self.replicates = False  # Each of several devices holds the frozen base whole
         self._adapters: dict[tuple[object, ...], Adapter] = {}
 

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rankscope.models.attention.kernel import KernelRows, has_varlen_kernel
+from rankscope.models.attention.kernel import KernelRows
 from rankscope.models.attention.products import RowLayout
 from rankscope.models.attention.varlen import NAME, AttentionPlan, OnShapes
 from rankscope.models.base import (
@@ -63,14 +63,21 @@ class PassShape:
 
 
 class PassMemory:
-    def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
+    def __init__(self, model: PreTrainedModel, device: torch.device, has_kernel: bool) -> None:
         """``model`` is on the meta device; ``device`` is where passes will run, which decides the
-        layout of rows."""
+        layout of rows, and ``has_kernel`` whether it has the one of ``attention/kernel.py``."""
         self.model = model
         self.device = device
+        self.has_kernel = has_kernel
         parts = [(name, p.shape, p.dtype) for name, p in model.named_parameters()]
         attention = model.config._attn_implementation
-        self._model_key = (model.config.to_json_string(), attention, *parts, str(device))
+        self._model_key = (
+            model.config.to_json_string(),
+            attention,
+            *parts,
+            str(device),
+            has_kernel,
+        )
         block_output_layer(model)
         shortest = _batch_of_shape(PassShape((2,), 1), [None])
         with AllocationCounter():
@@ -229,7 +236,8 @@ class PassMemory:
             to_rows=plan.to_rows.to(META),
             to_tokens=plan.to_tokens.to(META),
             layout=RowLayout(batch.lengths, META) if by_products else None,
-            kernel=KernelRows(plan.lengths, META) if has_varlen_kernel(self.device) else None,
+            kernel=KernelRows(plan.lengths, META) if self.has_kernel else None,
+            repeats_keys=self.device.type == "cuda",
         )
         logits: Tensor = model(
             input_ids=batch.input_ids.to(META),

@@ -267,7 +267,7 @@ def with_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if this processor had the kernel, in float32 too."""
     monkeypatch.setattr(torch_varlen, "varlen_attn", by_the_page)
     monkeypatch.setattr(varlen, "has_varlen_kernel", lambda device: True)
-    monkeypatch.setattr(KernelRows, "fits", lambda self, query: True)
+    monkeypatch.setattr(varlen, "kernel_takes", lambda *_: True)
     CALLS.clear()
 
 
@@ -316,8 +316,8 @@ def test_the_kernel_is_for_cuda_in_16_bits() -> None:
     assert not kernel.has_varlen_kernel(torch.device("mps"))
     rows = KernelRows(torch.tensor([1025, 3]), torch.device("cpu"))
     assert (rows.max_length, rows.ends.tolist()) == (2048, [0, 1025, 1028])
-    fitting = torch.zeros(3, 2, 64, dtype=torch.bfloat16)
-    assert rows.fits(fitting)
-    assert not rows.fits(fitting.float())
-    assert not rows.fits(torch.zeros(3, 2, 256, dtype=torch.bfloat16))
-    assert not rows.fits(torch.zeros(3, 2, 12, dtype=torch.bfloat16))
+    sizes = (12, 64, 192, 200, 224, 232, 256, 264)
+    taken = [size for size in sizes if kernel.kernel_takes(size, torch.bfloat16)]
+    assert taken == [64, 192, 232, 256]
+    assert kernel.kernel_takes(256, torch.float16)
+    assert not kernel.kernel_takes(64, torch.float32)

@@ -18,7 +18,8 @@ from torch import Tensor
 from rankscope.models.attention.products import additive_mask
 
 FLASH_CAPABILITY = (8, 0)
-MAX_HEAD_DIM = 192  # Not every card has a backward pass for larger heads
+MAX_HEAD_DIM = 256
+NO_HEAD_DIM = range(193, 225)  # Not every card has a backward pass for these
 LEAST_MAX_LENGTH = 1024
 
 
@@ -29,6 +30,12 @@ def has_varlen_kernel(device: torch.device) -> bool:
     if not torch.cuda.is_available():
         return True
     return torch.cuda.get_device_capability(device) >= FLASH_CAPABILITY
+
+
+def kernel_takes(head_dim: int, dtype: torch.dtype) -> bool:
+    """Whether the kernel computes heads of that size, forward and backward, without dropout."""
+    is_half = dtype in (torch.bfloat16, torch.float16)
+    return is_half and not head_dim % 8 and head_dim <= MAX_HEAD_DIM and head_dim not in NO_HEAD_DIM
 
 
 class KernelRows:
@@ -42,11 +49,6 @@ class KernelRows:
         # A power of two, because how the kernel divides its work, and with it the order of sums,
         # may depend on it.
         self.max_length = 1 << (longest - 1).bit_length()
-
-    def fits(self, query: Tensor) -> bool:
-        size = query.shape[-1]
-        is_half = query.dtype in (torch.bfloat16, torch.float16)
-        return is_half and size % 8 == 0 and size <= MAX_HEAD_DIM
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
         """Causal attention: q (N, H, D), k and v (N, K, D) -> (N, H, D)."""

@@ -28,7 +28,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedConfig
 
 from rankscope.errors import UserError
-from rankscope.models.attention.kernel import DecodeStep, KernelRows, has_varlen_kernel
+from rankscope.models.attention.kernel import (
+    DecodeStep,
+    KernelRows,
+    has_varlen_kernel,
+    kernel_takes,
+)
 from rankscope.models.attention.products import (
     MAX_LENGTH,
     MAX_SCORES,
@@ -126,6 +131,7 @@ class AttentionPlan:
     store: bool = False  # Append this pass's keys and values to ``cache``
     layout: RowLayout | None = None  # Layout for ``causal_products``, if that is the faster way
     kernel: KernelRows | None = None  # Rows for torch's kernel, if the device has it
+    repeats_keys: bool = False  # Set on CUDA, see ``_padded_attention``
     step: DecodeStep | None = None  # Set if every row continues its cache by one token
     tree: TreeMask | None = None  # Set if rows branch or continue ``prefix``
     prefix: KVCache | None = None  # A cache of one row, which every row continues
@@ -176,6 +182,7 @@ class AttentionPlan:
             store=store,
             layout=RowLayout(lengths, device) if by_products else None,
             kernel=KernelRows(counts, device) if by_kernel else None,
+            repeats_keys=device.type == "cuda",
             step=DecodeStep(cache.lengths, device) if is_step and cache is not None else None,
         )
 
@@ -285,7 +292,7 @@ def _varlen_attention(
             return tree_attention((q, k, v), layout, scale, plan.tree, past)[None], None
         return _padded_attention(layer, qkv, plan, (scale, window, 0.0)), None
     if not dropout:
-        if plan.kernel is not None and plan.kernel.fits(query):
+        if plan.kernel is not None and kernel_takes(query.shape[-1], query.dtype):
             return plan.kernel.attend(q, k, v, scale, window)[None], None
         if layout is not None:
             with _no_autocast(query.device.type):  # the products keep their own precision
@@ -313,12 +320,13 @@ def _padded_attention(
             torch.cat([before.expand(len(own), -1, -1, -1), own], dim=2)
             for before, own in zip(past, (k, v), strict=True)
         )
+    if plan.repeats_keys and q.shape[1] != k.shape[1]:
+        # Without FlashAttention, which takes no mask, not every fused kernel shares key heads:
+        # scores would be whole, in float32.
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     if q.is_meta:  # shapes alone: devices keep what the fused kernel keeps, meta would keep scores
         out = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout, mask is None)[0]
         return plan.tokens(out.transpose(1, 2))
-    if mask is not None and q.is_cuda:
-        # Not every fused kernel with a mask shares key heads: scores would be whole, in float32.
-        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     out = F.scaled_dot_product_attention(
         q,
         k,
