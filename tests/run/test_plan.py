@@ -6,19 +6,27 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from architectures import LLAMA_8B
+import torch
+from architectures import LLAMA_8B, SHAPE, config_of
 from hub_copies import paper_hub
-from pocket_study import NUM_LORA, small_study
+from pocket_study import NUM_LORA, changed, small_study
 from rich.console import Console
+from transformers import Gemma2Config
 
 from rankscope.cli.render.plan import plan_table, totals
 from rankscope.errors import UserError
+from rankscope.models.base import Base
+from rankscope.models.compiled import kernels_of
 from rankscope.models.model_folder import pocket_folder
 from rankscope.models.parameters import architecture
+from rankscope.run import kernels, machines
 from rankscope.run.machines import MACHINES
 from rankscope.run.plan import Plan, make_plan
+from rankscope.run.prepare import attention_notes
+from rankscope.run.prepared import PreparedStudy
 from rankscope.run.study import Study
 from rankscope.tools.new_study import study_template
+from rankscope.train.memory import MemoryModel
 
 
 def printed_limits(plan: Plan) -> list[str]:
@@ -82,6 +90,80 @@ def test_recomputation_is_suggested_only_if_the_states_fit(tmp_path: Path) -> No
     assert "gradient_checkpointing" in printed(states + 1)
     assert "states of group 3, 4 alone" not in printed(states + 1)
     assert "states of group 3, 4 alone" in printed(states - 1)
+
+
+def test_a_plan_computes_as_the_run_will_and_counts_compiling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here with what is chosen; on another machine with what the file says. A start takes 5.5 s,
+    587,904 parameters of 4 bytes at 0.5 GB/s, and 30 s to compile."""
+    used, measure = list[str](), machines.fastest_step
+
+    def recorded(base: Base, probed: PreparedStudy) -> tuple[float, list[float]]:
+        used.append(kernels_of(base.model))
+        return measure(base, probed)
+
+    monkeypatch.setattr(machines, "fastest_step", recorded)
+    monkeypatch.setattr(kernels, "choose_kernels", lambda study: ("compiled", ""))
+    auto = small_study(tmp_path)
+    here, there = auto.plan(), auto.plan(device="h100")
+    assert used == ["compiled"]
+    asked = small_study(tmp_path, **changed("train", kernels="compiled")).plan(device="h100")
+    elsewhere = auto.plan(device="h100", executor="slurm")
+    starts = [plan.stages["starting"] for plan in (here, asked, there)]
+    assert starts == pytest.approx([35.504703232] * 2 + [5.504703232])
+    lines = [
+        line for plan in (here, asked, there, elsewhere) for line in totals(plan) if "kern" in line
+    ]
+    compiled = "train.kernels: compiled; each start counts 30 s to compile"
+    assert lines == [
+        f"{compiled}.",
+        f"{compiled}, and the published share stays.",
+        "train.kernels: plain is assumed; auto chooses on the device itself.",
+        "train.kernels: plain.",
+    ]
+
+
+def test_cards_without_bfloat16_compute_in_float16(tmp_path: Path) -> None:
+    study = small_study(tmp_path, dtype="auto")
+    for name in ("t4", "v100"):
+        plan = study.plan(device=name)
+        assert plan.dtype == "float16"
+        assert any("below compute capability 8.0" in note for note in plan.notes)
+        with pytest.raises(UserError, match="found bfloat16, expected float16 or float32"):
+            small_study(tmp_path, dtype="bfloat16").plan(device=name)
+    plan = small_study(tmp_path, dtype="float16").plan(device="l4")
+    assert plan.basis.startswith("121 TFLOP/s (float16)")
+    assert not any("attention" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "dtype", "reason"),
+    [
+        (256, "bfloat16", None),
+        (224, "float16", "heads of 224: "),
+        (264, "bfloat16", "heads of 264: "),
+        (64, "float32", "float32: "),
+    ],
+)
+def test_attention_without_a_kernel_is_named(head_dim: int, dtype: str, reason: str) -> None:
+    config = config_of("Gemma 3")
+    config.head_dim = head_dim
+    memory = MemoryModel(config, getattr(torch, dtype), torch.device("cuda"), has_kernel=True)
+    notes = attention_notes(memory)
+    assert len(notes) == (reason is not None)
+    assert all(note.startswith(reason) for note in notes)
+    assert attention_notes(MemoryModel(config, torch.float32, torch.device("cpu"))) == []
+
+
+def test_a_published_share_does_not_count_rows_that_run_alone(tmp_path: Path) -> None:
+    inputs = small_study(tmp_path).check()
+    config = Gemma2Config(**{**SHAPE, "attn_logit_softcapping": 2.0})
+    memory = MemoryModel(config, torch.float32, inputs.device)
+    alone = replace(inputs, grouping=replace(inputs.grouping, model=memory))
+    for study, says_so in ((inputs, False), (alone, True)):
+        notes = make_plan(study, MACHINES["h100"]).notes
+        assert ("rows that run alone take longer than planned" in " ".join(notes)) == says_so
 
 
 def test_the_paper_preset_plans_as_it_is_written(

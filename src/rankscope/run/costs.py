@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from rankscope.run.machines import Machine
 
 START_SECONDS = 5.5  # Imports and tokenizer, until a process trains: measured on two cores
+COMPILE_SECONDS = 30.0  # Of all compiled functions, once, on two idle cores
 DISK_RATE = 0.5e9  # Bytes that are hashed and written, or read, per second; assumed
 OPTIMIZER_BYTES = 32
 """Read and written per trained parameter and step: clipping, weight, gradient and two moments."""
@@ -89,8 +90,11 @@ class CostModel:
         return num_bytes / (self.machine.bandwidth * 1e9)
 
     def start(self) -> float:
-        """Seconds until a new process trains: its imports, and the base hashed and loaded."""
-        return START_SECONDS + self.base_bytes / DISK_RATE
+        """Seconds until a new process trains: its imports, the base hashed and loaded, and its
+        functions compiled, as if none were in the cache."""
+        is_plain = self.inputs.config.train.kernels in ("auto", "plain")
+        compiling = 0.0 if is_plain else COMPILE_SECONDS
+        return START_SECONDS + self.base_bytes / DISK_RATE + compiling
 
     # --- training -------------------------------------------------------------------------------
 

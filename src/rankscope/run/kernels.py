@@ -11,8 +11,10 @@ from rankscope.errors import UserError, first_line
 from rankscope.models.base import Base
 from rankscope.models.compiled import compute_plainly, use_kernels, why_not
 from rankscope.records import TrialSpec
+from rankscope.run.costs import COMPILE_SECONDS
 from rankscope.run.machines import (
     PROBE_ROWS,
+    Machine,
     fastest_step,
     probe_trial,
     probed_base,
@@ -25,7 +27,6 @@ from rankscope.train.pass_memory import FEWEST_LAYERS
 SAVED_SECONDS = 1.7e-8
 """Of compiled functions, in training, per token, layer and feature: SmolLM2 in bfloat16 on two
 cores with AMX, 8.2 s a step of 5,380 tokens to 6.6."""
-COMPILE_SECONDS = 30.0  # Of all functions, once, on two idle cores
 WORTH_A_TRY = 10 * COMPILE_SECONDS  # Estimated saving
 LOSS_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 """Relative, of losses."""
@@ -62,6 +63,17 @@ def load_for(study: PreparedStudy, load: Callable[[], Base]) -> Base:
     return base
 
 
+def planned_kernels(study: PreparedStudy, machine: Machine | None) -> str:
+    """What a plan takes ``train.kernels`` to be, as a sentence; on this machine they are chosen."""
+    kernels = study.config.train.kernels
+    if kernels == "plain" or (kernels == "auto" and _is_elsewhere(study)):
+        return "train.kernels: plain"
+    if kernels == "auto":
+        return "train.kernels: plain is assumed; auto chooses on the device itself"
+    counted = f"train.kernels: {kernels}; each start counts {COMPILE_SECONDS:.0f} s to compile"
+    return counted if machine is None else f"{counted}, and the published share stays"
+
+
 def choose_kernels(study: PreparedStudy) -> tuple[Kernels, str]:
     """How a study that has no results yet computes norms, rotary embeddings and gates, and a note
     if it might gain by compiling them but cannot.
@@ -70,12 +82,11 @@ def choose_kernels(study: PreparedStudy) -> tuple[Kernels, str]:
     worth a try, and if steps of a few layers here show that the study saves more than compiling
     takes.
     """
-    config, shape = study.config, study.base.config.get_text_config()
+    shape = study.base.config.get_text_config()
     lora = [t for t in study.trials if not t.trains_alone and t.trains]
     tokens = sum(map(study.training_tokens, lora))
     estimate = SAVED_SECONDS * tokens * shape.num_hidden_layers * shape.hidden_size
-    is_elsewhere = config.runs_elsewhere or config.train.devices > 1
-    if estimate < WORTH_A_TRY or is_elsewhere or study.device.type not in ("cpu", "cuda"):
+    if estimate < WORTH_A_TRY or _is_elsewhere(study) or study.device.type not in ("cpu", "cuda"):
         return "plain", ""
     saved: dict[Kernels, float] = {"plain": 0.0}
     ways: tuple[Kernels, ...] = ("liger", "compiled")
@@ -91,6 +102,11 @@ def choose_kernels(study: PreparedStudy) -> tuple[Kernels, str]:
         return best, ""
     slower = "train.kernels: plain, as nothing can be compiled"
     return "plain", f"{slower}: {reason}" if reason else ""
+
+
+def _is_elsewhere(study: PreparedStudy) -> bool:
+    """Whether this machine cannot show how fast the study trains."""
+    return study.config.runs_elsewhere or study.config.train.devices > 1
 
 
 def _saved_per_token(study: PreparedStudy, trial: TrialSpec, kernels: Kernels) -> float:

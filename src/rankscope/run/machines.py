@@ -29,6 +29,7 @@ from rankscope.errors import UserError, did_you_mean
 from rankscope.formatting import count
 from rankscope.models.attention import varlen
 from rankscope.models.base import Base
+from rankscope.models.compiled import use_kernels
 from rankscope.models.load import frozen_base, model_record
 from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.parameters import architecture
@@ -227,7 +228,7 @@ _MEASURED: dict[tuple[object, ...], tuple[float, int]] = {}
 
 def measured_machine(inputs: PreparedStudy) -> Machine:
     """This machine, with the share of its product rate that training steps of the study's base
-    reach.
+    reach, computed as ``train.kernels`` says; ``auto`` is plain here.
 
     No step is run without LoRA arms, with ``train.devices`` or 4-bit weights, where the memory is
     short, where two layers and a row of each adapter are estimated to take longer than a step may,
@@ -319,7 +320,10 @@ def step_seconds(probed: PreparedStudy, machine: Machine) -> float:
 
 def _run_steps(probed: PreparedStudy, machine: Machine) -> float:
     """The share of the product rate that the fastest step reaches."""
-    seconds, _ = fastest_step(probed_base(probed), probed)
+    base, kernels = probed_base(probed), probed.config.train.kernels
+    if kernels != "auto":
+        use_kernels(base.model, kernels)
+    seconds, _ = fastest_step(base, probed)
     costs, tokens = CostModel(probed, machine), map(probed.training_tokens, probed.trials)
     counted = [
         (costs.training_operations(trial, count), count)

@@ -16,6 +16,7 @@ from rankscope.records import Record, TrialSpec
 from rankscope.run.adaptive import expected_shares
 from rankscope.run.costs import CostModel
 from rankscope.run.groups import Group, GroupLimit, what_limits
+from rankscope.run.kernels import planned_kernels, with_kernels
 from rankscope.run.machines import Machine, busy_notes, measured_machine
 from rankscope.run.prepared import PreparedStudy, first_trials
 
@@ -73,6 +74,7 @@ class Plan(Record):
     """That and the longest group or unit: no number of devices ends sooner."""
     wall_seconds: float  # On ``gpus`` devices: that first, then the groups, longest first
     basis: str  # What the estimate of time rests on
+    kernels: str  # How norms, rotary embeddings and gates are taken to be computed, as a sentence
     expected_tokens: int | None = None
     """Training tokens that an adaptive study is expected to need; the rest of the plan is that of
     the grid, the most that it can train."""
@@ -93,6 +95,8 @@ def make_plan(
     """Count and estimate, for ``gpus`` devices of a machine; without one a few training steps are
     measured here. An ``executor`` starts a process for each group."""
     busy = () if machine else busy_notes()
+    inputs = inputs if machine else with_kernels(inputs, None)
+    kernels = planned_kernels(inputs, machine)
     machine = machine or measured_machine(inputs)
     model, gpus = CostModel(inputs, machine), max(gpus, inputs.config.train.devices)
     costs: dict[str, Seconds] = {}
@@ -118,11 +122,19 @@ def make_plan(
         executor=executor,
         devices=inputs.config.train.devices,
         basis=machine.basis(inputs.dtype),
-        notes=(*inputs.notes, *busy),
+        kernels=kernels,
+        notes=(*inputs.notes, *_time_notes(inputs, machine), *busy),
         **_counts(inputs),
         **times,
         **_expected(model, costs, times),
     )
+
+
+def _time_notes(inputs: PreparedStudy, machine: Machine) -> list[str]:
+    """What the published share of the product rate, of full passes, leaves out of the time."""
+    if machine.probed_layers or inputs.grouping.model.packs:
+        return []
+    return ["the time counts no small passes: rows that run alone take longer than planned"]
 
 
 def _counts(inputs: PreparedStudy) -> dict[str, Any]:

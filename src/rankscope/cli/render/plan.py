@@ -76,6 +76,7 @@ def totals(plan: Plan) -> Iterator[str]:
     if plan.budget is not None:
         yield f"Budget: {plan.budget}.{_over_budget(plan)}"
     yield f"Estimated from {plan.basis}."
+    yield f"{plan.kernels}."
     most = max(group.memory_bytes for group in plan.groups)
     yield (
         f"Memory: up to {byte_size(most)} of {byte_size(plan.memory_bytes)}, in training or "
