@@ -102,6 +102,9 @@ def run_command(
             help="Run on a network disk, or after a run on another machine that did not end well.",
         ),
     ] = False,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Print what SLURM would get, and submit nothing.")
+    ] = False,
 ) -> Reply:
     """Run a study, or continue where it stopped.
 
@@ -118,8 +121,11 @@ def run_command(
     from rankscope.run.outputs import write_outputs
 
     study.config = with_executor(study.config, executor)
-    processes = _executor_of(study.config, workers)
     folder = out or Path("studies") / study.config.name
+    if dry_run:
+        script = study.batch_script(folder, workers)
+        return Reply({"script": script}, lambda: print_line(script))
+    processes = _executor_of(study.config, workers)
     with ConsoleReporter(err_console) as reporter:
         records = study.run(
             folder, reporter, processes, again, allow_mixed=allow_mixed, take_over=take_over

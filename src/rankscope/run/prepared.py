@@ -19,6 +19,7 @@ from rankscope.models.study_base import StudyBase
 from rankscope.records import BASE, EvalKey, Split, TaskRecord, TrialSpec, trial_of
 from rankscope.run.groups import Group, Grouping
 from rankscope.run.scoring_memory import scoring_memory
+from rankscope.train.memory import GroupMemory
 from rankscope.train.objectives import objective_of
 from rankscope.train.step_schedule import (
     due_steps,
@@ -93,6 +94,15 @@ class PreparedStudy:
         """Memory of scoring each split, by group."""
         model, settings = self.grouping.model, self.config.evaluate
         return [scoring_memory(model, of_split, settings) for of_split in self.items.values()]
+
+    def host_bytes(self, group: Group, memory: GroupMemory | None = None) -> int:
+        """Memory that the worker of a group, or of the base alone, takes on its machine, if
+        training takes ``memory``; by default as planned."""
+        if memory is None:
+            of_base = self.grouping.model.of_scored((), self.config.train)
+            trained = self.trained(group)
+            memory = self.grouping.memory(trained, self.config.train) if group else of_base
+        return memory.host_bytes(self.device, self.scoring_bytes(group))
 
     def scoring_bytes(self, group: Group) -> int:
         """Memory of scoring a group's trials, or the base alone, besides their weights."""

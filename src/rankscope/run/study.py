@@ -17,7 +17,7 @@ from rankscope.errors import UserError, reporting_shortages
 from rankscope.filesystem import user_path
 from rankscope.models.model_folder import model_folder
 from rankscope.progress import LOG, JsonlReporter, ProgressReporter
-from rankscope.records import StudyRecords
+from rankscope.records import BASE, StudyRecords
 from rankscope.store import UNITS, Ledger
 
 if TYPE_CHECKING:
@@ -95,6 +95,23 @@ class Study:
         if executor is None and self.config.train.devices > 1:
             executor = "local"  # as in a run
         return make_plan(prepared, machine, gpus, executor)
+
+    def batch_script(self, out: str | Path, num_workers: int | None = None) -> str:
+        """The batch script by which a first run into ``out`` would submit all groups; nothing is
+        written or submitted.
+
+        Raises:
+            UserError: the study would not run, or its executor submits none.
+        """
+        from rankscope.run.executors import executor_section
+        from rankscope.run.groups import BASE_GROUP, group_id
+
+        study, chosen = self.check(), self.config.executor
+        settings = (chosen or executor_section().model_validate("local")).settings
+        groups, place = (BASE_GROUP, *study.groups), user_path(out) / UNITS
+        folders = [place / (group_id(group) if group else BASE) for group in groups]
+        host_bytes = max(map(study.host_bytes, groups))
+        return settings.script(folders, self.config.train.devices, host_bytes, num_workers)
 
     def run(
         self,

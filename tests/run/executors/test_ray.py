@@ -1,6 +1,8 @@
 """Units on Ray: whichever process or node is lost, the study comes out the same."""
 
+import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -130,3 +132,17 @@ def test_an_address_that_cannot_be_used_is_refused_before_anything_runs(
     assert outcome.code == 2
     assert message in outcome.told
     assert not (tmp_path / "out").exists()
+
+
+def test_the_client_of_ray_needs_grpc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = study_file(tmp_path, **TWO_GROUPS)
+    monkeypatch.setenv("RANKSCOPE_TRUST_TASK_CODE", "1")
+    monkeypatch.setitem(sys.modules, "grpc", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "ray.util.client.worker", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"ray://127.0.0.1:{server.getsockname()[1]}"
+        setting = f"executor.ray.address={address}"
+        outcome = rankscope("run", file, "--out", tmp_path / "out", "--set", setting)
+    assert outcome.code == 2
+    assert "no package grpc" in outcome.told
+    assert "pip install 'rankscope[ray]'" in outcome.told

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,16 @@ from slurm_host import slurm_host
 from rankscope.errors import Interrupted, UserError
 from rankscope.models.model_folder import pocket_folder
 from rankscope.progress import LOG, logged_notes
+from rankscope.run.context import Round
 from rankscope.run.executors.slurm import (
     EXIT_CODE,
     JOB,
-    WARNING_MINUTES,
     SlurmExecutor,
     SlurmSettings,
     _QueuedUnit,
+    most_tasks,
 )
+from rankscope.run.workers.order import UnitOrder, read_unit
 from rankscope.store import running_process
 
 STUDY: dict[str, Any] = {
@@ -128,7 +131,7 @@ def test_a_time_limit_and_nodes_that_are_drained_and_lost_cost_nothing(
         return process, (unit / JOB).read_text(encoding="utf-8")
 
     process, job = stopped_worker()
-    minutes = (time.monotonic() - begun) / 60 + WARNING_MINUTES + 1
+    minutes = (time.monotonic() - begun) / 60 + SlurmSettings().warning + 1
     update(f"jobid={job}", f"timelimit={math.ceil(minutes)}")
     update(node, "state=drain", "reason=test")
     launcher.wait_for(lambda: is_pending(process, signal.SIGTERM))
@@ -201,13 +204,15 @@ def test_the_batch_script_asks_for_what_the_study_says(tmp_path: Path) -> None:
         setup=["module load cuda"],
         python="/opt/python",
         wrap="srun",
+        warning=5,
+        cpus=8,
     )
     folders = [tmp_path / "units" / name for name in ("0123456789abcdef", "fedcba9876543210")]
-    script = config.script(folders, 8, 4, 32 * 2**30 - 1, 4).splitlines()
+    script = config.script(folders, 2, 32 * 2**30 - 1, 4).splitlines()
     for line in (
         "--array=0-1%4",
         "--requeue",
-        "--signal=B:USR1@120",
+        "--signal=B:USR1@300",
         "--cpus-per-task=8",
         "--partition=gpu",
         "--account=lab",
@@ -224,7 +229,7 @@ def test_the_batch_script_asks_for_what_the_study_says(tmp_path: Path) -> None:
     check = subprocess.run(["bash", "-n"], input="\n".join(script), text=True, check=False)
     assert check.returncode == 0
     for mem, line in (("64G", "#SBATCH --mem=64G"), ("site", None)):
-        asked = SlurmSettings(mem=mem).script(folders, 8, 8, 2**30, None).splitlines()
+        asked = SlurmSettings(mem=mem).script(folders, 1, 2**30, None).splitlines()
         assert [line for line in asked if "--mem" in line] == [line] * (line is not None)
 
 
@@ -235,17 +240,108 @@ def test_processors_do_not_depend_on_the_login_node(
     threads: str, settings: dict[str, Any], expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a unit on two devices, submitted from a machine with 64 threads."""
-    monkeypatch.setattr(shutil, "which", lambda command: command)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     monkeypatch.setenv("OMP_NUM_THREADS", threads)
-    executor = SlurmExecutor(SlurmSettings(**settings), 2)
-    executor.close()
-    assert (executor.cpus, executor.threads) == (expected, expected // 2)
+    script = SlurmSettings(**settings).script([Path("units/base")], 2, 2**30, None)
+    assert f"--cpus-per-task={expected}\n" in script
+    assert f"OMP_NUM_THREADS={expected // 2} " in script
 
 
 @pytest.mark.parametrize("time", ["4", "3:01", "1:00:00", "1-0", "0-1:00", "0", "UNLIMITED"])
 def test_limits_that_slurm_takes(time: str) -> None:
     assert SlurmSettings(time=time).time == time
+
+
+@pytest.mark.parametrize(("time", "warning"), [("3", 2), ("11", 10), ("1:00:00", 60)])
+def test_limits_that_leave_no_time_to_train(time: str, warning: int) -> None:
+    with pytest.raises(ValueError, match=f"more than {warning + 1} minutes"):
+        SlurmSettings(time=time, warning=warning)
+
+
+class Refusing:
+    """An executor that takes units and runs none."""
+
+    name, num_local = "refusing", 1
+
+    def __init__(self) -> None:
+        self.host_bytes: dict[str, int] = {}
+
+    def submit(self, folder: Path) -> Future[None]:
+        self.host_bytes[folder.name] = read_unit(folder).host_bytes
+        future: Future[None] = Future()
+        future.set_exception(UserError("unit", "no machine"))
+        return future
+
+    def stop(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_a_dry_run_prints_what_a_run_submits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All units, with the memory of the largest; without SLURM on this machine, and nothing is
+    written. Other executors have nothing to show."""
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    file, out = study_file(tmp_path, **STUDY), tmp_path / "out"
+    outcome = rankscope("run", file, "--out", out, "--dry-run", "--workers", 2)
+    assert outcome.code == 0
+    assert not out.exists()
+    executor = Refusing()
+    with pytest.raises(UserError, match="no machine"):
+        small_study(tmp_path, **STUDY).run(out, executor=executor)
+    units = re.search(r"^units=\((.*)\)$", outcome.out, re.MULTILINE)
+    assert units is not None
+    assert sorted(units[1].split()) == sorted(executor.host_bytes)
+    lines = outcome.out.splitlines()
+    assert lines[0] == "#!/bin/bash"
+    assert "#SBATCH --array=0-2%2" in lines
+    memory = math.ceil(max(executor.host_bytes.values()) / 2**20)
+    assert f"#SBATCH --mem={memory}M" in lines
+    assert f"cd {out}/units || exit 2" in lines
+    outcome = rankscope("run", file, "--out", out, "--dry-run", "--executor", "local")
+    assert outcome.code == 2
+    assert "--dry-run: found executor local, expected slurm" in outcome.told
+
+
+def test_units_are_submitted_in_chunks_and_the_queue_is_asked_ever_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stand-ins for SLURM's commands, of a site with two tasks in an array. The test's clock is its
+    own."""
+    tasks = "\n".join(f"7_{index}|RUNNING|None" for index in range(3))
+    answers = {"sbatch": "7", "squeue": tasks, "scontrol": "MaxArraySize = 2", "scancel": ""}
+    for command, answer in answers.items():
+        file = tmp_path / command
+        file.write_text(f"#!/bin/sh\necho {command} >> {tmp_path}/asked\necho '{answer}'\n")
+        file.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    most_tasks.cache_clear()
+    executor, now = SlurmExecutor(SlurmSettings()), 0.0
+    executor.close()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    units = [_QueuedUnit(tmp_path / "units" / name) for name in "abc"]
+    order = UnitOrder(
+        config={}, study_sha256="", trial_ids=(), round=Round(), versions={}, host_bytes=1
+    )
+    for unit in units:
+        unit.folder.mkdir(parents=True)
+        (unit.folder / "unit.json").write_text(order.model_dump_json(), "utf-8")
+    asked: dict[float, list[str]] = {}
+    while now < 100:
+        executor.take_turn(units)
+        if now < 4:
+            assert [unit.job for unit in units] == ["7_0", "7_1", "7_0" if now else ""]
+        if (tmp_path / "asked").exists():
+            asked[now] = text_of(tmp_path / "asked").split()
+            (tmp_path / "asked").unlink()
+        now += 2
+    most_tasks.cache_clear()
+    assert asked == {
+        0: ["scontrol", "sbatch"],
+        2: ["squeue", "sbatch"],
+        **{at: ["squeue"] for at in (4, 8, 16, 32, 62, 92)},
+    }
 
 
 def test_an_error_of_nodes_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,16 @@ class ExecutorSettings(ConfigSection):
         start."""
         raise NotImplementedError
 
+    def script(self, folders: list[Path], devices: int, host_bytes: int, limit: int | None) -> str:
+        """A job for the units in ``folders``, each on ``devices`` with ``host_bytes`` of memory; at
+        most ``limit`` of them run at a time. Raises UserError: this executor submits no script."""
+        found, do = f"executor {self.name}", "'rankscope plan' shows what the others will do"
+        raise UserError("--dry-run", found, "slurm, whose batch script it prints", do)
+
+    @property
+    def name(self) -> str:
+        return type(self).__module__.rpartition(".")[2]
+
     def check_trusted(self, *keys: str) -> None:
         """Raise UserError for settings under these keys that the user did not allow: they come
         with the study file, which may be a stranger's."""
@@ -63,7 +73,7 @@ class ExecutorSettings(ConfigSection):
         for key in keys:
             if getattr(self, key) and os.environ.get(ALLOWED) != "1":
                 raise UserError(
-                    f"executor.{type(self).__module__.rpartition('.')[2]}.{key}",
+                    f"executor.{self.name}.{key}",
                     "a setting by which code of others can run",
                     "--trust-task-code with it",
                     "read it first, then add that option",

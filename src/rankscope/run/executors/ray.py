@@ -171,6 +171,9 @@ def _connect_ray(address: str | None) -> Any:
             socket.create_connection((host, int(port)), timeout=5).close()
     with installed("executor ray", "ray"):
         import ray
+
+        if address and address.startswith("ray://"):
+            import ray.util.client.worker  # needs gRPC, which Ray alone does not
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Rankscope reports nothing to anybody
     with reading(place, "Ray to start or to answer", do=do):
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR)

@@ -21,7 +21,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from rankscope.config.section import PlainText
 from rankscope.errors import CONTINUES, Interrupted, UserError
@@ -44,9 +44,6 @@ if TYPE_CHECKING:
     from rankscope.config.study import StudyConfig
 
 SLURM_WORD = r"^[A-Za-z0-9][A-Za-z0-9_.:,=/-]*$"
-WARNING_MINUTES = 2
-"""How long before its limit a task is asked to write a checkpoint and end; SLURM may ask up to a
-minute earlier."""
 DEFAULT_MAX_ARRAY_SIZE = 1001
 JOB, EXIT_CODE, STOP = "slurm-job", "exit-code", "slurm-stop"
 PATIENCE_SECONDS = 600.0  # How long the queue may be silent, such as while its controller restarts
@@ -89,6 +86,9 @@ class SlurmSettings(ExecutorSettings):
     """By default the site's; as are the others."""
     account: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
     """Whom the time is charged to."""
+    warning: int = Field(2, ge=1)
+    """Minutes before its limit at which a task is asked to write a checkpoint and end; SLURM may
+    ask up to a minute earlier."""
     time: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
     """Limit such as ``4:00:00``; a unit that needs longer continues in another turn."""
     gres: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
@@ -109,8 +109,8 @@ class SlurmSettings(ExecutorSettings):
 
     @field_validator("time")
     @classmethod
-    def _is_longer_than_the_warning(cls, time: str | None) -> str | None:
-        least = WARNING_MINUTES + 1
+    def _is_longer_than_the_warning(cls, time: str | None, info: ValidationInfo) -> str | None:
+        least = info.data.get("warning", 0) + 1
         if time is not None and _time_limit_minutes(time) <= least:
             raise ValueError(
                 f"found {time!r}, expected more than {least} minutes: a unit is interrupted up "
@@ -135,11 +135,9 @@ class SlurmSettings(ExecutorSettings):
             for file in files:
                 file.unlink()
 
-    def script(
-        self, folders: list[Path], cpus: int, threads: int, host_bytes: int, limit: int | None
-    ) -> str:
-        """One array job for all units, each with ``cpus`` processors and ``host_bytes`` of memory;
-        at most ``limit`` of them run at a time."""
+    def script(self, folders: list[Path], devices: int, host_bytes: int, limit: int | None) -> str:
+        cpus = self.cpus or devices * (stated_threads() or CPUS_PER_DEVICE)
+        threads = max(1, cpus // devices)  # Of each of a worker's processes
         place = folders[0].parent.absolute()
         memory = self.mem or f"{math.ceil(host_bytes / 2**20)}M"
         options = {
@@ -147,7 +145,7 @@ class SlurmSettings(ExecutorSettings):
             "array": f"0-{len(folders) - 1}" + ("" if limit is None else f"%{limit}"),
             "output": "slurm-%A_%a.log",
             "open-mode": "append",
-            "signal": f"B:USR1@{60 * WARNING_MINUTES}",
+            "signal": f"B:USR1@{60 * self.warning}",
             "cpus-per-task": cpus,
             "mem": memory if memory != "site" else None,
             "partition": self.partition,
@@ -194,9 +192,7 @@ class SlurmExecutor:
             if shutil.which(command) is None:
                 found, do = f"no {command!r} on this machine", "run this on a login node"
                 raise UserError("executor slurm", found, "SLURM's commands", do)
-        self.settings, self.max_running = settings, num_workers
-        self.cpus = settings.cpus or devices * (stated_threads() or CPUS_PER_DEVICE)
-        self.threads = max(1, self.cpus // devices)  # Of each of a worker's processes
+        self.settings, self.devices, self.max_running = settings, devices, num_workers
         self.units: list[_QueuedUnit] = []
         self.lock = threading.Lock()
         self.is_asked = False  # the tasks, to stop
@@ -348,8 +344,7 @@ class SlurmExecutor:
         from rankscope.run.workers.order import read_unit
 
         host_bytes = max(read_unit(folder).host_bytes for folder in folders)
-        sizes = self.cpus, self.threads, host_bytes, self.max_running
-        script = self.settings.script(folders, *sizes)
+        script = self.settings.script(folders, self.devices, host_bytes, self.max_running)
         # Not a line of the script, which could not quote it.
         words = [f"--chdir={place}"]
         if self.lacking:  # An option of the command replaces the script's

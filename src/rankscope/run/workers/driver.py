@@ -56,8 +56,7 @@ def _open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
     study = context.study
     folder = context.ledger.out / UNITS / (group_id(group) if group else BASE)
     ids = tuple(trial.trial_id for trial in group)
-    base_memory = study.grouping.model.of_scored((), study.config.train)
-    memory = context.group_ledger.memory(group) if group else base_memory
+    memory = context.group_ledger.memory(group) if group else None
     evaluate = study.config.evaluate
     order = UnitOrder(
         config=study_values(config.model_copy(update={"evaluate": evaluate})),
@@ -65,7 +64,7 @@ def _open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
         trial_ids=ids,
         round=context.round if group else Round(),
         versions=provenance().versions,
-        host_bytes=memory.host_bytes(study.device, study.scoring_bytes(group)),
+        host_bytes=study.host_bytes(group, memory),
     )
     file, text = folder / UNIT_ORDER, order.model_dump_json()
     if not file.is_file() or file.read_bytes() != text.encode():
