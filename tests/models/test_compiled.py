@@ -1,16 +1,23 @@
 """Compiled norms, rotary embeddings and gates against PyTorch's own operations."""
 
+import os
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+import torch._inductor.config as inductor_config
 from architectures import stock
 from tiny_models import IDS, assert_close, base_of, logits_of, tiny_llama
 from torch import Tensor
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from toy_training import EVERY_METHOD, losses, protocol, toy_rows
 
 from rankscope.device import release_freed_memory
+from rankscope.errors import UserError
 from rankscope.models import compiled
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.compiled import compute_plainly, kernels_of, use_kernels, why_not
@@ -127,6 +134,64 @@ def test_a_copy_to_train_computes_plainly() -> None:
     freed = weakref.ref(base.copied().model)  # its layers refer to themselves
     release_freed_memory()
     assert freed() is None
+
+
+CACHED = """
+import sys
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+from rankscope.models import compiled
+compiled._configure()
+gate = nn.ReLU()
+gate.act_fn = nn.SiLU()
+with torch.no_grad():
+    compiled.GATE(gate, torch.ones(3, 8), torch.ones(3, 8))
+print(*(counters["inductor"][f"fxgraph_cache_{kind}"] for kind in ("miss", "hit")))
+"""
+
+
+def test_another_process_compiles_nothing(tmp_path: Path) -> None:
+    variables = {k: v for k, v in os.environ.items() if k != compiled.CACHE}
+    variables |= {"RANKSCOPE_CACHE": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    files = set[Path]()
+    for expected in ("1 0", "0 1"):
+        command = [sys.executable, "-c", CACHED]
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected
+        written = set((tmp_path / "compiled").rglob("*"))
+        assert expected == "1 0" or written == files
+        files = written
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is in the way of Rankscope's folder, or of the user's."""
+    monkeypatch.setenv("RANKSCOPE_CACHE", str(tmp_path))
+    (tmp_path / "compiled").touch()
+    for place in ("", str(tmp_path / "compiled" / "folder")):
+        monkeypatch.setenv(compiled.CACHE, place)
+        assert compiled._why_not_compiled.__wrapped__(torch.device("cpu")) == ""
+        assert os.environ[compiled.CACHE] == default_cache_dir()
+
+
+def test_a_compiler_that_fails_after_its_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error, or the plain function with one note."""
+    assert why_not("compiled", torch.device("cpu")) == ""
+    monkeypatch.setenv(compiled.CACHE, str(tmp_path))
+    function, notes = compiled._Compiled(lambda _, x: x.tanh() * 3, 1), list[str]()
+    with inductor_config.patch({"cpp.cxx": ("/bin/false",)}):
+        monkeypatch.setattr(compiled._Compiled, "note", None)
+        monkeypatch.setattr(compiled._Compiled, "failure", "")
+        with pytest.raises(UserError, match=r"train\.kernels: .*InvalidCxxCompiler"):
+            function(None, torch.ones(3))
+        compiled.continue_plainly(notes.append)
+        x = torch.arange(3.0, requires_grad=True)
+        found = [torch.autograd.grad(function(None, x).sum(), x)[0] for _ in range(2)]
+    assert len(notes) == 1
+    for grad in found:
+        torch.testing.assert_close(grad, 3 * (1 - x.detach().tanh() ** 2))
 
 
 def test_kernels_that_cannot_be_had() -> None:

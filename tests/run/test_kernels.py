@@ -7,8 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pocket_study import SETTINGS, changed, results, run_interrupted, small_study
+import torch
+import torch._inductor.config as inductor_config
+from pocket_study import ROUNDING, SETTINGS, changed, results, run_interrupted, small_study
+from safetensors.torch import load_file
 
+from rankscope.errors import UserError
+from rankscope.models.compiled import CACHE, _Compiled, why_not
+from rankscope.progress import LOG, logged_notes
 from rankscope.run import kernels
 from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.prepared import PreparedStudy
@@ -30,6 +36,7 @@ study = small_study(folder, evaluate={"max_items": 2})
 records = study.run(folder / "auto")
 print(records.config.train.kernels, [note for note in records.notes if "kernels" in note])
 """
+NO_COMPILER = ("/bin/false",)  # In place of the one that was there for the check
 ARMS = SETTINGS["arms"][:2]
 
 
@@ -50,11 +57,44 @@ def test_a_choice_is_kept_however_a_study_runs(tmp_path: Path) -> None:
     study(tmp_path, "auto").run(broken)
     workers = tmp_path / "workers"
     by_file = study(tmp_path, "compiled")
-    by_file.run(workers, executor=LocalExecutor(by_file.config, 1))
+    (tmp_path / "file").touch()
+    with pytest.MonkeyPatch.context() as patch:  # Workers cannot write the cache
+        patch.setenv(CACHE, str(tmp_path / "file"))
+        by_file.run(workers, executor=LocalExecutor(by_file.config, 1))
     for out in (broken, workers):
         assert results(out) == results(expected)
         with Ledger.open(out, write=False) as ledger:
             assert ledger.kernels() == "compiled"
+
+
+def test_a_compiler_that_fails_during_a_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study that asks for it ends with an error; one that leaves it open goes on as plainly, with
+    notes, as do its workers, which find no compiler."""
+    study(tmp_path, "plain").run(tmp_path / "plain")
+    assert why_not("compiled", torch.device("cpu")) == ""
+    monkeypatch.setattr(_Compiled, "failure", "")
+    monkeypatch.setattr(_Compiled, "note", None)
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", "/bin/false")  # of workers
+    monkeypatch.setattr(kernels, "choose_kernels", lambda study: ("compiled", ""))
+    torch._dynamo.reset()
+    with inductor_config.patch({"cpp.cxx": NO_COMPILER}):
+        asked = study(tmp_path, "compiled")
+        with pytest.raises(UserError, match=r"train\.kernels: found a function that cannot"):
+            asked.run(tmp_path / "asked")
+        left_open = study(tmp_path, "auto")
+        left_open.run(tmp_path / "open")
+        left_open.run(tmp_path / "workers", executor=LocalExecutor(left_open.config, 1))
+    assert results(tmp_path / "workers")["files"] == results(tmp_path / "plain")["files"]
+    for file in (tmp_path / "plain").rglob("*.safetensors"):
+        found = load_file(tmp_path / "open" / file.relative_to(tmp_path / "plain"))
+        for name, weight in load_file(file).items():
+            assert (found[name] - weight).norm() <= ROUNDING * weight.norm()
+    for out, count in (("open", 1), ("workers", 2)):  # one for each unit
+        notes = logged_notes(tmp_path / out / LOG)
+        assert sum("train.kernels: plain" in note for note in notes) == count, notes
 
 
 def test_small_studies_compile_nothing(tmp_path: Path) -> None:

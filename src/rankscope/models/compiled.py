@@ -13,21 +13,25 @@ what a layer does.
 
 import inspect
 import os
+import tempfile
 import warnings
 from collections.abc import Callable
 from functools import cache, cached_property
+from pathlib import Path
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from transformers import PreTrainedModel
 
 from rankscope.config.section import Kernels
-from rankscope.errors import first_line
+from rankscope.errors import UserError, first_line
 from rankscope.models.fetch import cache_folder
 
 USED = "rankscope_kernels"  # Attribute of a model
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
 ROTARY = "apply_rotary_pos_emb"  # The function's name in transformers' modules
 LIGER_ERROR = 5e-5  # Of values up to 16, in float32; the two kinds of GELU are 5e-4 apart
 MOST_GRAPHS = 64
@@ -38,20 +42,48 @@ class _Compiled:
     """``function(owner, *tensors)``, and the gradient of its first ``num_inputs`` tensors, which
     all have N tokens first."""
 
+    note: ClassVar[Callable[[str], None] | None] = None
+    """Takes a message if a function cannot be compiled; this process then computes all of them
+    plainly. Without it that is an error."""
+    failure: ClassVar[str] = ""
+
     def __init__(self, function: Callable[..., Any], num_inputs: int) -> None:
         self.function, self.num_inputs = function, num_inputs
 
+        def gradient(grads: Any, owner: Any, *tensors: Tensor) -> Any:
+            inputs, rest = tensors[:num_inputs], tensors[num_inputs:]
+            return torch.func.vjp(lambda *xs: function(owner, *xs, *rest), *inputs)[1](grads)
+
+        self.gradient = gradient
+
+    def forward(self, *args: Any) -> Any:
+        return self._run(self._compiled_function, self.function, args)
+
+    def backward(self, *args: Any) -> Any:
+        return self._run(self._compiled_gradient, self.gradient, args)
+
     @cached_property
-    def forward(self) -> Callable[..., Any]:
+    def _compiled_function(self) -> Callable[..., Any]:
         return torch.compile(self.function, dynamic=True, fullgraph=True)
 
     @cached_property
-    def backward(self) -> Callable[..., Any]:
-        def gradient(grads: Any, owner: Any, *tensors: Tensor) -> Any:
-            inputs, rest = tensors[: self.num_inputs], tensors[self.num_inputs :]
-            return torch.func.vjp(lambda *xs: self.function(owner, *xs, *rest), *inputs)[1](grads)
+    def _compiled_gradient(self) -> Callable[..., Any]:
+        return torch.compile(self.gradient, dynamic=True, fullgraph=True)
 
-        return torch.compile(gradient, dynamic=True, fullgraph=True)
+    def _run(self, fast: Callable[..., Any], plain: Callable[..., Any], args: Any) -> Any:
+        if _Compiled.failure:
+            return plain(*args)
+        try:
+            return fast(*args)
+        except TorchDynamoException as error:  # The compiler was killed, or its disk is full
+            if _Compiled.note is None:
+                found = f"a function that cannot be compiled: {first_line(error)}"
+                do = "make it work, or set 'plain': results so far are kept"
+                raise UserError("train.kernels", found, do=do) from error
+            _Compiled.failure = first_line(error)
+            what = "train.kernels: plain from now on, which differs by rounding"
+            _Compiled.note(f"{what}, as a function cannot be compiled: {_Compiled.failure}")
+            return plain(*args)
 
     def __call__(self, owner: Any, *tensors: Tensor) -> Any:
         if len(tensors[0]) == 1:  # A dimension of 1 would be compiled for itself
@@ -244,15 +276,30 @@ def kernels_of(model: nn.Module) -> Kernels:
 def _configure() -> None:
     import torch._dynamo
     import torch._inductor.config
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    stated = os.environ.get(CACHE, "")  # By PyTorch itself, as it was imported, if not by the user
+    is_default = stated in ("", default_cache_dir())
+    folder = cache_folder() / "compiled" if is_default else Path(stated)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+        os.environ[CACHE] = str(folder)
+    except OSError:
+        os.environ.pop(CACHE, None)  # PyTorch takes a folder for temporary files then
     torch._dynamo.config.recompile_limit = MOST_GRAPHS
     torch._inductor.config.compile_threads = 1  # Others are processes that import torch, and stay
 
 
+def continue_plainly(note: Callable[[str], None] | None) -> None:
+    """From the first function that cannot be compiled on, compute plainly, with a note; for None it
+    is an error."""
+    _Compiled.note = note
+
+
 def why_not(kernels: Kernels, device: torch.device) -> str:
     """What keeps ``train.kernels`` from being used on a device; '' if nothing does."""
-    reason = "" if kernels == "plain" else _why_not_compiled(device)
+    reason = "" if kernels == "plain" else _Compiled.failure or _why_not_compiled(device)
     if reason or kernels != "liger":
         return reason
     return "Liger's kernels run on a GPU" if device.type != "cuda" else _why_no_liger(device)

@@ -70,7 +70,13 @@ def begin_run(
     load = partial(load_base, *source, config.quantize, tokenizer, shards)
     groups = GroupLedger(ledger, study)
     context = RunContext(
-        study, ledger, record, partial(load_for, study, load), reporter, should_stop, groups
+        study,
+        ledger,
+        record,
+        partial(load_for, study, load, reporter.note),
+        reporter,
+        should_stop,
+        groups,
     )
     if not (has_executor or ledger.artifacts()):  # a base that cannot be loaded leaves no study
         context.load_base()

@@ -9,7 +9,7 @@ from rankscope.config.section import Kernels
 from rankscope.device import release_freed_memory
 from rankscope.errors import UserError, first_line
 from rankscope.models.base import Base
-from rankscope.models.compiled import compute_plainly, use_kernels, why_not
+from rankscope.models.compiled import compute_plainly, continue_plainly, use_kernels, why_not
 from rankscope.records import TrialSpec
 from rankscope.run.costs import COMPILE_SECONDS
 from rankscope.run.machines import (
@@ -37,6 +37,7 @@ def with_kernels(study: PreparedStudy, before: Kernels | None) -> PreparedStudy:
     earlier runs."""
     notes = study.notes
     kernels = study.config.train.kernels
+    is_open = study.kernels_are_open or kernels == "auto"
     if kernels == "auto":
         kernels, note = choose_kernels(study) if before is None else (before, "")
         notes = (*notes, note) if note else notes
@@ -45,20 +46,25 @@ def with_kernels(study: PreparedStudy, before: Kernels | None) -> PreparedStudy:
         notes = (*notes, mixed)
     train = study.config.train.model_copy(update={"kernels": kernels})
     config = study.config.model_copy(update={"train": train})
-    return replace(study, config=config, notes=notes)
+    return replace(study, config=config, notes=notes, kernels_are_open=is_open)
 
 
-def load_for(study: PreparedStudy, load: Callable[[], Base]) -> Base:
-    """The base, computed as results are. Raises UserError: its kernels cannot be had here."""
+def load_for(study: PreparedStudy, load: Callable[[], Base], note: Callable[[str], None]) -> Base:
+    """The base, computed as results are; plainly, with a note, if its kernels cannot be had here
+    and the study file leaves them open. Raises UserError: it asks for them."""
     kernels = study.config.train.kernels
     assert kernels != "auto", "chosen by with_kernels"
     reason = why_not(kernels, study.device)
     if kernels != "plain" and study.config.train.devices > 1:
         reason = "a group trains on several devices"
+    if reason and study.kernels_are_open:
+        note(f"train.kernels: plain, not {kernels} as chosen, which differs by rounding: {reason}")
+        return load()
     if reason:
         do = "make it work, or set 'plain': what is stored and what is new then differ by rounding"
         raise UserError("train.kernels", f"'{kernels}', but {reason}", do=do)
     base = load()
+    continue_plainly(note if study.kernels_are_open else None)
     use_kernels(base.model, kernels)
     return base
 

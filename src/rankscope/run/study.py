@@ -197,9 +197,7 @@ class Study:
             run_rounds(context, conductor.run_groups)
             return
         # Another executor, or another time limit, makes no other unit.
-        kernels = context.study.config.train.kernels
-        train = self.config.train.model_copy(update={"kernels": kernels})
-        config = self.config.model_copy(update={"executor": None, "train": train})
+        config = self.config.model_copy(update={"executor": None})
         if any(source.lacks_rows(context) for source in all_sources()):  # other units need them
             run_units(context, config, [BASE_GROUP], executor)
         use_rows(context)

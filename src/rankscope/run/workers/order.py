@@ -53,9 +53,8 @@ def prepared_sha256(study: PreparedStudy) -> str:
     """Hash of all that results depend on: trials, tasks and the settings of records."""
     ids = [trial.trial_id for trial in study.trials]
     tasks = [record.sha256 for record in study.task_records]
-    return sha256_json(
-        [ids, tasks, study.base.sha256, study.config.model_dump(mode="json", exclude={"executor"})]
-    )
+    config = study.config.model_dump(mode="json", exclude={"executor"})
+    return sha256_json([ids, tasks, study.base.sha256, config, study.kernels_are_open])
 
 
 def read_unit(folder: Path) -> UnitOrder:
