@@ -9,17 +9,24 @@ from pathlib import Path
 
 import pandas as pd
 import psutil
+import pyarrow as pa
 import pytest
 import torch
 from command_line import Outcome, rankscope
 
+import vllm_parity
 from faults import refused
-from rankscope.config.study import ModelConfig
+from rankscope.config.study import ModelConfig, StudyConfig
+from rankscope.device import visible_gpus
+from rankscope.errors import UserError
 from rankscope.evaluate.continuous_batching import GenerationLimits, generate
-from rankscope.evaluate.vllm import Vllm
+from rankscope.evaluate.vllm import Vllm, parity, resolved_engine
+from rankscope.evaluate.vllm_server import Refused, serve_options
 from rankscope.models.adapters.folder import load_adapter
 from rankscope.models.load import load_base
-from rankscope.store import Ledger
+from rankscope.models.model_folder import pocket_folder
+from rankscope.records import PARITY_SCHEMA
+from rankscope.store import Ledger, items_path, parity_path
 
 STAND_IN = Path(__file__).parents[1] / "fixtures/vllm_stand_in.py"
 ARMS = [
@@ -70,7 +77,7 @@ def have_ended(pids: Path) -> bool:
 
 def texts(out: Path) -> dict[Path, list[str]]:
     """What each model wrote, by file of items."""
-    files = sorted((out / "artifacts").rglob("*.parquet"))
+    files = sorted((out / "artifacts").rglob("items/*.parquet"))
     return {f.relative_to(out): pd.read_parquet(f)["generated"].tolist() for f in files}
 
 
@@ -88,16 +95,60 @@ def test_answers_are_those_of_the_own_engine(
     assert len(set(map(tuple, expected.values()))) > 6
     study = Ledger.read(tmp_path / "out", with_analyses=False)
     methods = {trial.spec.trial_id: trial.spec.method for trial in study.trials}
+    compared = set()
     for key, record in study.evals.items():
-        parity = {name: v for name, v in record.metrics.items() if name.startswith("vllm")}
+        means = {name: v for name, v in record.metrics.items() if name.startswith("vllm")}
         if methods.get(key[0]) in ("dora", "peft"):
-            assert parity == {}
-        else:
-            assert parity["vllm_equal"] == 1
-            assert parity["vllm_difference"] < 1e-4
+            assert means == {}
+            continue
+        assert means["vllm_equal"] == 1
+        assert means["vllm_difference"] < 1e-4
+        if not (tmp_path / "out" / parity_path(*key)).exists():
+            continue
+        assert key[0] not in compared  # once, before its first split
+        compared.add(key[0])
+        table = pd.read_parquet(tmp_path / "out" / parity_path(*key))
+        items = pd.read_parquet(tmp_path / "out" / items_path(*key))
+        assert table["item_id"].tolist() == items["item_id"].tolist()
+        assert table["own"].tolist() == table["vllm"].tolist() == items["generated"].tolist()
+        assert table["missed"].sum() == 0
+        assert table["difference"].mean() == pytest.approx(means["vllm_difference"])
+        gaps = (table["own_logprob"] - table["vllm_logprob"]).abs()
+        assert gaps.tolist() == pytest.approx(table["difference"].tolist())
+    assert len(compared) == 4
+    assert rankscope("verify", tmp_path / "out").code == 0
     assert have_ended(pids)
     page = (tmp_path / "out/report.html").read_text("utf-8")
     assert "vLLM wrote the answers of 4 models; both engines wrote the first ones: 100.0%" in page
+    assert "by item: artifacts/*/vllm/" in page
+
+
+@pytest.mark.parametrize(
+    ("dtype", "difference", "without", "missed", "is_refused"),
+    [
+        (torch.bfloat16, 0.099, 1.0, 10, False),
+        (torch.bfloat16, 0.101, 1.0, 0, True),
+        (torch.bfloat16, 0.05, 0.026, 0, False),
+        (torch.bfloat16, 0.05, 0.024, 0, True),  # twice as near to the base without the adapter
+        (torch.bfloat16, 0.0, 1.0, 11, True),  # of 160 tokens
+        (torch.float16, 0.012, 1.0, 0, False),
+        (torch.float16, 0.013, 1.0, 0, True),
+        (torch.float32, 0.0011, 1.0, 0, True),
+        (torch.float32, float("nan"), 1.0, 0, True),
+    ],
+)
+def test_how_far_the_engines_may_be_apart(
+    dtype: torch.dtype, difference: float, without: float, missed: int, is_refused: bool
+) -> None:
+    row = {"equal": False, "tokens": 10, "missed": 0, "difference": difference}
+    rows = [{**row, "difference_without_adapter": without} for _ in range(16)]
+    rows[0]["missed"] = missed
+    table = pa.Table.from_pylist(rows, PARITY_SCHEMA)
+    if is_refused:
+        with pytest.raises(Refused, match="another model"):
+            parity(table, dtype)
+    else:
+        assert parity(table, dtype)["vllm_difference"] == pytest.approx(difference)
 
 
 def answers(folder: Path) -> tuple[list[str], Vllm]:
@@ -107,7 +158,7 @@ def answers(folder: Path) -> tuple[list[str], Vllm]:
     engine, limits = Vllm(base.folder), GenerationLimits(4, 64, 256, frozenset({0}))
     engine.folders = {"a": folder}
     prompts = [[5, 6, 7], [8, 9]]
-    written = engine.generate(base, prompts, ["a"], limits)["a"]
+    written = engine.generate(base, prompts, ["a"], limits, ["0", "1"])["a"]
     engine.close()
     assert [g.ids for g in written] == [g.ids for g in generate(base, prompts, ["a"], limits)["a"]]
     return [generation.text for generation in written], engine
@@ -121,6 +172,10 @@ def answers(folder: Path) -> tuple[list[str], Vllm]:
         ("scaled", "vLLM computes another model: log p of its answers differs by"),
         ("ignored", "vLLM computes another model: log p of its answers differs by"),
         ("refuses-later", "vLLM failed twice: vLLM refused /v1/completions: status 400"),
+        ("second", "; 8 of its 8 tokens are not those of the own engine"),
+        ("no-token_ids", "answers without token_ids, which vLLM has from 0.10.2 on"),
+        ("no-logprobs", "a reply of another form than vLLM's: TypeError"),
+        ("one-less", "a reply of another form than vLLM's: KeyError(1)"),
     ],
 )
 def test_what_it_cannot_do_is_left_to_the_own_engine(
@@ -128,8 +183,28 @@ def test_what_it_cannot_do_is_left_to_the_own_engine(
 ) -> None:
     monkeypatch.setenv("STAND_IN_FAULT", fault)
     _, engine = answers(given_models / "lora")
-    assert found in engine.notes()[0]
+    (note,) = engine.notes()  # and none of answers that vLLM wrote
+    assert found in note
     assert engine.metrics("a") == {}
+    if "another model" in note:  # and the table shows it
+        (table,) = engine.tables.values()
+        assert max(table["missed"].to_pylist()) == 4 or max(table["difference"].to_pylist()) > 0.001
+
+
+def test_the_comparison_with_a_real_server_in_small(
+    pids: Path,
+    data_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = "--ranks 2 --lengths 1,4 --dtypes float32".split()
+    places = ["--model", str(pocket_folder()), "--data-dir", str(data_dir)]
+    monkeypatch.setattr(sys, "argv", ["vllm_parity", *options, *places])
+    assert vllm_parity.main() == 0
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert len(line["models"]) == 4
+    for of_model in line["models"].values():
+        assert (of_model["equal"], of_model["missed"]) == (1, 0)
     assert have_ended(pids)
 
 
@@ -148,6 +223,57 @@ def test_auto_takes_the_own_engine_without_a_gpu(tmp_path: Path, pids: Path) -> 
     ran = run(tmp_path, "auto", arms=ARMS[:1])
     assert ran.code == 0, ran.err
     assert not pids.exists()
+
+
+@pytest.mark.parametrize(
+    ("wish", "device", "dtype", "changes", "found"),
+    [
+        ("auto", "cuda", torch.bfloat16, {}, "vllm"),
+        ("auto", "cuda:1", torch.float16, {}, "vllm"),
+        ("auto", "cuda", torch.float32, {}, "own"),
+        ("auto", "cuda", torch.bfloat16, {"quantize": "4bit"}, "own"),
+        ("auto", "cuda", torch.bfloat16, {"train": {"devices": 2}}, "own"),
+        ("auto", "cpu", torch.bfloat16, {}, "own"),
+        ("auto", "mps", torch.bfloat16, {}, "own"),
+        ("own", "cuda", torch.bfloat16, {}, "own"),
+        ("vllm", "cpu", torch.float32, {}, "vllm"),
+        ("vllm", "cuda", torch.float16, {}, "vllm"),
+        ("vllm", "cuda", torch.float32, {}, "float32, in which it has no adapters on a GPU"),
+        ("vllm", "cuda", torch.bfloat16, {"quantize": "4bit"}, "or that is quantized"),
+        ("vllm", "cuda", torch.bfloat16, {"train": {"devices": 2}}, "that several devices hold"),
+    ],
+)
+@pytest.mark.usefixtures("pids")
+def test_which_engine_a_study_takes(
+    wish: str, device: str, dtype: torch.dtype, changes: dict[str, object], found: str
+) -> None:
+    study = STUDY | {"evaluate": {"engine": wish}, "arms": ARMS[:1]} | changes
+    config = StudyConfig.model_validate(study)
+    if found in ("own", "vllm"):
+        assert resolved_engine(config, torch.device(device), dtype) == found
+    else:
+        with pytest.raises(UserError, match=found):
+            resolved_engine(config, torch.device(device), dtype)
+
+
+def test_a_server_on_a_gpu_takes_half_of_what_is_free() -> None:
+    options = serve_options(2048, 32, torch.bfloat16, (60 * 2**30, 80 * 2**30))
+    assert options[options.index("--gpu-memory-utilization") + 1] == "0.375"
+    assert options[options.index("--dtype") + 1] == "bfloat16"
+    assert options[options.index("--max-lora-rank") + 1] == "32"
+    assert "--enforce-eager" not in options
+    on_cpu = serve_options(2048, 0, torch.float32, None)
+    assert "--enforce-eager" in on_cpu
+    assert not {"--gpu-memory-utilization", "--enable-lora"} & set(on_cpu)
+
+
+def test_a_server_sees_the_gpu_of_the_study_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the name that CUDA_VISIBLE_DEVICES gives it, as numbers count those visible here."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-8932f937")
+    assert visible_gpus() == ["5", "GPU-8932f937"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert visible_gpus() == ["0", "1"]
 
 
 def test_no_command_is_said_before_training(

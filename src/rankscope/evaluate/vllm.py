@@ -1,80 +1,49 @@
-"""Answers from vLLM (2309.06180): a server of its own process, which reads weights from folders.
+"""Answers from vLLM (2309.06180), compared with the own engine's before any of them counts.
 
-The command ``vllm`` may be of another environment than this one, as it needs other versions of
-libraries: all else goes through its HTTP interface. The server is started when training has left
-the device, and ends with the process that started it, however that ends.
+The server is started when training has left the device, on that device, and reads weights from
+folders.
 """
 
 import json
-import os
-import secrets
-import shutil
-import socket
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
-from http.client import HTTPException
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
-from urllib.error import HTTPError
-from urllib.request import ProxyHandler, Request, build_opener
+from typing import Any
 
+import pyarrow as pa
 import torch
 
 from rankscope.config.study import StudyConfig
-from rankscope.device import release_freed_memory, visible_gpus
-from rankscope.errors import UserError, first_line
+from rankscope.errors import UserError
 from rankscope.evaluate.continuous_batching import Generation, GenerationLimits, generate
 from rankscope.evaluate.likelihood import continuation_logprobs
 from rankscope.evaluate.scorers.scorer import Question
+from rankscope.evaluate.vllm_server import (
+    LARGEST_RANKS,
+    Refused,
+    Server,
+    ServerEnded,
+    VllmAnswer,
+    find_command,
+)
 from rankscope.models.base import Base
-from rankscope.records import BASE, DIFFERENCE, EQUAL, vllm_note
+from rankscope.records import DIFFERENCE, EQUAL, PARITY_SCHEMA, vllm_note
 
-LARGEST_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # Of adapters, as vLLM takes them
-ADAPTERS_AT_ONCE = 8  # In a batch of the server; others are read again
-PROMPTS_AT_ONCE = 512  # In a request: releases refuse more than 1,024
-SHARE_OF_FREE = 0.5  # Of the device's free memory, for the server; log p is computed in the rest
-CPU_CACHE_GIB = 2
-MAX_START_SECONDS = 1800
 ANSWERS_COMPARED = 16  # Of each model, before any of its answers counts
-LARGEST_DIFFERENCE = 0.1
-"""Of an answer's log p, nats per token, in the mean. In bfloat16 two ways to compute one model
-differed by .006 to .04."""
-LOG_BYTES = 2**16  # Of the end of the server's log, in which the reason of its end is looked for
-WATCHED = """
-exec 3<&0
-"$@" </dev/null 3<&- &
-server=$!
-(read -r _ <&3; kill $server; sleep 30; kill -9 0) &
-wait $server
+LARGEST_DIFFERENCE = {torch.bfloat16: 0.1, torch.float16: 0.0125, torch.float32: 0.001}
+"""Of an answer's log p, nats per token, in the mean over the answers compared.
+
+A logit between 16 and 32 is a multiple of .125 in bfloat16. Two engines that round it apart differ
+by a third of that in the mean, .04; over 16 answers of one token by less than .07 (four standard
+errors). The layers before add their own roundings; a longer answer averages over its tokens.
+The steps of float16 are an eighth as large. In float32 the order of sums alone differs.
 """
-"""Runs a command that ends when the input of this shell does, which is when the process at its
-other end closes it or dies."""
-
-
-class ServerEnded(Exception):
-    """The server cannot be reached any more, or never could; says why."""
-
-
-class Refused(Exception):
-    """The server does not do what it is asked for; says why."""
-
-
-class VllmAnswer(NamedTuple):
-    generation: Generation
-    ids: list[int]  # With the token that ended it
-    logprob: float
-
-
-def find_command() -> str | None:
-    beside = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
-    return shutil.which("vllm", path=beside)
+LARGEST_MISSED = 1 / 16
+"""Of vLLM's tokens, the share that the own engine would not write after the tokens before. Rounding
+swaps the two likeliest tokens at some two in a hundred. The difference of log p does not show an
+engine that samples, or penalizes repetition: log p of what it writes is right."""
 
 
 def resolved_engine(config: StudyConfig, device: torch.device, dtype: torch.dtype) -> str:
@@ -108,9 +77,12 @@ class Vllm:
         """Weights by adapter name; None: of the model itself."""
         self.parity: dict[Path, dict[str, float]] = {}
         """``EQUAL`` and ``DIFFERENCE`` by folder."""
+        self.tables: dict[str | None, pa.Table] = {}
+        """By adapter name, the answers compared that no file holds yet (``PARITY_SCHEMA``)."""
+        self.written: set[Path] = set()  # Folders whose answers it wrote
         self.unfit: dict[Path, str] = {}  # Why a folder is left to the own engine
         self.failure = ""  # Why everything is
-        self._server: _Server | None = None
+        self._server: Server | None = None
 
     def metrics(self, name: str | None) -> dict[str, float]:
         """Of a model whose answers it writes; empty for another."""
@@ -120,7 +92,7 @@ class Vllm:
         reasons = [f"{folder}: {reason}" for folder, reason in self.unfit.items()]
         reasons += [self.failure] if self.failure else []
         left = [f"answers are left to the own engine: {reason}" for reason in reasons]
-        return [*left, *vllm_note(self.parity.values())]
+        return [*left, *vllm_note([self.parity[folder] for folder in self.written])]
 
     def generate(
         self,
@@ -128,14 +100,17 @@ class Vllm:
         prompts: Sequence[Sequence[int]],
         names: Sequence[str | None],
         limits: GenerationLimits,
+        item_ids: Sequence[str],
     ) -> dict[str | None, list[Generation]]:
+        """``item_ids`` are those of the prompts."""
         found: dict[str | None, list[Generation]] = {}
         for is_last in (False, True):  # a server that ends half-way is started once more
             served = [name for name in names if self._is_served(name)]
             if not served:
                 break
             try:
-                found = self._write(base, prompts, served, limits)
+                found = self._write(base, prompts, served, limits, item_ids)
+                self.written |= {self.folders[name] for name in found}
                 break
             except (ServerEnded, Refused) as error:
                 self.close()
@@ -160,6 +135,7 @@ class Vllm:
         prompts: Sequence[Sequence[int]],
         names: Sequence[str | None],
         limits: GenerationLimits,
+        item_ids: Sequence[str],
     ) -> dict[str | None, list[Generation]]:
         """Answers of those models that the server computes as the own engine does."""
         server = self._server_for(base, prompts, names, limits)
@@ -173,7 +149,9 @@ class Vllm:
                     server.load(name, folder)
                 if name in ours:
                     theirs = server.answers(name, first, limits)
-                    self.parity[folder] = self._compared(base, name, ours[name], theirs, limits)
+                    table = compared(base, item_ids, name, ours[name], theirs, limits.batch_tokens)
+                    self.tables[name] = table
+                    self.parity[folder] = parity(table, base.model.dtype)
             except Refused as error:
                 self.unfit[folder] = str(error)
         served = [name for name in names if self._is_served(name)]
@@ -186,44 +164,13 @@ class Vllm:
                 raise
         return dict(zip(served, written, strict=True))
 
-    def _compared(
-        self,
-        base: Base,
-        name: str | None,
-        ours: Sequence[Generation],
-        theirs: "Sequence[VllmAnswer]",
-        limits: GenerationLimits,
-    ) -> dict[str, float]:
-        """Raises Refused: the answers are of another model, or of the base without its adapter."""
-        questions = [Question(a.generation.prompt, [a.ids]) for a in theirs]
-        models = [name] if name is None else [name, None]
-        computed = continuation_logprobs(base, questions, models, limits.batch_tokens)
-        distances = {
-            model: fmean(
-                abs(total - answer.logprob) / len(answer.ids)
-                for answer, total in zip(theirs, of.totals.tolist(), strict=True)
-            )
-            for model, of in computed.items()
-        }
-        if not distances[name] <= min(LARGEST_DIFFERENCE, 2 * distances[None]):
-            raise Refused(
-                f"vLLM computes another model: log p of its answers differs by "
-                f"{distances[name]:.2g} nats per token from that of the own engine, and by "
-                f"{distances[None]:.2g} from the one without the adapter"
-            )
-        pairs = zip(ours, theirs, strict=True)
-        return {
-            EQUAL: fmean(own.text == answer.generation.text for own, answer in pairs),
-            DIFFERENCE: distances[name],
-        }
-
     def _server_for(
         self,
         base: Base,
         prompts: Sequence[Sequence[int]],
         names: Sequence[str | None],
         limits: GenerationLimits,
-    ) -> "_Server":
+    ) -> Server:
         """One for these models, with room for the longest prompt and its answer."""
         ranks = [_settings(self.folders[name])["r"] for name in names if name is not None]
         folder = self.base_folder if ranks else self.folders[None]
@@ -231,8 +178,59 @@ class Vllm:
         if self._server is None or not self._server.suits(folder, needed, max(ranks, default=0)):
             self.close()
             room = min(limits.context, 2 ** (needed - 1).bit_length())  # for longer splits, too
-            self._server = _Server(self.base_folder, base, folder, room, max(ranks, default=0))
+            self._server = Server(self.base_folder, base, folder, room, max(ranks, default=0))
         return self._server
+
+
+def compared(
+    base: Base,
+    item_ids: Sequence[str],
+    name: str | None,
+    ours: Sequence[Generation],
+    theirs: Sequence[VllmAnswer],
+    batch_tokens: int,
+) -> pa.Table:
+    """The first answers of both engines under one model: a table of ``PARITY_SCHEMA``."""
+    questions = [Question(answer.generation.prompt, [answer.ids]) for answer in theirs]
+    models = [name] if name is None else [name, None]
+    computed = continuation_logprobs(base, questions, models, batch_tokens, greedy=True)
+    rows = []
+    for i, (own, answer) in enumerate(zip(ours, theirs, strict=True)):
+        tokens = len(answer.ids)
+        of_own, of_base = (float(computed[of].values[i][0]) / tokens for of in (name, None))
+        rows.append(
+            {
+                "item_id": item_ids[i],
+                "own": own.text,
+                "vllm": answer.generation.text,
+                "equal": own.text == answer.generation.text,
+                "tokens": tokens,
+                "missed": int(computed[name].missed[i][0]),
+                "own_logprob": of_own,
+                "vllm_logprob": answer.logprob / tokens,
+                "difference": abs(of_own - answer.logprob / tokens),
+                "difference_without_adapter": abs(of_base - answer.logprob / tokens),
+            }
+        )
+    return pa.Table.from_pylist(rows, PARITY_SCHEMA)
+
+
+def parity(table: pa.Table, dtype: torch.dtype) -> dict[str, float]:
+    """``EQUAL`` and ``DIFFERENCE`` of answers that were compared. Raises Refused: they are of
+    another model, of the base without its adapter, or not greedy."""
+    columns = table.to_pydict()
+    difference, without = (
+        fmean(columns[name]) for name in ("difference", "difference_without_adapter")
+    )
+    missed, tokens = sum(columns["missed"]), sum(columns["tokens"])
+    largest = min(LARGEST_DIFFERENCE[dtype], 2 * without)
+    if not (difference <= largest and missed <= max(2, LARGEST_MISSED * tokens)):
+        raise Refused(
+            f"vLLM computes another model: log p of its answers differs by {difference:.2g} nats "
+            f"per token from that of the own engine, and by {without:.2g} from the one without the "
+            f"adapter; {missed} of its {tokens} tokens are not those of the own engine"
+        )
+    return {EQUAL: fmean(columns["equal"]), DIFFERENCE: difference}
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -256,162 +254,3 @@ def _is_readable(folder: Path, name: str | None) -> bool:
         and not {"lm_head", "embed_tokens"} & set(targets)
         and settings["r"] <= LARGEST_RANKS[-1]
     )
-
-
-class _Server:
-    """``vllm serve`` on one folder of weights. Raises ServerEnded: it does not start."""
-
-    def __init__(
-        self, tokenizer: Path, base: Base, folder: Path, max_tokens: int, largest_rank: int
-    ) -> None:
-        self.base, self.folder, self.max_tokens = base, folder, max_tokens
-        self.largest_rank = next((r for r in LARGEST_RANKS if r >= largest_rank > 0), 0)
-        self.loaded: set[str] = set()
-        self.key = secrets.token_hex()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.address = f"http://127.0.0.1:{port}"
-        words = [find_command() or "vllm", "serve", str(folder), "--tokenizer", str(tokenizer)]
-        words += ["--served-model-name", BASE, "--host", "127.0.0.1", "--port", str(port)]
-        words += ["--generation-config", "vllm", "--max-model-len", str(max_tokens)]
-        words += ["--dtype", str(base.model.dtype).removeprefix("torch.")]
-        if self.largest_rank:
-            words += ["--enable-lora", "--max-lora-rank", str(self.largest_rank)]
-            words += ["--max-loras", str(ADAPTERS_AT_ONCE)]
-        environment = {
-            **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
-            "HF_HUB_OFFLINE": "1",
-            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
-            "VLLM_API_KEY": self.key,
-            "VLLM_CPU_KVCACHE_SPACE": str(CPU_CACHE_GIB),
-            "VLLM_MAX_STOP_STRINGS": "64",
-            "VLLM_NO_USAGE_STATS": "1",
-        }
-        if base.device.type == "cuda":
-            release_freed_memory()
-            free_bytes, all_bytes = torch.cuda.mem_get_info(base.device)
-            share = SHARE_OF_FREE * free_bytes / all_bytes
-            words += ["--gpu-memory-utilization", f"{share:.3f}"]
-            environment["CUDA_VISIBLE_DEVICES"] = visible_gpus()[base.device.index or 0]
-        else:
-            words += ["--enforce-eager"]  # compiling takes longer than the answers of a study
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the server)
-        self.process = subprocess.Popen(
-            ["sh", "-c", WATCHED, "sh", *words],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C in the terminal reaches this process alone
-        )
-        # Not by a proxy, which the environment may name.
-        self.open = build_opener(ProxyHandler({})).open
-        started = time.monotonic()
-        try:
-            while not self._is_up():
-                if time.monotonic() - started > MAX_START_SECONDS:
-                    raise ServerEnded(f"not up after {MAX_START_SECONDS} s: {self._last_line()}")
-                time.sleep(0.5)
-        except BaseException:
-            self.close()
-            raise
-
-    def suits(self, folder: Path, max_tokens: int, rank: int) -> bool:
-        fits = max_tokens <= self.max_tokens and rank <= self.largest_rank
-        return folder == self.folder and fits
-
-    def load(self, name: str, folder: Path) -> None:
-        """An adapter, once."""
-        if name not in self.loaded:
-            body = {"lora_name": name, "lora_path": str(folder.resolve())}
-            self._ask("/v1/load_lora_adapter", body)
-            self.loaded.add(name)
-
-    def answers(
-        self, name: str | None, prompts: Sequence[Sequence[int]], limits: GenerationLimits
-    ) -> list[VllmAnswer]:
-        """In the order of the prompts. Raises Refused and ServerEnded."""
-        lengths = [min(limits.max_new_tokens, limits.context - len(prompt)) for prompt in prompts]
-        found: dict[int, VllmAnswer] = {}
-        for length in sorted(set(lengths)):
-            alike = [i for i, of_prompt in enumerate(lengths) if of_prompt == length]
-            for start in range(0, len(alike), PROMPTS_AT_ONCE):
-                places = alike[start : start + PROMPTS_AT_ONCE]
-                body = {
-                    "model": BASE if name is None else name,
-                    "prompt": [list(prompts[i]) for i in places],
-                    "max_tokens": length,
-                    "temperature": 0,
-                    "stop": list(limits.stop_strings),
-                    "stop_token_ids": sorted(limits.stop_ids),
-                    "ignore_eos": True,  # the end tokens are those above
-                    "return_token_ids": True,
-                    "logprobs": 0,  # of the token itself
-                }
-                for choice in self._ask("/v1/completions", body)["choices"]:
-                    i = places[choice["index"]]
-                    found[i] = self._answer(name, prompts[i], length, choice, limits)
-        return [found[i] for i in range(len(prompts))]
-
-    def _answer(
-        self,
-        name: str | None,
-        prompt: Sequence[int],
-        length: int,
-        choice: dict[str, Any],
-        limits: GenerationLimits,
-    ) -> VllmAnswer:
-        ids = choice.get("token_ids")
-        if ids is None:
-            raise Refused("answers without token_ids, which vLLM has from 0.10.2 on")
-        is_stopped = choice["finish_reason"] == "stop"
-        written = ids[:-1] if is_stopped and ids[-1] in limits.stop_ids else list(ids)
-        generation = Generation(name, prompt, length, ids=written, stopped=is_stopped)
-        generation.finish(limits, self.base.tokenizer)
-        return VllmAnswer(generation, list(ids), sum(choice["logprobs"]["token_logprobs"]))
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        with suppress(OSError):
-            self.process.stdin.close()  # ends it, see WATCHED
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(30)
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, 9)
-        self.process.wait()
-        self.log.close()
-
-    def _is_up(self) -> bool:
-        try:
-            self._ask("/health")
-        except ServerEnded:
-            if self.process.poll() is not None:
-                raise
-            return False
-        return True
-
-    def _ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
-        data = None if body is None else json.dumps(body).encode()
-        try:
-            with self.open(Request(self.address + path, data, headers)) as reply:
-                text = reply.read().decode()
-        except HTTPError as error:
-            told = f"{path}: status {error.code}, {error.read().decode(errors='replace')[:300]}"
-            if path == "/health" or (error.code >= 500 and not self._is_up()):
-                raise ServerEnded(told) from error
-            raise Refused(f"vLLM refused {told}") from error
-        except (OSError, HTTPException) as error:
-            raise ServerEnded(self._last_line() or first_line(error)) from error
-        # Of /health nothing, of an adapter a sentence.
-        read: dict[str, Any] = json.loads(text) if text.startswith("{") else {}
-        return read
-
-    def _last_line(self) -> str:
-        # Read without a seek: the server writes at the same offset of the file.
-        size = os.fstat(self.log.fileno()).st_size
-        read = os.pread(self.log.fileno(), LOG_BYTES, max(0, size - LOG_BYTES))
-        lines = read.decode(errors="replace").splitlines()
-        errors = [line for line in lines if "Error" in line]
-        return (errors or lines or [""])[-1][-300:]

@@ -125,5 +125,5 @@ def vllm_note(written: Collection[Mapping[str, float]]) -> list[str]:
     return [
         f"vLLM wrote the answers of {count(len(written), 'model')}; both engines wrote the first "
         f"ones: {equal:.1%} have the same text; their log p per token differs by {largest:.2g} "
-        "nats on average in the model where it differs most"
+        "nats on average in the model where it differs most (by item: artifacts/*/vllm/)"
     ]

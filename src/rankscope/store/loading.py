@@ -63,6 +63,10 @@ def items_path(trial_id: str, task: str, split: str) -> str:
     return f"artifacts/{folder}/items/{task}.{split}.parquet"
 
 
+def parity_path(trial_id: str, task: str, split: str) -> str:
+    return f"artifacts/{trial_id}/vllm/{task}.{split}.parquet"
+
+
 def load_study(
     db: sqlite3.Connection,
     store: ArtifactStore,

@@ -99,8 +99,11 @@ class GenerationScorer(Scorer[list[int]]):
             stop_strings=split.spec.stop or stop_strings(split.encoder, split.spec, split.items),
         )
         started = time.perf_counter()
-        write = generate if split.engine is None else split.engine.generate
-        by_model = write(base, split.encoded, adapter_names, limits)
+        if split.engine is None:
+            by_model = generate(base, split.encoded, adapter_names, limits)
+        else:
+            ids = [item.item_id for item in split.items]
+            by_model = split.engine.generate(base, split.encoded, adapter_names, limits, ids)
         seconds = time.perf_counter() - started
         tokens = {
             name: sum(len(g.prompt) + len(g.ids) for g in generations)

@@ -7,10 +7,10 @@ from rankscope.errors import NotFiniteError, reporting_shortages
 from rankscope.evaluate.evaluator import Evaluation, evaluate_task
 from rankscope.evaluate.vllm import Vllm
 from rankscope.models.base import Base
-from rankscope.records import BASE, EvalKey, Split, trial_of, write_items
+from rankscope.records import BASE, EvalKey, Split, trial_of, write_items, write_table
 from rankscope.run.groups import Group
 from rankscope.run.stages import Stage
-from rankscope.store import Artifact, TrialFailure, items_path, weights_path
+from rankscope.store import Artifact, TrialFailure, items_path, parity_path, weights_path
 
 EvalBatch = tuple[str, Split, Mapping[str | None, str]]
 """Task, split, and by adapter name (None: no adapter) the id of a trial or scaled variant, or
@@ -59,6 +59,7 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
             self.engine = self.engine or Vllm(self.context.base.folder)
             folders = {n: self.weights_folder(i) for _, _, of in work for n, i in of.items()}
             self.engine.folders = folders
+            self.engine.tables.clear()  # of a model that failed
         try:
             yield from self.score_batches(model, work)
         finally:
@@ -140,9 +141,14 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
         with ledger.stage() as folder:
             for record, items in evaluations:
                 file = folder / f"{record.trial_id}.parquet"
+                key = record.trial_id, record.task, record.split
                 write_items(file, items)
-                path = items_path(record.trial_id, record.task, record.split)
-                artifacts += ledger.publish(file, path)
+                artifacts += ledger.publish(file, items_path(*key))
+                tables = {} if self.engine is None else self.engine.tables
+                name = record.trial_id if record.trial_id in tables else None
+                if (compared := tables.pop(name, None)) is not None:
+                    write_table(file, compared)
+                    artifacts += ledger.publish(file, parity_path(*key))
         records = [record for record, _ in evaluations]
         settings = self.context.study.settings_of("eval", [r.trial_id for r in records])
         ledger.commit(records, artifacts, settings)

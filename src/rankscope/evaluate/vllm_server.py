@@ -1,0 +1,242 @@
+"""``vllm serve`` in a process of its own, and its HTTP interface.
+
+The command ``vllm`` may be of another environment than this one, as it needs other versions of
+libraries. The server ends with the process that started it, however that ends.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.error import HTTPError
+from urllib.request import ProxyHandler, Request, build_opener
+
+import torch
+
+from rankscope.device import dtype_name, release_freed_memory, visible_gpus
+from rankscope.errors import first_line
+from rankscope.evaluate.continuous_batching import Generation, GenerationLimits
+from rankscope.models.base import Base
+from rankscope.records import BASE
+
+LARGEST_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # Of adapters, as vLLM takes them
+ADAPTERS_AT_ONCE = 8  # In a batch of the server; others are read again
+PROMPTS_AT_ONCE = 512  # In a request: releases refuse more than 1,024
+SHARE_OF_FREE = 0.5  # Of the device's free memory, for the server; log p is computed in the rest
+CPU_CACHE_GIB = 2
+MAX_START_SECONDS = 1800
+LOG_BYTES = 2**16  # Of the end of the server's log, in which the reason of its end is looked for
+WATCHED = """
+exec 3<&0
+"$@" </dev/null 3<&- &
+server=$!
+(read -r _ <&3; kill $server; sleep 30; kill -9 0) &
+wait $server
+"""
+"""Runs a command that ends when the input of this shell does, which is when the process at its
+other end closes it or dies."""
+
+
+class ServerEnded(Exception):
+    """The server cannot be reached any more, or never could; says why."""
+
+
+class Refused(Exception):
+    """The server does not do what it is asked for; says why."""
+
+
+class VllmAnswer(NamedTuple):
+    generation: Generation
+    ids: list[int]  # With the token that ended it
+    logprob: float
+
+
+def find_command() -> str | None:
+    beside = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.executable).parent)])
+    return shutil.which("vllm", path=beside)
+
+
+def serve_options(
+    max_tokens: int,
+    largest_rank: int,
+    dtype: torch.dtype,
+    gpu_memory: tuple[int, int] | None,
+) -> list[str]:
+    """Options of ``vllm serve``. ``largest_rank`` is one of ``LARGEST_RANKS``, or 0 without
+    adapters; ``gpu_memory`` the free and all bytes of its GPU, None on a CPU."""
+    words = ["--served-model-name", BASE, "--generation-config", "vllm"]
+    words += ["--max-model-len", str(max_tokens), "--dtype", dtype_name(dtype)]
+    if largest_rank:
+        words += ["--enable-lora", "--max-lora-rank", str(largest_rank)]
+        words += ["--max-loras", str(ADAPTERS_AT_ONCE)]
+    if gpu_memory is None:
+        return [*words, "--enforce-eager"]  # compiling takes longer than the answers of a study
+    free_bytes, all_bytes = gpu_memory
+    return [*words, "--gpu-memory-utilization", f"{SHARE_OF_FREE * free_bytes / all_bytes:.3f}"]
+
+
+class Server:
+    """``vllm serve`` on one folder of weights. Raises ServerEnded: it does not start."""
+
+    def __init__(
+        self, tokenizer: Path, base: Base, folder: Path, max_tokens: int, largest_rank: int
+    ) -> None:
+        self.base, self.folder, self.max_tokens = base, folder, max_tokens
+        self.largest_rank = next((r for r in LARGEST_RANKS if r >= largest_rank > 0), 0)
+        self.loaded: set[str] = set()
+        self.key = secrets.token_hex()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.address = f"http://127.0.0.1:{port}"
+        environment = {
+            **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+            "VLLM_API_KEY": self.key,
+            "VLLM_CPU_KVCACHE_SPACE": str(CPU_CACHE_GIB),
+            "VLLM_MAX_STOP_STRINGS": "64",
+            "VLLM_NO_USAGE_STATS": "1",
+        }
+        gpu_memory = None
+        if base.device.type == "cuda":
+            release_freed_memory()
+            gpu_memory = torch.cuda.mem_get_info(base.device)
+            environment["CUDA_VISIBLE_DEVICES"] = visible_gpus()[base.device.index or 0]
+        words = [find_command() or "vllm", "serve", str(folder), "--tokenizer", str(tokenizer)]
+        words += ["--host", "127.0.0.1", "--port", str(port)]
+        words += serve_options(max_tokens, self.largest_rank, base.model.dtype, gpu_memory)
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the server)
+        self.process = subprocess.Popen(
+            ["sh", "-c", WATCHED, "sh", *words],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C in the terminal reaches this process alone
+        )
+        # Not by a proxy, which the environment may name.
+        self.open = build_opener(ProxyHandler({})).open
+        started = time.monotonic()
+        try:
+            while not self._is_up():
+                if time.monotonic() - started > MAX_START_SECONDS:
+                    raise ServerEnded(f"not up after {MAX_START_SECONDS} s: {self._last_line()}")
+                time.sleep(0.5)
+        except BaseException:
+            self.close()
+            raise
+
+    def suits(self, folder: Path, max_tokens: int, rank: int) -> bool:
+        fits = max_tokens <= self.max_tokens and rank <= self.largest_rank
+        return folder == self.folder and fits
+
+    def load(self, name: str, folder: Path) -> None:
+        """An adapter, once."""
+        if name not in self.loaded:
+            body = {"lora_name": name, "lora_path": str(folder.resolve())}
+            self._ask("/v1/load_lora_adapter", body)
+            self.loaded.add(name)
+
+    def answers(
+        self, name: str | None, prompts: Sequence[Sequence[int]], limits: GenerationLimits
+    ) -> list[VllmAnswer]:
+        """In the order of the prompts. Raises Refused and ServerEnded."""
+        lengths = [min(limits.max_new_tokens, limits.context - len(prompt)) for prompt in prompts]
+        found: dict[int, VllmAnswer] = {}
+        for length in sorted(set(lengths)):
+            alike = [i for i, of_prompt in enumerate(lengths) if of_prompt == length]
+            for start in range(0, len(alike), PROMPTS_AT_ONCE):
+                places = alike[start : start + PROMPTS_AT_ONCE]
+                body = {
+                    "model": BASE if name is None else name,
+                    "prompt": [list(prompts[i]) for i in places],
+                    "max_tokens": length,
+                    "temperature": 0,
+                    "stop": list(limits.stop_strings),
+                    "stop_token_ids": sorted(limits.stop_ids),
+                    "ignore_eos": True,  # the end tokens are those above
+                    "return_token_ids": True,
+                    "logprobs": 0,  # of the token itself
+                }
+                reply = self._ask("/v1/completions", body)
+                try:
+                    choices = {choice["index"]: choice for choice in reply["choices"]}
+                    for number, i in enumerate(places):
+                        choice = choices[number]
+                        found[i] = self._answer(name, prompts[i], length, choice, limits)
+                except (LookupError, TypeError) as error:
+                    raise Refused(f"a reply of another form than vLLM's: {error!r}") from error
+        return [found[i] for i in range(len(prompts))]
+
+    def _answer(
+        self,
+        name: str | None,
+        prompt: Sequence[int],
+        length: int,
+        choice: dict[str, Any],
+        limits: GenerationLimits,
+    ) -> VllmAnswer:
+        ids = choice.get("token_ids")
+        if ids is None:
+            raise Refused("answers without token_ids, which vLLM has from 0.10.2 on")
+        is_stopped = choice["finish_reason"] == "stop"
+        written = ids[:-1] if is_stopped and ids[-1] in limits.stop_ids else list(ids)
+        generation = Generation(name, prompt, length, ids=written, stopped=is_stopped)
+        generation.finish(limits, self.base.tokenizer)
+        return VllmAnswer(generation, list(ids), sum(choice["logprobs"]["token_logprobs"]))
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        with suppress(OSError):
+            self.process.stdin.close()  # ends it, see WATCHED
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(30)
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, 9)
+        self.process.wait()
+        self.log.close()
+
+    def _is_up(self) -> bool:
+        try:
+            self._ask("/health")
+        except ServerEnded:
+            if self.process.poll() is not None:
+                raise
+            return False
+        return True
+
+    def _ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            with self.open(Request(self.address + path, data, headers)) as reply:
+                text = reply.read().decode()
+        except HTTPError as error:
+            told = f"{path}: status {error.code}, {error.read().decode(errors='replace')[:300]}"
+            if path == "/health" or (error.code >= 500 and not self._is_up()):
+                raise ServerEnded(told) from error
+            raise Refused(f"vLLM refused {told}") from error
+        except (OSError, HTTPException) as error:
+            raise ServerEnded(self._last_line() or first_line(error)) from error
+        # Of /health nothing, of an adapter a sentence.
+        read: dict[str, Any] = json.loads(text) if text.startswith("{") else {}
+        return read
+
+    def _last_line(self) -> str:
+        # Read without a seek: the server writes at the same offset of the file.
+        size = os.fstat(self.log.fileno()).st_size
+        read = os.pread(self.log.fileno(), LOG_BYTES, max(0, size - LOG_BYTES))
+        lines = read.decode(errors="replace").splitlines()
+        errors = [line for line in lines if "Error" in line]
+        return (errors or lines or [""])[-1][-300:]
