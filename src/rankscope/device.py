@@ -211,6 +211,13 @@ def use_deterministic(seed: int) -> None:
     torch.backends.cudnn.benchmark = False
 
 
+def on_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on ``device``. CUDA is not waited for: a copy from pinned memory takes
+    its turn among the kernels."""
+    is_cuda = device.type == "cuda"
+    return (values.pin_memory() if is_cuda else values).to(device, non_blocking=is_cuda)
+
+
 @contextmanager
 def distinct_places(device: torch.device) -> Iterator[None]:
     """While inside, values are written by index to places that all differ.

@@ -1,81 +1,164 @@
-"""Where training reads numbers out of tensors: on a device the program waits there for everything
-that was asked of it."""
+"""Where training makes the program wait for everything that was asked of a device: it reads a
+number there, picks values by a mask, whose number it has to know, or copies numbers to it.
+
+The meta device stands in for one. It has shapes and no numbers: whatever is read there is 1.
+"""
 
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
+import torch
+from tiny_models import base_of, tiny_llama
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from toy_training import GENERAL, REGULARIZED, protocol, trained
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from toy_training import GENERAL, REGULARIZED, protocol, toy_rows, trial
 
 import rankscope
+from rankscope.data.encode import EncodedRow
+from rankscope.models.attention import varlen
+from rankscope.models.attention.varlen import OnShapes
+from rankscope.train import trial_state
+from rankscope.train.loop import train_group
 from rankscope.train.trial_state import is_update_checked
 
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero")
+INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")
+COPYING = ("_to_copy", "copy_")
 STEPS = 5
 BY_STEP = {
-    "compute_gradients": 1,  # the losses of all trials: one that is not finite leaves
-    "clip_gradients": len(REGULARIZED),  # and so does one whose gradient is not
+    "compute_gradients": "the losses of all trials: one that is not finite leaves",
+    "train_group": "and so does one whose gradient norm is not",
 }
-"""How often in a step."""
+"""Once in a step."""
 NOW_AND_THEN = {
     "LowRankUpdate.frobenius": "after 1, 2, 4, 8, ... steps: has a trial run away?",
     "Base.weight_norm": "once for each weight",
     "all_finite": "after the last step",
-    "note_plain_logits": "once for each model that is loaded",
     "TrialState.why_nothing_trained": "after the last step",
 }
-ON_THE_CPU = {
-    "AttentionPlan.of": "lengths of rows, which stay there on every device",
-    "RowLayout.__init__": "the same",
-    "RowLayout.places": "the same",
-    "RowBatch.kept_segments": "kept positions, likewise",
-    "_MeanLosses.backward": "spares a walk over gradients; a device walks",
+COPIES = {
+    "on_device": "from pinned memory on CUDA, where nothing waits for them",
+    "LoraMethod.init_module": "A at the start",
 }
 
 
-class Reads(TorchDispatchMode):
-    """Counts them by the innermost function of the package."""
+class Device(OnShapes):
+    """Counts, by the innermost function of the package, what a device would be waited for."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.places: Counter[str] = Counter()
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.reads: Counter[str] = Counter()
+        self.copies: Counter[str] = Counter()
 
     def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func.overloadpacket.__name__ in READS:
-            self.note()
-        return func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        by_mask = name in INDEXING and any(x.dtype == torch.bool for x in given[1:])
+        if (name in READS or by_mask) and any(x.is_meta for x in given):
+            self.reads[place()] += 1
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        # A number of the CPU goes to a kernel as its argument.
+        copied = any(x.is_cpu and (x.dim() or name in COPYING) for x in given)
+        made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+        if copied and any(x.is_meta for x in made):
+            self.copies[place()] += 1
+        return out
 
-    def note(self) -> None:
-        root, frame = str(Path(rankscope.__file__).parent), sys._getframe()
-        while not frame.f_code.co_filename.startswith(root):
-            assert frame.f_back is not None, "a library reads by itself"
-            frame = frame.f_back
-        self.places[frame.f_code.co_qualname] += 1
+
+class Lists(TorchFunctionMode):
+    """Counts lists that torch copies by itself: in indexing, and as the numbers of a new tensor."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in (Tensor.__getitem__, Tensor.__setitem__) and args[0].is_meta:
+            index = args[1] if isinstance(args[1], tuple) else args[1:2]
+            self.device.copies[place()] += any(isinstance(part, list) for part in index)
+        elif func is torch.tensor and out.is_meta:
+            self.device.copies[place()] += 1
+        return out
 
 
-def test_a_step_waits_for_its_losses_and_its_gradient_norms_alone() -> None:
-    """Replay, KL and dropout included; passes of few tokens, so that a step has several."""
-    reads, to_list = Reads(), Tensor.tolist
+def place() -> str:
+    root, frame = str(Path(rankscope.__file__).parent), sys._getframe()
+    while not frame.f_code.co_filename.startswith(root):
+        assert frame.f_back is not None, "a library waits by itself"
+        frame = frame.f_back
+    return frame.f_code.co_qualname
+
+
+def pairs() -> list[EncodedRow]:
+    """Toy rows, each preferred to an answer of three tokens."""
+    made = []
+    for row in toy_rows():
+        prompt = row.prompt_ids
+        other = EncodedRow((*prompt, 3, 4, 5), (False,) * len(prompt) + (True,) * 3, False)
+        made.append(EncodedRow(row.input_ids, row.is_label, False, other, 0.5))
+    return made
+
+
+@pytest.fixture
+def device() -> Any:
+    """Everything on the meta device that has a kernel on real ones alone is replaced."""
+    found, to_list, generator = Device(), Tensor.tolist, torch.Generator
 
     def noted(tensor: Tensor) -> object:
-        reads.note()
-        found: object = to_list(tensor)
-        return found
+        if tensor.is_meta:
+            found.reads[place()] += 1
+            tensor = torch.ones(tensor.shape)
+        return to_list(tensor)
 
-    with reads, patch.object(Tensor, "tolist", noted):
-        trained(REGULARIZED, protocol(max_steps=STEPS, batch_tokens=64), replay=GENERAL)
-    by_step = {name: count for name, count in reads.places.items() if name in BY_STEP}
-    assert by_step == {name: count * STEPS for name, count in BY_STEP.items()}
-    assert reads.places.keys() == BY_STEP.keys() | NOW_AND_THEN.keys() | ON_THE_CPU.keys()
+    def plain(parameters: Any, *_: object) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters)
+
+    replaced: list[tuple[Any, str, Callable[..., object]]] = [
+        (Tensor, "tolist", noted),
+        (torch, "Generator", lambda *_: generator()),
+        (trial_state, "new_optimizer", plain),
+        (varlen, "has_varlen_kernel", lambda _: True),
+    ]
+    with ExitStack() as stack:
+        for owner, name, value in replaced:
+            stack.enter_context(patch.object(owner, name, value))
+        yield found
+
+
+@pytest.mark.parametrize(
+    ("objective", "implementation", "dtype"),
+    [
+        ("sft", "loop", torch.float32),
+        ("sft", "grouped_mm", torch.bfloat16),
+        ("sft", "loop", torch.float16),
+        ({"dpo": {"beta": 0.1}}, "loop", torch.float32),
+    ],
+    ids=["loop", "grouped_mm", "float16", "dpo"],
+)
+def test_a_step_waits_once_for_its_losses_and_once_for_its_gradient_norms(
+    device: Device, objective: Any, implementation: str, dtype: torch.dtype
+) -> None:
+    """Replay, KL and dropout included; passes of few tokens, so that a step has several."""
+    base = base_of(tiny_llama().to("meta", dtype))
+    trials, rows = (REGULARIZED, toy_rows()) if objective == "sft" else ([trial()], pairs())
+    settings = protocol(max_steps=STEPS, batch_tokens=64, objective=objective)
+    chosen = patch.object(trial_state, "choose_lora_implementation", lambda *_: implementation)
+    with chosen, device, Lists(device):
+        result = train_group(base, trials, rows, settings, replay=GENERAL)
+    assert [state.steps_done for state in result.states] == [STEPS] * len(trials)
+    by_step = {name: count for name, count in device.reads.items() if name in BY_STEP}
+    assert by_step == dict.fromkeys(BY_STEP, STEPS)
+    assert device.reads.keys() == BY_STEP.keys() | NOW_AND_THEN.keys()
+    assert (+device.copies).keys() == COPIES.keys()
     assert not is_update_checked(3, STEPS)

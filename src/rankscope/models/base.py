@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rankscope.device import distinct_places
+from rankscope.device import distinct_places, on_device
 from rankscope.errors import UserError
 from rankscope.models.attention import varlen
 from rankscope.models.attention.varlen import AttentionPlan, KVCache
@@ -100,9 +100,10 @@ class RowBatch:
                 offset = segments.pop().start
             segments.append(AdapterSpan(row.adapter_name, offset, len(ids)))
         branches = tuple(tuple(row.branches) for row in rows)
+        input_ids, position_ids = on_device(torch.tensor([ids, positions]), device).split(1)
         return cls(
-            input_ids=torch.tensor([ids], device=device),
-            position_ids=torch.tensor([positions], device=device),
+            input_ids=input_ids,
+            position_ids=position_ids,
             lengths=tuple(len(row.ids) for row in rows),
             segments=tuple(segments),
             keep=torch.tensor(keep, dtype=torch.int64),
@@ -182,7 +183,7 @@ class Base:
                 input_ids=batch.input_ids,
                 position_ids=batch.position_ids,
                 use_cache=False,
-                logits_to_keep=batch.keep.to(self.device),
+                logits_to_keep=on_device(batch.keep, self.device),
                 attention_plan=plan,
             ).logits.squeeze(0)
         if cache is not None and store:
@@ -198,15 +199,16 @@ class Base:
         """:meth:`logits` by one pass for each row, and for each branch of a row."""
         out: list[Tensor] = []
         for row, name, places, keep in batch.alone():
-            ids, (before, past) = batch.input_ids[:, places], (None, None)
+            ids = batch.input_ids[:, on_device(torch.tensor(places), self.device)]
+            before, past = None, None
             if cache is not None:
                 before, past = cache.rows[row]
             if len(places) > 1 or not store:
                 past = None  # some models continue their own cache by single tokens only
             whole = ids if before is None else torch.cat([before, ids], 1)
             num_read = whole.shape[1] if past is None else len(places)
-            kept = torch.tensor(keep, dtype=torch.int64, device=self.device)
-            kept += num_read - len(places)
+            kept = torch.tensor(keep, dtype=torch.int64) + (num_read - len(places))
+            kept = on_device(kept, self.device)
             routing = self.multi_lora.routing(
                 (AdapterSpan(name, 0, num_read),), (AdapterSpan(name, 0, len(keep)),)
             )

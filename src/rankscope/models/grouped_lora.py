@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rankscope.device import on_device
 from rankscope.errors import UserError
 from rankscope.models.lora import Adapter
 from rankscope.models.methods import get_lora_method
@@ -259,7 +260,7 @@ class GroupedLora:
         if key not in self._runs:  # once per pass, not per layer
             runs, rest = cut_into_runs(places, spans)
             # Where each adapter's tokens end, counted from the run's first token, (G,).
-            ends = [torch.tensor(run.counts).cumsum(0).to(device, torch.int32) for run in runs]
+            ends = [on_device(torch.tensor(r.counts).cumsum(0).int(), device) for r in runs]
             self._runs[key] = list(zip(runs, ends, strict=True)), rest
         located, rest = self._runs[key]
         slices = [BucketSlice(buckets[run.rank], run, offs, self._anchor) for run, offs in located]

@@ -5,18 +5,20 @@ rows of all trials run through the shared base together, in forward passes of a 
 machine (``step.py``). Replay and KL to the base are terms of a trial's loss.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+import torch
 
 from rankscope.config.study import TrainConfig
 from rankscope.data.encode import EncodedRow
 from rankscope.errors import CONTINUES, Interrupted
 from rankscope.models.base import Base, disable_gradient_checkpointing
-from rankscope.models.sharding import all_finite
 from rankscope.records import TrialSpec
 from rankscope.train.checkpoint import GroupCheckpoint, restore_states, save_states
-from rankscope.train.step import compute_gradients, gradients
+from rankscope.train.step import compute_gradients
 from rankscope.train.trial_state import TrialState, start_trials
 
 StepCallback = Callable[[int, Base, Sequence[TrialState]], None]
@@ -95,8 +97,12 @@ def train_group(
                 terms = [term for own_terms in terms_of for term in own_terms]
                 with model.optimizer_step(trained):
                     losses = compute_gradients(model, base, terms, batch_tokens)
-                scaled = [state for state in active if state.loss_scale > 1]
-                too_large = [s for s in scaled if not all_finite(gradients(s.parameters))]
+                norms = torch.stack([state.clip() for state in active]).tolist()  # one wait for all
+                too_large = [
+                    state
+                    for state, norm in zip(active, norms, strict=True)
+                    if state.loss_scale > 1 and not math.isfinite(norm)
+                ]
                 if not too_large:
                     break
                 # Beyond float16: the step again, from half the scale; at 1 the trial has diverged.
@@ -106,10 +112,10 @@ def train_group(
                     parameter.grad = None
                 terms_of = [state.begin_again(step) for state in active]
 
-            # Clip, check and update, each trial by itself.
-            for state, own_terms in zip(active, terms_of, strict=True):
+            # Check and update, each trial by itself.
+            for state, own_terms, norm in zip(active, terms_of, norms, strict=True):
                 own_losses, losses = losses[: len(own_terms)], losses[len(own_terms) :]  # in order
-                state.update(step, list(zip(own_terms, own_losses, strict=True)))
+                state.update(step, list(zip(own_terms, own_losses, strict=True)), norm)
 
             num_tokens = sum(len(row.input_ids) for term in terms for row in term.rows)
             shown = [state.losses[-1].loss for state in active if state.failure is None]

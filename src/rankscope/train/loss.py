@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rankscope.device import on_device
 from rankscope.models.output_layer import LOGITS_BLOCK, OutputLayer, blocks
 
 BLOCK_BYTES = 8 * 2**20  # Float32 logits at a time; they stay in a processor's cache
@@ -57,7 +58,8 @@ class _MeanLosses(torch.autograd.Function):
 
         def by_row(values: Sequence[float]) -> Tensor:
             each = torch.tensor(values, dtype=torch.float32)
-            return torch.repeat_interleave(each, torch.tensor(counts)).to(states.device)
+            each = torch.repeat_interleave(each, torch.tensor(counts))
+            return on_device(each, states.device)
 
         losses = torch.empty(len(states), dtype=torch.float32, device=states.device)
         grads = torch.empty_like(states) if ctx.needs_input_grad[0] else None

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from rankscope.data.encode import EncodedRow
+from rankscope.device import on_device
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.output_layer import output_layer_apart
 from rankscope.models.quantize import require_bitsandbytes
@@ -114,7 +115,8 @@ def compute_gradients(
             total = total + terms[i].kl_weight * terms[i].scale * kl
             totals[1, i] += kl.detach()
         total.backward()
-        totals[0, members] += of_parts.detach() * weight
+        for i, loss in zip(members, of_parts.detach() * weight, strict=True):
+            totals[0, i] += loss
     model.shards.add_up(totals)
     return [
         (loss / term.factor, kl) for term, loss, kl in zip(terms, *totals.tolist(), strict=True)
@@ -150,8 +152,8 @@ def label_states(
             num_kept += len(keep)
     states = model.logits(RowBatch.of(batch, model.device))
     if len(sources) > len(states):
-        states = states[torch.tensor(sources, device=model.device)]
-    return states, torch.tensor(labels, dtype=torch.int64, device=model.device)
+        states = states[on_device(torch.tensor(sources), model.device)]
+    return states, on_device(torch.tensor(labels, dtype=torch.int64), model.device)
 
 
 @torch.no_grad()
@@ -254,6 +256,6 @@ def unscale_gradients(parameters: Sequence[nn.Parameter], scale: float) -> None:
         gradient /= scale
 
 
-def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
-    """Scale gradients down to ``max_norm`` (2-norm over all parameters); the norm before."""
-    return float(whole(torch.nn.utils.clip_grad_norm_(parameters, max_norm)))
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale gradients down to ``max_norm`` (2-norm over all parameters); the norm before, ()."""
+    return whole(torch.nn.utils.clip_grad_norm_(parameters, max_norm))

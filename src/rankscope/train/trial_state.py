@@ -138,15 +138,20 @@ class TrialState:
             LossTerm(name, replayed, share, kl_weight, is_replay=True),
         ]
 
-    def update(self, step: int, losses: Sequence[tuple[LossTerm, tuple[float, float]]]) -> None:
-        """Clip, check and apply the gradients of a step, whose terms had these losses and KLs."""
-        own = next(loss for term, (loss, _) in losses if not term.is_replay)
-        replayed = next((loss for term, (loss, _) in losses if term.is_replay), None)
-        kl = next((kl for term, (_, kl) in losses if term.kl_weight), None)
+    def clip(self) -> Tensor:
+        """Clip the gradients of a step; their norm before, ()."""
         unscale_gradients(self.parameters, self.loss_scale)
         if self.tuner is not None:
             self.tuner.penalize()
-        norm = clip_gradients(self.parameters, self.protocol.max_grad_norm)
+        return clip_gradients(self.parameters, self.protocol.max_grad_norm)
+
+    def update(
+        self, step: int, losses: Sequence[tuple[LossTerm, tuple[float, float]]], norm: float
+    ) -> None:
+        """Check and apply the clipped gradients of a step, whose terms had these losses and KLs."""
+        own = next(loss for term, (loss, _) in losses if not term.is_replay)
+        replayed = next((loss for term, (loss, _) in losses if term.is_replay), None)
+        kl = next((kl for term, (_, kl) in losses if term.kl_weight), None)
         is_loss_finite = all(math.isfinite(x or 0.0) for x in (own, replayed, kl))
         if is_loss_finite and math.isfinite(norm):
             schedule, warmup = self.protocol.schedule, self.protocol.warmup_fraction

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rankscope.device import on_device
 from rankscope.models.attention.products import additive_mask
 
 FLASH_CAPABILITY = (8, 0)
@@ -44,7 +45,7 @@ class KernelRows:
     def __init__(self, lengths: Tensor, device: torch.device) -> None:
         """``lengths``: (R,) int64, on the CPU."""
         ends = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        self.ends = ends.to(device, torch.int32)  # (R + 1,): tokens up to the end of each row
+        self.ends = on_device(ends.int(), device)  # (R + 1,): tokens up to the end of each row
         longest = max(LEAST_MAX_LENGTH, int(lengths.max()))
         # A power of two, because how the kernel divides its work, and with it the order of sums,
         # may depend on it.
@@ -78,7 +79,7 @@ class DecodeStep:
 
     def __init__(self, lengths: Tensor, device: torch.device) -> None:
         """``lengths``: each row's cached tokens so far, so its new token's place, (R,) int64."""
-        self.columns = lengths.to(device)
+        self.columns = on_device(lengths, device)
         self.width = int(lengths.max()) + 1  # S
         self._masks: dict[tuple[int | None, torch.dtype], Tensor] = {}
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedConfig
 
+from rankscope.device import on_device
 from rankscope.errors import UserError
 from rankscope.models.attention.kernel import (
     DecodeStep,
@@ -101,7 +102,7 @@ class KVCache:
         steps = torch.arange(keys.shape[2])
         row, step = torch.nonzero(steps[None, :] < lengths[:, None], as_tuple=True)
         column = self.lengths[row] + step
-        row, step, column = (index.to(keys.device) for index in (row, step, column))
+        row, step, column = (on_device(index, keys.device) for index in (row, step, column))
         self.keys[layer][row, :, column] = keys[row, :, step]
         self.values[layer][row, :, column] = values[row, :, step]
 
@@ -175,8 +176,8 @@ class AttentionPlan:
         by_kernel = is_fresh and has_varlen_kernel(device)
         return cls(
             lengths=counts,
-            to_rows=to_rows.reshape(-1).to(device),
-            to_tokens=torch.nonzero(valid.reshape(-1)).reshape(-1).to(device),
+            to_rows=on_device(to_rows.reshape(-1), device),
+            to_tokens=on_device(torch.nonzero(valid.reshape(-1)).reshape(-1), device),
             is_rectangular=bool(valid.all()),
             cache=cache,
             store=store,
@@ -223,7 +224,7 @@ class AttentionPlan:
                 visible &= places[:, :, None] - keys[:, None] < window
             # Padding sees its row's first token: a softmax over nothing would be NaN.
             visible[:, :, len(past)] |= ~visible.any(2)
-            self.masks[window] = visible[:, None].to(device)
+            self.masks[window] = on_device(visible[:, None], device)
         return self.masks[window]
 
     def rows(self, x: Tensor) -> Tensor:

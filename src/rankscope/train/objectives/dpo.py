@@ -45,7 +45,9 @@ class Dpo(Objective):
     ) -> Tensor:
         import torch
 
-        reference = torch.tensor([row.value for row in rows[::2]], device=losses.device)
+        from rankscope.device import on_device
+
+        reference = on_device(torch.tensor([row.value for row in rows[::2]]), losses.device)
         margins = losses[1::2] - losses[::2] - reference
         log_odds: Tensor = torch.nn.functional.logsigmoid(self.settings.beta * margins)
         return -log_odds.sum() / (len(of_step) // 2)

@@ -135,7 +135,9 @@ class Grpo(Objective):
     ) -> Tensor:
         import torch
 
-        values = torch.tensor([row.value for row in rows], device=losses.device)
+        from rankscope.device import on_device
+
+        values = on_device(torch.tensor([row.value for row in rows]), losses.device)
         return (values * losses).sum()
 
     def why_hopeless(self, state: TrialState) -> str:
