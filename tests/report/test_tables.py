@@ -50,6 +50,19 @@ def test_failures_contamination_and_rows_are_listed(view: StudyView) -> None:
     assert tuple(trained.loc["med"].iloc[:2]) == (20, 200)
 
 
+def test_overflows_are_listed_of_a_base_in_float16() -> None:
+    study, advice = ordinary_study()
+    assert "loss_scale_halvings" not in training_table(StudyView(study, advice))
+    first, *others = study.trials
+    assert first.train is not None
+    train = first.train.model_copy(update={"loss_scale_halvings": 3})
+    model = study.model.model_copy(update={"dtype": "float16"})
+    study = replace(study, model=model, trials=(replace(first, train=train), *others))
+    row = training_table(StudyView(study, advice)).set_index("training_task").loc["med"]
+    assert tuple(row.iloc[-2:]) == (0, 3)
+    assert [*row.index[-2:]] == ["loss_scale_halvings_smallest", "loss_scale_halvings_largest"]
+
+
 def test_differences_at_a_rung_are_in_points() -> None:
     study, advice = ordinary_study()
     first, *others = study.trials

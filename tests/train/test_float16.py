@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_training import bits, full_trial, losses, protocol, stop_after, trained, trial
+from tiny_models import base_of, tiny_llama
+from toy_training import bits, full_trial, losses, protocol, stop_after, toy_rows, trained, trial
 
 from rankscope.errors import Interrupted
 from rankscope.train import trial_state
 from rankscope.train.checkpoint import GroupCheckpoint
-from rankscope.train.loop import GroupResult
+from rankscope.train.loop import GroupResult, train_group
 
 TRIALS = (trial("a"), trial("b", rank=8, seed=1, dropout=0.1, kl_to_base=0.1))
 STEPS = protocol(epochs=None, max_steps=4)
@@ -47,9 +48,28 @@ def test_a_repeated_step_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> Non
     """Bit for bit as from the scale that fitted; from another one, what float16 rounds differs."""
     halved = in_float16(monkeypatch, 2.0**30, steps=1)
     for place, state in enumerate(halved.states):
-        assert state.loss_scale < 2.0**30
+        assert state.loss_scale == 2.0 ** (30 - state.loss_scale_halvings) < 2.0**30
         fitted = in_float16(monkeypatch, state.loss_scale, steps=1)
+        fitted.states[place].loss_scale_halvings = state.loss_scale_halvings
         assert bits(halved)[place] == bits(fitted)[place]
+
+
+def test_a_halved_scale_doubles_after_steps_without_overflow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By step: the scale that the first step was halved to, and twice that after two more."""
+    seen = []
+    monkeypatch.setattr(trial_state, "SCALE_PATIENCE", 2)
+    monkeypatch.setattr(trial_state, "LOSS_SCALE", 2.0**30)
+    trained(
+        TRIALS[:1],
+        protocol(epochs=None, max_steps=3),
+        dtype=torch.float16,
+        callbacks=[lambda *of: seen.append((of[2][0].loss_scale, of[2][0].loss_scale_halvings))],
+    )
+    fitting, halvings = seen[0]
+    assert halvings > 0
+    assert seen == [(fitting, halvings)] * 2 + [(2 * fitting, halvings)]
 
 
 def test_the_scale_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,6 +81,18 @@ def test_the_scale_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert bits(trained(TRIALS, STEPS, **options)) == bits(whole)
 
 
+def test_a_failure_names_float16_if_no_scale_helps() -> None:
+    """Logits beyond 65,504, which float32 has."""
+    model = tiny_llama()
+    model.lm_head.weight.data *= 2.0**20
+    base = base_of(model.half())
+    (state,) = train_group(base, TRIALS[:1], toy_rows(), STEPS).states
+    assert (state.loss_scale, state.loss_scale_halvings) == (1.0, 16)
+    assert state.failure is not None
+    assert state.failure.startswith("loss not finite at step 1 of 4: beyond float16")
+    assert "halved 16 times; set dtype to float32" in state.failure
+
+
 def test_full_fine_tuning_is_scaled_and_what_no_scale_helps_has_diverged() -> None:
     spec = full_trial()
     expected = losses(trained([spec], STEPS).states[0])
@@ -70,4 +102,4 @@ def test_full_fine_tuning_is_scaled_and_what_no_scale_helps_has_diverged() -> No
     lost, kept = trained((trial("lost", lr=1e6), TRIALS[0]), STEPS, dtype=torch.float16).states
     assert lost.failure is not None
     assert kept.failure is None
-    assert kept.loss_scale == 2.0**16
+    assert (kept.loss_scale, kept.loss_scale_halvings) == (2.0**16, 0)

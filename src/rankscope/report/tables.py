@@ -52,6 +52,7 @@ STUDY_COLUMNS = {
     "steps": Column("optimizer steps"),
     "num_tokens": Column("tokens"),
     "num_label_tokens": Column("label tokens"),
+    "loss_scale_halvings": Column("overflows of float16"),
 }
 
 
@@ -383,7 +384,8 @@ def training_table(view: StudyView) -> pd.DataFrame:
         {"training_task": task, "finished_trials": len(records)}
         for task, records in trained.items()
     ]
-    for name in TRAINING_FIELDS:
+    is_scaled = view.study.model.dtype == "float16"
+    for name in (*TRAINING_FIELDS, *(["loss_scale_halvings"] if is_scaled else [])):
         values = [[int(getattr(record, name)) for record in t] for t in trained.values()]
         columns: dict[str, Callable[[list[int]], int]] = {name: min}
         if any(len(set(of_task)) > 1 for of_task in values):

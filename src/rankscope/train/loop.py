@@ -107,7 +107,7 @@ def train_group(
                     break
                 # Beyond float16: the step again, from half the scale; at 1 the trial has diverged.
                 for state in too_large:
-                    state.loss_scale /= 2
+                    state.halve_scale(step)
                 for parameter in trained:
                     parameter.grad = None
                 terms_of = [state.begin_again(step) for state in active]

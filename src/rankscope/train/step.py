@@ -39,6 +39,8 @@ SUPERVISED = objective_of(SFT)
 LOSS_SCALE = 2.0**16
 """Of float16 at first. Below 6e-8 it has no numbers, where many gradients of a mean over tokens are
 (Micikevicius et al., 1710.03740); powers of two round nothing."""
+SCALE_PATIENCE = 2000
+"""Steps without overflow after which a halved scale doubles again, as in torch's GradScaler."""
 RATIO = "lr_ratio"  # Key of a parameter group: its learning rate over the trial's
 
 

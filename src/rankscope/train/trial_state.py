@@ -24,6 +24,7 @@ from rankscope.train.objectives import objective_of
 from rankscope.train.objectives.objective import Objective
 from rankscope.train.step import (
     LOSS_SCALE,
+    SCALE_PATIENCE,
     LossTerm,
     clip_gradients,
     new_optimizer,
@@ -45,7 +46,8 @@ LOSS_INCREASE = 3.0
 """
 SHORTEST_STRETCH = 10
 STORED_FIELDS = (
-    "num_tokens", "num_label_tokens", "num_replay_tokens", "failure", "failure_status", "loss_scale"
+    "num_tokens", "num_label_tokens", "num_replay_tokens", "failure", "failure_status",
+    "loss_scale", "loss_scale_halvings", "scaled_at",
 )  # fmt: skip
 
 
@@ -63,7 +65,9 @@ class TrialState:
     replay_rows: Sequence[EncodedRow] = ()
     replay_sampler: ReplaySampler | None = None
     early_stop: "EarlyStop | None" = None
-    loss_scale: float = 1.0
+    loss_scale: float = 1.0  # Above 1 in float16 alone
+    loss_scale_halvings: int = 0
+    scaled_at: int = 0  # The step at which the scale changed last
     objective: Objective = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     losses: list[LossPoint] = field(default_factory=list)
@@ -138,6 +142,10 @@ class TrialState:
             LossTerm(name, replayed, share, kl_weight, is_replay=True),
         ]
 
+    def halve_scale(self, step: int) -> None:
+        self.loss_scale, self.scaled_at = self.loss_scale / 2, step
+        self.loss_scale_halvings += 1
+
     def clip(self) -> Tensor:
         """Clip the gradients of a step; their norm before, ()."""
         unscale_gradients(self.parameters, self.loss_scale)
@@ -164,9 +172,18 @@ class TrialState:
             self.drop_cached_weights()
             if self.tuner is not None:
                 self.tuner.after_update(step)
+            is_halved = self.loss_scale_halvings and self.loss_scale < LOSS_SCALE
+            if is_halved and step - self.scaled_at >= SCALE_PATIENCE:
+                self.loss_scale, self.scaled_at = self.loss_scale * 2, step
         else:
             what = "loss" if not is_loss_finite else "gradient norm"
             self.failure = f"{what} not finite at step {step + 1} of {self.num_steps}"
+            if self.loss_scale_halvings:
+                self.failure += (
+                    f": beyond float16, whose largest number is 65,504, although the loss scale "
+                    f"was halved {self.loss_scale_halvings} times; set dtype to float32, or lower "
+                    "the learning rate"
+                )
         self.optimizer.zero_grad(set_to_none=True)
         if self.failure is None and (why := self.objective.why_hopeless(self)):
             self.failure, self.failure_status = why, "failed"

@@ -164,6 +164,7 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
             penalties=tuple(state.penalties),
             rewards=tuple(state.rewards),
             num_replay_tokens=state.num_replay_tokens,
+            loss_scale_halvings=state.loss_scale_halvings,
             best_step=state.early_stop.best_step or None if state.early_stop else None,
         )
 
