@@ -39,10 +39,8 @@ def compare(given: dict[str, Any], lengths: list[int], adapters: list[str]) -> d
             base.multi_lora.attach(load_adapter(folder, name, readable=True))
     prompts = [base.tokenizer(text)["input_ids"] for text in given["prompts"]]
     ids = [str(number) for number in range(len(prompts))]
-    eos, context = (
-        frozenset({base.tokenizer.eos_token_id}),
-        base.model.config.max_position_embeddings,
-    )
+    eos = frozenset({base.tokenizer.eos_token_id})
+    context = base.model.config.max_position_embeddings
     try:
         for length in sorted(lengths, reverse=True):  # The server has room for the longest
             engine.parity.clear()

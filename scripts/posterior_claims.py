@@ -61,7 +61,7 @@ def verdict(
     mean, low, high = unit.scale * np.array([draws.mean(), *np.quantile(draws, (0.025, 0.975))])
     seen = unit.scale * (norm.ppf(0.975) + norm.ppf(POWER)) * draws.std()
     settled = ""
-    if found == OPEN:
+    if found == OPEN and UNLIKELY < p < LIKELY and p != 0.5:
         settled = f"{(norm.ppf(LIKELY) / norm.ppf(p)) ** 2:.3g} times the items and seeds"
     short = unit.difference.removesuffix(OF_LARGEST)
     measured = f"{told} | {what}: {mean:+.1f} [{low:+.1f}, {high:+.1f}] {short}"
@@ -261,7 +261,8 @@ def tuning_makes_worse(results: TaskResults) -> Verdict:
     highest = [arm for arm in results.arms if arm.summary.lr == top]
     told = f"below the base: {listed(results.candidates)}; at the highest rate {listed(highest)}"
     effect = (f"{likeliest.summary.label} less the base", draws_of(results, likeliest))
-    return verdict(results, min(p) >= LIKELY, max(p) <= UNLIKELY, told, effect, max(p))
+    open_by = max(p) if max(p) < 0.5 else min(p)
+    return verdict(results, min(p) >= LIKELY, max(p) <= UNLIKELY, told, effect, open_by)
 
 
 def harm_is_mended(results: TaskResults) -> Verdict:
@@ -283,13 +284,17 @@ def harm_is_mended(results: TaskResults) -> Verdict:
 
 def variants_are_alike(results: TaskResults) -> Verdict:
     """Whether every method's best arm reaches the best of all."""
-    best: dict[str, tuple[Arm, float]] = {}
-    for arm, p in p_within(results).values():
+    by_method: dict[str, list[tuple[Arm, float]]] = {}
+    found = [*p_within(results).values()]
+    for arm, p in found:
         name = arm.summary.short_label if arm.trials[0].spec.peft else arm.summary.method
-        best[name] = max((arm, p), best.get(name, (arm, 0.0)), key=lambda of: of[1])
-    told = ", ".join(f"{name} {percent(p)}" for name, (_, p) in best.items())
-    least, p = min(best.values(), key=lambda of: of[1])
-    effect = less_best(results, [arm for arm, _ in p_within(results).values()], least)
+        by_method.setdefault(name, []).append((arm, p))
+    nearest = {name: max(p for _, p in of) for name, of in by_method.items()}
+    told = ", ".join(f"{name} {percent(p)}" for name, p in nearest.items())
+    least = min(nearest, key=lambda name: nearest[name])
+    p = nearest[least]
+    shown, _ = max(by_method[least], key=lambda of: draws_of(results, of[0]).mean())
+    effect = less_best(results, [arm for arm, _ in found], shown)
     return verdict(results, p >= LIKELY, p <= UNLIKELY, told, effect, p)
 
 

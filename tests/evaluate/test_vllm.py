@@ -145,7 +145,7 @@ def test_how_far_the_engines_may_be_apart(
     rows[0]["missed"] = missed
     table = pa.Table.from_pylist(rows, PARITY_SCHEMA)
     if is_refused:
-        with pytest.raises(Refused, match="another model"):
+        with pytest.raises(Refused, match=r"another model|other tokens"):
             parity(table, dtype)
     else:
         assert parity(table, dtype)["vllm_difference"] == pytest.approx(difference)
@@ -267,7 +267,7 @@ def test_a_server_on_a_gpu_takes_half_of_what_is_free() -> None:
     assert not {"--gpu-memory-utilization", "--enable-lora"} & set(on_cpu)
 
 
-def test_a_server_sees_the_gpu_of_the_study_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_named_as_the_environment_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the name that CUDA_VISIBLE_DEVICES gives it, as numbers count those visible here."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-8932f937")

@@ -1,5 +1,6 @@
 """Studies on models whose rows run alone, one of each kind, by the command; and arms on experts."""
 
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from rankscope import load
 from rankscope.analyses.spectra.record import SpectraRecord
+from rankscope.evaluate.scorers.generation import stop_strings
 from rankscope.records import TrialRecords
 from rankscope.run.study import Study
 
@@ -99,8 +101,12 @@ def check_scores(file: Path, trial: TrialRecords) -> None:
             ids = list(prompt)
             for _ in range(TOKENS if score.generated else 0):
                 ids.append(int(logprobs(model, ids)[-1].argmax()))
+            answer = list(takewhile(lambda i: i not in encoder.stop_ids, ids[len(prompt) :]))
+            text = tokenizer().decode(answer)
+            for stop in stop_strings(encoder, data.tasks[name].spec, [item]):
+                text = text.partition(stop)[0]
+            assert score.generated is None or score.generated == text
             written += score.generated or ""
-            assert tokenizer().decode(ids[len(prompt) :]).startswith(score.generated or "")
     assert written
 
 

@@ -59,7 +59,8 @@ def test_a_choice_is_kept_however_a_study_runs(tmp_path: Path) -> None:
     by_file = study(tmp_path, "compiled")
     (tmp_path / "file").touch()
     with pytest.MonkeyPatch.context() as patch:  # Workers cannot write the cache
-        patch.setenv(CACHE, str(tmp_path / "file"))
+        patch.delenv(CACHE, raising=False)
+        patch.setenv("RANKSCOPE_CACHE", str(tmp_path / "file"))
         by_file.run(workers, executor=LocalExecutor(by_file.config, 1))
     for out in (broken, workers):
         assert results(out) == results(expected)

@@ -298,7 +298,7 @@ class TrainRecord(Record):
     penalties: tuple[PenaltyPoint, ...] = ()  # By step, for a trial with replay or KL to the base
     rewards: tuple[RewardPoint, ...] = ()  # By step, for an objective whose models write answers
     num_replay_tokens: int = 0  # The part of ``num_tokens`` in replayed rows
-    loss_scale_halvings: int = 0  # In float16: how often gradients overflowed
+    loss_scale_halvings: int = 0  # In float16, by gradients not finite
     best_step: int | None = None  # Only with early stopping: the step whose weights were kept
 
 

@@ -52,7 +52,7 @@ STUDY_COLUMNS = {
     "steps": Column("optimizer steps"),
     "num_tokens": Column("tokens"),
     "num_label_tokens": Column("label tokens"),
-    "loss_scale_halvings": Column("overflows of float16"),
+    "loss_scale_halvings": Column("halvings of the loss scale"),
 }
 
 

@@ -76,6 +76,8 @@ def planned_kernels(study: PreparedStudy, machine: Machine | None) -> str:
         return "train.kernels: plain"
     if kernels == "auto":
         return "train.kernels: plain is assumed; auto chooses on the device itself"
+    if machine is None and (reason := why_not(kernels, study.device)):
+        return f"train.kernels: {kernels}, but {reason}: a run is refused"
     counted = f"train.kernels: {kernels}; each start counts {COMPILE_SECONDS:.0f} s to compile"
     return counted if machine is None else f"{counted}, and the published share stays"
 
@@ -94,6 +96,7 @@ def choose_kernels(study: PreparedStudy) -> tuple[Kernels, str]:
     estimate = SAVED_SECONDS * tokens * shape.num_hidden_layers * shape.hidden_size
     if estimate < WORTH_A_TRY or _is_elsewhere(study) or study.device.type not in ("cpu", "cuda"):
         return "plain", ""
+    continue_plainly(None)  # an earlier study of this process may have left its reporter
     saved: dict[Kernels, float] = {"plain": 0.0}
     ways: tuple[Kernels, ...] = ("liger", "compiled")
     for way in ways:  # The last one's reason is noted

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rankscope.analyses import enabled_analyses
-from rankscope.device import dtype_name
+from rankscope.device import dtype_name, keep_freed_memory, limit_kernel_cache
 from rankscope.evaluate.scorers.scorer import ItemTokens
 from rankscope.records import Record, TrialSpec
 from rankscope.run.adaptive import expected_shares
@@ -95,7 +95,10 @@ def make_plan(
     """Count and estimate, for ``gpus`` devices of a machine; without one a few training steps are
     measured here. An ``executor`` starts a process for each group."""
     busy = () if machine else busy_notes()
-    inputs = inputs if machine else with_kernels(inputs, None)
+    if machine is None:
+        keep_freed_memory()  # before kernels are compared, as in a run
+        limit_kernel_cache()
+        inputs = with_kernels(inputs, None)
     kernels = planned_kernels(inputs, machine)
     machine = machine or measured_machine(inputs)
     model, gpus = CostModel(inputs, machine), max(gpus, inputs.config.train.devices)

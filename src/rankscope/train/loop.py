@@ -97,7 +97,8 @@ def train_group(
                 terms = [term for own_terms in terms_of for term in own_terms]
                 with model.optimizer_step(trained):
                     losses = compute_gradients(model, base, terms, batch_tokens)
-                norms = torch.stack([state.clip() for state in active]).tolist()  # one wait for all
+                clipped = [state.clip().to(model.device) for state in active]
+                norms = torch.stack(clipped).tolist()  # one wait for all
                 too_large = [
                     state
                     for state, norm in zip(active, norms, strict=True)

@@ -180,9 +180,8 @@ class TrialState:
             self.failure = f"{what} not finite at step {step + 1} of {self.num_steps}"
             if self.loss_scale_halvings:
                 self.failure += (
-                    f": beyond float16, whose largest number is 65,504, although the loss scale "
-                    f"was halved {self.loss_scale_halvings} times; set dtype to float32, or lower "
-                    "the learning rate"
+                    f", the loss scale halved {self.loss_scale_halvings} times: the learning rate "
+                    "is too high, or numbers are beyond float16's 65,504; dtype float32 shows which"
                 )
         self.optimizer.zero_grad(set_to_none=True)
         if self.failure is None and (why := self.objective.why_hopeless(self)):
@@ -290,7 +289,7 @@ class TrialState:
                 self.optimizer.state[parameter][key] = made
         self.drop_cached_weights()
         for name in STORED_FIELDS:
-            setattr(self, name, counters[name])
+            setattr(self, name, counters.get(name, getattr(self, name)))
         self.losses = [LossPoint.model_validate(point) for point in counters["losses"]]
         self.penalties = [PenaltyPoint.model_validate(point) for point in counters["penalties"]]
         self.rewards = [RewardPoint.model_validate(point) for point in counters["rewards"]]

@@ -145,6 +145,7 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
                 write_items(file, items)
                 artifacts += ledger.publish(file, items_path(*key))
                 tables = {} if self.engine is None else self.engine.tables
+                # A model without an adapter's name is scored by itself.
                 name = record.trial_id if record.trial_id in tables else None
                 if (compared := tables.pop(name, None)) is not None:
                     write_table(file, compared)
