@@ -53,3 +53,20 @@ def test_training_with_amx() -> None:
     assert f"with AMX [{second['ratio']:.1f} and {first['ratio']:.1f}](" in README
     tuned = "{:.1f} and {:.1f} |".format(*(row["ratio_hand_tuned"] for row in (second, first)))
     assert f"with AMX {tuned}" in README
+
+
+def test_training_and_answers_with_avx512() -> None:
+    plain, compiled, again, _ = lines("2026-11-30-training", "train_sweep")  # the last: disturbed
+    one_run = json.loads(
+        (ROOT / "benchmarks/results/2026-11-30-training-one-run.json").read_text("utf-8")
+    )
+    for ratio, written in (
+        ("ratio_trl_without_recomputation", "| [{} to {}](benchmarks/results/2026-11-30-training"),
+        ("ratio", "| {} to {}, with AMX [3.8"),
+        ("ratio_hand_tuned", "| {} to {}, with AMX 2.0"),
+    ):
+        found = [run[ratio] for run in (plain, compiled, again, one_run)]
+        assert written.format(f"{min(found):.1f}", f"{max(found):.1f}") in README
+    text = (ROOT / "benchmarks/results/2026-11-30-evaluation.json").read_text("utf-8")
+    ratios = {row["benchmark"]: row["ratio"] for row in map(json.loads, text.splitlines())}
+    assert f"[2.8 to {ratios['evaluate_generate']:.1f}](" in README
