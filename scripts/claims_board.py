@@ -42,7 +42,7 @@ ARMS = ROOT / "examples" / "claims" / "README.md"
 RECORDS = ROOT / "docs" / "findings" / "records"
 ELSEWHERE = set(
     "alpha-rates known-task low-rates medicine-to-maths methods paper-protocol "
-    "paper-protocol-recall".split()
+    "paper-protocol-recall paper-protocol-seeds".split()
 )
 """Judged in posterior_claims.py."""
 BEGIN, END = "<!-- numbers: scripts/{} -->", "<!-- end of numbers -->"
