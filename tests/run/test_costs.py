@@ -215,8 +215,8 @@ def test_longest_units_first(seconds: list[float], devices: int, end: float) -> 
 
 
 def test_units_on_several_devices_train_faster_and_cost_as_many(inputs: PreparedStudy) -> None:
-    """Training is shared, where links cost nothing; scores and spectra take as long as on one
-    device."""
+    """Training is shared, where links cost nothing, and so are the spectra of whole models; scores
+    take as long as on one device."""
     train = inputs.config.train.model_copy(update={"devices": 2})
     config = inputs.config.model_copy(update={"train": train})
     near = dataclasses.replace(H100, link=float("inf"))
@@ -226,6 +226,10 @@ def test_units_on_several_devices_train_faster_and_cost_as_many(inputs: Prepared
     assert (one.devices, two.devices) == (1, 2)
     assert two.stages["training"] == pytest.approx(one.stages["training"] / 2)
     assert two.stages["scoring"] == pytest.approx(one.stages["scoring"])
+    costs = CostModel(inputs, near), CostModel(dataclasses.replace(inputs, config=config), near)
+    for method, times in (("full", 2), ("lora", 1)):
+        on_one, on_two = (SPECTRA.trial_seconds(c, trial_of(inputs, method)) for c in costs)
+        assert on_one == pytest.approx(times * on_two)
     assert two.device_seconds == pytest.approx(2 * two.seconds)
     # Both full models at a time, then r = 2 beside r = 8, the longer.
     _, r8, full, _ = two.groups

@@ -16,6 +16,8 @@ from torch import Tensor
 from toy_training import full_trial, protocol, toy_rows, trial
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config
 
+from rankscope.analyses.spectra import SpectraConfig
+from rankscope.analyses.spectra.spectra import full_spectra
 from rankscope.config.study import StudyConfig, TrainConfig
 from rankscope.errors import Interrupted, UserError
 from rankscope.models.base import Base, Row, RowBatch
@@ -154,7 +156,8 @@ def test_two_shards_train_what_one_process_trains(
 def test_a_trained_model_is_stored_as_an_ordinary_one(
     sharded: Base, folder: Path, tmp_path: Path
 ) -> None:
-    """Tied weights are stored once, and transformers computes what the shards compute."""
+    """Tied weights are stored once, and transformers computes what the shards compute, which share
+    the matrices whose spectra are asked for."""
     tuned = train_together(sharded, FULL, tmp_path / "state", TRAIN.model_copy(update=SHORT)).tuned
     stored = tmp_path / "stored"
     stored.mkdir()
@@ -167,6 +170,14 @@ def test_a_trained_model_is_stored_as_an_ordinary_one(
     with torch.no_grad():
         expected = plain(input_ids=torch.tensor([ids])).logits[0]
         found = tuned.logits(RowBatch.of([Row(ids, range(len(ids)))], tuned.device))
+    before = base_of(load_model(folder, torch.float32))
+    given = stored, [*before.linears()][:5], SpectraConfig()
+    sharded.shards.announce("call", full_spectra, *given)
+    of_shards, of_one = full_spectra(sharded, *given), full_spectra(before, *given)
+    assert [matrix.name for matrix in of_shards] == given[1]
+    for there, here in zip(of_shards, of_one, strict=True):
+        assert 0 < there.frobenius == pytest.approx(here.frobenius, rel=SAME)
+        assert there.similarity_subspace == pytest.approx(here.similarity_subspace, rel=SAME)
     start = load_file(folder / "model.safetensors")
     moved = plain.get_input_embeddings().weight - start["model.embed_tokens.weight"]
     assert float(moved.detach().norm()) > 0.01

@@ -112,12 +112,12 @@ class Shards:
         if self.size > 1:
             dist.barrier(group=self.orders)
 
-    def collect(self, text: str) -> list[str]:
-        """The texts of all shards, in their order."""
-        texts = [text] * self.size
+    def collect(self, value: _T) -> list[_T]:
+        """The values of all shards, in their order."""
+        values = [value] * self.size
         if self.size > 1:
-            dist.all_gather_object(texts, text, group=self.orders)
-        return texts
+            dist.all_gather_object(values, value, group=self.orders)
+        return values
 
     def add_up(self, tensor: Tensor) -> None:
         """Replace a tensor by its sum over all shards."""

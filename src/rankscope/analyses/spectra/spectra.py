@@ -7,7 +7,8 @@ Shapes: m = out, n = in, d = min(m, n), r = rank, k = leading vectors compared.
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +34,12 @@ from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate, adapter_update, to_float64
 from rankscope.models.quantize import dense_weight
 from rankscope.models.scaling import layer_index
-from rankscope.models.svd_cache import SvdCache, at_least_float32, decomposition_device
+from rankscope.models.svd_cache import (
+    SvdCache,
+    at_least_float32,
+    decomposition_device,
+    svd_cache_folder,
+)
 from rankscope.records import TrialSpec
 
 PAPER_TOP_K = 500  # Vectors compared in arXiv 2512.15634
@@ -203,6 +209,32 @@ def check_spectra_settings(settings: SpectraConfig, shapes: Mapping[str, tuple[i
                 )
 
 
+def full_spectra(
+    base: Base,
+    folder: Path,
+    names: Sequence[str],
+    settings: SpectraConfig,
+    svds: SvdCache | None = None,
+) -> list[MatrixSpectrum]:
+    """Spectra of the fully fine-tuned model in ``folder``. Several shards call this alike: each
+    reads and decomposes its part of the matrices, and returns the spectra of all."""
+    shards, device, linears = base.shards, decomposition_device(base.device), base.linears()
+    svds = svds or SvdCache(max_bytes=0, folder=svd_cache_folder())
+    # Read the stored float32: bfloat16 rounds a weight by up to 1 part in 512, as much as a small
+    # learning rate may have moved it.
+    stored = CheckpointReader(folder)
+    before = CheckpointReader(base.folder) if shards.size > 1 else None
+    own = []
+    for name in names[shards.index :: shards.size]:
+        if before is None:
+            weight = dense_weight(linears[name]).to(device)
+        else:  # Gathering it would make the shards wait for each other
+            weight = before.weight(name, device).to(linears[name].weight.dtype)
+        own.append(full_spectrum(name, weight, stored.weight(name, device), settings, svds))
+    parts = shards.collect(own)
+    return [parts[i % shards.size][i // shards.size] for i in range(len(names))]
+
+
 def analyze_trial(
     trial: TrialSpec,
     base: Base,
@@ -224,12 +256,9 @@ def analyze_trial(
             full(n, dense_weight(linears[n]), tuner.merged_weight(n)) for n in tuner.mergeable()
         ]
     elif trial.is_full:
-        # Read the stored float32: bfloat16 rounds a weight by up to 1 part in 512, as much as a
-        # small learning rate may have moved it.
-        stored = CheckpointReader(tuned.folder)
-        matrices = [
-            full(n, dense_weight(linears[n]), stored.weight(n, device)) for n in matrix_names
-        ]
+        given = tuned.folder, [*matrix_names], settings
+        base.shards.announce("call", full_spectra, *given)
+        matrices = full_spectra(base, *given, svds)
     else:
         adapter = tuned.multi_lora.adapters[trial.trial_id]
         matrices = [

@@ -237,6 +237,7 @@ def follow() -> None:
         "forward": partial(forward, shards),
         "gather": shards.gather,
         "train": partial(train, shards),
+        "call": lambda function, *args: function(shards.models["base"], *args),
     }
     try:
         shards.serve(until="end")
