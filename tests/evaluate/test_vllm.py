@@ -172,7 +172,7 @@ def answers(folder: Path) -> tuple[list[str], Vllm]:
         ("scaled", "vLLM computes another model: log p of its answers differs by"),
         ("ignored", "vLLM computes another model: log p of its answers differs by"),
         ("refuses-later", "vLLM failed twice: vLLM refused /v1/completions: status 400"),
-        ("second", "; 8 of its 8 tokens are not those of the own engine"),
+        ("second", "vLLM writes other tokens than the likeliest: 8 of 8"),
         ("no-token_ids", "answers without token_ids, which vLLM has from 0.10.2 on"),
         ("no-logprobs", "a reply of another form than vLLM's: TypeError"),
         ("one-less", "a reply of another form than vLLM's: KeyError(1)"),

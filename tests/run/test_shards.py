@@ -170,14 +170,15 @@ def test_a_trained_model_is_stored_as_an_ordinary_one(
     with torch.no_grad():
         expected = plain(input_ids=torch.tensor([ids])).logits[0]
         found = tuned.logits(RowBatch.of([Row(ids, range(len(ids)))], tuned.device))
-    before = base_of(load_model(folder, torch.float32))
-    given = stored, [*before.linears()][:5], SpectraConfig()
-    sharded.shards.announce("call", full_spectra, *given)
-    of_shards, of_one = full_spectra(sharded, *given), full_spectra(before, *given)
-    assert [matrix.name for matrix in of_shards] == given[1]
-    for there, here in zip(of_shards, of_one, strict=True):
-        assert 0 < there.frobenius == pytest.approx(here.frobenius, rel=SAME)
-        assert there.similarity_subspace == pytest.approx(here.similarity_subspace, rel=SAME)
+    for dtype in (torch.float32, torch.bfloat16):  # the base's, which is stored in float32
+        base, before = on_shards(sharded.shards, folder, dtype), base_of(load_model(folder, dtype))
+        given = stored, [*before.linears()][:9], SpectraConfig()
+        base.shards.announce("call", full_spectra, *given)
+        of_shards, of_one = full_spectra(base, *given), full_spectra(before, *given)
+        assert [matrix.name for matrix in of_shards] == given[1]
+        for there, here in zip(of_shards, of_one, strict=True):
+            assert 0 < there.frobenius == pytest.approx(here.frobenius, rel=SAME)
+            assert there.similarity_subspace == pytest.approx(here.similarity_subspace, rel=SAME)
     start = load_file(folder / "model.safetensors")
     moved = plain.get_input_embeddings().weight - start["model.embed_tokens.weight"]
     assert float(moved.detach().norm()) > 0.01

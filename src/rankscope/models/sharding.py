@@ -2,9 +2,9 @@
 
 A *shard* is a process with a device of its own, and its part of a weight. Training runs on all
 shards in step, each on its own rows. Everything else runs on shard 0 alone: it announces what the
-others have to take part in, a forward pass or the gathering of a weight, because each needs all
-shards. If memory allows, frozen models are *replicated*: whole on every shard, so that only
-gradients are exchanged.
+others have to take part in: a forward pass or the gathering of a weight, because each needs all
+shards, and the spectra of full fine-tuning, which they share. If memory allows, frozen models are
+*replicated*: whole on every shard, so that only gradients are exchanged.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -82,7 +82,9 @@ class Conductor:
         divide = self.train_stage.split  # The checkpoint, too
         for trials in untrained:
             with_oom_backoff(context, "train", trials, self.train, self.give_up, divide)
-        split, unscored = context.group_ledger.split, self.unfinished(group)
+        split = context.group_ledger.split
+        # Not those that lack an analysis alone: the process may have been killed by that.
+        unscored = tuple(t for t in self.unfinished(group) if self.evaluate_stage.missing((t,)))
         with_oom_backoff(context, "score", unscored, self.score, self.give_up_scoring, split)
         if not context.round.is_last:
             return

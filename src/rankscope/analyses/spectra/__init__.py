@@ -75,7 +75,7 @@ class SpectraAnalysis(Analysis[SpectraConfig]):
         }
 
     def trial_seconds(self, costs: "CostModel", trial: "TrialSpec") -> float:
-        """Of comparing a trial's matrices with the base's; shards share those of a whole model."""
+        """Of comparing a trial's matrices with the base's; shards share full fine-tuning's."""
         from rankscope.models.methods import get_lora_method
         from rankscope.models.parameters import target_shapes
 
@@ -86,7 +86,8 @@ class SpectraAnalysis(Analysis[SpectraConfig]):
         large = [shape for shape in shapes if low_rank and min(shape) >= 1024]
         others = [shape for shape in shapes if not low_rank or min(shape) < 1024]
         seconds = UPDATED_VECTORS * _decompositions(costs, large) + _decompositions(costs, others)
-        return seconds / costs.inputs.config.train.devices if trial.is_full else seconds
+        is_shared = trial.is_full and trial.given is None
+        return seconds / costs.inputs.config.train.devices if is_shared else seconds
 
     def base_seconds(self, costs: "CostModel") -> float:
         """Of decomposing the base's matrices, if no cache holds them."""

@@ -224,15 +224,18 @@ def full_spectra(
     # learning rate may have moved it.
     stored = CheckpointReader(folder)
     before = CheckpointReader(base.folder) if shards.size > 1 else None
-    own = []
-    for name in names[shards.index :: shards.size]:
+    order, own = list(names), []
+    if before is not None:  # The largest first, so that all have alike to do: q, k, v, o repeat
+        order.sort(key=lambda n: linears[n].weight.numel() * min(linears[n].weight.shape))
+        order.reverse()
+    for name in order[shards.index :: shards.size]:
         if before is None:
             weight = dense_weight(linears[name]).to(device)
         else:  # Gathering it would make the shards wait for each other
             weight = before.weight(name, device).to(linears[name].weight.dtype)
         own.append(full_spectrum(name, weight, stored.weight(name, device), settings, svds))
-    parts = shards.collect(own)
-    return [parts[i % shards.size][i // shards.size] for i in range(len(names))]
+    found = {matrix.name: matrix for part in shards.collect(own) for matrix in part}
+    return [found[name] for name in names]
 
 
 def analyze_trial(

@@ -26,6 +26,7 @@ import torch.distributed as dist
 
 from rankscope.config.study import StudyConfig, TrainConfig
 from rankscope.data.encode import EncodedRow
+from rankscope.device import release_freed_memory
 from rankscope.errors import (
     AGAIN,
     CONTINUES,
@@ -60,8 +61,8 @@ END_ALARM_SECONDS = 2  # How long a shard whose shard 0 is gone may take to remo
 FOREVER = timedelta(days=365)
 """A shard waits for orders while shard 0 scores; that shard 0 lives is watched, not timed."""
 COLLECTIVE_LIMIT = timedelta(hours=2)
-"""Of what shards compute together: if a GPU hangs, the unit ends and starts again. Orders, and the
-waits around a checkpoint, have no limit."""
+"""Of what shards compute together: if a GPU hangs, the unit ends and starts again. Orders, spectra
+and the waits around a checkpoint have no limit."""
 FOLLOW = ("-P", "-c", "from rankscope.run.workers.worker import follow; follow()")
 
 
@@ -237,7 +238,7 @@ def follow() -> None:
         "forward": partial(forward, shards),
         "gather": shards.gather,
         "train": partial(train, shards),
-        "call": lambda function, *args: function(shards.models["base"], *args),
+        "call": partial(call, shards),
     }
     try:
         shards.serve(until="end")
@@ -264,6 +265,11 @@ def _end_with(parent: int, store: Path) -> None:
 def shard(shards: Shards, replicates: bool, name: str, record: ModelRecord, folder: Path) -> None:
     shards.replicates = replicates
     sharded_base(shards, name, record, folder)
+
+
+def call(shards: Shards, function: Callable[..., object], *args: object) -> None:
+    release_freed_memory()  # training left blocks of other sizes
+    function(shards.models["base"], *args)
 
 
 @torch.no_grad()
