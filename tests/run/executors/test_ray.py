@@ -134,6 +134,7 @@ def test_an_address_that_cannot_be_used_is_refused_before_anything_runs(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_the_client_of_ray_needs_grpc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = study_file(tmp_path, **TWO_GROUPS)
     monkeypatch.setenv("RANKSCOPE_TRUST_TASK_CODE", "1")
