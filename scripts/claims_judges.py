@@ -88,9 +88,13 @@ def settled_by(estimate: Estimate, effect: float) -> str:
     return "more seeds and items than can be said"
 
 
+def name_of(rank: int | None) -> str:
+    return "full" if rank is None else f"r={rank}"
+
+
 def label(arm: Arm) -> str:
     rank, lr = arm
-    return f"{'full' if rank is None else f'r={rank}'} at {lr:g}"
+    return f"{name_of(rank)} at {lr:g}"
 
 
 def harm(grid: Grid) -> Verdict:

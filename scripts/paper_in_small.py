@@ -27,6 +27,7 @@ from claims_judges import (
     interval,
     judged,
     label,
+    name_of,
     residuals,
     settled_by,
 )
@@ -105,10 +106,6 @@ class Study:
         """The mean over ``tests`` of what ``elsewhere`` gives, ``rank`` less ``other``."""
         pairs = [self.elsewhere(test, rank, other, measure) for test in tests]
         return weighted_estimate([Comparison(a[None, :], b) for a, b in pairs])
-
-
-def name_of(rank: int | None) -> str:
-    return "full" if rank is None else f"r={rank}"
 
 
 def learned(grid: Grid, *ranks: int | None) -> bool:

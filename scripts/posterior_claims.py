@@ -17,15 +17,19 @@ from scipy.stats import norm
 
 import rankscope
 from claims_board import RECORDS, with_numbers
-from claims_judges import OPEN, UNTESTABLE, Verdict, interval, judged, smallest
+from claims_judges import OPEN, UNTESTABLE, Verdict, interval, judged, name_of, p_between, smallest
+from claims_records import paired_estimate
 from power import POWER
 from rankscope.advise.arms import Arm, summarize_arms
 from rankscope.advise.axes import axis_texts, draws_of
 from rankscope.advise.posterior import Array
 from rankscope.advise.results import TaskResults, task_results
+from rankscope.advise.statistics.matching import scores_of_models
+from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.analyses.variants.results import compare_mitigations
 from rankscope.config.arm import TARGET_GROUPS
 from rankscope.formatting import OF_LARGEST, percent
+from rankscope.records import BASE, Estimate, Variant
 from restore_study import restore
 
 PAGE = RECORDS.parent / "axes.md"
@@ -73,7 +77,7 @@ def few_rows(results: TaskResults) -> Verdict:
     few = [arm for arm in results.candidates if arm.trials[0].spec.rows == 32]
     p = dict(zip([arm.summary.rank for arm in few], within(results, few), strict=True))
     least = min((8, 128), key=lambda rank: p[rank])
-    told = ", ".join(f"{'full' if rank is None else f'r={rank}'} {percent(p[rank])}" for rank in p)
+    told = ", ".join(f"{name_of(rank)} {percent(p[rank])}" for rank in p)
     effect = less_best(results, few, next(arm for arm in few if arm.summary.rank == least))
     return verdict(results, p[least] >= LIKELY, p[least] <= UNLIKELY,
                    f"at 32 rows: {told}", effect, p[least])  # fmt: skip
@@ -100,7 +104,7 @@ def balances_best(results: TaskResults) -> Verdict:
     ranks = (*sorted({arm.summary.rank for arm in results.candidates if arm.summary.rank}), None)
     arms = {rank: arm_of_rank(results, rank) for rank in ranks}
     p = dict(zip(ranks, within(results, [*arms.values()]), strict=True))
-    told = ", ".join(f"{'full' if r is None else f'r={r}'} {percent(p[r])}" for r in ranks)
+    told = ", ".join(f"{name_of(r)} {percent(p[r])}" for r in ranks)
     middle = max(p.keys() & {32, 64}, key=lambda rank: p[rank])
     effect = less_best(results, [*arms.values()], arms[middle])
     return verdict(results, p[middle] >= LIKELY, p[middle] <= UNLIKELY,
@@ -108,21 +112,26 @@ def balances_best(results: TaskResults) -> Verdict:
 
 
 def recall_ignores_rank(results: TaskResults) -> Verdict:
-    """Whether r = 8, 32 and 128 are all within the margin of the best of them."""
-    arms = [arm_of_rank(results, rank) for rank in (8, 32, 128)]
+    """Whether all ranks are within the margin of the best of them."""
+    arms = sorted(
+        (arm for arm in results.candidates if arm.summary.rank),
+        key=lambda arm: arm.summary.rank or 0,
+    )
     p = within(results, arms)
     told = [f"{a.summary.label} {percent(near)}" for a, near in zip(arms, p, strict=True)]
     effect = less_best(results, arms, arms[p.index(min(p))])
     return verdict(results, min(p) >= LIKELY, min(p) <= UNLIKELY, ", ".join(told), effect, min(p))
 
 
-def where_learned(judge: Judge, ranks: Sequence[int | None] = (8, 32, 128, None)) -> Judge:
-    """Not testable where none of these is above the base: without learning all are alike."""
+def where_learned(judge: Judge, full: bool = True) -> Judge:
+    """Not testable where no arm (without ``full``: of LoRA) is above the base: without learning all
+    are alike."""
 
     def judge_learned(results: TaskResults) -> Verdict:
         above = {
             arm.summary.label: float((draws_of(results, arm) > 0).mean())
-            for arm in (arm_of_rank(results, rank) for rank in ranks)
+            for arm in results.candidates
+            if full or arm.summary.rank
         }
         best = max(above, key=lambda label: above[label])
         found = judge(results)
@@ -282,6 +291,37 @@ def harm_is_mended(results: TaskResults) -> Verdict:
     return Verdict(judged(helps, found_none), told, seen)
 
 
+def keeps_gain(cut: int, trained: int | None, against: int | None) -> Judge:
+    """Whether the arm of rank ``trained``, every matrix cut to rank ``cut``, keeps 95 % of the gain
+    of the arm of rank ``against`` on test items; seeds are paired."""
+
+    def judge(results: TaskResults) -> Verdict:
+        def scores(ids: Sequence[str]) -> ScoreArray:
+            found = scores_of_models(results.study, ids, results.task, "test", "score")
+            assert len(found) == len(ids), f"{results.task}: {len(found)} of {ids} are scored"
+            return np.array([model.scores for model in found])
+
+        def trials(rank: int | None) -> list[str]:
+            arm = arm_of_rank(results, rank)
+            return [t.spec.trial_id for t in sorted(arm.trials, key=lambda t: t.spec.seed)]
+
+        (base,), whole = scores([BASE]), scores(trials(against))
+        told, beyond = list[str](), dict[int, Estimate]()
+        for rank in (1, 8, 32):
+            kept = scores([Variant("truncated", rank).of(trial) for trial in trials(trained)])
+            beyond[rank] = paired_estimate(kept - 0.95 * whole, 0.05 * base)
+            share = 100 * (kept - base).mean() / (whole - base).mean()
+            p = percent(p_between(beyond[rank], low=0))
+            told.append(f"to r={rank} {share:.0f} % kept, 95 % or more {p}")
+        p = p_between(beyond[cut], low=0)
+        what = f"{name_of(trained)} cut to r={cut}, less 95 % of the gain of {name_of(against)}"
+        measured = f"{name_of(trained)}: {', '.join(told)} | {what}: {interval(beyond[cut])} nats"
+        seen = smallest(beyond[cut]).removesuffix(" nats")
+        return Verdict(judged(p >= LIKELY, p <= UNLIKELY), measured, seen)
+
+    return judge
+
+
 def variants_are_alike(results: TaskResults) -> Verdict:
     """Whether every method's best arm reaches the best of all."""
     by_method: dict[str, list[tuple[Arm, float]]] = {}
@@ -340,9 +380,29 @@ CLAIMS: list[tuple[str, str, str, Judge]] = [
         (f"claims/paper-protocol-recall{variant}", f"{claim} ({model})", "2512.15634", judge)
         for variant, model in (("", "Gemma 3 270M"), (":smollm2", "SmolLM2"))
         for claim, judge in (
-            ("Recall hardly depends on the rank", where_learned(recall_ignores_rank, (8, 32, 128))),
+            ("Recall hardly depends on the rank", where_learned(recall_ignores_rank, full=False)),
             ("Of recall, r = 32 is the best balance", where_learned(balances_best)),
         )
+    ),
+    *(
+        ("claims/paper-protocol-recall-seeds", f"{claim} (SmolLM2, look 2)", "2512.15634", judge)
+        for claim, judge in (
+            ("Recall hardly depends on the rank", where_learned(recall_ignores_rank)),
+            ("Of recall, r = 32 to 64 are the best balance", where_learned(balances_best)),
+            ("Of recall, r = 32 matches full fine-tuning", where_learned(matches_full)),
+        )
+    ),
+    (
+        "claims/low-rank-in-effect",
+        "A full update is low-rank in effect",
+        "LoRA-Squeeze; mergekit",
+        keeps_gain(8, None, None),
+    ),
+    (
+        "claims/low-rank-in-effect",
+        "A high rank cut down is as good as a low rank trained",
+        "LoRA-Squeeze",
+        keeps_gain(8, 128, 8),
     ),
     (
         "claims/alpha-rates",
