@@ -311,8 +311,8 @@ def keeps_gain(cut: int, trained: int | None, against: int | None) -> Judge:
             kept = scores([Variant("truncated", rank).of(trial) for trial in trials(trained)])
             beyond[rank] = paired_estimate(kept - 0.95 * whole, 0.05 * base)
             share = 100 * (kept - base).mean() / (whole - base).mean()
-            p = percent(p_between(beyond[rank], low=0))
-            told.append(f"to r={rank} {share:.0f} % kept, 95 % or more {p}")
+            near = percent(p_between(beyond[rank], low=0))
+            told.append(f"to r={rank} {share:.0f} % kept, 95 % or more {near}")
         p = p_between(beyond[cut], low=0)
         what = f"{name_of(trained)} cut to r={cut}, less 95 % of the gain of {name_of(against)}"
         measured = f"{name_of(trained)}: {', '.join(told)} | {what}: {interval(beyond[cut])} nats"
