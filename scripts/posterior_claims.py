@@ -349,7 +349,7 @@ CLAIMS: list[tuple[str, str, str, Judge]] = [
     ("axes/rows-arc", "Few rows do not want more rank (ARC-easy)", "axolotl's table", few_rows),
     (
         "axes/targets-gsm8k",
-        "At equal parameters the MLP beats the attention by 5 % of the gain",
+        "At equal parameters the MLP beats the attention by our margin, 5 % of the gain",
         "PEFT's method comparison; LoRA Without Regret",
         mlp_beats_attention,
     ),
@@ -424,7 +424,7 @@ CLAIMS: list[tuple[str, str, str, Judge]] = [
     ),
     (
         "objectives/grpo-pocket",
-        "Learning from rewards, rank 1 suffices",
+        "Learning from rewards, rank 1 suffices, net of what is forgotten, at two rates",
         "LoRA Without Regret",
         rank_suffices,
     ),
