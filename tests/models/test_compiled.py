@@ -6,6 +6,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -192,6 +193,24 @@ def test_a_compiler_that_fails_after_its_check(
     assert len(notes) == 1
     for grad in found:
         torch.testing.assert_close(grad, 3 * (1 - x.detach().tanh() ** 2))
+
+
+def test_a_backward_pass_in_a_thread_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CUDA's is, where the compiler's settings are not those of this thread."""
+    limits = []
+
+    def doubled(owner: object, x: Tensor) -> Tensor:
+        limits.append(torch._dynamo.config.recompile_limit)
+        return 2 * x
+
+    monkeypatch.setattr(compiled._Compiled, "failure", "to run the function itself")
+    compiled._configure()
+    x = torch.ones(2, 3, requires_grad=True)
+    thread = Thread(target=compiled._Compiled(doubled, 1)(None, x).sum().backward)
+    thread.start()
+    thread.join()
+    assert limits == 2 * [compiled.MOST_GRAPHS]
+    assert x.grad is not None
 
 
 def test_kernels_that_cannot_be_had() -> None:

@@ -16,6 +16,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
+from contextvars import copy_context
 from functools import cache, cached_property
 from pathlib import Path
 from types import FunctionType, MethodType
@@ -23,7 +24,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from transformers import PreTrainedModel
 
 from rankscope.config.section import Kernels
@@ -75,7 +76,7 @@ class _Compiled:
             return plain(*args)
         try:
             return fast(*args)
-        except TorchDynamoException as error:  # The compiler was killed, or its disk is full
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:  # Killed, or no disk left
             if _Compiled.note is None:
                 found = f"a function that cannot be compiled: {first_line(error)}"
                 do = "make it work, or set 'plain': results so far are kept"
@@ -102,13 +103,15 @@ class _WithGradient(torch.autograd.Function):
         tensors = tuple(x.detach().contiguous() for x in tensors)
         ctx.save_for_backward(*tensors)
         ctx.compiled, ctx.owner = compiled, owner
+        # CUDA's backward has a thread of its own, and the compiler's settings are each thread's.
+        ctx.settings = copy_context()
         return compiled.forward(owner, *tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         tensors, above = ctx.saved_tensors, tuple(grad.contiguous() for grad in grads)
         given = above if len(above) > 1 else above[0]
-        gradients = ctx.compiled.backward(given, ctx.owner, *tensors)
+        gradients = ctx.settings.run(ctx.compiled.backward, given, ctx.owner, *tensors)
         return None, None, *gradients, *(len(tensors) - len(gradients)) * [None]
 
 
