@@ -19,6 +19,7 @@ from faults import refused
 from rankscope.config.study import ModelConfig, StudyConfig
 from rankscope.device import visible_gpus
 from rankscope.errors import UserError
+from rankscope.evaluate import vllm_server
 from rankscope.evaluate.continuous_batching import GenerationLimits, generate
 from rankscope.evaluate.vllm import Vllm, parity, resolved_engine
 from rankscope.evaluate.vllm_server import Refused, serve_options
@@ -176,12 +177,15 @@ def answers(folder: Path) -> tuple[list[str], Vllm]:
         ("no-token_ids", "answers without token_ids, which vLLM has from 0.10.2 on"),
         ("no-logprobs", "a reply of another form than vLLM's: TypeError"),
         ("one-less", "a reply of another form than vLLM's: KeyError(1)"),
+        ("hangs", "vLLM failed twice: /v1/completions: no reply in 3 s"),
     ],
 )
 def test_what_it_cannot_do_is_left_to_the_own_engine(
     given_models: Path, pids: Path, monkeypatch: pytest.MonkeyPatch, fault: str, found: str
 ) -> None:
     monkeypatch.setenv("STAND_IN_FAULT", fault)
+    if fault == "hangs":
+        monkeypatch.setattr(vllm_server, "MAX_REPLY_SECONDS", 2)
     _, engine = answers(given_models / "lora")
     (note,) = engine.notes()  # and none of answers that vLLM wrote
     assert found in note

@@ -35,6 +35,7 @@ PROMPTS_AT_ONCE = 512  # In a request: releases refuse more than 1,024
 SHARE_OF_FREE = 0.5  # Of the device's free memory, for the server; log p is computed in the rest
 CPU_CACHE_GIB = 2
 MAX_START_SECONDS = 1800
+MAX_REPLY_SECONDS, SLOWEST = 1800, 10  # And the tokens a second of the slowest server
 LOG_BYTES = 2**16  # Of the end of the server's log, in which the reason of its end is looked for
 WATCHED = """
 exec 3<&0
@@ -169,7 +170,8 @@ class Server:
                     "return_token_ids": True,
                     "logprobs": 0,  # of the token itself
                 }
-                reply = self._ask("/v1/completions", body)
+                seconds = MAX_REPLY_SECONDS + len(places) * length / SLOWEST
+                reply = self._ask("/v1/completions", body, seconds)
                 try:
                     choices = {choice["index"]: choice for choice in reply["choices"]}
                     for number, i in enumerate(places):
@@ -216,17 +218,21 @@ class Server:
             return False
         return True
 
-    def _ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    def _ask(
+        self, path: str, body: dict[str, Any] | None = None, seconds: float = MAX_REPLY_SECONDS
+    ) -> dict[str, Any]:
         headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
         data = None if body is None else json.dumps(body).encode()
         try:
-            with self.open(Request(self.address + path, data, headers)) as reply:
+            with self.open(Request(self.address + path, data, headers), timeout=seconds) as reply:
                 text = reply.read().decode()
         except HTTPError as error:
             told = f"{path}: status {error.code}, {error.read().decode(errors='replace')[:300]}"
             if path == "/health" or (error.code >= 500 and not self._is_up()):
                 raise ServerEnded(told) from error
             raise Refused(f"vLLM refused {told}") from error
+        except TimeoutError as error:
+            raise ServerEnded(f"{path}: no reply in {seconds:.0f} s") from error
         except (OSError, HTTPException) as error:
             raise ServerEnded(self._last_line() or first_line(error)) from error
         # Of /health nothing, of an adapter a sentence.
