@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
-from rankscope.advise.statistics.resampling import ScoreArray, resampled_means
+from rankscope.advise.statistics.estimates import Comparison, item_draws, weighted_estimate
+from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.records import PredictorFeatures, RankPrediction
 
 VARIANCE = 0.9  # Share of the inputs' variance that a sufficient rank explains
@@ -265,7 +265,7 @@ def fit_curve(curve: Mapping[int, Comparison]) -> _FittedLaw:
     """
     ranks = tuple(sorted(curve))
     gains = np.array([curve[r].item_means.mean() for r in ranks])
-    draws = np.stack([_item_draws(curve[r]) for r in ranks], axis=1)  # (D, R)
+    draws = np.stack([item_draws(curve[r]) for r in ranks], axis=1)  # (D, R)
     seed_errors = [weighted_estimate([c], tested=False).seed_error for c in curve.values()]
     freedom = sum(len(c.tuned) - 1 for c in curve.values())
     if freedom:
@@ -280,13 +280,3 @@ def fit_curve(curve: Mapping[int, Comparison]) -> _FittedLaw:
         ceiling = 1 - float(base.mean())
     law, drawn = (fit_power_law(ranks, g, errors) for g in (gains[None], draws))
     return _FittedLaw(ranks, law, drawn, ceiling)
-
-
-def _item_draws(scores: Comparison) -> ScoreArray:
-    """Means (D,) of the difference over items, or whole clusters, drawn with replacement."""
-    means, labels = scores.item_means, scores.clusters
-    if labels is None:
-        return resampled_means(means, np.ones(len(means)), 0)
-    unit = np.unique(np.asarray(labels), return_inverse=True)[1]
-    sums, sizes = np.bincount(unit, weights=means), np.bincount(unit)
-    return resampled_means(sums.astype(np.float64), sizes.astype(np.float64), 0)
