@@ -183,7 +183,7 @@ class Study:
         from rankscope.run.given import store_given
         from rankscope.run.groups import BASE_GROUP
         from rankscope.run.workers.driver import adopt_units, run_units
-        from rankscope.sources import all_sources, use_rows
+        from rankscope.sources import rows_stages, use_rows
 
         if retry:  # units have statuses and results of their own
             adopt_units(context, keep_unsealed=False)
@@ -198,7 +198,7 @@ class Study:
             return
         # Another executor, or another time limit, makes no other unit.
         config = self.config.model_copy(update={"executor": None})
-        if any(source.lacks_rows(context) for source in all_sources()):  # other units need them
+        if any(stage.missing() for stage in rows_stages(context)):  # other units need them
             run_units(context, config, [BASE_GROUP], executor)
         use_rows(context)
 

@@ -7,7 +7,7 @@ records.
 
 import pkgutil
 from importlib import import_module
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
     from rankscope.config.study import StudyConfig
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rankscope.data.encode import EncodedRows, Encoder
     from rankscope.data.tasks import LoadedTask
     from rankscope.run.context import RunContext
+    from rankscope.run.stages import RowsStage
 
 Use = Literal["scored", "replayed", "compared"]
 
@@ -49,12 +50,9 @@ class Source:
         """The rows, or stand-ins for those that only a run can make."""
         raise NotImplementedError
 
-    def lacks_rows(self, context: "RunContext") -> bool:
-        """Whether rows of the study are still to be made, by a run of the base."""
-        return False
-
-    def use_rows(self, context: "RunContext") -> None:
-        """Put the study's rows in place of their stand-ins; make those that are not stored."""
+    def stage(self, context: "RunContext") -> "RowsStage[Any] | None":
+        """Makes rows, or numbers beside them, that only a run of the base can make."""
+        return None
 
 
 _SOURCES: dict[str, Source] = {}
@@ -75,10 +73,15 @@ def source_of(name: str) -> Source | None:
     return _SOURCES.get(prefix) if colon else None
 
 
+def rows_stages(context: "RunContext") -> "list[RowsStage[Any]]":
+    """The stages of all sources that have one."""
+    return [stage for source in all_sources() if (stage := source.stage(context)) is not None]
+
+
 def use_rows(context: "RunContext") -> None:
-    """Have every row that arms replay: make those that only a run of the base can make."""
-    for source in all_sources():
-        source.use_rows(context)
+    """Put into the study all that only a run of the base can make."""
+    for stage in rows_stages(context):
+        stage.use()
 
 
 for _module in pkgutil.iter_modules(__path__):

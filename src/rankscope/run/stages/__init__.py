@@ -2,17 +2,20 @@
 
 A stage reads from the ledger what is missing, computes it piece by piece, and commits each piece
 before the next. A run that is killed at any moment repeats at most the piece it was in, and what
-``measure_base`` measured, which is not stored. The stages of analyses are in ``analyses/``.
+``measure_base`` measured, which is not stored. The stages of analyses are in ``analyses/``, those
+of rows that the base makes in ``sources/``.
 """
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from rankscope.models.base import Base
 from rankscope.records import TrialSpec
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
+from rankscope.store import rows_path
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
@@ -70,3 +73,38 @@ def run_stage(
         stage.commit(result)
         context.pieces_done += 1
     context.finish_stage()
+
+
+class RowsStage(Stage[tuple[str, Work], tuple[str, list[Any]]]):
+    """What the bare base makes once per study, before any trial trains: lists of JSON values, each
+    stored by a hash of all that it depends on besides the base."""
+
+    @abstractmethod
+    def wanted(self) -> Mapping[str, Work]:
+        """What to make, by hash."""
+
+    @abstractmethod
+    def use(self) -> None:
+        """Put all that is wanted into the study; make what is not stored. Raises IntegrityError: a
+        stored list is altered."""
+
+    def missing(self, group: Group = ()) -> list[tuple[str, Work]]:
+        """No group has rows of its own."""
+        ledger, wanted = self.context.ledger, self.wanted().items()
+        return [piece for piece in wanted if not ledger.artifacts(rows_path(piece[0]))]
+
+    def commit(self, result: tuple[str, list[Any]]) -> None:
+        (sha256, values), ledger = result, self.context.ledger
+        with ledger.stage() as folder:
+            file = folder / "rows.jsonl"
+            file.write_text("".join(f"{json.dumps(value)}\n" for value in values), encoding="utf-8")
+            ledger.commit(artifacts=ledger.publish(file, rows_path(sha256)))
+
+    def made(self) -> dict[str, list[Any]]:
+        """All that is wanted, by hash; makes what is not stored."""
+        run_stage(self.context, self, self.missing())
+        found = {}
+        for sha256 in self.wanted():
+            text = self.context.ledger.checked_path(rows_path(sha256)).read_text("utf-8")
+            found[sha256] = [json.loads(line) for line in text.splitlines()]
+        return found

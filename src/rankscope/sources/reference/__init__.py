@@ -6,6 +6,7 @@ from rankscope.sources import Source, register_source
 
 if TYPE_CHECKING:
     from rankscope.run.context import RunContext
+    from rankscope.sources.reference.stage import ReferenceStage
 
 
 class ReferenceMargins(Source):
@@ -14,15 +15,10 @@ class ReferenceMargins(Source):
     use = "compared"
     label = "log-probabilities of the base"
 
-    def lacks_rows(self, context: "RunContext") -> bool:
+    def stage(self, context: "RunContext") -> "ReferenceStage":
         from rankscope.sources.reference.stage import ReferenceStage
 
-        return bool(ReferenceStage(context).missing())
-
-    def use_rows(self, context: "RunContext") -> None:
-        from rankscope.sources.reference.stage import use_reference
-
-        use_reference(context)
+        return ReferenceStage(context)
 
 
 register_source(ReferenceMargins())

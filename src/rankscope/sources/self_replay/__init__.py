@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rankscope.config.study import StudyConfig
     from rankscope.data.encode import EncodedRows, Encoder
     from rankscope.run.context import RunContext
+    from rankscope.sources.self_replay.stage import SelfReplayStage
 
 MOST_ROWS = 100_000
 
@@ -29,15 +30,10 @@ class SelfReplay(Source):
 
         return RowsToSample.of(int(rest), encoder, config.train.max_length, config.data_seed)
 
-    def lacks_rows(self, context: "RunContext") -> bool:
+    def stage(self, context: "RunContext") -> "SelfReplayStage":
         from rankscope.sources.self_replay.stage import SelfReplayStage
 
-        return bool(SelfReplayStage(context).missing())
-
-    def use_rows(self, context: "RunContext") -> None:
-        from rankscope.sources.self_replay.stage import use_sampled_rows
-
-        use_sampled_rows(context)
+        return SelfReplayStage(context)
 
 
 register_source(SelfReplay())
