@@ -17,7 +17,7 @@ from rankscope.records import (
     items_table,
     write_items,
 )
-from rankscope.run.callbacks import curve_point
+from rankscope.run.stages.train import curve_point
 
 PLAIN = ItemResult(item_id="a", subject=None, score=1.0, gold="x", prediction="x")
 

@@ -24,7 +24,7 @@ from rankscope.records import (
     TrialSpec,
     write_items,
 )
-from rankscope.run.callbacks import curve_point
+from rankscope.run.stages.train import curve_point
 from rankscope.store import (
     CHECKPOINTS,
     Ledger,

@@ -2,8 +2,8 @@
 
 Before: ``study`` (the way in), ``prepare``, ``prepared``, ``trials``, ``groups``.
 While it runs: ``begin``, ``context``, ``given``, ``adaptive`` (rounds), ``conductor`` (one group
-through all ``stages``), ``callbacks``, ``trial_weights``, ``group_ledger``, ``oom``,
-``study_clock``; ``outputs`` then writes the answer.
+through all ``stages``), ``trial_weights``, ``group_ledger``, ``oom``, ``study_clock``; ``outputs``
+then writes the answer.
 In other processes: ``executors``, which say where, and ``workers``.
 Only for ``rankscope plan``: ``plan``, ``costs``, ``machines``.
 """
