@@ -389,15 +389,7 @@ def _chance_score(spec: TaskSpec, test: Sequence[Item]) -> float | None:
 
 def items_sha256(*splits: Sequence[Item]) -> str:
     """Hash of items as they are scored; few-shot examples, which many items share, enter once."""
-    special = (
-        "base_margin",
-        "contexts",
-        "fewshot",
-        "source_row",
-        "continuation",
-        "template",
-        "fields",
-    )
+    special = "base_margin contexts fewshot source_row continuation template fields".split()
     names = [f.name for f in fields(Item) if f.name not in special]
     rows: list[Any] = []
     examples: dict[Any, int] = {}

@@ -59,8 +59,3 @@ class PerplexityScorer(LossScorer):
 
     def gold(self, item: Item) -> str:
         return ""
-
-    def num_bytes(
-        self, encoder: Encoder, item: Item, encoded: list[EncodedRow], *, is_cut: bool
-    ) -> int:
-        return len(item.completion.encode())
