@@ -41,8 +41,9 @@ SECTIONS["weights"] = Section(
 )
 Measure = Callable[[SpectraRecord], float | None]
 
+RELATIVE = "|dW|_F / |W0|_F"
 MATRIX_COLUMNS: Mapping[str, Callable[[MatrixSpectrum], float]] = {
-    "|dW|_F / |W0|_F": lambda m: m.relative,
+    RELATIVE: lambda m: m.relative,
     "effective rank": lambda m: m.effective_rank,
     "stable rank": lambda m: m.stable_rank,
     "index-matched similarity": lambda m: fmean(m.similarity_index),
@@ -108,8 +109,8 @@ def norm_growth(models: AnalyzedModels) -> NormGrowth | None:
     return NormGrowth.fit(*zip(*fitted, strict=True)) if fitted else None
 
 
-NORM, MEAN_SIZE = "|dW|_F over all matrices", "mean of |dW|_F / |W0|_F"
-_NORMS: dict[str, Measure] = {NORM: total_norm, MEAN_SIZE: mean_over_matrices("|dW|_F / |W0|_F")}
+NORM, MEAN_SIZE = "|dW|_F over all matrices", f"mean of {RELATIVE}"
+_NORMS: dict[str, Measure] = {NORM: total_norm, MEAN_SIZE: mean_over_matrices(RELATIVE)}
 
 
 @register("weights", 10, per="models")
@@ -253,10 +254,8 @@ def _spectra(trials: Sequence[TrialRecords]) -> list[SpectraRecord]:
 def draw_effective_rank(models: AnalyzedModels) -> Figure | None:
     """Effective rank; the table also has stable rank. None without analyzed matrices."""
     title, effective = next(iter(_DIRECTIONS.items()))
-    values, full = (
-        models.by_rank(SpectraRecord, effective, preposition="of"),
-        models.full(SpectraRecord, effective),
-    )
+    values = models.by_rank(SpectraRecord, effective, preposition="of")
+    full = models.full(SpectraRecord, effective)
     if not values:
         return None
     frame = models.over_seeds(SpectraRecord, _DIRECTIONS)
@@ -307,9 +306,6 @@ def draw_similarity(models: AnalyzedModels) -> Figure | None:
     )
 
 
-RELATIVE = "|dW|_F / |W0|_F"
-
-
 PARTS: Mapping[str, Callable[[MatrixSpectrum], object]] = {
     "matrices": lambda m: m.name,
     "layers": lambda m: m.layer,
@@ -334,10 +330,8 @@ def draw_concentration(models: AnalyzedModels) -> Figure | None:
         gini(s.energies(PARTS["matrices"])) if s.matrices else None
     )
     title, of_matrices = next(iter(measures.items()))
-    values, full = (
-        models.by_rank(SpectraRecord, of_matrices),
-        models.full(SpectraRecord, of_matrices),
-    )
+    values = models.by_rank(SpectraRecord, of_matrices)
+    full = models.full(SpectraRecord, of_matrices)
     if not values:
         return None
     frame = models.over_seeds(SpectraRecord, measures)
@@ -378,7 +372,7 @@ def draw_modules(models: AnalyzedModels) -> Figure | None:
 
 
 MAPPED = {
-    "|dW|_F / |W0|_F": "size of the update",
+    RELATIVE: "size of the update",
     "effective rank": "directions the update uses",
     "subspace similarity": "leading singular vectors kept",
     "intruders": "intruder dimensions",
