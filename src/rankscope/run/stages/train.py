@@ -96,11 +96,10 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
             pause_at = self.pause_at(group)
             context.begin_stage(f"{self.name} {group_label(group)}", pause_at or num_steps)
             meter = SpeedMeter(context.reporter, len(trials), study=context.study_clock)
-            replay = {name: encoded.rows for name, encoded in study.data.replay_rows.items()}
-            fewer = {n: own.rows for n, own in study.data.fewer_rows[group[0].task].items()}
+            fewer = study.data.fewer_rows[group[0].task]
             on_all_shards: dict[str, Any] = {
-                "replay": replay,
-                "fewer_rows": fewer,
+                "replay": {name: own.rows for name, own in study.data.replay_rows.items()},
+                "fewer_rows": {num: own.rows for num, own in fewer.items()},
                 "pause_at": pause_at,
             }
             checkpoint, shards = self.checkpoint(group), model.shards
