@@ -177,7 +177,7 @@ def answers(folder: Path) -> tuple[list[str], Vllm]:
         ("no-token_ids", "answers without token_ids, which vLLM has from 0.10.2 on"),
         ("no-logprobs", "a reply of another form than vLLM's: TypeError"),
         ("one-less", "a reply of another form than vLLM's: KeyError(1)"),
-        ("hangs", "vLLM failed twice: /v1/completions: no reply in 3 s"),
+        ("hangs", "vLLM failed twice: /v1/completions: no reply in 2 s"),
     ],
 )
 def test_what_it_cannot_do_is_left_to_the_own_engine(

@@ -128,7 +128,7 @@ class TrainConfig(ConfigSection):
     cannot hold. With ``device: cpu``, processes."""
     lora_implementation: Literal["auto", "loop", "grouped_mm"] = "auto"
     """How the adapters' products are computed: one adapter after another, or all of similar rank in
-    one ``grouped_mm``, which ``auto`` takes on CUDA of compute capability 9 and 10 in bfloat16.
+    one ``grouped_mm``, which ``auto`` takes on CUDA of compute capability 9.x and 10.x in bfloat16.
     Changes results by rounding alone."""
     kernels: Literal["auto", Kernels] = "auto"
     """How norms, rotary embeddings and gates of the frozen base are computed: by PyTorch's own

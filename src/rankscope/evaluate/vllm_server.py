@@ -35,7 +35,7 @@ PROMPTS_AT_ONCE = 512  # In a request: releases refuse more than 1,024
 SHARE_OF_FREE = 0.5  # Of the device's free memory, for the server; log p is computed in the rest
 CPU_CACHE_GIB = 2
 MAX_START_SECONDS = 1800
-MAX_REPLY_SECONDS, SLOWEST = 1800, 10  # And the tokens a second of the slowest server
+MAX_REPLY_SECONDS, SLOWEST = 1800, 100  # And the tokens a second of the slowest server
 LOG_BYTES = 2**16  # Of the end of the server's log, in which the reason of its end is looked for
 WATCHED = """
 exec 3<&0
@@ -211,7 +211,7 @@ class Server:
 
     def _is_up(self) -> bool:
         try:
-            self._ask("/health")
+            self._ask("/health", seconds=60)
         except ServerEnded:
             if self.process.poll() is not None:
                 raise

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 RANK_MULTIPLE = 8  # 16 bytes of bfloat16
 MAX_GROUPS = 1023  # The kernel takes fewer than 1,024
-FAST_ON = (9, 10)  # Compute capability; on others the products are a loop that waits
+FAST_ON = (9, 10)  # Major compute capability; on others the products are a loop that waits
 CHECKED_TOKENS = (1, 7, 64, 130)  # Of the groups that a device is checked with
 
 
@@ -268,7 +268,7 @@ class GroupedLora:
 
 
 # --- which of two ways computes the adapters' products. ``loop`` is the reference and runs
-# everywhere; ``grouped_mm`` is fast on CUDA of compute capability 9 and 10, in bfloat16. Other
+# everywhere; ``grouped_mm`` is fast on CUDA of compute capability 9.x and 10.x, in bfloat16. Other
 # devices run it as a loop that waits for the device. On a processor it computes the same, slowly,
 # which is how it is tested.
 
@@ -282,7 +282,7 @@ def choose_lora_implementation(
         return "loop"
     is_fast = on_cuda and dtype == torch.bfloat16 and torch.version.hip is None
     is_fast = is_fast and torch.cuda.get_device_capability(device)[0] in FAST_ON
-    obstacle = "it needs bfloat16 on CUDA of compute capability 9 or 10, or a CPU"
+    obstacle = "it needs bfloat16 on CUDA of compute capability 9.x or 10.x, or a CPU"
     if is_fast or device.type == "cpu":
         obstacle = "torch.nn.functional.grouped_mm fails or gives wrong numbers on this device"
         if computes_groups_right(device, dtype):
