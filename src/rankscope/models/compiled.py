@@ -76,7 +76,8 @@ class _Compiled:
             return plain(*args)
         try:
             return fast(*args)
-        except (TorchDynamoException, FailOnRecompileLimitHit) as error:  # Killed, or no disk left
+        # The compiler was killed, its disk is full, or it was asked for too many graphs.
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             if _Compiled.note is None:
                 found = f"a function that cannot be compiled: {first_line(error)}"
                 do = "make it work, or set 'plain': results so far are kept"
