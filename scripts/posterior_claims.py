@@ -229,23 +229,25 @@ def low_rates_suffice(results: TaskResults) -> Verdict:
     return verdict(results, p >= LIKELY, p <= UNLIKELY, told, effect, p)
 
 
+def at_end(results: TaskResults, arm: Arm) -> bool:
+    """Whether the arm's rate is the lowest or highest that its settings were trained with."""
+    rates = results.rates_of(arm)
+    return arm.summary.lr in (rates[0], rates[-1])
+
+
 def alpha_is_a_rate(results: TaskResults) -> Verdict:
-    """Whether of each rank both alphas, each at its best rate, reach the better one; one that is
+    """Whether of each rank all alphas, each at its best rate, reach the best of them; one that is
     best at an end of its list of rates refutes nothing."""
     p: dict[str, float] = {}
     effects: dict[str, Effect] = {}
     refuted = False
-    for rank in (8, 128):
+    for rank in sorted({arm.summary.rank or 0 for arm in results.candidates}):
         arms = [arm for arm in results.candidates if arm.summary.rank == rank]
-        assert len(arms) == 2, f"r = {rank}: {len(arms)} alphas were scored"
         for arm, value in zip(arms, within(results, arms), strict=True):
-            spec = arm.trials[0].spec
-            rates = [a.summary.lr for a in results.arms
-                     if a.trials[0].spec.arm_without_lr == spec.arm_without_lr]  # fmt: skip
-            at_end = spec.lr in (min(rates), max(rates))
-            refuted |= value <= UNLIKELY and not at_end
+            spec, end = arm.trials[0].spec, at_end(results, arm)
+            refuted |= value <= UNLIKELY and not end
             name = f"r={rank} alpha={spec.alpha:g} lr={spec.lr:g}"
-            name += ", an end of its list" if at_end else ""
+            name += ", an end of its list" if end else ""
             p[name], effects[name] = value, less_best(results, arms, arm)
     told = "; ".join(f"{name}: {percent(value)}" for name, value in p.items())
     least = min(p, key=lambda name: p[name])
@@ -322,20 +324,46 @@ def keeps_gain(cut: int, trained: int | None, against: int | None) -> Judge:
     return judge
 
 
+def by_method(results: TaskResults) -> dict[str, list[tuple[Arm, float]]]:
+    """The arms of each method, with the probability of being within the margin of the best."""
+    found: dict[str, list[tuple[Arm, float]]] = {}
+    for arm, p in p_within(results).values():
+        name = arm.summary.short_label if arm.trials[0].spec.peft else arm.summary.method
+        found.setdefault(name, []).append((arm, p))
+    return found
+
+
 def variants_are_alike(results: TaskResults) -> Verdict:
     """Whether every method's best arm reaches the best of all."""
-    by_method: dict[str, list[tuple[Arm, float]]] = {}
-    found = [*p_within(results).values()]
-    for arm, p in found:
-        name = arm.summary.short_label if arm.trials[0].spec.peft else arm.summary.method
-        by_method.setdefault(name, []).append((arm, p))
-    nearest = {name: max(p for _, p in of) for name, of in by_method.items()}
+    methods = by_method(results)
+    nearest = {name: max(p for _, p in of) for name, of in methods.items()}
     told = ", ".join(f"{name} {percent(p)}" for name, p in nearest.items())
     least = min(nearest, key=lambda name: nearest[name])
     p = nearest[least]
-    shown, _ = max(by_method[least], key=lambda of: draws_of(results, of[0]).mean())
-    effect = less_best(results, [arm for arm, _ in found], shown)
+    shown, _ = max(methods[least], key=lambda of: draws_of(results, of[0]).mean())
+    effect = less_best(results, [arm for of in methods.values() for arm, _ in of], shown)
     return verdict(results, p >= LIKELY, p <= UNLIKELY, told, effect, p)
+
+
+def methods_held_back(results: TaskResults) -> Verdict:
+    """Whether at further rates every method but LoRA reaches the best of all; one that is best at
+    an end of its list refutes nothing."""
+    methods = by_method(results)
+    every = [arm for of in methods.values() for arm, _ in of]
+    p: dict[str, float] = {}
+    effects: dict[str, Effect] = {}
+    refuted = False
+    for method, of in methods.items():
+        arm, value = max(of, key=lambda found: found[1])
+        end = at_end(results, arm)
+        name = arm.summary.label + (", an end of its list" if end else "")
+        p[name] = value
+        if method != "lora":
+            effects[name] = less_best(results, every, arm)
+            refuted |= value <= UNLIKELY and not end
+    told = "; ".join(f"{name}: {percent(value)}" for name, value in p.items())
+    least = min(effects, key=lambda name: p[name])
+    return verdict(results, p[least] >= LIKELY, refuted, told, effects[least], p[least])
 
 
 CLAIMS: list[tuple[str, str, str, Judge]] = [
@@ -404,11 +432,18 @@ CLAIMS: list[tuple[str, str, str, Judge]] = [
         "LoRA-Squeeze",
         keeps_gain(8, 128, 8),
     ),
-    (
-        "claims/alpha-rates",
-        "Once the rate is tuned, alpha is only another rate",
-        "2512.15634, open question 1",
-        alpha_is_a_rate,
+    *(
+        (
+            f"claims/{study}",
+            f"Once the rate is tuned, alpha is only another rate{look}",
+            "2512.15634, open question 1",
+            alpha_is_a_rate,
+        )
+        for study, look in (
+            ("alpha-rates", ""),
+            ("alpha-ranks", " (look 2)"),
+            ("alpha-ranks:arc", " (ARC-easy, look 2)"),
+        )
     ),
     (
         "claims/known-task",
@@ -452,6 +487,12 @@ CLAIMS: list[tuple[str, str, str, Judge]] = [
         "Variants of LoRA are alike, each at the best rate tried",
         "2602.04998",
         variants_are_alike,
+    ),
+    (
+        "claims/methods-rates",
+        "AdaLoRA, VeRA and LoRA+ were held back by their rates alone",
+        "2602.04998",
+        methods_held_back,
     ),
 ]
 """Study file, and after a colon the variant of it that ran; claim, source and judge."""
