@@ -324,46 +324,40 @@ def keeps_gain(cut: int, trained: int | None, against: int | None) -> Judge:
     return judge
 
 
-def by_method(results: TaskResults) -> dict[str, list[tuple[Arm, float]]]:
-    """The arms of each method, with the probability of being within the margin of the best."""
-    found: dict[str, list[tuple[Arm, float]]] = {}
-    for arm, p in p_within(results).values():
-        name = arm.summary.short_label if arm.trials[0].spec.peft else arm.summary.method
-        found.setdefault(name, []).append((arm, p))
-    return found
-
-
 def variants_are_alike(results: TaskResults) -> Verdict:
     """Whether every method's best arm reaches the best of all."""
-    methods = by_method(results)
+    methods: dict[str, list[tuple[Arm, float]]] = {}
+    found = [*p_within(results).values()]
+    for arm, p in found:
+        name = arm.summary.short_label if arm.trials[0].spec.peft else arm.summary.method
+        methods.setdefault(name, []).append((arm, p))
     nearest = {name: max(p for _, p in of) for name, of in methods.items()}
     told = ", ".join(f"{name} {percent(p)}" for name, p in nearest.items())
     least = min(nearest, key=lambda name: nearest[name])
     p = nearest[least]
     shown, _ = max(methods[least], key=lambda of: draws_of(results, of[0]).mean())
-    effect = less_best(results, [arm for of in methods.values() for arm, _ in of], shown)
+    effect = less_best(results, [arm for arm, _ in found], shown)
     return verdict(results, p >= LIKELY, p <= UNLIKELY, told, effect, p)
 
 
 def methods_held_back(results: TaskResults) -> Verdict:
-    """Whether at further rates every method but LoRA reaches the best of all; one that is best at
-    an end of its list refutes nothing."""
-    methods = by_method(results)
-    every = [arm for of in methods.values() for arm, _ in of]
-    p: dict[str, float] = {}
-    effects: dict[str, Effect] = {}
-    refuted = False
-    for method, of in methods.items():
-        arm, value = max(of, key=lambda found: found[1])
-        end = at_end(results, arm)
-        name = arm.summary.label + (", an end of its list" if end else "")
-        p[name] = value
-        if method != "lora":
-            effects[name] = less_best(results, every, arm)
-            refuted |= value <= UNLIKELY and not end
-    told = "; ".join(f"{name}: {percent(value)}" for name, value in p.items())
-    least = min(effects, key=lambda name: p[name])
-    return verdict(results, p[least] >= LIKELY, refuted, told, effects[least], p[least])
+    """Whether at further rates every method but LoRA reaches the best; one that is best at an end
+    of its list refutes nothing."""
+    best: dict[str, tuple[float, bool, Arm]] = {}
+    for arm in results.candidates:
+        assert arm.summary.expected is not None
+        name = arm.summary.label.split()[0] if arm.trials[0].spec.peft else arm.summary.method
+        found = arm.summary.expected.p_within_margin, at_end(results, arm), arm
+        best[name] = max(best.get(name, found), found, key=lambda of: of[0])
+    told = "; ".join(
+        f"{arm.summary.label}{', an end of its list' if end else ''}: {percent(p)}"
+        for p, end, arm in best.values()
+    )
+    asked = [found for name, found in best.items() if name != "lora"]
+    p, _, least = min(asked, key=lambda of: of[0])
+    effect = less_best(results, results.candidates, least)
+    refuted = any(p <= UNLIKELY and not end for p, end, _ in asked)
+    return verdict(results, p >= LIKELY, refuted, told, effect, p)
 
 
 CLAIMS: list[tuple[str, str, str, Judge]] = [
