@@ -41,9 +41,9 @@ BOARD = ROOT / "docs" / "findings" / "claims.md"
 ARMS = ROOT / "examples" / "claims" / "README.md"
 RECORDS = ROOT / "docs" / "findings" / "records"
 ELSEWHERE = set(
-    "alpha-ranks alpha-rates known-task low-rank-in-effect low-rates medicine-to-maths methods "
-    "methods-rates paper-protocol paper-protocol-recall paper-protocol-recall-seeds "
-    "paper-protocol-seeds".split()
+    "alpha-ranks alpha-rates known-task known-task-full low-rank-in-effect low-rates "
+    "medicine-to-maths methods methods-rates paper-protocol paper-protocol-recall "
+    "paper-protocol-recall-seeds paper-protocol-seeds".split()
 )
 """Judged in posterior_claims.py."""
 BEGIN, END = "<!-- numbers: scripts/{} -->", "<!-- end of numbers -->"

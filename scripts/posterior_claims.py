@@ -439,11 +439,14 @@ CLAIMS: list[tuple[str, str, str, Judge]] = [
             ("alpha-ranks:arc", " (ARC-easy, look 2)"),
         )
     ),
-    (
-        "claims/known-task",
-        "Tuning makes a base worse at a task that it knows",
-        "2512.15634",
-        tuning_makes_worse,
+    *(
+        (
+            f"claims/known-task{study}",
+            f"Tuning makes a base worse at a task that it knows{look}",
+            "2512.15634",
+            tuning_makes_worse,
+        )
+        for study, look in (("", ""), ("-full", " (look 2, with full fine-tuning)"))
     ),
     (
         "claims/medicine-to-maths",
