@@ -268,8 +268,7 @@ def tuning_makes_worse(results: TaskResults) -> Verdict:
 
     p = [p_below(arm) for arm in results.candidates]
     likeliest = results.candidates[p.index(max(p))]
-    top = max(arm.summary.lr for arm in results.arms)
-    highest = [arm for arm in results.arms if arm.summary.lr == top]
+    highest = [arm for arm in results.arms if arm.summary.lr == results.rates_of(arm)[-1]]
     told = f"below the base: {listed(results.candidates)}; at the highest rate {listed(highest)}"
     effect = (f"{likeliest.summary.label} less the base", draws_of(results, likeliest))
     open_by = max(p) if max(p) < 0.5 else min(p)
