@@ -51,10 +51,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def screened(finished: Path) -> tuple[Backtest, Path]:
-    """The backtest of the study and of one without ranks, and the folder of the study's subset."""
+    """The backtest of the study, of one without ranks and of one whose rank 8 diverges, and the
+    folder of the study's subset."""
     folder = finished.parent
-    small_study(folder, arms=[{"method": "full", "lr": 5e-4}], seeds=[0]).run(folder / "full")
-    return backtest([folder / "full", finished], folder / "screens"), folder / "screens" / "out"
+    diverging = [{"method": "lora", "rank": [2, 4], "lr": 2e-3}, LORA | {"rank": 8, "lr": 1e9}]
+    for name, arms in ("full", [{"method": "full", "lr": 5e-4}]), ("diverged", diverging):
+        small_study(folder, arms=arms, seeds=[0]).run(folder / name)
+    folders = [folder / "full", folder / "diverged", finished]
+    return backtest(folders, folder / "screens"), folder / "screens" / "out"
 
 
 def load(out: Path) -> StudyRecords:
@@ -192,9 +196,13 @@ def test_the_screens_of_a_subset_join_the_backtest(
     assert subset.items[key].item_ids == load(finished).items[key].item_ids
 
 
-def test_a_study_that_has_no_ranks_is_left_out_by_name(screened: tuple[Backtest, Path]) -> None:
-    (skipped,) = screened[0].skipped
-    assert skipped.endswith("full")
+def test_a_study_without_ranks_or_with_one_that_has_no_score_is_left_out_by_name(
+    screened: tuple[Backtest, Path],
+) -> None:
+    """Else a predictor could name a rank whose score nobody knows."""
+    full, diverged = screened[0].skipped
+    assert full.endswith("full")
+    assert diverged.endswith("diverged")
     assert len(screened[0].tasks) == 1
 
 

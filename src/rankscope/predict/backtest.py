@@ -54,7 +54,7 @@ def backtest(
     if not tasks:
         raise UserError(
             "predict --backtest",
-            "no study with finished LoRA trials at two ranks or more of one training task",
+            "no study with a training task of two ranks or more that all have a test score",
             "folders that 'rankscope run' wrote",
         )
     skipped = tuple(str(folder) for folder, of_study in by_folder.items() if not of_study)
@@ -64,7 +64,8 @@ def backtest(
 def backtest_study(
     folder: Path, screen: Path | None = None, reporter: ProgressReporter | None = None
 ) -> list[BacktestTask]:
-    """The training tasks of a finished study with at least two ranks; possibly none."""
+    """The training tasks of a finished study with at least two ranks, each with a test score (an
+    adaptive study may leave one without): any of them may be predicted. Possibly none."""
     with Ledger.open(folder, write=False) as ledger:
         study = ledger.load()
     curves = {task.name: rank_scores(study, task.name) for task in study.tasks}
@@ -77,7 +78,7 @@ def backtest_study(
     return [
         backtest_task(study, prediction, curves[prediction.task])
         for prediction in predict_tasks(inputs, open_base(inputs), subset, study)
-        if len(curves[prediction.task]) > 1
+        if len(prediction.ranks) > 1 and curves[prediction.task].keys() >= set(prediction.ranks)
     ]
 
 

@@ -66,4 +66,4 @@ class PredictorScore(Record):
 
 class Backtest(Record):
     tasks: tuple[BacktestTask, ...]
-    skipped: tuple[str, ...] = ()  # Studies without LoRA trials at two ranks of one task
+    skipped: tuple[str, ...] = ()  # Without a task of two ranks or more that all have a test score
