@@ -2,8 +2,8 @@
 
     python scripts/posterior_claims.py
 
-writes the verdicts and the tables of the studies that have run to docs/findings/axes.md; the rules
-are at the head of each study file. A test compares.
+writes the verdicts of the studies that have run to docs/findings/axes.md and their arms to
+examples/axes/README.md; the rules are at the head of each study file. A test compares.
 """
 
 import json
@@ -16,7 +16,7 @@ import numpy as np
 from scipy.stats import norm
 
 import rankscope
-from claims_board import RECORDS, with_numbers
+from claims_board import RECORDS, ROOT, with_numbers
 from claims_judges import OPEN, UNTESTABLE, Verdict, interval, judged, name_of, p_between, smallest
 from claims_records import paired_estimate
 from power import POWER
@@ -33,6 +33,7 @@ from rankscope.records import BASE, Estimate, Variant
 from restore_study import restore
 
 PAGE = RECORDS.parent / "axes.md"
+ARMS = ROOT / "examples" / "axes" / "README.md"
 RESTORED = tempfile.TemporaryDirectory()  # Until the end: items are read when a judge asks
 LIKELY, UNLIKELY = 0.8, 0.2
 """Probabilities from which a rule calls something so, or not so."""
@@ -520,8 +521,8 @@ def arms_table(results: TaskResults) -> list[str]:
     return rows
 
 
-def numbers(records: Path = RECORDS) -> str:
-    """The generated part of the page."""
+def numbers(records: Path = RECORDS) -> dict[Path, str]:
+    """The generated part of each page."""
     verdicts = [
         "| claim | verdict | probabilities | decided by | detectable | would settle | study |",
         "|---|---|---|---|---|---|---|",
@@ -545,8 +546,9 @@ def numbers(records: Path = RECORDS) -> str:
                 continue
             parts += ["", f"## {title}", "", *arms_table(results)]
             parts += ["", *(f"- {text}" for text in axis_texts(results))]
-    return "\n".join([*verdicts, *parts])
+    return {PAGE: "\n".join(verdicts), ARMS: "\n".join(parts).strip("\n")}
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_numbers(PAGE.read_text("utf-8"), numbers(), Path(__file__).name), "utf-8")
+    for page, text in numbers().items():
+        page.write_text(with_numbers(page.read_text("utf-8"), text, Path(__file__).name), "utf-8")
