@@ -54,7 +54,7 @@ def backtest(
     if not tasks:
         raise UserError(
             "predict --backtest",
-            "no study with a training task of two ranks or more that all have a test score",
+            "no study with a training task whose ranks, two or more, were all tested as plain LoRA",
             "folders that 'rankscope run' wrote",
         )
     skipped = tuple(str(folder) for folder, of_study in by_folder.items() if not of_study)
@@ -64,12 +64,17 @@ def backtest(
 def backtest_study(
     folder: Path, screen: Path | None = None, reporter: ProgressReporter | None = None
 ) -> list[BacktestTask]:
-    """The training tasks of a finished study with at least two ranks, each with a test score (an
-    adaptive study may leave one without): any of them may be predicted. Possibly none."""
+    """The training tasks of a finished study with two ranks or more; possibly none. A predictor may
+    name any of them, so each needs a test score, which an adaptive study may not have."""
     with Ledger.open(folder, write=False) as ledger:
         study = ledger.load()
-    curves = {task.name: rank_scores(study, task.name) for task in study.tasks}
-    if all(len(curve) < 2 for curve in curves.values()):
+    curves = dict[str, dict[int, float]]()
+    for task in (task.name for task in study.tasks):
+        specs = [trial.spec for trial in study.trials if trial.spec.task == task]
+        curve = rank_scores(study, task)
+        if len(curve) > 1 and curve.keys() >= {s.rank for s in specs if s.rank and s.alpha}:
+            curves[task] = curve
+    if not curves:
         return []
     inputs = prepare(load_study_file(folder / "study.resolved.yaml"))
     check_same_tasks(folder, {task.name: task for task in study.tasks}, inputs.task_records)
@@ -78,7 +83,7 @@ def backtest_study(
     return [
         backtest_task(study, prediction, curves[prediction.task])
         for prediction in predict_tasks(inputs, open_base(inputs), subset, study)
-        if len(prediction.ranks) > 1 and curves[prediction.task].keys() >= set(prediction.ranks)
+        if prediction.task in curves
     ]
 
 

@@ -66,4 +66,4 @@ class PredictorScore(Record):
 
 class Backtest(Record):
     tasks: tuple[BacktestTask, ...]
-    skipped: tuple[str, ...] = ()  # Without a task of two ranks or more that all have a test score
+    skipped: tuple[str, ...] = ()  # Without a task whose ranks, two or more, were all tested

@@ -56,7 +56,7 @@ def backtest_tables(backtest: Backtest, scores: Sequence[PredictorScore]) -> Ren
         | _record(score)
         for score in scores
     ]
-    skipped = "{}: skipped, it has no task of two LoRA ranks or more that all have a test score"
+    skipped = "{}: skipped, it has no task whose ranks, two or more, were all tested as plain LoRA"
     return Group(
         terminal_table(rows, "predictors", _COLUMNS, right=("right",)),
         *(_curve(task) for task in backtest.tasks),
