@@ -69,6 +69,7 @@ def keep(study_folder: Path, out: Path, commit: str) -> None:
     ]
     write(points, out / "curves.parquet")
     about = json.loads((out / ABOUT).read_text("utf-8")) | {"commit": commit}
+    about["name"] = about["config"]["name"] = out.name  # It may have run in another study's folder
     (out / ABOUT).write_text(json.dumps(about, indent=1) + "\n", "utf-8")
 
 
