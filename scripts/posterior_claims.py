@@ -345,16 +345,16 @@ def keeps_gain(cut: int, trained: int | None, against: int | None) -> Judge:
 
 def variants_are_alike(results: TaskResults) -> Verdict:
     """Whether every method's best arm reaches the best of all."""
-    methods: dict[str, list[tuple[Arm, float]]] = {}
+    by_method: dict[str, list[tuple[Arm, float]]] = {}
     found = [*p_within(results).values()]
     for arm, p in found:
         name = arm.summary.short_label if arm.trials[0].spec.peft else arm.summary.method
-        methods.setdefault(name, []).append((arm, p))
-    nearest = {name: max(p for _, p in of) for name, of in methods.items()}
+        by_method.setdefault(name, []).append((arm, p))
+    nearest = {name: max(p for _, p in of) for name, of in by_method.items()}
     told = ", ".join(f"{name} {percent(p)}" for name, p in nearest.items())
     least = min(nearest, key=lambda name: nearest[name])
     p = nearest[least]
-    shown, _ = max(methods[least], key=lambda of: draws_of(results, of[0]).mean())
+    shown, _ = max(by_method[least], key=lambda of: draws_of(results, of[0]).mean())
     effect = less_best(results, [arm for arm, _ in found], shown)
     return verdict(results, p >= LIKELY, p <= UNLIKELY, told, effect, p)
 
@@ -362,14 +362,13 @@ def variants_are_alike(results: TaskResults) -> Verdict:
 def methods_held_back(results: TaskResults) -> Verdict:
     """Whether at further rates every method but LoRA reaches the best; one that is best at an end
     of its list refutes nothing."""
-    arms = standing(results)
+    arms, within_margin = standing(results), p_within(results)
     found: dict[str, tuple[float, bool, str, Effect]] = {}
-    for arm, p in zip(arms, [p_within(results)[a.summary.label][1] for a in arms], strict=True):
-        peft, summary = arm.trials[0].spec.peft, arm.summary
-        name = summary.short_label if peft else summary.method
-        effect = less_best(results, arms, arm)
-        found.setdefault(name, (p, at_end(results, arm), summary.label, effect))
-    return unless_at_an_end(results, [f for name, f in found.items() if name != "lora"])
+    for arm in arms:
+        name = arm.summary.short_label if arm.trials[0].spec.peft else arm.summary.method
+        label, effect = arm.summary.label, less_best(results, arms, arm)
+        found.setdefault(name, (within_margin[label][1], at_end(results, arm), label, effect))
+    return unless_at_an_end(results, [of for name, of in found.items() if name != "lora"])
 
 
 CLAIMS: list[tuple[str, str, str, Judge]] = [
