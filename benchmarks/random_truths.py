@@ -16,7 +16,7 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fixtures"))
 
-from synthetic_study import Truth, synthetic_study
+from synthetic_study import Truth, synthetic_study, with_specs
 
 from rankscope.advise.arms import trials_by_arm
 from rankscope.advise.retention import net_scale
@@ -36,6 +36,7 @@ class Kind:
     items: tuple[int, int] = (160, 1200)  # Of both splits together
     ranks: tuple[int, ...] = (4, 8, 16, 32, 64)
     lrs: tuple[float, ...] = (1e-3,)
+    alphas: tuple[float, ...] = ()  # Each with as many of the rates, in turn; else 2 r
     tasks: tuple[str, ...] = ("med",)
     gain: tuple[float, float] = (0.4, 0.5)  # Mean and standard deviation of the largest, in logits
     loss: float = 0.25  # Standard deviation of the largest
@@ -66,6 +67,15 @@ KINDS = (
     Kind("shares", nats=True, shares=True),
     Kind("rates that hardly train", lrs=(1e-5, 1e-4, 1e-3), hardly=True),
     Kind("the same, in shares", lrs=(1e-5, 1e-4, 1e-3), hardly=True, nats=True, shares=True),
+    Kind(
+        "ranks, alphas and rates",
+        seeds=(1, 2),
+        ranks=(8, 32, 128),
+        lrs=(1e-3, 2e-3, 4e-3, 4e-4, 8e-4, 1.6e-3, 1.6e-4, 3.2e-4, 6.4e-4),
+        alphas=(16, 64, 256),
+        nats=True,
+        shares=True,
+    ),
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 
@@ -85,6 +95,11 @@ def _frame(kind: Kind, seeds: int, items: int) -> StudyRecords:
         metric="log_probability" if kind.nats else "accuracy",
     )
     frame = synthetic_study(truth)
+    if kind.alphas:
+        of_rate = dict(
+            zip(kind.lrs, np.repeat(kind.alphas, len(kind.lrs) // len(kind.alphas)), strict=True)
+        )
+        frame = with_specs(frame, lambda s: {"alpha": float(of_rate[s.lr])} if s.rank else {})
     if not kind.nats or kind.shares:
         return frame
     # As text: every task in nats, so gain and forgetting have one unit, and are not shares.
@@ -192,10 +207,12 @@ def draw(kind: Kind, seed: int) -> RandomTruth:
 def _changes(
     kind: Kind, arms: dict[str, TrialSpec], size: float, rng: np.random.Generator
 ) -> dict[str, float]:
-    """Change of the ability by arm: a parabola over the rank, and one over the rate."""
+    """Change of the ability by arm: a parabola over the rank, and one over the rate, or over the
+    rate times a power of alpha."""
     place = {rank: i / (len(kind.ranks) + 1) for i, rank in enumerate((*kind.ranks, None))}
     peak, bend = rng.uniform(0, 1.2), rng.uniform(0, 0.8)
     best_rate, steep = rng.uniform(-0.7, 0.7), rng.uniform(0, 0.6)
+    power = rng.uniform(0.25, 1.25) if kind.alphas else 0.0
     changes = {}
     for label, spec in arms.items():
         change = size - bend * abs(size) * (place[spec.rank] - peak) ** 2
@@ -203,6 +220,7 @@ def _changes(
             change *= _trained(spec)
         elif len(kind.lrs) > 1:
             lr = np.log10(spec.lr * (2 if spec.rank is None else 1)) + 3
+            lr += power * np.log10((spec.alpha or 64.0) / 64.0)
             change -= abs(size) * steep * (lr - best_rate) ** 2
         if kind.rough:
             change += 0.3 * abs(size) * rng.normal()

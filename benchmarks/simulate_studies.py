@@ -369,6 +369,10 @@ def judged_random(kind: Kind, draws: int, start: int = 0) -> list[dict[str, obje
                     "p_better": arms[top].p_better,
                     "better": net[top] > 0,
                     "covered": None if chosen is None else chosen.low <= used <= chosen.high,
+                    "arms": [
+                        {"p": arm.p_within_margin, "within": best - net[label] <= margin}
+                        for label, arm in arms.items()
+                    ],
                 }
             )
     return rows
@@ -398,12 +402,14 @@ def print_random(studies: int, draws: int, row: str) -> None:
         rows += judged_random(kind, draws)
         print(_random_row(kind.name, [r for r in rows if r["kind"] == kind.name]), flush=True)
     print(_random_row("all", rows), flush=True)
-    for title, stated, true in (
-        ("P(within the margin of the best)", "p", "within"),
-        ("P(the best arm is better than the base)", "p_better", "better"),
+    arms = [arm for row in rows for arm in row["arms"]]
+    for title, of, stated, true in (
+        ("P(within the margin of the best), the answer", rows, "p", "within"),
+        ("the same, every arm", arms, "p", "within"),
+        ("P(the best arm is better than the base)", rows, "p_better", "better"),
     ):
-        print(f"\n| {title} | answers | stated, mean | true |\n|---|---|---|---|")
-        for low, high, n, mean, share in reliability(rows, stated, true):
+        print(f"\n| {title} | number | stated, mean | true |\n|---|---|---|---|")
+        for low, high, n, mean, share in reliability(of, stated, true):
             print(f"| {low:.2f} to {high:.2f} | {n} | {mean:.3f} | {share:.3f} |")
 
 

@@ -81,7 +81,7 @@ def test_values_fall_with_seeds_and_items_and_are_never_negative() -> None:
 
 def test_an_untried_arm_takes_nothing_from_others_and_is_worth_most_where_ranks_rise() -> None:
     rising = evidence([0.0, 0.05, 0.1], seeds=5, item=0.003)
-    arms = [("lora", (axis, 1.0, 10.0, -3.0)) for axis in (0.0, 8.0)]  # r=1 and r=256
+    arms = [("lora", (0.0, 10.0, -2.774)), ("lora", (8.0, 10.0, -0.968))]  # r=1 and r=256
     more = with_untried(rising, arms, MARGIN)
     assert posterior(more, MARGIN).draws.mean(axis=0)[:3] == pytest.approx(
         posterior(rising, MARGIN).draws.mean(axis=0), abs=0.1 * MARGIN

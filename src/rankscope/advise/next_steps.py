@@ -3,7 +3,7 @@ runs and repairs that no probability knows of."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from math import inf, log2, log10
+from math import inf, log10
 
 import numpy as np
 
@@ -87,11 +87,12 @@ def _untried(results: TaskResults, arms: Sequence[Arm]) -> list[tuple[str, Untri
         if spec.rank and len({r for k, r, _ in tried if k == kind}) >= FEWEST_TRIED:
             ranks = (spec.rank // 2, spec.rank * 2)
             points += [(r, spec.lr) for r in ranks if 1 <= r <= results.hidden_size_rank]
-        _, ratio, rows, _ = axes_of(arm.trials)
         for rank, lr in points:
             if not any((k, r) == (kind, rank) and abs(log10(t / lr)) < 0.2 for k, r, t in tried):
                 name = f"r={rank}" if rank is not None else capitalized(arm.summary.short_label)
-                untried = (spec.kind, (log2(rank or 1), ratio, rows, log10(lr)))
+                alpha = spec.alpha and spec.alpha * (rank or 1) / (spec.rank or 1)
+                beside = spec.model_copy(update={"rank": rank, "alpha": alpha, "lr": lr})
+                untried = (spec.kind, axes_of(beside, arm.trials))
                 found.append((f"{name} at a rate of {lr:.2g}", untried, arm.summary.seconds))
     return found
 

@@ -9,9 +9,10 @@ hardly show a variance, so the arms pool theirs: that of an arm is drawn around 
 scaled inverse chi-squared of ``OWN_FREEDOM`` degrees of freedom, so that a seed that is far off
 counts less (which makes the seeds Student's t).
 
-*Prior.* U = level + smooth function of rank, alpha, training rows and rate + smooth function of the
-rows alone + an offset of the kind (method, target modules, ...): a Gaussian process (Rasmussen &
-Williams 2006, ch. 2), whose scales are not chosen but averaged over, by their marginal likelihood.
+*Prior.* U = level + smooth function of rank, training rows and rate (at equal alpha) + smooth
+function of the rows alone + an offset of the kind (method, target modules, ...): a Gaussian process
+(Rasmussen & Williams 2006, ch. 2), whose scales are not chosen but averaged over, by their marginal
+likelihood.
 Its mean lies a little below the base, because training that gains nothing forgets.
 """
 
@@ -30,7 +31,7 @@ POSTERIOR_DRAWS = 4000
 PRIOR_MEAN = -0.5  # Of every net gain, in margins
 LEVELS = (0.5, 2.0, 8.0, 32.0)  # Standard deviations of the level, in margins
 HEIGHTS = (0.25, 1.0, 4.0, 16.0)  # Of the smooth function and of a kind's offset, in margins
-LENGTHS = (1.5, 5.0)  # Octaves of rank over which net gains are alike
+LENGTHS = (1.5, 5.0)  # Distances over which net gains are alike, in units of ``AXIS_LENGTHS``
 ROUGHNESS = (0.1, 0.3, 1.0)  # What is not smooth, as a share of the height
 GROWTHS = (0.0, 1.0, 4.0)  # Of what all arms of one number of rows share, in margins
 GROWTH_LENGTH = 3.0  # Octaves of rows over which that is alike
@@ -40,10 +41,9 @@ TYPICAL_SPREAD, SPREAD_FREEDOM = 0.5, 2.0
 OWN_FREEDOM = 4.0
 FAR_BELOW = 16.0  # Margins below the base, see ``lowest_of``
 FLAT_PRIOR = 1000.0  # Standard deviation of the only arm's net gain, in margins: it says nothing
-AXIS_LENGTHS = (1.0, 0.5, 1.0, 0.2)
-"""Per octave of rank, over which ``LENGTHS`` are given: octaves of alpha / rank and of rows, and
-powers of ten of the rate."""
-ROWS_AXIS = 2  # Column of ``axes``
+AXIS_LENGTHS = (3.0, 1.0, 0.2)
+"""Octaves of rank and of rows, and powers of ten of the rate, that are one unit of distance."""
+ROWS_AXIS = 1  # Column of ``axes``
 RULED_OUT = 25.0  # Spreads whose squares of seeds are less likely by this logarithm are left out
 MOST_TRIED = 60  # Arms by which the scales of the prior are weighed; all count for the posterior
 MOST_WORK = 4e8  # A^3 x K: with more arms, only the likeliest scales are averaged over
@@ -65,7 +65,7 @@ class NetGains:
     kinds: Sequence[
         object
     ]  # Every setting that is no number; equal for arms of one smooth function
-    axes: Array  # log2 of rank, alpha / rank and training rows, log10 of the rate, (A, 4)
+    axes: Array  # log2 of rank and of training rows, log10 of rate x alpha^.75, (A, 3)
     extra: Array  # Further variance, such as of a score before the end of training, (A,)
 
     def part(self, kept: npt.NDArray[np.intp]) -> "NetGains":

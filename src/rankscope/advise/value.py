@@ -22,7 +22,7 @@ UNKNOWN_SPREAD = 1000.0  # Standard deviation of an untried arm's scores, in mar
 NUM_QUANTILES = 64
 MOST_SCALES = 48  # Choices of the prior's scales that are averaged over
 MOST_VALUED = 100  # Of the highest means; the others will not become the best by one more trial
-Untried = tuple[object, tuple[float, float, float, float]]
+Untried = tuple[object, tuple[float, float, float]]
 """Kind and axes of an arm that could be tried, as in :class:`NetGains`."""
 
 
