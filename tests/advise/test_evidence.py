@@ -13,7 +13,7 @@ from advice import arms_by_label
 from synthetic_study import Truth, synthetic_study, with_scores
 
 from rankscope.advise.arms import summarize_arms
-from rankscope.advise.evidence import Part, measure, pooled
+from rankscope.advise.evidence import Part, axes_of, measure, pooled
 from rankscope.advise.posterior import posterior
 from rankscope.advise.results import task_results
 from rankscope.records import (
@@ -296,3 +296,22 @@ def test_arms_that_hardly_trained_do_not_say_that_no_arm_gains() -> None:
     evidence, _ = measure(study := with_scores(study, scores), GAIN, arms_of(study))
     assert evidence.means[2:].min() > 0.06
     assert posterior(evidence, 0.02).draws[:, 2:].mean() > 0.4 * evidence.means[2:].mean()
+
+
+def test_a_rate_counts_by_what_it_does_at_an_alpha_of_1() -> None:
+    """By hand: 1e-3 x 16^.75 is 8e-3, and so is 1e-3 / 4^.75 at alpha 64; rsLoRA scales by
+    alpha / sqrt(r), as LoRA does with sqrt(r) times the alpha. Without alpha the rate is the rate;
+    an unknown one counts as 1."""
+    one = arms_of(synthetic_study(TRUTH))[0]
+    spec = one[0].spec.model_copy(update={"rank": 16, "alpha": 16.0, "lr": 1e-3, "rows": 32})
+
+    def at(**changes: object) -> tuple[float, ...]:
+        return axes_of(spec.model_copy(update=changes), one)
+
+    assert at() == pytest.approx((4, 5, np.log10(8e-3)))
+    assert at(alpha=64.0, lr=1e-3 / 4**0.75) == pytest.approx(at())
+    assert at(rank=64) == pytest.approx((6, 5, np.log10(8e-3)))
+    assert at(method="rslora") == pytest.approx(at(alpha=64.0))
+    assert at(method="full", rank=None, alpha=None) == pytest.approx((0, 5, -3))
+    assert at(lr=0.0) == pytest.approx((4, 5, np.log10(8)))
+    assert at(rows=None)[1] == pytest.approx(np.log2(one[0].training.rows))

@@ -22,6 +22,7 @@ from rankscope.records import BASE, EvalKey, Recommendation, StudyRecords
 SMALL = Truth(num_items=30)
 NATS = replace(SMALL, metric="log_probability")
 ONE = replace(SMALL, ranks=(8,), full_lrs=())
+RATES = replace(SMALL, lrs=(1e-4, 1e-3, 1e-2), full_lrs=(), seeds=(0,))
 LOST = {(8, 1e-3, 0): "diverged", (8, 1e-3, 1): "oom"}
 NONE_DONE = {(r, 1e-3, s): "failed" for r in (2, 8, 32) for s in (0, 1, 2)}
 NOTHING = {"in_domain": 0.0, "retention": 0.0, "cost": 1.0}
@@ -93,6 +94,10 @@ WIDE: dict[str, tuple[float, Callable[[], StudyRecords]]] = {
     ),
     "failed seeds": (0.05, lambda: of(failed=LOST)),
     "a rate of zero": (0.05, lambda: with_specs(of(), lambda s: {"lr": 0.0})),
+    "a rate of zero beside others": (
+        0.05,
+        lambda: with_specs(of(RATES), lambda s: {"lr": s.lr * (s.lr > 1e-4)}),
+    ),
     "retention alone": (0.02, lambda: with_objective(of(), in_domain=0.0)),
     "tiny nats": (0.02, lambda: scored(lambda key, s: 1e-9 * s, NATS)),
     "huge nats": (0.05, lambda: scored(lambda key, s: 1e6 * s, NATS)),

@@ -31,8 +31,8 @@ agree are not taken for certainty (Agresti & Min 2005)."""
 ONE_ITEM = 1.0  # Variance of the change of an item if a single one was scored
 LEAST_DOUBT = 1e-6  # Variance that a score before the end has over one at the end, at the least
 ALPHA_POWER = 0.75
-"""A rate of 1e-3 at alpha 16 is alike to 1e-3 / 4^.75 at alpha 64, whatever the rank. Of 0, .5, .75
-and 1 the likeliest power over all kept studies: docs/findings/2026-11-29-posterior.md."""
+"""A rate of 1e-3 at alpha 16 counts as 1e-3 / 4^.75 at alpha 64, whatever the rank. Of 0, .5, .75
+and 1 the likeliest power over kept studies: docs/findings/2026-11-29-posterior.md."""
 RUNG_FREEDOM = 2.0
 """Of the prior by which scores before the end of training vary around where they are heading."""
 
@@ -157,10 +157,11 @@ def measure(
 
 
 def axes_of(spec: TrialSpec, trials: Sequence[TrialRecords]) -> tuple[float, float, float]:
-    """Where settings of an arm are on the axes of the posterior, as in :class:`NetGains`."""
+    """Where settings of an arm are on the axes of the posterior, as in :class:`NetGains`; a rate
+    that is unknown or 0 counts as 1, and so does alpha where there is none."""
     rows = spec.rows or next((t.training.rows for t in trials if t.training is not None), 1)
-    step = spec.lr * (spec.alpha or 1.0) ** ALPHA_POWER
-    return log2(spec.rank or 1), log2(rows or 1), log10(step) if step > 0 else 0.0
+    alpha = spec.scaling * spec.rank if spec.alpha and spec.rank else 1.0  # LoRA's, of any scaling
+    return log2(spec.rank or 1), log2(rows or 1), log10((spec.lr or 1.0) * alpha**ALPHA_POWER)
 
 
 def _ended(items: Sequence[_Items], trials: Sequence[TrialRecords]) -> list[Array] | None:

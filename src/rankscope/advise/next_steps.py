@@ -75,7 +75,8 @@ def _untried(results: TaskResults, arms: Sequence[Arm]) -> list[tuple[str, Untri
     Only along an axis with at least ``FEWEST_TRIED`` values: with fewer, how much a step may change
     is a guess of the prior's.
     """
-    tried = {(a.trials[0].spec.arm_without_rank, a.summary.rank, a.summary.lr) for a in arms}
+    specs = [arm.trials[0].spec for arm in arms]
+    tried = {(s.arm_without_rank, s.rank, s.lr) for s in specs if s.lr > 0}
     found = list[tuple[str, Untried, float | None]]()
     for arm in results.candidates[:2]:
         spec, points = arm.trials[0].spec, list[tuple[int | None, float]]()
