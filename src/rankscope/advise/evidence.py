@@ -157,8 +157,8 @@ def measure(
 
 
 def axes_of(spec: TrialSpec, trials: Sequence[TrialRecords]) -> tuple[float, float, float]:
-    """Where settings of an arm are on the axes of the posterior, as in :class:`NetGains`. An unknown
-    rate, a rate of 0 and a missing alpha count as 1."""
+    """Where settings of an arm are on the axes of the posterior, as in :class:`NetGains`. A missing
+    alpha counts as 1, and so does a rate that is 0 or unknown."""
     rows = spec.rows or next((t.training.rows for t in trials if t.training is not None), 1)
     alpha = spec.scaling * spec.rank if spec.alpha and spec.rank else 1.0  # LoRA's, of any scaling
     return log2(spec.rank or 1), log2(rows or 1), log10((spec.lr or 1.0) * alpha**ALPHA_POWER)
