@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from advice import advice_on, evidence
 from scipy.linalg import block_diag
-from synthetic_study import Truth, synthetic_study, with_trials
+from synthetic_study import Truth, synthetic_study, with_specs, with_trials
 
 from rankscope.advise.posterior import NetGains, likeliest_posteriors, posterior
 from rankscope.advise.value import value_of_items, values_of_trials, with_untried
@@ -125,6 +125,16 @@ def test_one_rate_alone_has_no_priced_rate_beside_it() -> None:
     """Two ranks at one rate: what another rank or rate may gain is a guess, so it has no price."""
     advice = advice_on(synthetic_study(replace(TRUTH, ranks=(2, 8), lrs=(1e-3,))))
     assert steps(advice, "at a rate of") == []
+
+
+def test_rates_of_another_alpha_are_no_rates_of_this_one() -> None:
+    """Two rates of each of two alphas are too few to price a third. Where one alpha is tried, an
+    untried rank is named with its own."""
+    few = synthetic_study(replace(TRUTH, ranks=(2, 8), lrs=(1e-3, 4e-3, 1.2e-4, 5e-4)))
+    few = with_specs(few, lambda spec: {"alpha": 16.0 if spec.lr >= 1e-3 else 256.0})
+    assert steps(advice_on(few), "at a rate of") == []
+    one = with_specs(synthetic_study(TRUTH), lambda spec: {"alpha": 16.0})
+    assert any("r=64 alpha=32 at a rate of" in step for step in advice_on(one).next_steps)
 
 
 def test_what_was_not_run_is_run_before_anything_else() -> None:

@@ -3,7 +3,7 @@ runs and repairs that no probability knows of."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from math import inf, log10
+from math import inf
 
 import numpy as np
 
@@ -75,26 +75,34 @@ def _untried(results: TaskResults, arms: Sequence[Arm]) -> list[tuple[str, Untri
     Only along an axis with at least ``FEWEST_TRIED`` values: with fewer, how much a step may change
     is a guess of the prior's.
     """
-    specs = [arm.trials[0].spec for arm in arms]
-    tried = {(s.arm_without_rank, s.rank, s.lr) for s in specs if s.lr > 0}
+    tried = [
+        (spec.arm_without_rank, spec.rank, spec.alpha, axes_of(spec, arm.trials)[-1])
+        for arm in arms
+        if (spec := arm.trials[0].spec).lr > 0
+    ]
     found = list[tuple[str, Untried, float | None]]()
     for arm in results.candidates[:2]:
         spec, points = arm.trials[0].spec, list[tuple[int | None, float]]()
         kind = spec.arm_without_rank
         if spec.lr <= 0:
             continue
-        if len({lr for k, r, lr in tried if (k, r) == (kind, spec.rank)}) >= FEWEST_TRIED:
+        own = (kind, spec.rank, spec.alpha)
+        if len({at for *settings, at in tried if tuple(settings) == own}) >= FEWEST_TRIED:
             points += [(spec.rank, spec.lr * factor) for factor in (NEXT_RATE, 1 / NEXT_RATE)]
-        if spec.rank and len({r for k, r, _ in tried if k == kind}) >= FEWEST_TRIED:
+        if spec.rank and len({r for k, r, *_ in tried if k == kind}) >= FEWEST_TRIED:
             ranks = (spec.rank // 2, spec.rank * 2)
             points += [(r, spec.lr) for r in ranks if 1 <= r <= results.hidden_size_rank]
         for rank, lr in points:
-            if not any((k, r) == (kind, rank) and abs(log10(t / lr)) < 0.2 for k, r, t in tried):
-                name = f"r={rank}" if rank is not None else capitalized(arm.summary.short_label)
-                alpha = spec.alpha and spec.alpha * (rank or 1) / (spec.rank or 1)
-                beside = spec.model_copy(update={"rank": rank, "alpha": alpha, "lr": lr})
-                untried = (spec.kind, axes_of(beside, arm.trials))
-                found.append((f"{name} at a rate of {lr:.2g}", untried, arm.summary.seconds))
+            alpha = spec.alpha and spec.alpha * (rank or 1) / (spec.rank or 1)
+            beside = spec.model_copy(update={"rank": rank, "alpha": alpha, "lr": lr})
+            axes = axes_of(beside, arm.trials)
+            if any((k, r) == (kind, rank) and abs(at - axes[-1]) < 0.2 for k, r, _, at in tried):
+                continue
+            name = f"r={rank}" if rank is not None else capitalized(arm.summary.short_label)
+            if rank and alpha and alpha != 2 * rank:
+                name += f" alpha={alpha:g}"
+            text = f"{name} at a rate of {lr:.2g}"
+            found.append((text, (spec.kind, axes), arm.summary.seconds))
     return found
 
 
