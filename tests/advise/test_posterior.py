@@ -114,11 +114,10 @@ def test_arms_at_one_rate_times_alpha_tell_of_each_other() -> None:
     grid = list(product((8, 32, 128), (16, 64, 256), (-2, -1, 0)))
     means = np.array([0.99 + (0, -0.02, -0.09)[-place] for _, _, place in grid])
     means += np.random.default_rng(0).normal(0, 0.01, len(grid))
-    kinds = ["lora"] * len(grid)
     found = evidence(means, seeds=1, squares=0.0, item=0.014, shared=0.12, ranks=[8] * 27)
     rates = [-1.5 + place * np.log10(2) for _, _, place in grid]
     axes = np.array([[np.log2(r), 10, rate] for (r, _, _), rate in zip(grid, rates, strict=True)])
-    p = posterior(replace(found, axes=axes, kinds=kinds), 0.05).p_within_margin[1:]
+    p = posterior(replace(found, axes=axes), 0.05).p_within_margin[1:]
     lowest = np.array([place == -2 for _, _, place in grid])
     assert p[lowest].max() < 0.05
     assert p[~lowest].min() > 0.8

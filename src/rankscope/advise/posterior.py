@@ -9,7 +9,7 @@ hardly show a variance, so the arms pool theirs: that of an arm is drawn around 
 scaled inverse chi-squared of ``OWN_FREEDOM`` degrees of freedom, so that a seed that is far off
 counts less (which makes the seeds Student's t).
 
-*Prior.* U = level + smooth function of rank, training rows and rate (at equal alpha) + smooth
+*Prior.* U = level + smooth function of rank, training rows and rate x alpha^.75 + smooth
 function of the rows alone + an offset of the kind (method, target modules, ...): a Gaussian process
 (Rasmussen & Williams 2006, ch. 2), whose scales are not chosen but averaged over, by their marginal
 likelihood.
