@@ -35,6 +35,7 @@ from rankscope.run.executors.slurm import (
     _QueuedUnit,
     most_tasks,
 )
+from rankscope.run.workers.attempts import SEAL
 from rankscope.run.workers.order import UnitOrder, read_unit
 from rankscope.store import running_process
 
@@ -180,9 +181,12 @@ def update(*words: str) -> None:
 def test_another_executor_takes_waiting_tasks_off_the_queue(slurm: Path, tmp_path: Path) -> None:
     held = ["sbatch", "--parsable", "--hold", "--array=0-1", f"--chdir={slurm}", "--wrap=true"]
     job = subprocess.run(held, capture_output=True, text=True, check=True).stdout.strip()
-    for task in (0, 1):
-        (tmp_path / str(task)).mkdir()
-        (tmp_path / str(task) / JOB).write_text(f"{job}_{task}")
+    ended = subprocess.run(held[:2] + held[4:], capture_output=True, text=True, check=True).stdout
+    for place, task in (("a", ended.strip()), ("b", f"{job}_0"), ("c", f"{job}_1")):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / JOB).write_text(task)
+    while task_states(ended.strip()):
+        time.sleep(0.1)
     SlurmSettings.withdraw(tmp_path)
     assert task_states(job) == []
     assert list(tmp_path.glob(f"*/{JOB}")) == []
@@ -359,6 +363,18 @@ def test_an_error_of_nodes_names_them(tmp_path: Path, monkeypatch: pytest.Monkey
     notes = [note.rpartition(": no model here")[0] for note in logged_notes(tmp_path / LOG)]
     kept_off = "tasks keep off a node from now on: node"
     assert notes == [f"{kept_off}17", f"{kept_off}18", f"{kept_off}18"]
+
+
+def test_a_unit_that_is_sealed_has_no_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another unit's end may keep the driver from adopting it; its task has left the queue."""
+    monkeypatch.setattr(shutil, "which", lambda command: command)
+    executor, unit = SlurmExecutor(SlurmSettings()), _QueuedUnit(tmp_path)
+    (tmp_path / JOB).write_text("7_0", "utf-8")
+    (tmp_path / SEAL).touch()
+    executor.look_at(unit)
+    executor.close()
+    unit.future.result()
+    assert not (tmp_path / JOB).exists()
 
 
 @pytest.mark.parametrize("slurm", [("poor", "unwanted")], indirect=True)

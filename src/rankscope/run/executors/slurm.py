@@ -238,12 +238,11 @@ class SlurmExecutor:
 
     def take_turn(self, pending: list[_QueuedUnit]) -> None:
         """Look at all units that have not ended, and queue those that are not in the queue."""
-        if self.stopped.is_set() and not self.is_asked:
-            with suppress(UserError):  # scancel refuses tasks that have ended; the queue shows them
-                self.ask_to_stop(pending)
         for unit in pending:
             self.look_at(unit)
         waiting = [unit for unit in pending if unit.job and not unit.future.done()]
+        if self.stopped.is_set() and not self.is_asked:
+            self.ask_to_stop(waiting)
         if waiting and time.monotonic() >= self.next_question:
             self.ask_queue(waiting)
         new = [unit for unit in pending if not (unit.job or unit.future.done())]
@@ -273,6 +272,7 @@ class SlurmExecutor:
         if not unit.job and (unit.folder / JOB).is_file():
             unit.job = (unit.folder / JOB).read_text(encoding="utf-8")
         if is_sealed(unit.folder):
+            self.forget(unit)
             unit.future.set_result(None)
         elif exit_code.is_file():
             number, _, node = exit_code.read_text(encoding="utf-8").strip().partition(" ")
@@ -371,8 +371,10 @@ class SlurmExecutor:
 def slurm(*command: str, stdin: str = "") -> str:
     """What one of SLURM's commands prints. UserError if it fails."""
     done = subprocess.run(command, input=stdin, capture_output=True, text=True)
-    if done.returncode:
-        why = done.stderr.strip() or f"exit code {done.returncode}"
+    why = done.stderr.strip()
+    is_ended = command[0] == "scancel" and not why  # It fails, quietly, where a task has ended
+    if done.returncode and not is_ended:
+        why = why or f"exit code {done.returncode}"
         raise UserError(f"executor slurm: {command[0]}", f"a failure: {why}")
     return done.stdout.strip()
 
