@@ -242,7 +242,7 @@ def _over_items(items: Sequence[_Items], arms: Sequence[Sequence[Array]]) -> tup
     """Net gains, (A,), and the covariance of their errors due to the choice of items, (A, A).
 
     The covariance is a product of residuals with themselves, zero where an arm has no score, so it
-    is positive whatever items the arms share. If answers are right or wrong, it is :func:`pooled`.
+    is positive whatever items the arms share; then it is :func:`pooled`.
     """
     number = len(arms)
     means, covariance = np.zeros(number), np.zeros((number, number))
@@ -264,9 +264,8 @@ def _over_items(items: Sequence[_Items], arms: Sequence[Sequence[Array]]) -> tup
         scaled = residuals * np.sqrt(stretch * units / freedom)[:, None] / n[:, None]
         weight = part.part.weight
         means += weight * mean
+        covariance += weight**2 * pooled(scaled @ scaled.T, n)
         is_right_or_wrong = bool(np.isin(part.base, (0.0, 1.0)).all())
-        errors = scaled @ scaled.T
-        covariance += weight**2 * (pooled(errors, n) if is_right_or_wrong else errors)
         own = UNANIMOUS / (n + UNANIMOUS) ** 2 if is_right_or_wrong else np.zeros(number)
         own = np.where(units < 2, ONE_ITEM, own)
         covariance[np.diag_indices(number)] += weight**2 * own
@@ -279,15 +278,18 @@ def pooled(covariance: Array, n: npt.NDArray[np.intp]) -> Array:
     sample covariance matrix"): variances become equal by item, correlations go half of the way to
     their mean.
 
-    The answers of a model that hardly trained are the base's. Its gain of about 0 would be known
-    best of all, and arms being alike, the others would be expected there, too.
+    A model that hardly trained changes no item much, so its gain of about 0 would be known best of
+    all; and as the errors of the others are about the same share of their gains, all gains could be
+    a few items' doing. Arms being alike, that would be likelier than gains that differ, and all
+    arms would be expected below what any of them measured (Peelle's pertinent puzzle, D'Agostini
+    1994). The median is that of arms that are not broken, too.
     """
     variances, number = np.diag(covariance), len(n)
     sizes = np.sqrt(np.outer(variances, variances))
     correlations = np.divide(covariance, sizes, out=np.eye(number), where=sizes > 0)
     common = (correlations.sum() - number) / max(1, number * (number - 1))
     target = common + (1 - common) * np.eye(number)
-    scale = np.sqrt((variances * n).mean() / n)
+    scale = np.sqrt(np.median(variances * n) / n)
     return np.asarray(np.outer(scale, scale) * (correlations + target) / 2)
 
 
