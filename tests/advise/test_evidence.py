@@ -90,11 +90,15 @@ def slowly(study: StudyRecords, parts: Sequence[Part], arms: Arms) -> tuple[np.n
             own[a, b] = sum(units[a][u] * units[b][u] for u in shared)
         pairs = list(permutations(range(number), 2))
         alike = {(a, b): own[a, b] / (own[a, a] * own[b, b]) ** 0.5 for a, b in pairs}
-        of_item = np.median([own[c, c] * answered[c] for c in range(number)])
+        of_item = [(own[c, c] * answered[c]) ** 0.5 for c in range(number)]
+        share, middle = 1.0 if is_binary else 0.5, np.median(of_item)
+        error = [
+            (share * middle + (1 - share) * e) / k**0.5
+            for e, k in zip(of_item, answered, strict=True)
+        ]
         for a, b in alike:
-            both = (alike[a, b] + np.mean([*alike.values()])) / 2
-            own[a, b] = both * of_item / (answered[a] * answered[b]) ** 0.5
-        np.fill_diagonal(own, of_item / np.array(answered))
+            own[a, b] = (alike[a, b] + np.mean([*alike.values()])) / 2 * error[a] * error[b]
+        np.fill_diagonal(own, np.square(error))
         covariance += part.weight**2 * own
     return means, covariance, np.array([np.var(s) * len(s) for s in by_seed]), noise
 
@@ -142,7 +146,7 @@ def test_means_and_errors_are_those_of_a_mixed_model(monkeypatch: pytest.MonkeyP
     On a balanced grid it is the analysis of variance: the same differences to rounding, the same
     standard errors to the .1 % at which its search stops.
     """
-    monkeypatch.setattr("rankscope.advise.evidence.pooled", lambda covariance, n: covariance)
+    monkeypatch.setattr("rankscope.advise.evidence.pooled", lambda covariance, *_: covariance)
     truth = Truth(
         ranks=(2, 8), full_lrs=(), num_items=8, metric="log_probability", retention=(), cross=()
     )
@@ -265,13 +269,14 @@ def test_an_arm_without_a_score_on_some_part_is_left_out() -> None:
 
 
 def test_errors_are_pooled_by_hand() -> None:
-    """Correlations .9, .3 and .3, mean .5, half way to it; 4, 9 and 2 by item, median 4."""
-    variances, n = np.array([1.0, 1.0, 0.5]), np.array([4, 9, 4])
+    """Correlations .9, .3 and .3, mean .5; errors of 2, 3 and 4 by item, half of the way to 3."""
+    variances, n = np.array([1.0, 1.0, 4.0]), np.array([4, 9, 4])
     correlations = np.array([[1, 0.9, 0.3], [0.9, 1, 0.3], [0.3, 0.3, 1]])
     root = np.sqrt(variances)
-    found = pooled(correlations * np.outer(root, root), n)
     expected = np.array([[1, 0.7, 0.4], [0.7, 1, 0.4], [0.4, 0.4, 1]])
-    assert found == pytest.approx(4 * expected / np.sqrt(np.outer(n, n)))
+    for share, errors in ((0.5, [1.25, 1.0, 1.75]), (1.0, [1.5, 1.0, 1.5])):
+        found = pooled(correlations * np.outer(root, root), n, share)
+        assert found == pytest.approx(expected * np.outer(errors, errors))
 
 
 def test_arms_that_hardly_trained_do_not_say_that_no_arm_gains() -> None:
@@ -300,14 +305,14 @@ def test_arms_that_hardly_trained_do_not_say_that_no_arm_gains() -> None:
 
 
 def test_errors_that_grow_with_the_gains_do_not_take_the_gains_away() -> None:
-    """Peelle's pertinent puzzle: every item gains by as much more as its arm gains more, .3 to 1 of
-    what is the best one's. Arms that are alike and all lower would explain that, too."""
+    """Peelle's pertinent puzzle: all items gain .3 of what they gain by the best arm, or .4 of it,
+    and so on. Errors as they are before they are pooled would leave a fifth of the gains."""
     ranks = (1, 2, 4, 8, 16, 32, 64, 128)
     truth = Truth(
         ranks=ranks, full_lrs=(), seeds=(0,), num_items=60, metric="log_probability", retention=()
     )
     study, rng = synthetic_study(truth), np.random.default_rng(0)
-    gains = {s: 1 + 2 * rng.normal(size=60) for s in ("validation", "test")}
+    gains = {s: 1 + 3 * rng.normal(size=60) for s in ("validation", "test")}
     share = {t.spec.trial_id: 0.3 + 0.1 * ranks.index(t.spec.rank) for t in study.trials}
 
     def scores(key: EvalKey, old: np.ndarray) -> np.ndarray:
@@ -316,7 +321,7 @@ def test_errors_that_grow_with_the_gains_do_not_take_the_gains_away() -> None:
 
     evidence, _ = measure(study := with_scores(study, scores), GAIN, arms_of(study))
     expected = posterior(evidence, 0.05).draws.mean(axis=0)
-    assert expected == pytest.approx(evidence.means, rel=0.1)
+    assert expected.sum() > 0.6 * evidence.means.sum()
 
 
 def test_a_rate_counts_by_what_it_does_at_an_alpha_of_1() -> None:

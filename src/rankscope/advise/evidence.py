@@ -30,6 +30,7 @@ UNANIMOUS = 2.0
 agree are not taken for certainty (Agresti & Min 2005)."""
 ONE_ITEM = 1.0  # Variance of the change of an item if a single one was scored
 LEAST_DOUBT = 1e-6  # Variance that a score before the end has over one at the end, at the least
+LEVELED = 0.5  # ``share`` of :func:`pooled` in nats, where some errors are really larger
 ALPHA_POWER = 0.75
 """A rate of 1e-3 at alpha 16 counts as 1e-3 / 4^.75 at alpha 64, whatever the rank. Of 0, .5, .75
 and 1 the likeliest power over kept studies: docs/findings/2026-11-29-posterior.md."""
@@ -264,32 +265,33 @@ def _over_items(items: Sequence[_Items], arms: Sequence[Sequence[Array]]) -> tup
         scaled = residuals * np.sqrt(stretch * units / freedom)[:, None] / n[:, None]
         weight = part.part.weight
         means += weight * mean
-        covariance += weight**2 * pooled(scaled @ scaled.T, n)
         is_right_or_wrong = bool(np.isin(part.base, (0.0, 1.0)).all())
+        share = 1.0 if is_right_or_wrong else LEVELED
+        covariance += weight**2 * pooled(scaled @ scaled.T, n, share)
         own = UNANIMOUS / (n + UNANIMOUS) ** 2 if is_right_or_wrong else np.zeros(number)
         own = np.where(units < 2, ONE_ITEM, own)
         covariance[np.diag_indices(number)] += weight**2 * own
     return means, covariance
 
 
-def pooled(covariance: Array, n: npt.NDArray[np.intp]) -> Array:
+def pooled(covariance: Array, n: npt.NDArray[np.intp], share: float) -> Array:
     """The covariance (A, A) of means over n items (A,), shrunk toward that of arms whose items all
     vary alike and whose errors are all equally correlated (Ledoit & Wolf 2004, "Honey, I shrunk the
-    sample covariance matrix"): variances become equal by item, correlations go half of the way to
-    their mean.
+    sample covariance matrix"): correlations go half of the way to their mean, standard errors by
+    item that ``share`` of it to their median.
 
-    A model that hardly trained changes no item much, so its gain of about 0 would be known best of
-    all; and as the errors of the others are about the same share of their gains, all gains could be
-    a few items' doing. Arms being alike, that would be likelier than gains that differ, and all
-    arms would be expected below what any of them measured (Peelle's pertinent puzzle, D'Agostini
-    1994). The median is that of arms that are not broken, too.
+    Errors grow with gains, item by item. That arms are alike, and all that differs a few items'
+    doing, would be likelier than gains that differ; all arms would be expected below what they
+    measured (Peelle's pertinent puzzle, D'Agostini 1994), most of all next to one that hardly
+    trained, whose gain of about 0 would be known best.
     """
     variances, number = np.diag(covariance), len(n)
     sizes = np.sqrt(np.outer(variances, variances))
     correlations = np.divide(covariance, sizes, out=np.eye(number), where=sizes > 0)
     common = (correlations.sum() - number) / max(1, number * (number - 1))
     target = common + (1 - common) * np.eye(number)
-    scale = np.sqrt(np.median(variances * n) / n)
+    by_item = np.sqrt(variances * n)
+    scale = (by_item + share * (np.median(by_item) - by_item)) / np.sqrt(n)
     return np.asarray(np.outer(scale, scale) * (correlations + target) / 2)
 
 
