@@ -91,7 +91,7 @@ def slowly(study: StudyRecords, parts: Sequence[Part], arms: Arms) -> tuple[np.n
         pairs = list(permutations(range(number), 2))
         alike = {(a, b): own[a, b] / (own[a, a] * own[b, b]) ** 0.5 for a, b in pairs}
         of_item = [(own[c, c] * answered[c]) ** 0.5 for c in range(number)]
-        share, middle = 1.0 if is_binary else 0.5, np.median(of_item)
+        share, middle = 1.0 if is_binary else 0.5, np.mean(np.square(of_item)) ** 0.5
         error = [
             (share * middle + (1 - share) * e) / k**0.5
             for e, k in zip(of_item, answered, strict=True)
@@ -269,12 +269,12 @@ def test_an_arm_without_a_score_on_some_part_is_left_out() -> None:
 
 
 def test_errors_are_pooled_by_hand() -> None:
-    """Correlations .9, .3 and .3, mean .5; errors of 2, 3 and 4 by item, half of the way to 3."""
-    variances, n = np.array([1.0, 1.0, 4.0]), np.array([4, 9, 4])
+    """Correlations .9, .3 and .3, mean .5; errors of 1, 5 and 7 by item, half of the way to 5."""
+    variances, n = np.array([0.25, 25 / 9, 12.25]), np.array([4, 9, 4])
     correlations = np.array([[1, 0.9, 0.3], [0.9, 1, 0.3], [0.3, 0.3, 1]])
     root = np.sqrt(variances)
     expected = np.array([[1, 0.7, 0.4], [0.7, 1, 0.4], [0.4, 0.4, 1]])
-    for share, errors in ((0.5, [1.25, 1.0, 1.75]), (1.0, [1.5, 1.0, 1.5])):
+    for share, errors in ((0.5, [1.5, 5 / 3, 3]), (1.0, [2.5, 5 / 3, 2.5])):
         found = pooled(correlations * np.outer(root, root), n, share)
         assert found == pytest.approx(expected * np.outer(errors, errors))
 

@@ -278,7 +278,7 @@ def pooled(covariance: Array, n: npt.NDArray[np.intp], share: float) -> Array:
     """The covariance (A, A) of means over n items (A,), shrunk toward that of arms whose items all
     vary alike and whose errors are all equally correlated (Ledoit & Wolf 2004, "Honey, I shrunk the
     sample covariance matrix"): correlations go half of the way to their mean, standard errors by
-    item that ``share`` of it to their median.
+    item that ``share`` of it to their root mean square.
 
     Errors grow with gains, item by item. That arms are alike, and all that differs a few items'
     doing, would be likelier than gains that differ; all arms would be expected below what they
@@ -291,7 +291,7 @@ def pooled(covariance: Array, n: npt.NDArray[np.intp], share: float) -> Array:
     common = (correlations.sum() - number) / max(1, number * (number - 1))
     target = common + (1 - common) * np.eye(number)
     by_item = np.sqrt(variances * n)
-    scale = (by_item + share * (np.median(by_item) - by_item)) / np.sqrt(n)
+    scale = (by_item + share * (np.sqrt((variances * n).mean()) - by_item)) / np.sqrt(n)
     return np.asarray(np.outer(scale, scale) * (correlations + target) / 2)
 
 
