@@ -2,8 +2,8 @@
 
     python benchmarks/half_items.py [docs/findings/records/*] [--leveled 0 .5 1]
 
-Both halves are of the same trained models, so nothing of a truth is assumed: where the prior takes
-gains away that the other half has, it is biased. Of every task scored in nats it prints, for each
+No truth is assumed. Both halves are of the same trained models, so a seed's luck counts as truth:
+the figures compare rules, and are no calibration. Of every task scored in nats it prints, for each
 share of leveling (:func:`rankscope.advise.evidence.pooled`; ``as measured``: errors are not pooled
 at all), how far expected net gains are above measured ones, in % of the largest gain; the root mean
 square of the difference; the same between each arm and the one that the first half has best; and
@@ -29,11 +29,12 @@ from rankscope.tools.kept_records import kept_study
 RECORDS = Path(__file__).parents[1] / "docs" / "findings" / "records"
 AS_MEASURED = "as measured"
 HALVINGS, FEWEST_ARMS = 3, 4
+CURVE = ("item_scores", "gold_logprobs")
 POOLED = rules.pooled
 
 
 def half_of(study: StudyRecords, seed: int, *, second: bool) -> StudyRecords:
-    """The study with half of the items of every task; without what was scored during training."""
+    """The study with half of the items of every task."""
     rng, kept = np.random.default_rng(seed), dict[tuple[str, str], set[str]]()
     for (model, task, split), items in study.items.items():
         if model == BASE:
@@ -50,8 +51,17 @@ def half_of(study: StudyRecords, seed: int, *, second: bool) -> StudyRecords:
                 items.gold_logprobs[own],
                 tuple(items.subjects[i] for i in own),
             )
-    trials = tuple(replace(t, curve=()) for t in study.trials if t.stop is None)
-    return replace(study, items=found, trials=trials)
+    trials = []
+    for trial in study.trials:
+        points = []
+        for point in trial.curve:  # Its items are the first of the validation split
+            base = study.items.get((BASE, point.task, "validation"))
+            ids = base.item_ids[: point.n] if base and point.item_scores else ()
+            own = [i for i, item in enumerate(ids) if item in kept[point.task, "validation"]]
+            halved = {f: tuple(getattr(point, f)[i] for i in own) for f in CURVE}
+            points.append(point.model_copy(update={"n": len(own), **halved}))
+        trials.append(replace(trial, curve=tuple(points)))
+    return replace(study, items=found, trials=tuple(trials))
 
 
 def halves(study: StudyRecords, task: str) -> Iterator[tuple[NetGains, NetGains]]:
@@ -79,9 +89,11 @@ def judged(seen: NetGains, fitted: NetGains, other: NetGains, margin: float) -> 
     Args:
         seen: one half, whose errors are ``fitted``.
         other: the other half, with errors as they were measured.
+        margin: on the scale of both.
     """
-    draws = posterior(fitted, margin).draws / margin
-    truth = np.maximum(other.means, lowest_of(seen.means, margin)) / margin
+    lowest = lowest_of(seen.means, margin)
+    draws = np.maximum(posterior(fitted, margin).draws, lowest) / margin
+    truth = np.maximum(other.means, lowest) / margin
     errors = other.item_covariance / margin**2
     best = int(seen.means.argmax())
     rest = np.delete(np.arange(len(truth)), best)
@@ -118,13 +130,17 @@ def main() -> None:
             if scale.name != "shares":
                 continue
             margin = study.config.objective.margin_on(scale.name)
-            rules.pooled = lambda covariance, *_: covariance
+            rules.pooled = lambda covariance, n, share: (
+                covariance if share < 1 else POOLED(covariance, n, share)
+            )
             measured = list(halves(study, task))
             ways = {AS_MEASURED: measured}
             for share in args.leveled:
                 rules.pooled, rules.LEVELED = POOLED, share
                 ways[f"{share:g}"] = list(halves(study, task))
-            for way, fitted in ways.items() if measured else ():
+            if not measured:
+                continue
+            for way, fitted in ways.items():
                 found = [
                     judged(seen, own, other, margin)
                     for (seen, other), (own, _) in zip(measured, fitted, strict=True)

@@ -219,6 +219,11 @@ def test_how_far_a_broken_model_is_below_the_base_tells_nothing_of_the_others() 
     )
     assert far.draws[:, :3] == pytest.approx(near.draws[:, :3], abs=1e-12)
     assert far.draws[:, 3] == pytest.approx(near.draws[:, 3] - 39.2)
+    on_same_items = evidence([*means[:3], -40.0], seeds=1, squares=0.0, item=0.02, shared=0.1)
+    apart = on_same_items.item_covariance.copy()
+    apart[3, :3] = apart[:3, 3] = 0.0
+    one, other = on_same_items, replace(on_same_items, item_covariance=apart)
+    assert (posterior(one, MARGIN).draws == posterior(other, MARGIN).draws).all()
     assert near.draws.mean(axis=0)[:3] == pytest.approx(means[:3], abs=0.05)
 
 

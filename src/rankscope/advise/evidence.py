@@ -291,7 +291,8 @@ def pooled(covariance: Array, n: npt.NDArray[np.intp], share: float) -> Array:
     common = (correlations.sum() - number) / max(1, number * (number - 1))
     target = common + (1 - common) * np.eye(number)
     by_item = np.sqrt(variances * n)
-    scale = (by_item + share * (np.sqrt((variances * n).mean()) - by_item)) / np.sqrt(n)
+    usual = np.sqrt((variances * n).mean()) if share == 1 else np.median(by_item)
+    scale = (by_item + share * (usual - by_item)) / np.sqrt(n)
     return np.asarray(np.outer(scale, scale) * (correlations + target) / 2)
 
 

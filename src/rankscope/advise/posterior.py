@@ -152,11 +152,16 @@ def posterior(evidence: NetGains, margin: float) -> Posterior:
 
 def _as_fitted(evidence: NetGains, margin: float) -> tuple[NetGains, Array]:
     """The evidence with net gains above the prior's mean, none of them too far below the base; and
-    what was taken off each for it, (A,). Raises FloatingPointError: one is not finite."""
+    what was taken off each for it, (A,). An arm that was raised says nothing of the others' items.
+    Raises FloatingPointError: one is not finite."""
     if not np.isfinite(evidence.means).all():
         raise FloatingPointError("a net gain is not finite")
-    fitted = np.maximum(evidence.means, lowest_of(evidence.means, margin)) - PRIOR_MEAN * margin
-    return replace(evidence, means=fitted), evidence.means - fitted
+    lowest = lowest_of(evidence.means, margin)
+    is_raised = evidence.means < lowest
+    alone = (is_raised[:, None] | is_raised) & ~np.eye(len(is_raised), dtype=bool)
+    covariance = np.where(alone, 0.0, evidence.item_covariance)
+    fitted = np.maximum(evidence.means, lowest) - PRIOR_MEAN * margin
+    return replace(evidence, means=fitted, item_covariance=covariance), evidence.means - fitted
 
 
 def lowest_of(means: Array, margin: float) -> float:

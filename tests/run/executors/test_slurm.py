@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from rankscope.run.executors.slurm import (
     _QueuedUnit,
     most_tasks,
 )
+from rankscope.run.executors.slurm import slurm as run_slurm
 from rankscope.run.workers.attempts import SEAL
 from rankscope.run.workers.order import UnitOrder, read_unit
 from rankscope.store import running_process
@@ -179,13 +181,12 @@ def update(*words: str) -> None:
 
 
 def test_another_executor_takes_waiting_tasks_off_the_queue(slurm: Path, tmp_path: Path) -> None:
-    held = ["sbatch", "--parsable", "--hold", "--array=0-1", f"--chdir={slurm}", "--wrap=true"]
-    job = subprocess.run(held, capture_output=True, text=True, check=True).stdout.strip()
-    ended = subprocess.run(held[:2] + held[4:], capture_output=True, text=True, check=True).stdout
-    for place, task in (("a", ended.strip()), ("b", f"{job}_0"), ("c", f"{job}_1")):
+    submit = ("sbatch", "--parsable", f"--chdir={slurm}", "--wrap=true")
+    ended, job = run_slurm(*submit), run_slurm(*submit, "--hold", "--array=0-1")
+    for place, task in (("a", ended), ("b", f"{job}_0"), ("c", f"{job}_1")):
         (tmp_path / place).mkdir()
         (tmp_path / place / JOB).write_text(task)
-    while task_states(ended.strip()):
+    while task_states(ended):
         time.sleep(0.1)
     SlurmSettings.withdraw(tmp_path)
     assert task_states(job) == []
@@ -365,8 +366,19 @@ def test_an_error_of_nodes_names_them(tmp_path: Path, monkeypatch: pytest.Monkey
     assert notes == [f"{kept_off}17", f"{kept_off}18", f"{kept_off}18"]
 
 
+@pytest.mark.parametrize(("told", "code"), [("", 1), ("no controller", 1), ("", 2)])
+def test_scancel_fails_in_silence_where_a_task_has_ended(
+    told: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scancel").write_text(f"#!/bin/sh\necho '{told}' >&2\nexit {code}\n")
+    (tmp_path / "scancel").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with nullcontext() if (told, code) == ("", 1) else pytest.raises(UserError, match="scancel"):
+        run_slurm("scancel", "--quiet", "7_0")
+
+
 def test_a_unit_that_is_sealed_has_no_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another unit's end may keep the driver from adopting it; its task has left the queue."""
+    """Nobody need take it off the queue."""
     monkeypatch.setattr(shutil, "which", lambda command: command)
     executor, unit = SlurmExecutor(SlurmSettings()), _QueuedUnit(tmp_path)
     (tmp_path / JOB).write_text("7_0", "utf-8")
