@@ -278,12 +278,11 @@ def pooled(covariance: Array, n: npt.NDArray[np.intp], share: float) -> Array:
     """The covariance (A, A) of means over n items (A,), shrunk toward that of arms whose items all
     vary alike and whose errors are all equally correlated (Ledoit & Wolf 2004, "Honey, I shrunk the
     sample covariance matrix"): correlations go half of the way to their mean, standard errors by
-    item that ``share`` of it to their root mean square.
+    item a ``share`` of the way to their median; with 1 to their root mean square.
 
-    Errors grow with gains, item by item. That arms are alike, and all that differs a few items'
-    doing, would be likelier than gains that differ; all arms would be expected below what they
-    measured (Peelle's pertinent puzzle, D'Agostini 1994), most of all next to one that hardly
-    trained, whose gain of about 0 would be known best.
+    Errors grow with gains, on the same items. Unpooled, "all arms are alike, and low" would be
+    likelier than gains that differ (Peelle's pertinent puzzle, D'Agostini 1994), most of all next
+    to an arm that hardly trained, whose gain of about 0 would be known best.
     """
     variances, number = np.diag(covariance), len(n)
     sizes = np.sqrt(np.outer(variances, variances))
