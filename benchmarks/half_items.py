@@ -1,14 +1,15 @@
 """The posterior of half of the items of kept studies, judged by what their other half measured.
 
-    python benchmarks/half_items.py [docs/findings/records/*] [--leveled 0 .5 1]
+    python benchmarks/half_items.py [docs/findings/records/*] [--leveled .5 .99]
 
 No truth is assumed. Both halves are of the same trained models, so a seed's luck counts as truth:
-the figures compare rules, and are no calibration. Of every task scored in nats it prints, for each
-share of leveling (:func:`rankscope.advise.evidence.pooled`; ``as measured``: errors are not pooled
-at all), how far expected net gains are above measured ones, the median in % of the largest gain;
-the root mean square of the difference; the same between each arm and the one that the first half
-has best; and the mean log density of the other half, of arms and of these differences. Three random
-halvings, each both ways; one thread, NumPy alone.
+the figures compare rules, and are no calibration. What a
+stopped arm would still gain is extrapolated in both. Of every task scored in nats it prints, for
+each share of leveling (:func:`rankscope.advise.evidence.pooled`; ``as measured``: errors in nats
+are not pooled), how far expected net gains are above measured ones, the median in % of the largest
+gain; the root mean square of the difference; the same between each arm and the one that the first
+half has best; and the mean log density of the other half, of arms and of these differences. Three
+random halvings, each both ways; one thread, NumPy alone.
 """
 
 import argparse
@@ -71,8 +72,8 @@ def halves(study: StudyRecords, task: str) -> Iterator[tuple[NetGains, NetGains]
     parts = net_scale(study, task, arms).parts
     for seed in range(HALVINGS):
         both = [half_of(study, seed, second=second) for second in (False, True)]
-        trials = [arm.trials for arm in summarize_arms(both[0]).get(task, ())]
-        found = [measure(half, parts, trials) for half in both]
+        of_arms = [[arm.trials for arm in summarize_arms(half)[task]] for half in both]
+        found = [measure(half, parts, own) for half, own in zip(both, of_arms, strict=True)]
         if found[0] and found[1] and found[0][1] == found[1][1]:
             first, second = found[0][0], found[1][0]
             if len(first.means) >= FEWEST_ARMS:

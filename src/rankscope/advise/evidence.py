@@ -30,7 +30,7 @@ UNANIMOUS = 2.0
 agree are not taken for certainty (Agresti & Min 2005)."""
 ONE_ITEM = 1.0  # Variance of the change of an item if a single one was scored
 LEAST_DOUBT = 1e-6  # Variance that a score before the end has over one at the end, at the least
-LEVELED = 0.5  # ``share`` of :func:`pooled` in nats, where some errors are really larger
+LEVELED = 0.5  # ``share`` of :func:`pooled` in nats, below 1: some errors are really larger
 ALPHA_POWER = 0.75
 """A rate of 1e-3 at alpha 16 counts as 1e-3 / 4^.75 at alpha 64, whatever the rank. Of 0, .5, .75
 and 1 the likeliest power over kept studies: docs/findings/2026-11-29-posterior.md."""

@@ -152,7 +152,7 @@ def posterior(evidence: NetGains, margin: float) -> Posterior:
 
 def _as_fitted(evidence: NetGains, margin: float) -> tuple[NetGains, Array]:
     """The evidence with net gains above the prior's mean, none of them too far below the base; and
-    what was taken off each for it, (A,). An arm that was raised says nothing of the others' items.
+    what was taken off each for it, (A,). An arm that was raised has no covariance with others.
     Raises FloatingPointError: one is not finite."""
     if not np.isfinite(evidence.means).all():
         raise FloatingPointError("a net gain is not finite")

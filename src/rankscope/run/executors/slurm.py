@@ -241,10 +241,10 @@ class SlurmExecutor:
         for unit in pending:
             self.look_at(unit)
         waiting = [unit for unit in pending if unit.job and not unit.future.done()]
-        if self.stopped.is_set() and not self.is_asked:
-            self.ask_to_stop(waiting)
         if waiting and time.monotonic() >= self.next_question:
             self.ask_queue(waiting)
+        if self.stopped.is_set() and not self.is_asked:
+            self.ask_to_stop([unit for unit in waiting if not unit.future.done()])
         new = [unit for unit in pending if not (unit.job or unit.future.done())]
         if new and not self.stopped.is_set() and time.monotonic() >= self.next_submission:
             try:
