@@ -3,13 +3,15 @@
     python benchmarks/half_items.py [docs/findings/records/*] [--leveled .5 .99]
 
 No truth is assumed. Both halves are of the same trained models, so a seed's luck counts as truth:
-the figures compare rules, and are no calibration. What a
-stopped arm would still gain is extrapolated in both. Of every task scored in nats it prints, for
-each share of leveling (:func:`rankscope.advise.evidence.pooled`; ``as measured``: errors in nats
-are not pooled), how far expected net gains are above measured ones, the median in % of the largest
-gain; the root mean square of the difference; the same between each arm and the one that the first
-half has best; and the mean log density of the other half, of arms and of these differences. Three
-random halvings, each both ways; one thread, NumPy alone.
+the figures compare rules, and are no calibration. What a stopped arm would still gain is
+extrapolated in both. Of every task scored in nats, for each share of leveling
+(:func:`rankscope.advise.evidence.pooled`; ``as measured``: errors in nats are not pooled):
+
+- expected less measured net gains, the median over arms, in % of the largest gain;
+- the root mean square of that, and of the differences to the arm that the first half has best;
+- the mean log density of the other half, of arms and of these differences, in margins.
+
+Three random halvings, each both ways; one thread, NumPy alone.
 """
 
 import argparse

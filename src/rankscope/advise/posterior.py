@@ -158,8 +158,8 @@ def _as_fitted(evidence: NetGains, margin: float) -> tuple[NetGains, Array]:
         raise FloatingPointError("a net gain is not finite")
     lowest = lowest_of(evidence.means, margin)
     is_raised = evidence.means < lowest
-    alone = (is_raised[:, None] | is_raised) & ~np.eye(len(is_raised), dtype=bool)
-    covariance = np.where(alone, 0.0, evidence.item_covariance)
+    shared = np.outer(~is_raised, ~is_raised) | np.eye(len(is_raised), dtype=bool)
+    covariance = np.where(shared, evidence.item_covariance, 0.0)
     fitted = np.maximum(evidence.means, lowest) - PRIOR_MEAN * margin
     return replace(evidence, means=fitted, item_covariance=covariance), evidence.means - fitted
 

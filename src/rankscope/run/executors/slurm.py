@@ -372,9 +372,8 @@ def slurm(*command: str, stdin: str = "") -> str:
     """What one of SLURM's commands prints. UserError if it fails."""
     done = subprocess.run(command, input=stdin, capture_output=True, text=True)
     why = done.stderr.strip()
-    # scancel fails, without a word, where a task has ended.
-    is_ended = command[0] == "scancel" and done.returncode == 1 and not why
-    if done.returncode and not is_ended:
+    has_ended = (command[0], done.returncode, why) == ("scancel", 1, "")  # A task that it names
+    if done.returncode and not has_ended:
         why = why or f"exit code {done.returncode}"
         raise UserError(f"executor slurm: {command[0]}", f"a failure: {why}")
     return done.stdout.strip()
