@@ -37,9 +37,6 @@ class Unit(NamedTuple):
 POINTS = Unit(100.0, "%", "points", 1)
 """Accuracy: fractions shown in percent, differences in percentage points."""
 NATS = Unit(1.0, "nats per token", "nats per token", 3)  # Mean log probability
-OF_LARGEST = " of the largest gain"
-SHARES = Unit(100.0, f"%{OF_LARGEST}", f"%{OF_LARGEST}", 1)
-"""Net gains that are shares: fractions of the largest gain of any arm."""
 
 
 def unit_of(score_unit: Literal["accuracy", "log_probability"] | None) -> Unit:
@@ -47,9 +44,9 @@ def unit_of(score_unit: Literal["accuracy", "log_probability"] | None) -> Unit:
     return POINTS if score_unit == "accuracy" else NATS
 
 
-def net_unit(scale: str, unit: Unit) -> Unit:
-    """Unit of a net gain by its scale and the task's unit."""
-    return {"shares": SHARES, "points": POINTS, "nats": NATS}.get(scale, unit)
+def mean_unit(score_units: Iterable[str | None]) -> Unit:
+    """Unit of a mean over tasks: 0.01 nats per token count as one point beside accuracies."""
+    return NATS if set(score_units) == {"log_probability"} else POINTS
 
 
 def score_text(value: float, unit: Unit) -> str:
@@ -79,8 +76,8 @@ def amount(value: float, unit: Unit) -> str:
 
 
 def margin_text(margin: float, unit: Unit) -> str:
-    """A margin in a sentence: ``2 points``, or ``2 %`` of what is called the best there."""
-    return amount(margin, unit).replace(".0 ", " ").removesuffix(OF_LARGEST)
+    """A margin in a sentence: ``2 points``, ``0.02 nats per token``."""
+    return amount(margin, unit).replace(".0 ", " ").replace("0 nats", " nats")
 
 
 def percent(p: float) -> str:
@@ -119,18 +116,9 @@ def plus_minus(estimate: Estimate | None, unit: Unit, *, sign: bool = False) -> 
 
 
 def evidence(estimate: Estimate, unit: Unit) -> str:
-    """Interval, p value, items and seeds behind a difference, to put in brackets."""
-    p = estimate.p
-    shown = [] if p is None else [f"p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"]
+    """Interval, items and seeds behind a difference, to put in brackets."""
     counts = (count(estimate.n, "item"), count(estimate.seeds, "seed"))
-    return ", ".join([interval(estimate, unit), *shown, *counts])
-
-
-def p_cell(p: float | None) -> str:
-    """A p value for a table: ``0.036``, ``<0.001``, or empty if no test was made."""
-    if p is None:
-        return ""
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
+    return ", ".join([interval(estimate, unit), *counts])
 
 
 def number(value: float | None, digits: int | None = None) -> str:

@@ -17,22 +17,23 @@ import numpy as np
 
 from rankscope.advise.arms import Arm, summarize_arms
 from rankscope.advise.decide import MAY_DO, Answer, decide
-from rankscope.advise.evidence import Part, measure
-from rankscope.advise.posterior import Array, lowest_of
+from rankscope.advise.evidence import Measured, measure
+from rankscope.advise.net_gains import draw_changes
+from rankscope.advise.posterior import Array, broken_arms
 from rankscope.advise.results import (
     TaskResults,
-    drawn_posterior,
+    changes_by_place,
     expected,
-    forgetting_draws,
+    forgotten,
     task_results,
+    weighed,
 )
-from rankscope.advise.retention import net_scale
+from rankscope.advise.retention import net_parts
 from rankscope.advise.value import values_of_trials
 from rankscope.records import (
     SURE,
     StopRecord,
     StudyRecords,
-    TrialRecords,
     TrialSpec,
     finished_trials,
 )
@@ -68,25 +69,24 @@ def stops_at_rung(
         is_last: the last rung, at which ranks and methods compete as well.
     """
     arms = [arm for arm in _arms(study, task) if arm.finished]
-    trials = [arm.trials for arm in arms]
-    scale = net_scale(study, task, trials)
-    parts = scale.parts
-    found = measure(study, parts, trials)
-    if found is None:
+    trials, parts = [arm.trials for arm in arms], net_parts(study, task)
+    found = [m for part in parts if (m := measure(study, part, trials)) is not None]
+    if not {part.task for part in parts if part.weight} <= {m.part.task for m in found}:
         return {}
-    measured, places = found
-    scored = [arms[i] for i in places]
-    margin = study.config.objective.margin_on(scale.name)
-    rises = measured.means - _means_before(before, task, parts, scored)
-    usual = rises[measured.means > lowest_of(measured.means, margin)]  # Not of models that broke
-    evidence = replace(
-        measured,
-        means=measured.means + HEADING * rises,
-        extra=np.full(len(scored), DOUBT**2 * float(np.square(usual).mean()) if len(usual) else 0),
-    )
-    draws = drawn_posterior(evidence, margin)[0].draws
+    margin = study.config.objective.margin
+    heading = [_heading(m, before, task, arms) for m in found]
+    posteriors, _ = draw_changes(heading)
+    net, places = weighed(study, arms, heading, posteriors)
+    measured = np.zeros(len(places))
+    for m in [m for m in found if m.part.weight]:
+        measured += m.part.weight * m.changes.means[[m.places.index(i) for i in places]]
+    scored, draws = [arms[i] for i in places], net.draws
+    over, limit = np.zeros(len(arms)), study.config.objective.max_forgetting
+    if limit is not None:
+        for place, lost in forgotten(changes_by_place(heading, posteriors), task, study).items():
+            over[place] = float((lost > limit).mean()) > 0.5
     # An arm that is over the limit on forgetting stops no other.
-    ranked = draws - TOO_FAR * _over_limit(study, task, trials)[list(places)]
+    ranked = draws - TOO_FAR * over[list(places)]
     stops: dict[str, StopRecord] = {}
     for i, against, p in _stopping(scored, ranked, margin, is_last):
         gap = draws[:, i] - draws[:, against]
@@ -98,7 +98,7 @@ def stops_at_rung(
             num_steps=num_steps(trial.spec),
             rival=scored[against].summary.label,
             p=p,
-            difference=float(measured.means[i] - measured.means[against]),
+            difference=float(measured[i] - measured[against]),
             heading=float(gap.mean()),
             low=low,
             high=high,
@@ -132,29 +132,23 @@ def _stopping(
                 yield i, against, p
 
 
-def _means_before(
-    before: StudyRecords | None, task: str, parts: Sequence[Part], scored: Sequence[Arm]
-) -> Array:
-    """Net gains at the rung before; at the start of training an arm is the base."""
-    if before is None:
-        return np.zeros(len(scored))
-    earlier = {arm.summary.label: arm.trials for arm in _arms(before, task)}
-    trials = [earlier.get(arm.summary.label, ()) for arm in scored]
-    found = measure(before, parts, trials)
-    means = np.zeros(len(scored))
-    if found is not None:
-        evidence, places = found
-        means[list(places)] = evidence.means
-    return means
-
-
-def _over_limit(study: StudyRecords, task: str, trials: Sequence[Sequence[TrialRecords]]) -> Array:
-    """1 for arms that probably forget more than the study allows, else 0."""
-    limit, over = study.config.objective.max_forgetting, np.zeros(len(trials))
-    if limit is not None:
-        for place, draws in forgetting_draws(study, task, trials).items():
-            over[place] = float((draws > limit).mean()) > 0.5
-    return over
+def _heading(
+    measured: Measured, before: StudyRecords | None, task: str, arms: Sequence[Arm]
+) -> Measured:
+    """What a task's changes are heading for, with the doubt of it; at the start of training an arm
+    is the base."""
+    changes, earlier = measured.changes, np.zeros(len(measured.places))
+    if before is not None:
+        known = {arm.summary.label: arm.trials for arm in _arms(before, task)}
+        trials = [known.get(arm.summary.label, ()) for arm in arms]
+        if (found := measure(before, measured.part, trials)) is not None:
+            known_means = dict(zip(found.places, found.changes.means.tolist(), strict=True))
+            earlier = np.array([known_means.get(place, 0.0) for place in measured.places])
+    rises = changes.means - earlier
+    usual = rises[~broken_arms(changes.means)]
+    doubt = DOUBT**2 * float(np.square(usual).mean()) if len(usual) else 0.0
+    means, extra = changes.means + HEADING * rises, np.full(len(rises), doubt)
+    return replace(measured, changes=replace(changes, means=means, extra=extra))
 
 
 def _configurations(arms: Sequence[Arm]) -> list[list[int]]:
@@ -183,11 +177,11 @@ def next_trials(
     """
     results, answer = _answered(study, task)
     p, is_fit = answer.p_within_margin, results.fit_failed is None
-    if results.evidence is None or not results.allowed or p is None or not is_fit:
+    if results.net is None or not results.allowed or p is None or not is_fit:
         return []
     if p >= (until or SURE):
         return []
-    values = values_of_trials(results.evidence, results.margin).tolist()
+    values = values_of_trials(results.net).tolist()
     waiting: dict[object, TrialSpec] = {}
     for trial in study.trials:
         if trial.status == "planned":

@@ -8,19 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankscope.advise.retention import (
-    has_gold_logprobs,
-    mean_fall,
-    retained_tasks,
-    retention_tasks,
-)
+from rankscope.advise.retention import mean_fall, retention_tasks
 from rankscope.advise.statistics.estimates import weighted_estimate
 from rankscope.advise.statistics.matching import (
     compared_scores,
     mean_estimate,
     stored_scores,
 )
-from rankscope.advise.statistics.significance import holm
 from rankscope.records import (
     FAILED,
     ArmSummary,
@@ -49,9 +43,16 @@ class _LossTrend:
     error: float  # Standard error of the difference between the last two
 
     @property
+    def fall(self) -> float:
+        return self.before - self.after
+
+    @property
     def is_falling(self) -> bool:
-        fall = self.before - self.after
-        return fall > STILL_FALLING * abs(self.start) and fall > 2 * self.error
+        return self.fall > STILL_FALLING * abs(self.start) and self.fall > 2 * self.error
+
+    @property
+    def has_settled(self) -> bool:
+        return self.fall + self.error < STILL_FALLING * abs(self.start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,20 +94,15 @@ class Arm:
 
 
 def summarize_arms(study: StudyRecords) -> dict[str, tuple[Arm, ...]]:
-    """All arms by training task, in the order of the trials, with their Pareto fronts.
-
-    The gains of all arms on all training tasks form one Holm family.
-    """
+    """All arms by training task, in the order of the trials, with their Pareto fronts."""
     by_task: dict[str, list[Arm]] = {task.name: [] for task in study.tasks if task.trained_on}
     for trials in trials_by_arm(study.trials).values():
         task = trials[0].spec.task
         if task in by_task:  # a run that ended as it began may leave trials of an earlier task
             by_task[task].append(Arm(tuple(trials), summarize(study, trials)))
-    gains = [gain for arms in by_task.values() for a in arms if (gain := a.summary.gain)]
-    adjusted = iter(adjusted_within_family(gains))
     return {
         task: tuple(
-            arm.updated(gain=arm.summary.gain and next(adjusted), on_pareto_front=on_front)
+            arm.updated(on_pareto_front=on_front)
             for arm, on_front in zip(arms, pareto_front([a.summary for a in arms]), strict=True)
         )
         for task, arms in by_task.items()
@@ -129,15 +125,6 @@ def base_estimates(study: StudyRecords) -> dict[str, Estimate]:
     return {name: e for name, models in by_task.items() if (e := mean_estimate(models)) is not None}
 
 
-def adjusted_within_family(family: Sequence[Estimate]) -> list[Estimate]:
-    """The estimates with ``p_holm``."""
-    adjusted = holm([e.p for e in family])
-    return [
-        e if e.p is None else e.model_copy(update={"p_holm": p})
-        for e, p in zip(family, adjusted, strict=True)
-    ]
-
-
 def trials_by_arm(trials: Iterable[TrialRecords]) -> dict[tuple[object, ...], list[TrialRecords]]:
     """Trials by arm (every setting except the seed), in their order."""
     groups: dict[tuple[object, ...], list[TrialRecords]] = {}
@@ -154,8 +141,7 @@ def summarize(study: StudyRecords, trials: Sequence[TrialRecords]) -> ArmSummary
     # A stopped trial stands for the time of the whole training.
     whole = [t.stop.num_steps / t.stop.train.steps if t.stop else 1.0 for t in trials if t.training]
     seconds = [record.seconds * share for record, share in zip(trained, whole, strict=True)]
-    retained = retained_tasks(study.tasks, spec.task)
-    in_logprobs = [t for t in retained if has_gold_logprobs(study, t.name)]
+    retained = retention_tasks(study, spec.task)
     names, others = {t.name for t in retained}, {t.name for t in _transfer_tasks(study, spec.task)}
     changes = {
         name: weighted_estimate([pair])
@@ -163,8 +149,6 @@ def summarize(study: StudyRecords, trials: Sequence[TrialRecords]) -> ArmSummary
         if name in {spec.task, *names, *others}
         and (pair := compared_scores(study, done, name)) is not None
     }
-    transfer = {name: change for name, change in changes.items() if name in others}
-    family = adjusted_within_family(list(transfer.values()))
     return ArmSummary(
         label=spec.arm_label,
         task=spec.task,
@@ -177,9 +161,8 @@ def summarize(study: StudyRecords, trials: Sequence[TrialRecords]) -> ArmSummary
         failed=sum(t.status in FAILED for t in trials),
         score=mean_estimate(stored_scores(study, done, spec.task, "test")),
         gain=changes.get(spec.task),
-        forgetting=mean_fall(study, done, retention_tasks(study, spec.task)),
-        logprob_forgetting=mean_fall(study, done, in_logprobs, "gold_logprob"),
-        transfer=dict(zip(transfer, family, strict=True)),
+        forgetting=mean_fall(study, done, retained),
+        transfer={name: change for name, change in changes.items() if name in others},
         retention={name: change for name, change in changes.items() if name in names},
         trainable_parameters=trained[0].trainable_parameters if trained else 0,
         rows=(trained[0].rows or None) if trained else None,

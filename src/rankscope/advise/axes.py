@@ -23,7 +23,7 @@ POSITIVE = 0.9  # Share of the draws with a gain at every point, without which t
 
 def axis_texts(results: TaskResults) -> Iterator[str]:
     """A sentence for every axis with at least two values; none before an arm was scored."""
-    if results.posterior is None:
+    if results.net is None:
         return
     arms = [arm for arm in results.candidates if arm.finished]
     for name, value_of in _AXES.items():
@@ -63,9 +63,9 @@ _AXES: dict[str, Callable[[TrialSpec], str | None]] = {
 
 def draws_of(results: TaskResults, arm: Arm) -> Array:
     """(draws,) net gains of one arm."""
-    assert results.posterior is not None
+    assert results.net is not None
     labels = [results.arms[i].summary.label for i in results.allowed]
-    draws: Array = results.posterior.draws[:, labels.index(arm.summary.label)]
+    draws: Array = results.net.draws[:, labels.index(arm.summary.label)]
     return draws
 
 

@@ -1,29 +1,31 @@
-"""What no probability knows of: overlap, divergence, missing trials, a loss that still falls.
+"""What the probabilities do not account for: overlap, open ends of lists, a loss that still falls.
 
-One line per fact, with a status: *bad* can make the answer worthless, *weak* could change it.
+One line per fact, with a status: *weak* is open and could change the answer, *bad* has to be mended
+before anything is decided.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from math import ceil, sqrt
 
-from rankscope.advise.arms import Arm
-from rankscope.advise.messages import capitalized, verdict_name
-from rankscope.advise.posterior import TYPICAL_SPREAD
-from rankscope.advise.results import FEWEST_STEPS, TaskResults
-from rankscope.advise.retention import retention_tasks, scale_notes
+from rankscope.advise.arms import FEWEST_LOSSES, Arm
+from rankscope.advise.evidence import TYPICAL_SPREADS
+from rankscope.advise.posterior import UNIT
+from rankscope.advise.results import TaskResults, expected
+from rankscope.advise.retention import retention_tasks
 from rankscope.config.study import StudyConfig
 from rankscope.formatting import (
-    NATS,
     POINTS,
     amount,
     count,
     difference,
-    evidence,
     join_names,
     percent,
     score_text,
+    unit_of,
 )
 from rankscope.records import (
+    BASE,
     FAILED,
     LEFT_OUT,
     ArmSummary,
@@ -32,32 +34,36 @@ from rankscope.records import (
     TaskRecord,
     TrialRecords,
     TrustCheck,
+    finished_trials,
 )
 
+FEWEST_UPDATES = 30  # After warm-up; with fewer optimizer steps, arms cannot be compared
 TYPICAL_DISCORDANCE = 0.1  # Share of items on which an arm and the base differ
 MOST_ALIKE = 0.25  # Share of answers that suit several right ones, from which it is said
+MOST_CUT = 0.05  # Share of items that may be cut
 MOST_NAMED = 4  # Arms or trials that one sentence names
-NEXT_RATE = 10**0.5
-"""Factor to the next learning rate beyond the end of a list: half a power of ten."""
+RIVAL = 0.05  # Probability of being within the margin from which an arm's open ends count
+TOO_MUCH = 3  # Margins of forgetting that the interval has to exclude, without a limit
+COLLAPSED = 0.5  # Share of its arm's largest gain below which a seed has collapsed
 OVERLAP_KINDS = {"exact": "exact match", "ngram13": "13-gram match"}
 
 
 def trust_checks(results: TaskResults, subject: Arm | None) -> tuple[TrustCheck, ...]:
     """Every check that applies to the task or to the arm ``subject``."""
-    checks = [_retention(results, subject), _contamination(results), *_answers(results, subject)]
+    checks = [_retention(results, subject), _contamination(results)]
+    checks += [*_answers(results, subject), *_cut_items(results, subject)]
     # A prompt wins against the best arm that trains, which another rate or more steps may improve.
     found = [arm for arm in (subject, *results.candidates) if arm and arm.summary.trains]
     for arm in found[:1] if subject else ():
-        of_arm = (_learning_rate(results, arm), *_loss(results, arm))
-        name = "" if arm is subject else f"{capitalized(verdict_name(arm.summary))}: "
-        checks += [c.model_copy(update={"text": f"{name}{c.text}"}) for c in of_arm]
+        checks += [_learning_rate(results, arm), *_ranks(results, arm), *_loss(results, arm)]
+        checks.append(_seeds(results, arm))
     if results.fit_failed is not None:
         text = (
             f"The posterior could not be computed ({results.fit_failed}), so the probabilities are "
             "those of every arm by itself."
         )
         checks.append(_check("fit", "bad", "flat prior", text))
-    return (*checks, *_trials(results, subject))
+    return (*checks, *_trials(results))
 
 
 def _check(name: CheckName, status: CheckStatus, value: str, text: str) -> TrustCheck:
@@ -66,54 +72,37 @@ def _check(name: CheckName, status: CheckStatus, value: str, text: str) -> Trust
 
 def _retention(results: TaskResults, subject: Arm | None) -> TrustCheck:
     tasks = retention_tasks(results.study, results.task)
-    arm = None if subject is None else subject.summary
-    has_limit = results.objective.max_forgetting is not None
-    known = arm is None or arm.forgetting is not None
-    if arm is not None and arm.expected is not None:  # by validation items, or those of a rung
-        known |= arm.expected.forgetting is not None
-    if not tasks or not known:
+    limit, unit = results.objective.max_forgetting, results.retention_unit
+    of = None if subject is None else subject.summary.expected
+    if not tasks or of is None or of.forgetting is None:
         text = "The retention tasks have no scores yet."
         if not tasks:
             text = "The study has no retention task. Add one to the study file."
-        text += " The limit on forgetting could not be applied." if has_limit else ""
-        counts = bool(tasks) and (has_limit or results.objective.retention > 0)
-        return _check("retention", "bad" if counts and arm else "weak", "forgetting unknown", text)
-    if results.retention_at_chance and (has_limit or results.scale.name != "shares"):
-        return _at_chance(results, arm)
-    text = "Forgetting is measured by the likelihood of text."
-    if any(task.chance is not None for task in tasks):
-        text = "The base is above chance on the retention tasks."
-    elif any(task.score_unit == "accuracy" for task in tasks):
-        text = "What guessing scores on the retention tasks is not known."
-    if results.retention_at_chance:
-        text = (
-            "Where the base is not above chance, the right answers' log-probability, among the "
-            "answers offered if there are any, measures forgetting."
-        )
-    return _check("retention", "fine", count(len(tasks), "retention task"), text)
+        text += " The limit on forgetting could not be applied." if limit is not None else ""
+        status: CheckStatus = "bad" if tasks and limit is not None and of else "weak"
+        return _check("retention", status, "forgetting unknown", text)
+    if at_chance := [task.name for task in tasks if _is_at_chance(results, task)]:
+        value = f"{join_names(at_chance)} at chance"
+        text = "The base hardly does better than guessing there, so it has little to lose."
+        return _check("retention", "weak", value, text)
+    most = TOO_MUCH * results.margin if limit is None else limit
+    high = difference(-of.forgetting.high, unit)
+    lost = [t.name for t in tasks if t.name in of.changes and of.changes[t.name].high < -most]
+    if lost:
+        text = f"{join_names(lost)} falls by more than {amount(most, unit)}."
+        return _check("retention", "weak", f"{join_names(lost)} is lost", text)
+    if of.forgetting.high >= most:
+        text = f"A change of {amount(most, unit)} is not excluded. Score more retention items."
+        return _check("retention", "weak", f"may change by {high}", text)
+    text = f"The 95 % interval of the mean over {count(len(tasks), 'retention task')} ends there."
+    return _check("retention", "fine", f"at most {high}", text)
 
 
-def _at_chance(results: TaskResults, arm: ArmSummary | None) -> TrustCheck:
-    named = "; ".join(
-        f"{name} ({score_text(base, POINTS)} on {count(n, 'item')}; guessing gives "
-        f"{score_text(chance, POINTS)})"
-        for name, (base, n, chance) in results.retention_at_chance.items()
-    )
-    lost = None if arm is None else arm.logprob_forgetting
-    carried = "Use a retention task that the base knows."
-    if lost is not None:
-        carried = (
-            "The log-probability of the right answers on all retention tasks, among the answers "
-            f"offered if there are any, shows it better: it changes by "
-            f"{difference(-lost.value, NATS)} ({evidence(-lost, NATS)})."
-        )
-    return _check(
-        "retention",
-        "bad" if lost is not None and lost.is_above(0) else "weak",
-        f"{join_names(results.retention_at_chance)} not above chance",
-        f"The base is not shown to be above chance on {named}, so accuracy cannot show forgetting "
-        f"there. {carried}",
-    )
+def _is_at_chance(results: TaskResults, task: TaskRecord) -> bool:
+    found = results.study.evals.get((BASE, task.name, "test"))
+    if found is None or task.score_unit != "accuracy" or not task.chance:
+        return False
+    return found.score - task.chance <= 2 * (found.standard_error or 0.0)
 
 
 def _contamination(results: TaskResults) -> TrustCheck:
@@ -130,7 +119,7 @@ def _contamination(results: TaskResults) -> TrustCheck:
     return _check(
         "contamination",
         "bad" if record.is_contaminated else "weak",
-        overlap,
+        f"{overlap} in the training rows",
         f"{overlap} overlap the training set ({named}), so the scores are too high. Remove those "
         "rows from one of the two splits.",
     )
@@ -161,60 +150,99 @@ def _answers(results: TaskResults, subject: Arm | None) -> Iterator[TrustCheck]:
         )
 
 
+def _cut_items(results: TaskResults, subject: Arm | None) -> Iterator[TrustCheck]:
+    """Items whose prompt or answer was cut, of the base and of the arm."""
+    models = [BASE, *(t.spec.trial_id for t in (subject.trials if subject else ()))]
+    names = [results.task, *(t.name for t in retention_tasks(results.study, results.task))]
+    for name in names:
+        found = [results.study.evals.get((model, name, "test")) for model in models]
+        share = max((r.truncated / r.n for r in found if r is not None and r.n), default=0.0)
+        if share > MOST_CUT:
+            text = f"{percent(share)} of the items of {name} were cut, those of many words first."
+            yield _check("items", "weak", f"{percent(share)} of {name} cut", text)
+
+
 def _learning_rate(results: TaskResults, subject: Arm) -> TrustCheck:
-    lr, lrs = subject.summary.lr, results.rates_of(subject)
-    status: CheckStatus = "weak"
-    if not lr:
-        value, text = "learning rate not known", "Another rate may do better."
-    elif len(lrs) == 1:
-        value = "one learning rate tried"
-        text = (
-            "Only one rate was tried for it, so another one may do better: add "
-            f"{lr / NEXT_RATE:.2g} and {lr * NEXT_RATE:.2g}."
-        )
-    elif lr in (lrs[0], lrs[-1]):
-        side, better = ("lowest", "lower") if lr == lrs[0] else ("highest", "higher")
-        value = f"{side} learning rate tried"
-        text = (
-            f"The chosen rate is the {side} of the {len(lrs)} tried for it: a {better} one may do "
-            "better."
-        )
-    else:
-        status, value = "fine", f"{len(lrs)} learning rates tried"
-        text = f"The chosen rate lies inside the {len(lrs)} tried for it."
-    return _check("learning_rate", status, value, text)
+    """Whether the best rate of the arm, or of a rival, may lie beyond those tried."""
+    if not subject.summary.lr:
+        return _check("learning_rate", "weak", "rate not known", "Another rate may do better.")
+    sides = dict[str, list[str]]()
+    rivals = [arm for arm in results.candidates if expected(arm.summary).p_within_margin >= RIVAL]
+    for of in {arm.summary.label: arm for arm in (subject, *rivals)}.values():
+        arm, rates = of.summary, results.rates_of(of)
+        if arm.lr and (len(rates) == 1 or arm.lr in (rates[0], rates[-1])):
+            side = "only" if len(rates) == 1 else "lowest" if arm.lr == rates[0] else "highest"
+            sides.setdefault(side, []).append(arm.short_label)
+    if not sides:
+        tried = len(results.rates_of(subject))
+        text = "The best rates of all arms that may do lie inside their lists."
+        return _check("learning_rate", "fine", f"{tried} rates tried", text)
+    named = "; ".join(
+        f"{join_names(dict.fromkeys(arms), MOST_NAMED)} at the {side} rate tried"
+        for side, arms in sides.items()
+    )
+    return _check("learning_rate", "weak", named, "A rate that was not tried may do better.")
+
+
+def _ranks(results: TaskResults, subject: Arm) -> Iterator[TrustCheck]:
+    rank, ranks = subject.summary.rank, {a.summary.rank or 0 for a in results.arms} - {0}
+    if rank is not None and len(ranks) > 1 and rank == max(ranks) < results.hidden_size_rank:
+        text = "A larger rank may gain more."
+        yield _check("ranks", "weak", f"r={rank} is the largest tried", text)
 
 
 def _loss(results: TaskResults, subject: Arm) -> Iterator[TrustCheck]:
-    trend, steps = subject.loss_trend, count(subject.steps, "step")
-    is_barely_trained = results.is_barely_trained(subject)
-    if trend is not None and trend.is_falling:
+    trend, updates = subject.loss_trend, _updates(results, subject)
+    if subject.steps > 0 and updates < FEWEST_UPDATES:
+        text = f"Arms cannot be compared yet. Train at least {FEWEST_UPDATES} steps after warm-up."
+        yield _check("loss", "bad", f"only {count(updates, 'step')} after warm-up", text)
+    elif trend is not None and trend.is_falling:
         yield _check(
             "loss",
-            "bad" if is_barely_trained else "weak",
-            f"still falling after {steps}" if is_barely_trained else "still falling",
-            f"The training loss still falls at the end of {steps}, from {trend.before:.3g} to "
-            f"{trend.after:.3g} over the last two thirds: longer training may change the order of "
-            "arms.",
+            "weak",
+            f"still falling after {count(subject.steps, 'step')}",
+            f"Over the last two thirds it fell from {trend.before:.3g} to {trend.after:.3g}: "
+            "longer training may change the order of arms.",
         )
-    elif is_barely_trained:
-        text = (
-            "Too few to see whether the training loss has leveled off: longer training may change "
-            f"the order of arms. Train at least {FEWEST_STEPS} steps."
-        )
-        yield _check("loss", "bad", f"only {steps}", text)
-    elif trend is not None:
-        text = f"The training loss has leveled off by the end of {steps}."
+    elif trend is not None and trend.has_settled:
+        text = f"Over the last two thirds it went from {trend.before:.3g} to {trend.after:.3g}."
         yield _check("loss", "fine", "has settled", text)
+    elif subject.steps >= FEWEST_LOSSES and trend is not None:
+        text = f"It is too noisy to tell: its change is known to ±{2 * trend.error:.2g}."
+        yield _check("loss", "weak", "not known to have settled", text)
 
 
-def _trials(results: TaskResults, subject: Arm | None) -> Iterator[TrustCheck]:
+def _updates(results: TaskResults, subject: Arm) -> int:
+    """Optimizer steps after warm-up."""
+    train = results.study.config.train.model_copy(update=subject.trials[0].spec.overrides)
+    return subject.steps - ceil(train.warmup_fraction * subject.steps)
+
+
+def _seeds(results: TaskResults, subject: Arm) -> TrustCheck:
+    """How many seeds the arm has, and how many of all arms' collapsed."""
+    seeds, trained, collapsed = subject.summary.seeds, 0, 0
+    for arm in results.arms:
+        ids = [trial.spec.trial_id for trial in finished_trials(arm.trials)]
+        scores = [results.study.evals.get((i, results.task, "test")) for i in ids]
+        gains = [s.score - (results.base_score(results.task) or 0.0) for s in scores if s]
+        trained += len(gains)
+        best = max(gains, default=0.0)
+        collapsed += sum(best - g > max(COLLAPSED * best, TOO_MUCH * UNIT) for g in gains)
+    text = f"{collapsed} of {count(trained, 'model')} lost most of what another seed gained."
+    if seeds < 2:
+        more = "How far seeds are apart is assumed for it, not measured."
+        return _check("seeds", "weak", count(seeds, "seed"), f"{more} {text if collapsed else ''}")
+    value = f"{count(seeds, 'seed')}, {collapsed} of {trained} models collapsed"
+    return _check("seeds", "weak" if collapsed else "fine", value, text)
+
+
+def _trials(results: TaskResults) -> Iterator[TrustCheck]:
     trials = count(len(results.trials), "trial")
     if results.failed:
         names = [f"{t.spec.arm_label} seed={t.spec.seed}: {t.status}" for t in results.failed]
         yield _check(
             "trials",
-            "bad" if subject is not None and subject.summary.failed else "weak",
+            "weak",
             f"{len(names)} of {trials} failed",
             f"{len(names)} of {trials} failed ({join_names(names, MOST_NAMED)}). A failed trial "
             "counts as no gain, if its arm has finished ones.",
@@ -235,19 +263,11 @@ def _left_out(results: TaskResults, trials: str) -> TrustCheck:
     over_budget = len(results.over_budget)
     tokens = f"{100 * _training_share(results.trials):.0f} % of the grid's tokens"
     value = f"{stopped + skipped} of {trials} stopped or not begun; trained on {tokens}"
-    text = (
-        f"stopped {count(stopped, 'trial')} at a rung because other arms led, and did not ask for "
-        f"{count(skipped - over_budget, 'trial')}. Training took {tokens}"
-    )
+    text = f"It stopped {count(stopped, 'trial')} at a rung because other arms led."
     if over_budget:
         value = f"budget spent, {value}"
-        text = (
-            f"The budget was spent, so {count(over_budget, 'trial')} that the answer asks for "
-            f"never began. The study {text}."
-        )
-    else:
-        text = f"The study was adaptive: it {text}; a grid trains every trial."
-    return _check("trials", "weak", value, text)
+        text = f"{count(over_budget, 'trial')} that the answer asks for never began."
+    return _check("trials", "weak" if over_budget else "fine", value, text)
 
 
 def _training_share(trials: Sequence[TrialRecords]) -> float:
@@ -269,14 +289,30 @@ def _training_share(trials: Sequence[TrialRecords]) -> float:
     return spent / planned if planned else 1.0
 
 
+def near_guessing(results: TaskResults, arm: ArmSummary | None) -> str:
+    """What guessing and the most frequent answer score, if the base or the arm is hardly better;
+    empty otherwise."""
+    golds = Counter(i.gold for i in results.study.results.get((BASE, results.task, "test"), ()))
+    levels = {"guessing": results.record.chance or 0.0}
+    if golds and golds.most_common(1)[0][1] > 1:
+        levels["the most frequent answer"] = golds.most_common(1)[0][1] / golds.total()
+    base = results.study.evals.get((BASE, results.task, "test"))
+    found = [] if base is None else [base.score - 2 * (base.standard_error or 0.0)]
+    found += [arm.score.low] if arm and arm.score and arm.score.low is not None else []
+    most = max(levels.values())
+    if results.unit != POINTS or not most or not found or min(found) > most:
+        return ""
+    named = " and ".join(f"{score_text(v, POINTS)} by {k}" for k, v in levels.items() if v)
+    return f" One can score {named}."
+
+
 def notes_beforehand(config: StudyConfig, tasks: Sequence[TaskRecord]) -> list[str]:
-    """The unit of forgetting, and how wide the answer on each task will be, before anything is
-    trained.
+    """How wide the answer on each task will be, before anything is trained.
 
     Right-or-wrong answers of two models are taken to differ on ``TYPICAL_DISCORDANCE`` of the
-    items, and seeds by half a margin; nothing is known of nats.
+    items, and seeds by a typical spread; nothing is known of nats.
     """
-    notes, num_seeds = scale_notes(tasks, config.objective), len(config.seeds)
+    notes, num_seeds = list[str](), len(config.seeds)
     arms, budget = config.num_trials_as_written() // num_seeds, config.budget
     if budget is not None and budget.hours is not None:
         notes.append(
@@ -284,12 +320,11 @@ def notes_beforehand(config: StudyConfig, tasks: Sequence[TaskRecord]) -> list[s
             f"all {count(arms, 'arm')} are trained, however long that takes: 'rankscope plan' "
             "estimates it"
         )
-    spread = TYPICAL_SPREAD * config.objective.margin_on("points")
     for task in tasks:
         items = task.rows["validation"] + task.rows["test"]
-        if task.trained_on and task.score_unit == "accuracy" and items:
-            variance = TYPICAL_DISCORDANCE / items + spread**2 / num_seeds
-            width = amount(1.96 * variance**0.5, POINTS)
+        if task.trained_on and unit_of(task.score_unit) == POINTS and items:
+            variance = TYPICAL_DISCORDANCE / items + (TYPICAL_SPREADS[0] * UNIT) ** 2 / num_seeds
+            width = amount(1.96 * sqrt(variance), POINTS)
             counted = f"{count(items, 'scored item')} and {count(num_seeds, 'seed')}"
             notes.append(f"{task.name}: with {counted} a gain will be known to about ±{width}")
     return notes

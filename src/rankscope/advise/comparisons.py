@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rankscope.advise.arms import adjusted_within_family, trials_by_arm
+from rankscope.advise.arms import trials_by_arm
 from rankscope.advise.statistics.estimates import unpaired_difference, weighted_estimate
 from rankscope.advise.statistics.matching import (
     align_scores,
@@ -26,8 +26,8 @@ def compare_cells(first: StudyRecords, second: StudyRecords) -> tuple[ComparedCe
     """Second minus first on every common task: the two bases, then every common arm. Test split.
 
     Paired item by item if the task's hash shows the same items, prompts and scoring; otherwise the
-    difference of two means with a two-sample interval. The paired comparisons of arms form one Holm
-    family, without the bases. The same trials on the same items get no interval.
+    difference of two means with a two-sample interval. The same trials on the same items get no
+    interval.
     """
     shared = [t.name for t in first.tasks if any(t.name == o.name for o in second.tasks)]
     cells = [c for name in shared if (c := _cell(first, second, (), (), name)) is not None]
@@ -39,16 +39,7 @@ def compare_cells(first: StudyRecords, second: StudyRecords) -> tuple[ComparedCe
         for name in shared
         if (c := _cell(first, second, arm, others[point], name)) is not None
     ]
-    adjusted = iter(adjusted_within_family([c.difference for c in trained if _is_tested(c)]))
-    for cell in trained:
-        own = {"difference": next(adjusted)} if _is_tested(cell) else {}
-        cells.append(cell.model_copy(update=own))
-    return tuple(cells)
-
-
-def _is_tested(cell: ComparedCell) -> bool:
-    """Neither equal models nor two samples of items are tested."""
-    return cell.paired and not cell.same_models
+    return *cells, *trained
 
 
 def paired_in(first: StudyRecords, second: StudyRecords, task: str) -> bool:

@@ -1,28 +1,43 @@
-"""Decide for one training task: an adapter, full fine-tuning, or no fine-tuning.
+"""The decision: which arm to use, or none, by the expected regret of every choice.
 
-One rule: among all arms and the base, take the fewest trainable parameters whose expected regret
-is at most ``CLOSE`` margins above the least; of the base and prompts, which train none, the one
-that reads the fewest tokens. The regret of an arm is the net gain that it loses against the best of
-all arms and the base, expected over the posterior (``posterior.py``). *Do not fine-tune* is the
+The base is one of the choices. The regret of an arm is the net gain that it loses against the best
+of all arms and the base, expected over the draws (``net_gains.py``). *Do not fine-tune* is the
 base winning. Arms that probably exceed the limit on forgetting are left out.
 
-The verb follows the probability of being within the margin of the best. Few items, few seeds and
-stopped trials widen the posterior, so they need no rule of their own.
+The verb follows the probability of being within the margin of the best, and no answer is surer than
+what is open (``checks.py``). Few items, few seeds and stopped trials widen the draws, so they need
+no rule of their own.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import inf
 
 from rankscope.advise.arms import Arm
+from rankscope.advise.checks import near_guessing
 from rankscope.advise.messages import arm_name, capitalized, verdict_name
 from rankscope.advise.results import TaskResults, expected
-from rankscope.formatting import amount, count, difference, margin_text, percent, score_text, signed
+from rankscope.formatting import (
+    Unit,
+    amount,
+    count,
+    difference,
+    join_names,
+    margin_text,
+    percent,
+    score_text,
+    signed,
+    unit_of,
+)
 from rankscope.records import (
     BASE,
     ArmSummary,
+    CheckName,
     Confidence,
     Decision,
+    ExpectedChange,
     RankThatMayDo,
+    TrustCheck,
     confidence_of,
     finished_trials,
 )
@@ -37,6 +52,8 @@ NOT_TO: dict[Confidence, str] = {
     "probable": "Probably do not fine-tune",
     "leaning": "Leaning to no fine-tuning",
 }
+TRIED: dict[CheckName, str] = {"learning_rate": "rates", "ranks": "ranks", "loss": "lengths"}
+"""What an open check leaves untried, as the verdict names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +61,7 @@ class Answer:
     """What to do on one training task, and how sure that is."""
 
     decision: Decision
+    confidence: Confidence
     verdict: str
     explanation: str
     subject: Arm | None  # The arm that is recommended, or else the closest to it
@@ -59,47 +77,80 @@ class Answer:
 
 
 def decide(results: TaskResults) -> Answer:
-    posterior = results.posterior
-    if posterior is None:
+    """The answer by the scores alone; :func:`no_surer_than` says it as far as the checks allow."""
+    net = results.net
+    if net is None:
         return _nothing_scored(results)
     if not results.allowed:
         return _all_over_limit(results)
     arms = [results.arms[i] for i in results.allowed]
-    regrets = posterior.regret.tolist()  # The base first
+    regrets = net.regret.tolist()  # The base first
     tokens = results.study.tokens_read(BASE, results.task) or 0.0
     sizes = [(0.0, tokens), *(_size(arm.summary, tokens) for arm in arms)]
     # Nobody can use an arm that was stopped before its end.
     whole = [0, *(k for k, arm in enumerate(arms, start=1) if arm.finished)]
     least = min(regrets[k] for k in whole)
-    close = [k for k in whole if regrets[k] <= least + CLOSE * posterior.margin]
+    close = [k for k in whole if regrets[k] <= least + CLOSE * net.margin]
     taken = min(close, key=lambda k: (sizes[k], regrets[k]))
-    p, ranks = float(posterior.p_within_margin[taken]), _ranks_that_may_do(results)
-    subject = arms[taken - 1] if taken else results.candidates[0]
-    better = expected(subject.summary).p_better
-    margin = margin_text(results.margin, results.net_unit)
-    tried = "within the limit" if results.over_limit else "tried"
-    if taken == 0:
-        verdict = (
-            f"{NOT_TO[confidence_of(p)]} ({percent(p)} that no "
-            f"arm {tried} is better than the base by more than {margin})."
-        )
-    else:
-        verdict = (
-            f"{VERBS[confidence_of(p)]} {verdict_name(subject.summary)} ({percent(p)} likely "
-            f"within {margin} of the best {tried}; {percent(better)} likely better than the base)."
-        )
-        verdict += _smaller(results, subject, ranks)
+    p, subject = float(net.p_within_margin[taken]), arms[taken - 1]
     use: Decision = "use_full" if subject.summary.is_full else "use"
+    if taken == 0:
+        use, subject = "do_not_fine_tune", results.candidates[0]
     return Answer(
-        decision="do_not_fine_tune" if taken == 0 else use,
-        verdict=verdict,
+        decision=use,
+        confidence=confidence_of(p),
+        verdict="",
         explanation=_explanation(results, subject),
         subject=subject,
         p_within_margin=p,
-        p_better=better,
+        p_better=expected(subject.summary).p_better,
         regret=float(regrets[taken]),
-        ranks=ranks,
+        ranks=_ranks_that_may_do(results),
     )
+
+
+def no_surer_than(answer: Answer, results: TaskResults, checks: Sequence[TrustCheck]) -> Answer:
+    """The answer with its verdict. A bad check leaves it undecided; an open one allows "probably".
+
+    The verdict names what else was not tried, the worst loss, and what guessing scores nearby.
+    """
+    if answer.verdict or answer.subject is None:
+        return answer
+    p, subject = answer.p_within_margin or 0.0, answer.subject
+    bad, open_checks = ([c for c in checks if c.status == s] for s in ("bad", "weak"))
+    confidence = answer.confidence
+    if confidence == "sure" and open_checks:
+        confidence = "probable"
+    untried = [TRIED[c.name] for c in open_checks if c.name in TRIED]
+    of = f"the {join_names(untried)} tried" if untried else f"{len(results.allowed)} tried"
+    of += " within the limit" if results.over_limit else ""
+    margin = margin_text(results.margin, results.net_unit)
+    likely = f"{percent(p)} likely within {margin} of the best of {of}"
+    better = f"{percent(answer.p_better or 0.0)} likely better than the base"
+    name = verdict_name(subject.summary)
+    if answer.decision == "do_not_fine_tune":
+        verdict = f"{NOT_TO[confidence]} (the base is {likely})."
+        name = "the base"
+    else:
+        verdict = f"{VERBS[confidence]} {name} ({likely}; {better})."
+        verdict += _smaller(results, subject, answer.ranks) + _worst_loss(results, subject)
+    verdict += near_guessing(results, subject.summary)
+    if bad:
+        why = "; ".join(check.value for check in bad)
+        verdict = f"Not decided yet ({why}): {name} leads, {likely}."
+        return replace(answer, decision="not_decided", confidence="none", verdict=verdict)
+    return replace(answer, confidence=confidence, verdict=verdict)
+
+
+def _worst_loss(results: TaskResults, subject: Arm) -> str:
+    """The retention task that falls most of those that surely fall, whatever the others do."""
+    changes = expected(subject.summary).changes
+    clear = {n: c for n, c in changes.items() if n != results.task and c.high < 0}
+    if not clear:
+        return ""
+    worst = min(clear, key=lambda name: clear[name].value)
+    unit = unit_of(results.study.task(worst).score_unit)
+    return f" Worst loss: {worst} {difference(clear[worst].value, unit)}."
 
 
 def _size(arm: ArmSummary, base_tokens: float) -> tuple[float, float]:
@@ -139,20 +190,28 @@ def _smaller(results: TaskResults, subject: Arm, ranks: tuple[RankThatMayDo, ...
 
 
 def _explanation(results: TaskResults, subject: Arm) -> str:
-    """The expected net gain, and the raw test scores, never mixed up with it."""
+    """What is expected of gain, forgetting and both, and the raw test scores, never mixed up."""
     arm, of = subject.summary, expected(subject.summary)
-    unit = results.net_unit
-    text = (
-        f"{capitalized(arm_name(arm))}: expected {results.net_name} "
-        f"{difference(of.net, unit)} (95 % interval {signed(of.low, unit)} to "
-        f"{signed(of.high, unit)})."
-    )
+
+    def said(name: str, change: ExpectedChange, unit: Unit) -> str:
+        low, high = signed(change.low, unit), signed(change.high, unit)
+        return f"{name} {difference(change.value, unit)} (95 % interval {low} to {high})"
+
+    found = []
+    if results.task in of.changes:
+        found.append(said("gain", of.changes[results.task], results.unit))
+    if (lost := of.forgetting) is not None:
+        kept = ExpectedChange(value=-lost.value, low=-lost.high, high=-lost.low)
+        found.append(said("retention", kept, results.retention_unit))
+    if results.net_name != "gain":
+        found.append(said("net gain", of.net, results.net_unit))
+    text = f"{capitalized(arm_name(arm))}: expected {', '.join(found)}."
     if arm.score is not None and arm.gain is not None:
         text += f" Measured on test items: {score_text(arm.score.value, results.unit)}, "
         text += f"{difference(arm.gain.value, results.unit)} against the base"
         if arm.forgetting is not None:
-            lost = difference(-arm.forgetting.value, results.retention_unit)
-            text += f"; retention changes by {lost}"
+            fallen = difference(-arm.forgetting.value, results.retention_unit)
+            text += f"; retention changes by {fallen}"
         text += "."
     elif not subject.finished and any(trial.stop for trial in subject.trials):
         text += " It was stopped before the end of its training."
@@ -176,12 +235,12 @@ def _nothing_scored(results: TaskResults) -> Answer:
         because = "no arm has scores"
         text = f"{count(done, 'trial')} on {task} finished without the scores that are compared. "
         text += "Run the study again to evaluate."
-    return Answer("not_decided", f"Cannot tell yet: {because}.", text, None)
+    return Answer("not_decided", "none", f"Cannot tell yet: {because}.", text, None)
 
 
 def _all_over_limit(results: TaskResults) -> Answer:
     limit = amount(results.objective.max_forgetting or 0.0, results.retention_unit)
-    least = min(results.over_limit, key=lambda arm: expected(arm.summary).forgetting or 0.0)
+    least = min(results.over_limit, key=_forgotten)
     p = expected(least.summary).p_over_limit or 0.0
     verdict = (
         f"{NOT_TO[confidence_of(p)]}: every arm forgets more than "
@@ -191,4 +250,9 @@ def _all_over_limit(results: TaskResults) -> Answer:
         " A lower learning rate, fewer steps or a scaled-down adapter may stay within the limit."
     )
     better = expected(least.summary).p_better
-    return Answer("do_not_fine_tune", verdict, text, least, p, better)
+    return Answer("do_not_fine_tune", confidence_of(p), verdict, text, least, p, better)
+
+
+def _forgotten(arm: Arm) -> float:
+    of = expected(arm.summary).forgetting
+    return 0.0 if of is None else of.value

@@ -1,18 +1,19 @@
-"""What the scores of a study say of the net gains of its arms, as the posterior takes it.
+"""What the scores of a study say of how much its arms changed a task, as the posterior takes it.
 
 Shapes: A arms, S seeds of an arm, N items. All scored items count, validation and test: the
 posterior shrinks every arm, which takes the place of confirming a choice on items held back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import log2, log10, nan
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
 
-from rankscope.advise.posterior import Array, NetGains
-from rankscope.advise.statistics.matching import ScoreKind, cluster_labels
+from rankscope.advise.posterior import Array, Changes, broken_arms
+from rankscope.advise.statistics.matching import cluster_labels
 from rankscope.records import (
     BASE,
     CurvePoint,
@@ -28,7 +29,6 @@ SCORED_SPLITS: tuple[Split, ...] = ("validation", "test")
 UNANIMOUS = 2.0
 """Right-or-wrong items that are added to every arm, one for each side, so that few items that
 agree are not taken for certainty (Agresti & Min 2005)."""
-ONE_ITEM = 1.0  # Variance of the change of an item if a single one was scored
 LEAST_DOUBT = 1e-6  # Variance that a score before the end has over one at the end, at the least
 LEVELED = 0.5  # ``share`` of :func:`pooled` in nats, below 1: some errors are really larger
 ALPHA_POWER = 0.75
@@ -36,6 +36,9 @@ ALPHA_POWER = 0.75
 and 1 the likeliest power over kept studies: docs/findings/2026-11-29-posterior.md."""
 RUNG_FREEDOM = 2.0
 """Of the prior by which scores before the end of training vary around where they are heading."""
+TYPICAL_SPREADS = 0.5, 3.0  # Between seeds, in ``UNIT``: of supervised training, of any other
+SHRUNK = 4.0  # Seeds without a correlation that are added, see :func:`seed_correlation`
+FORGOTTEN = -0.5  # Expected change of a task that is not trained on, in ``UNIT``
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +46,18 @@ class Part:
     """One task of a net gain: how much its change against the base counts."""
 
     task: str
-    measure: ScoreKind
     weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was measured of one task."""
+
+    part: Part
+    changes: Changes
+    places: tuple[int, ...]  # The arms with scores, as positions among all arms
+    deviations: Mapping[str, float]
+    """By trained model: its change less its arm's mean; of arms with several seeds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +65,20 @@ class _Items:
     """Items of a task that the base answered, in both splits, and how to find a model's answers."""
 
     study: StudyRecords
-    part: Part
+    task: str
     ids: tuple[tuple[Split, tuple[str, ...]], ...]
     base: Array  # (N,)
     labels: npt.NDArray[np.intp] | None  # Cluster of every item
 
     @classmethod
-    def of(cls, study: StudyRecords, part: Part) -> "_Items":
-        found = [(s, study.items.get((BASE, part.task, s))) for s in SCORED_SPLITS]
+    def of(cls, study: StudyRecords, task: str) -> "_Items":
+        found = [(s, study.items.get((BASE, task, s))) for s in SCORED_SPLITS]
         known = [(split, items) for split, items in found if items is not None]
         subjects = tuple(subject for _, items in known for subject in items.subjects)
         ids = tuple((split, items.item_ids) for split, items in known)
-        scores = [_measured(items, part.measure) for _, items in known]
+        scores = [items.scores for _, items in known]
         base = np.concatenate(scores) if scores else np.empty(0)
-        return cls(study, part, ids, base, cluster_labels(subjects))
+        return cls(study, task, ids, base, cluster_labels(subjects))
 
     def changes(self, model: str, rung: CurvePoint | None = None, *, tested: bool = False) -> Array:
         """A model's scores minus the base's, (N,); NaN for items that it did not answer.
@@ -75,31 +88,32 @@ class _Items:
                 they were best.
         """
         rows = []
-        tested = tested and (model, self.part.task, "test") in self.study.items
+        tested = tested and (model, self.task, "test") in self.study.items
         for split, ids in self.ids:
-            items = self.study.items.get((model, self.part.task, split))
+            items = self.study.items.get((model, self.task, split))
             if tested and split == "validation":
                 items = None
             if rung is not None:
                 items = None
                 if split == "validation" and rung.item_scores:
-                    items = rung_items(rung, self.study.items[BASE, self.part.task, split])
+                    items = rung_items(rung, self.study.items[BASE, self.task, split])
             if items is None:
                 rows.append(np.full(len(ids), nan))
             elif items.item_ids == ids:
-                rows.append(_measured(items, self.part.measure))
+                rows.append(items.scores)
             else:
-                scores = dict(
-                    zip(items.item_ids, _measured(items, self.part.measure).tolist(), strict=True)
-                )
+                scores = dict(zip(items.item_ids, items.scores.tolist(), strict=True))
                 rows.append(np.array([scores.get(i, nan) for i in ids], dtype=np.float64))
         with np.errstate(invalid="ignore"):  # Both may give an answer a probability of 0
             changes: Array = np.concatenate(rows) - self.base if rows else np.empty(0)
         return np.where(np.isfinite(changes), changes, nan)
 
-
-def _measured(items: ItemScores, measure: ScoreKind) -> Array:
-    return items.scores if measure == "score" else items.gold_logprobs
+    def mean_errors(self, trials: Sequence[TrialRecords]) -> tuple[float, float]:
+        """Error variances of a mean without items, of an arm and of the base; NaN if unknown."""
+        models = [BASE, *(t.spec.trial_id for t in finished_trials(trials))]
+        records = [self.study.evals.get((model, self.task, "test")) for model in models]
+        base, *own = [nan if r is None or r.n < 2 else r.standard_error or nan for r in records]
+        return float(np.mean(np.square(own))) if own else nan, base**2
 
 
 def rung_items(point: CurvePoint, base: ItemScores) -> ItemScores:
@@ -114,74 +128,80 @@ def rung_items(point: CurvePoint, base: ItemScores) -> ItemScores:
 
 
 def measure(
-    study: StudyRecords, parts: Sequence[Part], arms: Sequence[Sequence[TrialRecords]]
-) -> tuple[NetGains, tuple[int, ...]] | None:
-    """Net gains of the arms that have a score on every part, and their places; None without any.
+    study: StudyRecords, part: Part, arms: Sequence[Sequence[TrialRecords]]
+) -> Measured | None:
+    """What the arms that have a score changed; None without any, or if no error is known.
 
     An arm whose trials were all stopped stands by its scores at the last rung that it reached,
     moved by what arms that trained to their end gained from there, and by how much that varied.
     """
-    items = [_Items.of(study, part) for part in parts]
-    if not items:
-        return None
-    rows: dict[int, list[Array]] = {}
+    items = _Items.of(study, part.task)
+    rows: dict[int, dict[str, Array]] = {}
     for place, trials in enumerate(arms):
-        if (ended := _ended(items, trials)) is not None:
+        if ended := _ended(items, trials):
             rows[place] = ended
     moved, rises = dict[int, tuple[float, float]](), dict[float, list[float]]()
     for place, trials in enumerate(arms):
         stopped = [t for t in trials if t.stop is not None] if place not in rows else []
-        if stopped and (at_rung := _at_rung(items, stopped, _share_done(stopped[0]))) is not None:
+        if stopped and (at_rung := _at_rung(items, stopped, _share_done(stopped[0]))):
             rows[place] = at_rung
             share = _share_done(stopped[0])
             if share not in rises:
                 rises[share] = _rises(items, arms, share)
-            moved[place] = _heading(rises[share], _net(items, at_rung))
+            moved[place] = _heading(rises[share], _net(at_rung))
     if not rows:
         return None
     places = sorted(rows)
-    means, covariance = _over_items(items, [rows[i] for i in places])
-    seeds, squares, noise = zip(*(_over_seeds(items, rows[i]) for i in places), strict=True)
+    models = [np.stack(list(rows[i].values())) for i in places]
+    if items.base.size == 1:
+        found = _of_means(items, models, [arms[i] for i in places])
+    else:
+        found = _over_items(items, models)
+    if found is None:
+        return None
+    means, covariance = found
+    squares, noise = zip(*map(_over_seeds, models), strict=True)
     rise, extra = zip(*(moved.get(i, (0.0, 0.0)) for i in places), strict=True)
-    evidence = NetGains(
+    is_plain = all(objective.name == "sft" for objective in study.config.objectives())
+    is_trained = arms[places[0]][0].spec.task == part.task
+    changes = Changes(
         means=means + np.array(rise),
         item_covariance=covariance,
-        seeds=np.array(seeds, dtype=np.float64),
+        seeds=np.array([len(of_arm) for of_arm in models], dtype=np.float64),
         varies=np.array([float(arms[i][0].spec.prompt is None) for i in places]),
         squares=np.array(squares),
         answer_noise=np.array(noise),
         kinds=[arms[i][0].spec.kind for i in places],
         axes=np.array([axes_of(arms[i][0].spec, arms[i]) for i in places]),
         extra=np.array(extra),
+        typical_spread=TYPICAL_SPREADS[not is_plain],
+        prior_mean=0.0 if is_trained else FORGOTTEN,
     )
-    return evidence, tuple(places)
+    return Measured(part, changes, tuple(places), _deviations(rows.values()))
 
 
 def axes_of(spec: TrialSpec, trials: Sequence[TrialRecords]) -> tuple[float, float, float]:
-    """Where settings of an arm are on the axes of the posterior, as in :class:`NetGains`. A missing
+    """Where settings of an arm are on the axes of the posterior, as in :class:`Changes`. A missing
     alpha counts as 1, and so does a rate that is 0 or unknown."""
     rows = spec.rows or next((t.training.rows for t in trials if t.training is not None), 1)
     alpha = spec.scaling * spec.rank if spec.alpha and spec.rank else 1.0  # LoRA's, of any scaling
     return log2(spec.rank or 1), log2(rows or 1), log10((spec.lr or 1.0) * alpha**ALPHA_POWER)
 
 
-def _ended(items: Sequence[_Items], trials: Sequence[TrialRecords]) -> list[Array] | None:
-    """Changes of one arm's finished models, part by part: (S, N), NaN on items not all answered.
-
-    Only models that were scored on every part count; None without any.
-    """
-    ids = [trial.spec.trial_id for trial in finished_trials(trials)]
+def _ended(items: _Items, trials: Sequence[TrialRecords]) -> dict[str, Array]:
+    """Changes of one arm's finished models by their ids, (N,) each; NaN on items that some of them
+    did not answer."""
     early = any(trial.spec.early_stop is not None for trial in trials)
-    return _stacked([[part.changes(model, tested=early) for part in items] for model in ids])
+    ids = [trial.spec.trial_id for trial in finished_trials(trials)]
+    return _common({model: items.changes(model, tested=early) for model in ids})
 
 
-def _stacked(models: Sequence[Sequence[Array]]) -> list[Array] | None:
-    complete = [rows for rows in models if all(np.isfinite(row).any() for row in rows)]
-    if not complete:
-        return None
-    stacked = [np.stack(rows) for rows in zip(*complete, strict=True)]
-    common = [np.where(np.isfinite(rows).all(axis=0), rows, nan) for rows in stacked]
-    return common if all(np.isfinite(rows).any() for rows in common) else None
+def _common(models: Mapping[str, Array]) -> dict[str, Array]:
+    found = {model: row for model, row in models.items() if np.isfinite(row).any()}
+    if not found:
+        return {}
+    known = np.isfinite(np.stack(list(found.values()))).all(axis=0)
+    return {m: np.where(known, row, nan) for m, row in found.items()} if known.any() else {}
 
 
 def _share_done(trial: TrialRecords) -> float:
@@ -189,43 +209,38 @@ def _share_done(trial: TrialRecords) -> float:
     return trial.stop.train.steps / trial.stop.num_steps
 
 
-def _at_rung(
-    items: Sequence[_Items], trials: Sequence[TrialRecords], share: float
-) -> list[Array] | None:
+def _at_rung(items: _Items, trials: Sequence[TrialRecords], share: float) -> dict[str, Array]:
     """The same at the rung after that share of the steps."""
-    models = []
+    models = {}
     for trial in trials:
         train = trial.training
         steps = trial.stop.num_steps if trial.stop else train.steps if train else 0
-        points = {
-            p.task: p for p in trial.curve if p.item_scores and abs(p.step - share * steps) < 1
-        }
-        if all(part.part.task in points for part in items):
-            models.append([i.changes(trial.spec.trial_id, points[i.part.task]) for i in items])
-    return _stacked(models)
+        for point in trial.curve:
+            is_there = point.task == items.task and abs(point.step - share * steps) < 1
+            if is_there and point.item_scores:
+                models[trial.spec.trial_id] = items.changes(trial.spec.trial_id, point)
+    return _common(models)
 
 
-def _rises(
-    items: Sequence[_Items], arms: Sequence[Sequence[TrialRecords]], share: float
-) -> list[float]:
-    """How much net gains rose from the rung after that share of the steps to the end of training,
+def _rises(items: _Items, arms: Sequence[Sequence[TrialRecords]], share: float) -> list[float]:
+    """How much changes rose from the rung after that share of the steps to the end of training,
     of the arms that trained to their end."""
     found = []
     for trials in arms:
         before, after = _at_rung(items, finished_trials(trials), share), _ended(items, trials)
-        if before is not None and after is not None:
-            found.append(_net(items, after) - _net(items, before))
+        if before and after:
+            found.append(_net(after) - _net(before))
     return found
 
 
-def _heading(rises: Sequence[float], net: float) -> tuple[float, float]:
-    """The expected rise of an arm that had a net gain at a rung, and its variance.
+def _heading(rises: Sequence[float], change: float) -> tuple[float, float]:
+    """The expected rise of an arm that had a change at a rung, and its variance.
 
     Without arms that ended, it may rise or fall by as much again. At a rung no arm has ended, so
     ``adaptive.py`` goes by each arm's own last rise.
     """
     if not rises:
-        return 0.0, net**2 + LEAST_DOUBT
+        return 0.0, change**2 + LEAST_DOUBT
     mean = float(np.mean(rises))
     spread = float(np.square(np.array(rises) - mean).sum())
     # Before any spread is seen, a curve is as uncertain as it is steep.
@@ -233,48 +248,62 @@ def _heading(rises: Sequence[float], net: float) -> tuple[float, float]:
     return mean, variance * (1 + 1 / len(rises)) + LEAST_DOUBT
 
 
-def _net(items: Sequence[_Items], rows: Sequence[Array]) -> float:
-    return sum(
-        part.part.weight * float(np.nanmean(row)) for part, row in zip(items, rows, strict=True)
-    )
+def _net(models: Mapping[str, Array]) -> float:
+    return float(np.nanmean(np.stack(list(models.values()))))
 
 
-def _over_items(items: Sequence[_Items], arms: Sequence[Sequence[Array]]) -> tuple[Array, Array]:
-    """Net gains, (A,), and the covariance of their errors due to the choice of items, (A, A).
+def _of_means(
+    items: _Items, models: Sequence[Array], arms: Sequence[Sequence[TrialRecords]]
+) -> tuple[Array, Array] | None:
+    """Means without items, whose errors are known by the number of items behind them.
 
-    The covariance is a product of residuals with themselves, zero where an arm has no score, so it
-    is positive whatever items the arms share; then it is :func:`pooled`.
+    Without that number the spread of seeds has to do; None if no arm has a second one.
     """
-    number = len(arms)
-    means, covariance = np.zeros(number), np.zeros((number, number))
-    for position, part in enumerate(items):
-        changes = np.stack([rows[position].mean(axis=0) for rows in arms])  # (A, N)
-        known = np.isfinite(changes)
-        n = known.sum(axis=1)
-        mean = np.where(known, changes, 0.0).sum(axis=1) / n
-        residuals = np.where(known, changes - mean[:, None], 0.0)
-        units = n
-        if part.labels is not None:
-            residuals = np.stack(
-                [np.bincount(part.labels, r, part.labels.max() + 1) for r in residuals]
-            )
-            units = np.array([len(np.unique(part.labels[k])) for k in known])
-        freedom = np.maximum(1, units - 1)
-        # Student's t has a larger variance than the normal distribution it replaces.
-        stretch = np.where(freedom > 3, freedom / np.maximum(1, freedom - 2), 3.0)
-        scaled = residuals * np.sqrt(stretch * units / freedom)[:, None] / n[:, None]
-        weight = part.part.weight
-        means += weight * mean
-        is_right_or_wrong = bool(np.isin(part.base, (0.0, 1.0)).all())
-        share = 1.0 if is_right_or_wrong else LEVELED
-        covariance += weight**2 * pooled(scaled @ scaled.T, n, share)
-        own = UNANIMOUS / (n + UNANIMOUS) ** 2 if is_right_or_wrong else np.zeros(number)
-        own = np.where(units < 2, ONE_ITEM, own)
-        covariance[np.diag_indices(number)] += weight**2 * own
+    means = np.array([rows.mean() for rows in models])
+    own, base = zip(*(items.mean_errors(trials) for trials in arms), strict=True)
+    errors = np.array(own)
+    if not np.isfinite([*own, *base]).any() and max(map(len, models)) < 2:
+        return None
+    errors = np.where(np.isfinite(errors), errors, np.nanmax([0.0, *own]))
+    return means, np.diag(errors) + np.nanmax([0.0, *base])
+
+
+def _over_items(items: _Items, arms: Sequence[Array]) -> tuple[Array, Array]:
+    """Changes, (A,), and the covariance of their errors due to the choice of items, (A, A).
+
+    Two arms share as much of their errors as they share items. The covariance is a product of
+    residuals with themselves, zero where an arm has no score, so it is positive; then the errors of
+    arms that training did not break are :func:`pooled`.
+    """
+    changes = np.stack([rows.mean(axis=0) for rows in arms])  # (A, N)
+    known = np.isfinite(changes)
+    n = known.sum(axis=1)
+    means = np.where(known, changes, 0.0).sum(axis=1) / n
+    residuals = np.where(known, changes - means[:, None], 0.0)
+    units = n
+    if items.labels is not None:
+        size = items.labels.max() + 1
+        residuals = np.stack([np.bincount(items.labels, r, size) for r in residuals])
+        units = np.array([len(np.unique(items.labels[k])) for k in known])
+    freedom = np.maximum(1, units - 1)
+    # A normal error as wide as Student's t of so few units, at 95 %.
+    stretch = special.stdtrit(freedom, 0.975) / special.ndtri(0.975)
+    scaled = residuals * (stretch * np.sqrt(units / freedom) / n)[:, None]
+    is_right_or_wrong = bool(np.isin(items.base, (0.0, 1.0)).all())
+    covariance = scaled @ scaled.T
+    together = (known.astype(float) @ known.T) / np.sqrt(np.outer(n, n))
+    whole = ~broken_arms(means)
+    pairs = np.ix_(whole, whole)
+    share = 1.0 if is_right_or_wrong else LEVELED
+    covariance[pairs] = pooled(covariance[pairs], n[whole], share, together[pairs])
+    own = UNANIMOUS / (n + UNANIMOUS) ** 2 if is_right_or_wrong else np.zeros(len(n))
+    covariance[np.diag_indices(len(n))] += np.where(units < 2, 1.0, own)
     return means, covariance
 
 
-def pooled(covariance: Array, n: npt.NDArray[np.intp], share: float) -> Array:
+def pooled(
+    covariance: Array, n: npt.NDArray[np.intp], share: float, together: Array | float = 1.0
+) -> Array:
     """The covariance (A, A) of means over n items (A,), shrunk toward that of arms whose items all
     vary alike and whose errors are all equally correlated (Ledoit & Wolf 2004, "Honey, I shrunk the
     sample covariance matrix"): correlations go half of the way to their mean, standard errors by
@@ -283,32 +312,55 @@ def pooled(covariance: Array, n: npt.NDArray[np.intp], share: float) -> Array:
     Errors grow with gains, on the same items. Unpooled, "all arms are alike, and low" would be
     likelier than gains that differ (Peelle's pertinent puzzle, D'Agostini 1994), most of all next
     to an arm that hardly trained, whose gain of about 0 would be known best.
+
+    Args:
+        together: shared items of two arms over the geometric mean of their items, (A, A).
     """
     variances, number = np.diag(covariance), len(n)
     sizes = np.sqrt(np.outer(variances, variances))
     correlations = np.divide(covariance, sizes, out=np.eye(number), where=sizes > 0)
-    common = (correlations.sum() - number) / max(1, number * (number - 1))
-    target = common + (1 - common) * np.eye(number)
+    shared = np.broadcast_to(together, sizes.shape)
+    common = max(0.0, correlations.sum() - number) / max(1e-9, shared.sum() - number)
+    target = common * shared + (1 - common) * np.eye(number)
     by_item = np.sqrt(variances * n)
     usual = np.sqrt((variances * n).mean()) if share == 1 else np.median(by_item)
     scale = (by_item + share * (usual - by_item)) / np.sqrt(n)
     return np.asarray(np.outer(scale, scale) * (correlations + target) / 2)
 
 
-def _over_seeds(items: Sequence[_Items], arm: Sequence[Array]) -> tuple[int, float, float]:
-    """Of one arm: seeds, their squared deviations, and the part of one's variance by answers.
+def _over_seeds(rows: Array) -> tuple[float, float]:
+    """The squared deviations of one arm's seeds, and the part of one's variance by answers.
 
     The means of the seeds vary between seeds and by the noise of their answers. That noise is part
     of the covariance over items already.
     """
-    seeds = len(arm[0])
-    by_seed, noise = np.zeros(seeds), 0.0
-    for part, rows in zip(items, arm, strict=True):
-        known = rows[:, np.isfinite(rows[0])]
-        n, means = known.shape[1], known.mean(axis=1)
-        by_seed += part.part.weight * means
-        if seeds > 1 and n > 1:
-            residuals = known - known.mean(axis=0) - means[:, None] + means.mean()
-            variance = float(np.square(residuals).sum()) / (seeds - 1) / (n - 1) / n
-            noise += part.part.weight**2 * variance
-    return seeds, float(np.square(by_seed - by_seed.mean()).sum()), noise
+    known = rows[:, np.isfinite(rows[0])]
+    (seeds, n), means = known.shape, known.mean(axis=1)
+    noise = 0.0
+    if seeds > 1 and n > 1:
+        residuals = known - known.mean(axis=0) - means[:, None] + means.mean()
+        noise = float(np.square(residuals).sum()) / (seeds - 1) / (n - 1) / n
+    return float(np.square(means - means.mean()).sum()), noise
+
+
+def _deviations(arms: Iterable[Mapping[str, Array]]) -> dict[str, float]:
+    found = dict[str, float]()
+    for models in arms:
+        if len(models) > 1:
+            mean = _net(models)
+            found |= {model: float(np.nanmean(row)) - mean for model, row in models.items()}
+    return found
+
+
+def seed_correlation(parts: Sequence[Measured]) -> Array:
+    """Correlation between tasks of how far seeds are off their arm, (P, P).
+
+    All arms are pooled. Few seeds hardly show one, so it is shrunk as if ``SHRUNK`` further seeds
+    had shown none.
+    """
+    shared = set.intersection(*(set(part.deviations) for part in parts))
+    off = np.array([[part.deviations[model] for model in sorted(shared)] for part in parts])
+    sizes = np.sqrt(np.square(off).sum(axis=1)) if shared else np.zeros(len(parts))
+    unit = np.divide(off, sizes[:, None], out=np.zeros_like(off), where=sizes[:, None] > 0)
+    kept = len(shared) / (len(shared) + SHRUNK)
+    return np.asarray(kept * unit @ unit.T * (1 - np.eye(len(parts))) + np.eye(len(parts)))

@@ -1,115 +1,49 @@
-"""What would make an answer surer: the next trials by what they are worth per minute, and the
-runs and repairs that no probability knows of."""
+"""What would make an answer surer: one direction, the most useful command first."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from math import inf
+from math import ceil
 
 import numpy as np
 
 from rankscope.advise.arms import Arm
-from rankscope.advise.checks import NEXT_RATE
+from rankscope.advise.checks import FEWEST_UPDATES
 from rankscope.advise.decide import Answer
 from rankscope.advise.evidence import axes_of
-from rankscope.advise.messages import capitalized
-from rankscope.advise.results import TaskResults, expected
+from rankscope.advise.net_gains import draw_changes
+from rankscope.advise.results import TaskResults, weighed
 from rankscope.advise.value import Untried, value_of_items, values_of_trials, with_untried
-from rankscope.formatting import POINTS, amount, count, duration
-from rankscope.records import TrialRecords, finished_trials
+from rankscope.formatting import amount, count, duration
+from rankscope.records import TrialRecords, TrialSpec, TrustCheck, finished_trials
 
-FEWEST_TRIED = 3  # Values of an axis from which a further one is priced
-MOST_SUGGESTED = 5
+FACTOR = 2.0  # To the next learning rate or rank beyond the end of a list
+MOST_SUGGESTED = 3
 WORTH_NAMING = 0.05  # Least fall of the regret that is named, in margins
+RUN = "rankscope run study.yaml"
 
 
-def next_steps(results: TaskResults, answer: Answer) -> tuple[str, ...]:
-    """Everything that would help and is worth naming."""
-    steps = list(_runs(results))
-    if answer.regret is not None:
-        # As in ``TaskResults.fit_failed``: no trial has a price then.
-        with suppress(FloatingPointError, np.linalg.LinAlgError):
-            steps += list(_priced(results))
-    return tuple(steps)
+def next_steps(
+    results: TaskResults, answer: Answer, checks: Sequence[TrustCheck]
+) -> tuple[str, ...]:
+    """At most three commands, the most useful first, none twice.
 
-
-def _priced(results: TaskResults) -> Iterator[str]:
-    """The trials worth most per minute, then more items, whose labels have another price."""
-    evidence, margin, unit = results.evidence, results.margin, results.net_unit
-    if evidence is None or results.posterior is None:
-        return
-    regret = float(results.posterior.regret.min())
-
-    def regret_after(value: float) -> str:
-        return f"expected regret {amount(regret, unit)} to {amount(max(0.0, regret - value), unit)}"
-
-    room = inf  # Above 100 % there is nothing, which the posterior does not know
-    if results.unit == POINTS and results.scale.name in ("points", "unmeasured"):
-        bases = {part.task: results.base_score(part.task) or 0.0 for part in results.scale.parts}
-        room = sum(part.weight * (1 - bases[part.task]) for part in results.scale.parts)
-        room -= expected(results.candidates[0].summary).net
-    arms = [results.arms[i] for i in results.allowed]
-    untried = _untried(results, arms)
-    whole = with_untried(evidence, [arm for _, arm, _ in untried], margin)
-    values = values_of_trials(whole, margin, len(untried)).tolist()
-    trials = [
-        (f"Another seed of {arm.summary.label}", arm.summary.seconds, regret_after(value), value)
-        for arm, value in zip(arms, values, strict=False)
-    ]
-    trials += [
-        (text, seconds, f"expected to raise the best net gain by {amount(value, unit)}", value)
-        for (text, _, seconds), by_trial in zip(untried, values[len(arms) :], strict=True)
-        for value in [min(by_trial, room)]
-    ]
-    worth = [trial for trial in trials if trial[-1] >= WORTH_NAMING * margin]
-    worth.sort(key=lambda trial: -trial[-1] / (trial[1] or 1.0))
-    for text, seconds, effect, _ in worth[:MOST_SUGGESTED]:
-        yield f"{text}: {duration(seconds)}, {effect}."
-    items = value_of_items(evidence, margin)
-    if items >= WORTH_NAMING * margin:
-        yield f"Twice as many items: {regret_after(items)}."
-
-
-def _untried(results: TaskResults, arms: Sequence[Arm]) -> list[tuple[str, Untried, float | None]]:
-    """Ranks and rates beside those of the two best configurations: text, settings and seconds.
-
-    Only along an axis with at least ``FEWEST_TRIED`` values: with fewer, how much a step may change
-    is a guess of the prior's.
+    What nothing can be decided without comes alone. Then an open end of the chosen arm's lists,
+    which no probability accounts for, then what lowers the expected regret most per second.
     """
-    tried = [
-        (spec.arm_without_rank, spec.rank, spec.alpha, axes_of(spec, arm.trials)[-1])
-        for arm in arms
-        if (spec := arm.trials[0].spec).lr > 0
-    ]
-    found = list[tuple[str, Untried, float | None]]()
-    for arm in results.candidates[:2]:
-        spec, points = arm.trials[0].spec, list[tuple[int | None, float]]()
-        kind = spec.arm_without_rank
-        if spec.lr <= 0:
-            continue
-        own = (kind, spec.rank, spec.alpha)
-        if len({at for *settings, at in tried if tuple(settings) == own}) >= FEWEST_TRIED:
-            points += [(spec.rank, spec.lr * factor) for factor in (NEXT_RATE, 1 / NEXT_RATE)]
-        if spec.rank and len({r for k, r, *_ in tried if k == kind}) >= FEWEST_TRIED:
-            ranks = (spec.rank // 2, spec.rank * 2)
-            points += [(r, spec.lr) for r in ranks if 1 <= r <= results.hidden_size_rank]
-        for rank, lr in points:
-            alpha = spec.alpha and spec.alpha * (rank or 1) / (spec.rank or 1)
-            beside = spec.model_copy(update={"rank": rank, "alpha": alpha, "lr": lr})
-            axes = axes_of(beside, arm.trials)
-            if any((k, r) == (kind, rank) and abs(at - axes[-1]) < 0.2 for k, r, _, at in tried):
-                continue
-            name = f"r={rank}" if rank is not None else capitalized(arm.summary.short_label)
-            if rank and alpha and alpha != 2 * rank:
-                name += f" alpha={alpha:g}"
-            text = f"{name} at a rate of {lr:.2g}"
-            found.append((text, (spec.kind, axes), arm.summary.seconds))
-    return found
+    required = [*_required(results, answer, checks)]
+    if required or answer.regret is None or answer.subject is None:
+        return tuple(required[:MOST_SUGGESTED])
+    steps = [*_open_ends(results, answer.subject, checks)]
+    # As in ``TaskResults.fit_failed``: no trial has a price then.
+    with suppress(FloatingPointError, np.linalg.LinAlgError):
+        steps += _priced(results)
+    by_command = {command: f"{text}: {command}" for text, command in reversed(steps)}
+    return tuple(reversed(by_command.values()))[:MOST_SUGGESTED]
 
 
-def _runs(results: TaskResults) -> Iterator[str]:
+def _required(results: TaskResults, answer: Answer, checks: Sequence[TrustCheck]) -> Iterator[str]:
     if results.waiting:
-        waiting = count(results.waiting, "trial")
-        yield f"Run the study again: it continues with the remaining {waiting}."
+        yield f"Train the remaining {count(results.waiting, 'trial')}: {RUN}"
     budget, over_budget = results.study.config.budget, len(results.over_budget)
     if over_budget and budget is not None:
         yield (
@@ -119,6 +53,120 @@ def _runs(results: TaskResults) -> Iterator[str]:
         )
     if not finished_trials(results.trials):
         yield from _after_failures(results)
+    is_short = any(check.name == "loss" and check.status == "bad" for check in checks)
+    if is_short and answer.subject is not None:
+        train, steps = results.study.config.train, answer.subject.steps
+        factor = ceil(FEWEST_UPDATES / max(1, steps * (1 - train.warmup_fraction)))
+        key = "max_steps" if train.max_steps else "epochs"
+        number = factor * (train.max_steps or train.epochs)
+        yield f"Train longer: {RUN} --set train.{key}={number:g}"
+
+
+def _open_ends(
+    results: TaskResults, subject: Arm, checks: Sequence[TrustCheck]
+) -> Iterator[tuple[str, str]]:
+    """Extensions of the lists at whose ends the arm stands."""
+    spec, open_names = subject.trials[0].spec, {c.name for c in checks if c.status == "weak"}
+    rates = results.rates_of(subject)
+    if "learning_rate" in open_names and spec.lr and spec.lr in (rates[0], rates[-1]):
+        more = [spec.lr * FACTOR] * (spec.lr == rates[-1]) + [spec.lr / FACTOR] * (
+            spec.lr == rates[0]
+        )
+        yield from _extended(results, spec, "lr", more, "Try a rate beyond the end of the list")
+    if "ranks" in open_names and spec.rank:
+        yield from _extended(results, spec, "rank", [2 * spec.rank], "Try a larger rank")
+    if "loss" in open_names and not results.study.config.train.max_steps:
+        epochs = results.study.config.train.epochs
+        yield "Train longer", f"{RUN} --set train.epochs={2 * epochs:g}"
+
+
+def _extended(
+    results: TaskResults, spec: TrialSpec, key: str, more: Sequence[float], text: str
+) -> Iterator[tuple[str, str]]:
+    """A command that adds values to a list of the arm of a trial; none for an arm of a file."""
+    for place, arm in enumerate(results.study.config.arms):
+        ranks = {float(rank) for rank in arm.rank or ()}
+        if spec.method in arm.method and (spec.rank is None or spec.rank in ranks):
+            written = {float(v) for v in getattr(arm, key) or ()} | set(more)
+            values = ",".join(f"{value:.3g}" for value in sorted(written))
+            yield text, f"{RUN} --set arms.{place}.{key}=[{values}]"
+            return
+
+
+def _priced(results: TaskResults) -> list[tuple[str, str]]:
+    """What lowers the expected regret, most per second first."""
+    net, margin, unit = results.net, results.margin, results.net_unit
+    if net is None:
+        return []
+    regret = float(net.regret.min())
+
+    def after(value: float) -> str:
+        return f"expected regret {amount(regret, unit)} to {amount(max(0.0, regret - value), unit)}"
+
+    arms = [results.arms[i] for i in results.allowed]
+    trained = [arm for arm in arms if arm.summary.trains]
+    found = list[tuple[float, float, str, str]]()  # Value, seconds, text, command
+    seeds, values = results.study.config.seeds, values_of_trials(net)
+    seconds = sum(arm.summary.seconds or 0.0 for arm in trained)
+    command = f"{RUN} --set seeds=[{','.join(map(str, [*seeds, max(seeds) + 1]))}]"
+    found.append((float(values.max(initial=0.0)), seconds, "Train a further seed", command))
+    untried = _untried(results, arms)
+    for (spec, _, key), value in zip(untried, _untried_values(results, untried), strict=True):
+        took = next((a.summary.seconds for a in trained if a.summary.rank == spec.rank), None)
+        of = f"{'r=' + str(spec.rank) if spec.rank else spec.method} at {spec.lr:.2g}"
+        setting = spec.lr if key == "lr" else float(spec.rank or 0)
+        for text, command in _extended(results, spec, key, [setting], f"Try {of}"):
+            found.append((value, took or seconds, text, command))
+    if items := results.study.config.evaluate.max_items:
+        command = f"{RUN} --set evaluate.max_items={2 * items}"
+        found.append((value_of_items(net), seconds, "Score more items", command))
+    worth = [step for step in found if step[0] >= WORTH_NAMING * margin]
+    worth.sort(key=lambda step: -step[0] / (step[1] or 1.0))
+    return [
+        (f"{text} ({duration(took)}, {after(value)})", command)
+        for value, took, text, command in worth
+    ]
+
+
+def _untried_values(
+    results: TaskResults, untried: Sequence[tuple[TrialSpec, Untried, str]]
+) -> list[float]:
+    if not untried:
+        return []
+    arms = [of for _, of, _ in untried]
+    parts = [with_untried(m, arms, len(results.arms)) for m in results.measured if m.part.weight]
+    further = [results.arms[results.allowed[0]]] * len(untried)
+    net, places = weighed(results.study, [*results.arms, *further], parts, draw_changes(parts)[0])
+    allowed = {*results.allowed, *range(len(results.arms), len(results.arms) + len(untried))}
+    net = net.of([k for k, place in enumerate(places) if place in allowed])
+    return [float(value) for value in values_of_trials(net, len(untried))[-len(untried) :]]
+
+
+def _untried(results: TaskResults, arms: Sequence[Arm]) -> list[tuple[TrialSpec, Untried, str]]:
+    """Ranks and rates beside those of the two best configurations: settings, axes, and the list
+    that would be longer."""
+    tried = {
+        (spec.arm_without_rank, spec.rank, round(axes_of(spec, arm.trials)[-1], 2))
+        for arm in arms
+        if (spec := arm.trials[0].spec).lr
+    }
+    found = list[tuple[TrialSpec, Untried, str]]()
+    for arm in results.candidates[:2]:
+        spec = arm.trials[0].spec
+        changes = [{"lr": spec.lr * f} for f in (FACTOR, 1 / FACTOR)] if spec.lr else []
+        if spec.rank and spec.alpha:
+            changes += [
+                {"rank": rank, "alpha": spec.alpha * rank / spec.rank}
+                for rank in (spec.rank // 2, spec.rank * 2)
+                if 1 <= rank <= results.hidden_size_rank
+            ]
+        for change in changes:
+            beside = spec.model_copy(update=change)
+            axes = axes_of(beside, arm.trials)
+            if (spec.arm_without_rank, beside.rank, round(axes[-1], 2)) not in tried:
+                key = "lr" if "lr" in change else "rank"
+                found.append((beside, (beside.kind, axes), key))
+    return found
 
 
 def _after_failures(results: TaskResults) -> Iterator[str]:

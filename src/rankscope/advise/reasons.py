@@ -4,37 +4,31 @@ Numbers without a split are of the test split.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from math import ceil, log2
 
 from rankscope.advise.arms import Arm
 from rankscope.advise.axes import axis_texts
 from rankscope.advise.checks import MOST_NAMED
-from rankscope.advise.decide import LIKELY_ENOUGH
 from rankscope.advise.messages import arm_name, capitalized
 from rankscope.advise.results import TaskResults, expected
 from rankscope.advise.retention import retention_tasks
-from rankscope.advise.statistics.significance import ALPHA
 from rankscope.formatting import (
     POINTS,
     amount,
     count,
     difference,
     evidence,
+    interval,
     join_names,
     percent,
     score_text,
-    signed,
     unit_of,
 )
-from rankscope.records import AdviceKind, AdviceMessage, ArmSummary, Estimate, TrainRecord
+from rankscope.records import AdviceKind, AdviceMessage, ArmSummary, Estimate
 
 SATURATED = 0.95  # Base accuracy from which little is left to gain
 NEGATIVE_TRANSFER = 0.10
 """Relative fall on another task that counts as negative transfer (arXiv 2512.15634)."""
 OVER_FORGETTING = 0.5  # Forgetting as a share of the gain from which it is reported
-MORE_CAPACITY = 100
-"""Trainable parameters per training token above which an adapter could memorize the tokens; the
-capacity rule asks for one."""
 
 
 def reasons_for(results: TaskResults, subject: Arm | None) -> tuple[AdviceMessage, ...]:
@@ -57,15 +51,13 @@ def reasons_for(results: TaskResults, subject: Arm | None) -> tuple[AdviceMessag
 def _forgetting(results: TaskResults, arm: ArmSummary | None) -> Iterator[str]:
     if arm is None or arm.forgetting is None:
         return
-    unit, change, of = results.retention_unit, -arm.forgetting, arm.expected
-    tasks = ", ".join(_change(results, name, e) for name, e in sorted(arm.retention.items()))
+    unit, change = results.retention_unit, -arm.forgetting
+    tasks = ", ".join(
+        f"{_change(results, name, e)} ({interval(e, unit_of(results.study.task(name).score_unit))})"
+        for name, e in sorted(arm.retention.items())
+    )
     text = f"On the retention tasks its score changes by {difference(change.value, unit)} "
-    text += f"({evidence(change, unit)}): {tasks}."
-    if of is not None and of.forgetting is not None:
-        low, high = (signed(-(end or 0.0), unit) for end in (of.forgetting_high, of.forgetting_low))
-        text += f" Expected from all items, seeds and arms: {difference(-of.forgetting, unit)} "
-        text += f"({low} to {high})."
-    yield text
+    yield text + f"({evidence(change, unit)}): {tasks}."
 
 
 def _transfer(results: TaskResults, arm: ArmSummary | None) -> Iterator[str]:
@@ -91,22 +83,20 @@ def _diagnostics(results: TaskResults, subject: Arm | None) -> Iterator[str]:
     if subject is not None and subject.summary.trains:
         yield from _negative_transfer(results, subject)
         yield from _over_forgetting(results, subject)
-        yield from _capacity(results, subject)
     yield from _flat_in_rank(results)
 
 
 def _worse_than_base(results: TaskResults) -> Iterator[str]:
     arms = [arm.summary for arm in results.arms if arm.summary.trains]
     gains = [(arm, arm.gain) for arm in arms if arm.gain is not None]
-    worse = [(arm, gain) for arm, gain in gains if gain.value < 0 and _is_significant(gain)]
+    worse = [(arm, gain) for arm, gain in gains if gain.is_below(0)]
     if not worse:
         return
     arm, gain = min(worse, key=lambda pair: pair[1].value)
     yield (
         f"{len(worse)} of {count(len(gains), 'arm')} are worse than the base on {results.task} "
-        f"(significant after Holm's correction for all arms and tasks). The worst, "
-        f"{arm_name(arm)}, scores {amount(gain.value, results.unit)} less. Next: a lower learning "
-        "rate than those tried, fewer steps, and a check of prompts and labels."
+        f"(their 95 % intervals end below it). The worst, {arm_name(arm)}, scores "
+        f"{amount(gain.value, results.unit)} less."
     )
 
 
@@ -115,8 +105,7 @@ def _saturated(results: TaskResults) -> Iterator[str]:
     if results.unit == POINTS and base is not None and base >= SATURATED:
         yield (
             f"The base already scores {score_text(base, POINTS)} on {results.task}: at most "
-            f"{amount(1 - base, POINTS)} are left to gain. Next: a harder task, or the base as it "
-            "is."
+            f"{amount(1 - base, POINTS)} are left to gain."
         )
 
 
@@ -127,12 +116,10 @@ def _negative_transfer(results: TaskResults, subject: Arm) -> Iterator[str]:
         if units[name] != "accuracy" or not base:
             continue
         relative = change.value / base
-        if relative < -NEGATIVE_TRANSFER and _is_significant(change):
+        if relative < -NEGATIVE_TRANSFER and change.is_below(0):
             yield (
                 f"Negative transfer: {name} falls by {amount(change.value, POINTS)}, "
-                f"{-100 * relative:.0f} % of the base's {score_text(base, POINTS)}. Next: scale "
-                "the update down at inference, a smaller rank or learning rate, or training on "
-                "both tasks."
+                f"{-100 * relative:.0f} % of the base's {score_text(base, POINTS)}."
             )
 
 
@@ -141,8 +128,8 @@ def _over_forgetting(results: TaskResults, subject: Arm) -> Iterator[str]:
     forgetting = arm.forgetting
     if forgetting is None or arm.gain is None:
         return
-    least = None if arm.expected is None else arm.expected.forgetting_low
-    if not (forgetting.is_above(0) or (least is not None and least > 0)):
+    of = None if arm.expected is None else arm.expected.forgetting
+    if not (forgetting.is_above(0) or (of is not None and of.low > 0)):
         return
     tasks = retention_tasks(results.study, results.task)
     scores = [b for t in tasks if (b := results.base_score(t.name))]
@@ -156,63 +143,8 @@ def _over_forgetting(results: TaskResults, subject: Arm) -> Iterator[str]:
         yield (
             f"Over-forgetting: {arm_name(arm)} loses "
             f"{amount(forgetting.value, results.retention_unit)} on the retention tasks for "
-            f"{difference(arm.gain.value, results.unit)} on {results.task}. Next: scale the update "
-            "down at inference (no training needed), then a lower learning rate, fewer steps, or "
-            "general data among the training rows."
+            f"{difference(arm.gain.value, results.unit)} on {results.task}."
         )
-
-
-def _capacity(results: TaskResults, subject: Arm) -> Iterator[str]:
-    rank, parameters = subject.summary.rank, subject.summary.trainable_parameters
-    ratio = _parameters_per_token(results, subject)
-    if ratio is None:
-        return
-    counted = f"{count(parameters, 'parameter')} for about {parameters / ratio:,.0f} answer tokens"
-    if ratio < 1:
-        can_grow = rank is None or rank < results.hidden_size_rank
-        larger = "a larger rank, or " if can_grow else ""
-        yield (
-            f"The adapter is small for the data: {counted}; the capacity rule asks for one "
-            f"parameter per token. Next: {larger}more target modules."
-        )
-    elif ratio > MORE_CAPACITY:
-        smaller = 2 ** max(0, int(log2((rank or 1) / (ratio / MORE_CAPACITY))))
-        hint = f" (r={smaller} by the capacity rule)" if rank and smaller < rank else ""
-        kind = subject.trials[0].spec.arm_without_rank
-        alike = [a for a in results.candidates if a.trials[0].spec.arm_without_rank == kind]
-        lower = [a.summary for a in alike if rank and (a.summary.rank or 0) < rank]
-        fall_short = lower and not any(
-            arm.expected and arm.expected.p_within_margin >= LIKELY_ENOUGH for arm in lower
-        )
-        fewer = "" if fall_short else f"a smaller rank{hint}, "
-        yield (
-            f"The adapter is large for the data: {counted} ({ratio:,.0f} to one), enough to "
-            f"memorize them. Next: {fewer}fewer epochs, dropout, or more rows."
-        )
-
-
-def _parameters_per_token(results: TaskResults, subject: Arm) -> float | None:
-    """Trainable parameters of an adapter per labeled training token; None if unknown."""
-    trained = [t.train for t in subject.trials if t.train is not None]
-    parameters = subject.summary.trainable_parameters
-    if subject.summary.is_full or not trained or not parameters:
-        return None
-    if trained[0].rewards:  # Its answers are its own
-        return None
-    tokens = _label_tokens(results, trained[0], subject)
-    return None if tokens is None else parameters / tokens
-
-
-def _label_tokens(results: TaskResults, train: TrainRecord, subject: Arm) -> float | None:
-    """Labeled tokens of the training rows, each counted once; None if unknown."""
-    if train.rows < 1:
-        return None
-    protocol = results.study.config.train.model_copy(update=subject.trials[0].spec.overrides)
-    rows_per_step = protocol.batch_size * protocol.gradient_accumulation
-    # The last step of an epoch may be short: no step spans two.
-    passes = max(1.0, train.steps / ceil(train.rows / rows_per_step))
-    tokens = train.num_label_tokens / passes
-    return tokens if tokens >= 1 else None
 
 
 def _flat_in_rank(results: TaskResults) -> Iterator[str]:
@@ -221,19 +153,16 @@ def _flat_in_rank(results: TaskResults) -> Iterator[str]:
     ranks = {a.summary.label: a.summary.rank or 0 for a in results.arms}
     widest = max(pairs, key=lambda c: ranks[c.first_label] - ranks[c.second_label], default=None)
     margin = results.margin
-    nets = [a.summary.expected.net for a in results.candidates if a.summary.expected is not None]
+    nets = [
+        a.summary.expected.net.value for a in results.candidates if a.summary.expected is not None
+    ]
     is_flat = bool(nets) and max(nets) - min(nets) < margin  # No rank between them stands out
-    if widest is not None and is_flat and -margin < widest.low and widest.high < margin:
+    if widest is not None and is_flat and -margin < widest.net.low and widest.net.high < margin:
         yield (
             f"From r={ranks[widest.second_label]} to r={ranks[widest.first_label]} the "
             f"{results.net_name} moves by less than {amount(margin, results.net_unit)} (95 % "
-            "interval): on this task the rank hardly matters. Next: take the smallest rank and "
-            "tune the learning rate."
+            "interval): on this task the rank hardly matters."
         )
-
-
-def _is_significant(change: Estimate) -> bool:
-    return change.p_holm is not None and change.p_holm < ALPHA
 
 
 # --- caveats --------------------------------------------------------------------------------------
@@ -243,8 +172,6 @@ def _caveats(results: TaskResults, subject: Arm | None) -> Iterator[str]:
     """Limits of the task, or of the arm ``subject``, that no trust check states."""
     yield from _learning_rates(results)
     yield from _over_limit(results)
-    if subject is not None:
-        yield from _rank_edges(results, subject)
 
 
 def _learning_rates(results: TaskResults) -> Iterable[str]:
@@ -286,15 +213,14 @@ def _confounded(by_rank: Mapping[int, set[float]], at_ends: Sequence[int]) -> st
         return (
             f"Ranks were not trained at the same learning rates ({named}), and the best rate of "
             f"{join_names(f'r={rank}' for rank in at_ends)} may lie beyond those tried, so a "
-            "difference between ranks may be one between learning rates. Give all ranks the same "
-            "list, or those ranks more rates."
+            "difference between ranks may be one between learning rates."
         )
     if len(tried) > 1:
         return ""
     all_ranks = "Both ranks" if len(by_rank) == 2 else f"All {len(by_rank)} ranks"
     return (
         f"{all_ranks} were trained at one learning rate ({tried[0]:g}), so a difference between "
-        "ranks may be one between learning rates. Give lr a list."
+        "ranks may be one between learning rates."
     )
 
 
@@ -310,18 +236,3 @@ def _over_limit(results: TaskResults) -> Iterator[str]:
         f"{amount(limit, results.retention_unit)} allowed and {were} left out: "
         f"{join_names(named, MOST_NAMED)}."
     )
-
-
-def _rank_edges(results: TaskResults, subject: Arm) -> Iterator[str]:
-    """The end of the ranks tried, unless the capacity rule asks for a rank on the other side."""
-    rank, ratio = subject.summary.rank, _parameters_per_token(results, subject) or 1.0
-    ranks = sorted({r for a in results.arms if (r := a.summary.rank) is not None})
-    if rank is None or len(ranks) < 2:
-        return
-    if 1 < rank == ranks[0] and ratio >= 1:
-        yield f"r={rank} is the smallest rank tried: a smaller one may be enough."
-    if rank == ranks[-1] and ratio <= MORE_CAPACITY:
-        more = ": a larger one may gain more."
-        if rank >= results.hidden_size_rank:
-            more = ", and larger ones add no directions: more target modules may gain more."
-        yield f"r={rank} is the largest rank tried{more}"

@@ -1,22 +1,20 @@
 """The recommendation: which arm to use on each training task, or that none is worth it, and why.
 
 A pure function of the records. All scored items, validation and test, are evidence for one joint
-posterior of the arms' net gains (``evidence.py``, ``posterior.py``); one rule decides by it
+posterior of each task (``evidence.py``, ``posterior.py``, ``net_gains.py``); one rule decides by it
 (``decide.py``). Raw numbers that are quoted are of the test split. docs/science.md, "From scores to
 a decision".
 """
 
-from collections.abc import Mapping
-
 from rankscope.advise.arms import Arm, base_estimates, summarize_arms
 from rankscope.advise.checks import trust_checks
-from rankscope.advise.decide import RIVALS_NAMED, Answer, decide
+from rankscope.advise.decide import RIVALS_NAMED, Answer, decide, no_surer_than
 from rankscope.advise.model_scores import model_scores
 from rankscope.advise.next_steps import next_steps
 from rankscope.advise.reasons import reasons_for
 from rankscope.advise.results import TaskResults, task_results
 from rankscope.config.objective import ObjectiveConfig
-from rankscope.formatting import join_names, margin_text
+from rankscope.formatting import margin_text
 from rankscope.records import (
     AnswerRow,
     Recommendation,
@@ -32,73 +30,67 @@ def recommend(study: StudyRecords) -> Recommendation:
     ``use`` and ``use_full``: the arm of fewest parameters that is expected to lose at most a
     quarter of the margin more than the best choice; of base and prompts, which have none, the one
     that reads the fewest tokens. ``do_not_fine_tune``: that is the base, or every arm probably
-    exceeds the limit on forgetting. ``not_decided``: nothing was scored.
+    exceeds the limit on forgetting. ``not_decided``: nothing was scored, or a check is bad.
     """
     results = [task_results(study, task, arms) for task, arms in summarize_arms(study).items()]
     advice = tuple(map(_advise, results))
-    scales = {a.task: a.forgetting_scale.text for a in advice}
     margins = dict.fromkeys(margin_text(r.margin, r.net_unit) for r in results)
     return Recommendation(
         study=study.name,
         advice=advice,
-        method=_method_text(study.config.objective, scales, " or ".join(margins)),
+        method=_method_text(study.config.objective, " or ".join(margins)),
         base=base_estimates(study),
         given=model_scores(study),
     )
 
 
-def _method_text(objective: ObjectiveConfig, scales: Mapping[str, str], margins: str) -> str:
+def _method_text(objective: ObjectiveConfig, margins: str) -> str:
     """One paragraph on how every choice of the study was made.
 
-    scales: training task -> how its forgetting was weighed.
     margins: of all training tasks, in words.
     """
     limit = ""
     if objective.max_forgetting is not None:
         limit = (
-            f" Arms that forget more than {objective.max_forgetting:g} with a probability above .5 "
-            "are left out."
+            f" Arms that forget more than {objective.max_forgetting:g} with a probability above "
+            "0.5 are left out."
         )
-    rules = dict.fromkeys(scales.values())
-    weighed = " ".join(
-        rule
-        if len(rules) == 1
-        else f"Of {join_names(t for t, r in scales.items() if r == rule)}: {rule}"
-        for rule in rules
-    )
     text = f"""
-        Every arm has a net gain over the base, {objective.formula}. {weighed} All scored items and
-        seeds are evidence for one posterior of the net gains of all arms: items and seeds are
-        crossed, arms pool the variance between seeds (a prompt has none), and ranks and
-        rates that are neighbors are shrunk toward each other. The arm of fewest trainable
+        Every arm has a net gain over the base, {objective.formula}. One point counts as much as
+        0.01 nats per token, which is 1 % of perplexity. The gain and the change of every retention
+        task have a posterior each, from all scored items and seeds; their draws are added. Items
+        and seeds are crossed, arms share the spread between seeds (a prompt has none), and ranks
+        and rates that are neighbors are shrunk toward each other. The arm of fewest trainable
         parameters is chosen whose expected regret is at most a quarter of the margin ({margins})
         above the least; the base is one of the choices, and of those without parameters the one
         that reads the fewest tokens is taken.{limit} A trial that failed counts as no gain. Raw
         scores are of the test split, with 95 % intervals from a bootstrap over items (over whole
-        subjects or passages if there are ten or more) and Student's t over seeds."""
+        subjects or passages if there are any) and Student's t over seeds."""
     return " ".join(text.split())
 
 
 def _advise(results: TaskResults) -> TaskAdvice:
     answer = decide(results)
+    checks = trust_checks(results, answer.subject)
+    answer = no_surer_than(answer, results, checks)
     subject, full, lora = answer.subject, results.best_full, results.best_lora
     return TaskAdvice(
         task=results.task,
         decision=answer.decision,
         p_within_margin=answer.p_within_margin,
         p_better=answer.p_better,
+        confidence=answer.confidence,
         expected_regret=answer.regret,
         verdict=answer.verdict,
         explanation=answer.explanation,
-        forgetting_scale=results.scale.record,
         ranks_that_may_do=answer.ranks,
         rows=_answer_rows(results, answer),
-        checks=trust_checks(results, subject),
+        checks=checks,
         chosen=answer.chosen,
         reasons=reasons_for(results, subject),
         arms=tuple(arm.summary for arm in results.arms),
         comparisons=results.comparisons,
-        next_steps=next_steps(results, answer),
+        next_steps=next_steps(results, answer, checks),
         subject_label=None if subject is None else subject.summary.label,
         best_full_label=full.summary.label if full else None,
         best_lora_label=lora.summary.label if lora else None,

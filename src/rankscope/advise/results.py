@@ -1,7 +1,8 @@
 """Everything that the advice on one training task is drawn from."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from math import log
@@ -9,32 +10,25 @@ from sys import maxsize
 
 import numpy as np
 
-from rankscope.advise.arms import FEWEST_LOSSES, Arm
-from rankscope.advise.evidence import measure
-from rankscope.advise.posterior import Array, NetGains, Posterior, flat_posterior, posterior
-from rankscope.advise.retention import (
-    NetScale,
-    above_chance,
-    all_base_scores,
-    forgetting_parts,
-    net_scale,
-    retention_tasks,
-)
+from rankscope.advise.arms import Arm
+from rankscope.advise.evidence import Measured, measure
+from rankscope.advise.net_gains import NetGains, draw_changes, net_gains
+from rankscope.advise.posterior import Array, Posterior
+from rankscope.advise.retention import net_parts, retention_tasks
 from rankscope.config.objective import ObjectiveConfig
-from rankscope.formatting import POINTS, Unit, net_unit, unit_of
+from rankscope.formatting import Unit, mean_unit, unit_of
 from rankscope.records import (
     BASE,
     FAILED,
     OVER_BUDGET,
     ArmComparison,
     ArmSummary,
+    ExpectedChange,
     ExpectedGain,
     StudyRecords,
     TaskRecord,
     TrialRecords,
 )
-
-FEWEST_STEPS = 20  # With fewer optimizer steps and a loss that still falls, arms cannot be compared
 
 
 @dataclass(frozen=True)
@@ -44,9 +38,9 @@ class TaskResults:
     study: StudyRecords
     task: str
     arms: tuple[Arm, ...]  # With what the posterior says of each
-    scale: NetScale
-    evidence: NetGains | None  # Of ``allowed``, as they are compared; None if no arm was scored
-    posterior: Posterior | None  # Of ``allowed``
+    measured: tuple[Measured, ...] = ()  # Of the training task and every retention task
+    net: NetGains | None = None  # Of ``allowed``; None if no arm was scored
+    gain: Array | None = None  # Draws of the change of the training task, of ``allowed``
     scored: tuple[int, ...] = ()  # Places in ``arms``
     allowed: tuple[int, ...] = ()  # Of those that probably keep the limit on forgetting
     fit_failed: str | None = None  # Why the posterior is that of the flat prior
@@ -65,23 +59,23 @@ class TaskResults:
 
     @property
     def retention_unit(self) -> Unit:
-        """Unit of forgetting; points if nothing measures it."""
-        tasks = retention_tasks(self.study, self.task)
-        return unit_of(tasks[0].score_unit) if tasks else POINTS
+        """Unit of forgetting; points unless all retention tasks are in nats."""
+        return mean_unit([t.score_unit for t in retention_tasks(self.study, self.task)])
 
     @property
     def net_unit(self) -> Unit:
-        return net_unit(self.scale.name, self.unit)
+        """Unit of net gains: that of the training task, or of forgetting if it alone counts."""
+        return self.unit if self.objective.in_domain else self.retention_unit
 
     @property
     def margin(self) -> float:
-        """The difference of net gains that counts as small, on their scale."""
-        return self.objective.margin_on(self.scale.name)
+        """The difference of net gains that counts as small."""
+        return self.objective.margin
 
     @property
     def net_name(self) -> str:
         """What arms are compared by; the gain alone if forgetting has no weight."""
-        is_gain = [part.task for part in self.scale.parts] == [self.task]
+        is_gain = [m.part.task for m in self.measured if m.part.weight] == [self.task]
         return "gain" if is_gain else "net gain"
 
     @property
@@ -107,7 +101,7 @@ class TaskResults:
         was trained to its end stands before one that was not and is less than the margin ahead."""
 
         def net(arm: Arm) -> float:
-            return expected(arm.summary).net
+            return expected(arm.summary).net.value
 
         def preferred(arm: Arm) -> float:
             return net(arm) + self.margin * bool(arm.finished)
@@ -144,29 +138,10 @@ class TaskResults:
         alike = [a for a in self.arms if a.trials[0].spec.arm_without_lr == settings]
         return tuple(sorted({a.summary.lr for a in alike}))
 
-    def is_barely_trained(self, arm: Arm) -> bool:
-        """Too few steps for a loss trend, or few steps and a loss that still falls."""
-        if arm.steps < FEWEST_LOSSES:
-            return arm.steps > 0
-        trend = arm.loss_trend
-        return arm.steps < FEWEST_STEPS and trend is not None and trend.is_falling
-
     @property
     def hidden_size_rank(self) -> int:
         """Upper bound of the useful ranks: one side of every target is the hidden size, or less."""
         return self.study.model.hidden_size or maxsize  # imported scores do not tell it
-
-    @property
-    def retention_at_chance(self) -> dict[str, tuple[float, int, float]]:
-        """Retention tasks on which the base is not shown to be above chance: its score, the number
-        of items, and the score of guessing."""
-        found = {}
-        for task in retention_tasks(self.study, self.task):
-            scores = all_base_scores(self.study, task.name)
-            is_scored = task.score_unit == "accuracy" and scores.size > 1
-            if is_scored and above_chance(self.study, task) is None:
-                found[task.name] = (float(scores.mean()), scores.size, task.chance or 0.0)
-        return found
 
     def base_score(self, task: str) -> float | None:
         record = self.study.evals.get((BASE, task, "test"))
@@ -176,8 +151,7 @@ class TaskResults:
 def _compared(results: TaskResults) -> Iterator[ArmComparison]:
     """Each LoRA candidate against full fine-tuning, each rank against the next smaller one, and the
     largest against the smallest."""
-    posterior = results.posterior
-    if posterior is None:
+    if results.net is None or results.gain is None:
         return
     columns = {results.arms[i].summary.label: k for k, i in enumerate(results.allowed)}
     full = results.best_full
@@ -194,19 +168,24 @@ def _compared(results: TaskResults) -> Iterator[ArmComparison]:
         if len(ranked) > 2:
             pairs.append(("ranks", ranked[-1], ranked[0]))
     for kind, first, second in pairs:
-        one, other = (posterior.draws[:, columns[a.summary.label]] for a in (first, second))
-        more = one - other
-        low, high = np.quantile(more, (0.025, 0.975)).tolist()
+        one, other = (columns[arm.summary.label] for arm in (first, second))
+        more, gained = (of[:, one] - of[:, other] for of in (results.net.draws, results.gain))
         yield ArmComparison(
             kind="full" if kind == "full" else "ranks",
             first_label=first.summary.label,
             second_label=second.summary.label,
-            net=float(more.mean()),
-            low=low,
-            high=high,
+            net=change_of(more),
+            gain=change_of(gained),
             p_better=float((more > 0).mean()),
-            p_within_margin=float((more >= -posterior.margin).mean()),
+            p_within_margin=float((more >= -results.margin).mean()),
+            p_gain_within_margin=float((gained >= -results.margin).mean()),
         )
+
+
+def change_of(draws: Array) -> ExpectedChange:
+    """The mean of draws (D,) and the ends of their 95 % interval."""
+    low, high = np.quantile(draws, (0.025, 0.975)).tolist()
+    return ExpectedChange(value=float(draws.mean()), low=low, high=high)
 
 
 def expected(arm: ArmSummary) -> ExpectedGain:
@@ -216,98 +195,93 @@ def expected(arm: ArmSummary) -> ExpectedGain:
 
 
 def task_results(study: StudyRecords, task: str, arms: Sequence[Arm]) -> TaskResults:
-    """Draw the posterior of the net gains of a training task's arms."""
+    """Draw the posteriors of a training task's arms, and what they say of each."""
     trials = [arm.trials for arm in arms]
-    objective, scale = study.config.objective, net_scale(study, task, trials)
-    found = measure(study, scale.parts, trials)
-    if found is None:
-        return TaskResults(study, task, tuple(arms), scale, None, None)
-    measured, scored = found
-    margin = objective.margin_on(scale.name)
-    net, failure = drawn_posterior(measured, margin)
-    summaries = [arms[i].summary for i in scored]
-    shares, costs = _shares_finished(summaries), objective.cost_weight * _costs(summaries)
-    draws = net.draws * shares - costs
-    forgetting = forgetting_draws(study, task, trials)
-    limit = objective.max_forgetting
+    parts = net_parts(study, task)
+    found = {part.task: measure(study, part, trials) for part in parts}
+    measured = tuple(m for m in found.values() if m is not None)
+    if any(found[part.task] is None for part in parts if part.weight) or not measured:
+        return TaskResults(study, task, tuple(arms))
+    posteriors, failure = draw_changes(measured)
+    limit = study.config.objective.max_forgetting
+    net, scored = weighed(study, arms, measured, posteriors)
+    changes = changes_by_place(measured, posteriors)
+    forgetting = forgotten(changes, task, study)
     over = {i: float((d > limit).mean()) for i, d in forgetting.items() if limit is not None}
-    columns = np.array([k for k, i in enumerate(scored) if over.get(i, 0.0) <= 0.5], dtype=np.intp)
-    kept = Posterior(draws[:, columns], margin)
-    # A place is one in ``arms``, a column one in ``scored``; the posterior has ``columns`` alone.
-    judged, place_of = list(arms), {int(column): k for k, column in enumerate(columns)}
+    columns = [k for k, i in enumerate(scored) if over.get(i, 0.0) <= 0.5]
+    kept, judged = net.of(columns), list(arms)
+    # A place is one in ``arms``, a column one in ``scored``; ``kept`` has ``columns`` alone.
+    place_of = {column: k + 1 for k, column in enumerate(columns)}
     for column, place in enumerate(scored):
-        judged[place] = arms[place].updated(
-            expected=_expected(
-                kept,
-                place_of.get(column),
-                draws[:, column],
-                forgetting.get(place),
-                over.get(place),
-            )
+        draws, at = net.draws[:, column], place_of.get(column)
+        lost = forgetting.get(place)
+        gained = ExpectedGain(
+            net=change_of(draws),
+            changes={name: change_of(d) for name, d in changes[place].items()},
+            forgetting=None if lost is None else change_of(lost),
+            p_better=float((draws > 0).mean()),
+            p_within_margin=0.0 if at is None else float(kept.p_within_margin[at]),
+            p_best=0.0 if at is None else float(kept.p_best[at]),
+            regret=float((kept.best - draws).mean()),
+            p_over_limit=over.get(place),
         )
-    evidence = replace(measured, means=measured.means * shares - costs)
+        judged[place] = arms[place].updated(expected=gained)
+    allowed = tuple(scored[k] for k in columns)
+    gains = [changes[i][task] for i in allowed if task in changes[i]]
     return TaskResults(
         study=study,
         task=task,
         arms=tuple(judged),
-        scale=scale,
-        evidence=evidence.part(columns),
-        posterior=kept,
+        measured=measured,
+        net=kept,
+        gain=np.stack(gains, axis=1) if gains and len(gains) == len(allowed) else None,
         scored=scored,
-        allowed=tuple(scored[k] for k in columns),
+        allowed=allowed,
         fit_failed=failure,
     )
 
 
-def drawn_posterior(evidence: NetGains, margin: float) -> tuple[Posterior, str | None]:
-    """The posterior; with the flat prior, and why, if it cannot be computed."""
-    try:
-        return posterior(evidence, margin), None
-    except (FloatingPointError, np.linalg.LinAlgError) as error:
-        return flat_posterior(evidence, margin), str(error)
+def weighed(
+    study: StudyRecords,
+    arms: Sequence[Arm],
+    measured: Sequence[Measured],
+    posteriors: Sequence[Posterior],
+) -> tuple[NetGains, tuple[int, ...]]:
+    """Net gains of the arms with all scores that count, and their places.
 
-
-def forgetting_draws(
-    study: StudyRecords, task: str, trials: Sequence[Sequence[TrialRecords]]
-) -> dict[int, Array]:
-    """Place of an arm -> draws of its forgetting, in the retention tasks' own unit."""
-    parts = forgetting_parts(study, task)
-    found = measure(study, parts, trials) if parts else None
-    if found is None:
-        return {}
-    evidence, places = found
-    # As net gains, so that the prior expects some forgetting.
-    lost = replace(evidence, means=-evidence.means)
-    draws = -drawn_posterior(lost, study.config.objective.margin_on("points"))[0].draws
-    return {place: draws[:, column] for column, place in enumerate(places)}
-
-
-def _expected(
-    posterior: Posterior,
-    place: int | None,
-    net: Array,
-    forgetting: Array | None,
-    over: float | None,
-) -> ExpectedGain:
-    """Of one arm, which has a place in the posterior unless it is over the limit."""
-    ends = [0.025, 0.975]
-    low, high = np.quantile(net, ends).tolist()
-    lost: list[float | None] = [None] * 3
-    if forgetting is not None:
-        lost = [float(forgetting.mean()), *np.quantile(forgetting, ends).tolist()]
-    return ExpectedGain(
-        net=float(net.mean()),
-        low=low,
-        high=high,
-        p_better=float((net > 0).mean()),
-        p_within_margin=0.0 if place is None else float(posterior.p_within_margin[place + 1]),
-        p_best=0.0 if place is None else float(posterior.p_best[place + 1]),
-        regret=float((posterior.best - net).mean()),
-        forgetting=lost[0],
-        forgetting_low=lost[1],
-        forgetting_high=lost[2],
-        p_over_limit=over,
+    A trial that failed has gained nothing; cost is taken off by the study's weight.
+    """
+    objective = study.config.objective
+    counts = [k for k, m in enumerate(measured) if m.part.weight]
+    net, scored = net_gains(
+        [measured[k] for k in counts], [posteriors[k] for k in counts], objective.margin
     )
+    summaries = [arms[i].summary for i in scored]
+    costs = objective.cost_weight * _costs(summaries)
+    return net.changed(_shares_finished(summaries), costs), scored
+
+
+def changes_by_place(
+    measured: Sequence[Measured], posteriors: Sequence[Posterior]
+) -> dict[int, dict[str, Array]]:
+    """Place of an arm -> task -> draws of its change, (D,)."""
+    found = defaultdict[int, dict[str, Array]](dict)
+    for part, of_part in zip(measured, posteriors, strict=True):
+        for column, place in enumerate(part.places):
+            found[place][part.part.task] = of_part.draws[:, column]
+    return found
+
+
+def forgotten(
+    changes: Mapping[int, Mapping[str, Array]], task: str, study: StudyRecords
+) -> dict[int, Array]:
+    """Place of an arm -> draws of its mean fall over the retention tasks; of arms with all."""
+    names = [part.task for part in net_parts(study, task) if part.task != task]
+    return {
+        place: -np.mean([of_arm[name] for name in names], axis=0)
+        for place, of_arm in changes.items()
+        if names and set(names) <= of_arm.keys()
+    }
 
 
 def _shares_finished(arms: Sequence[ArmSummary]) -> Array:

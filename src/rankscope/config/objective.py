@@ -1,7 +1,7 @@
 """What the recommendation of a study trades off, and the most that an adaptive study spends."""
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -33,15 +33,12 @@ class ObjectiveConfig(ConfigSection):
     cost: float = Field(0.0, ge=0)
     """Weight of the cost of training and storing the arm."""
     margin: Annotated[
-        float | None,
-        BeforeValidator(_parse_score_difference, json_schema_input_type=float | str | None),
+        float,
+        BeforeValidator(_parse_score_difference, json_schema_input_type=float | str),
         Field(gt=0, lt=1),
-    ] = None
+    ] = 0.02
     """Two arms are equally good if their net gains differ by less: a fraction, or ``2 points``.
-    By default 0.02, and 0.05 of the largest gain where gains are counted as shares of it."""
-    scale: Literal["auto", "nats"] = "auto"
-    """What gain and forgetting are counted in. ``auto``: points if the training task is scored by
-    accuracy, else shares of the largest gain and of what the base knew. ``nats``: as they are."""
+    One point counts as much as 0.01 nats per token, which is 1 % of perplexity."""
     max_forgetting: Annotated[
         float | None,
         BeforeValidator(_parse_score_difference, json_schema_input_type=float | str | None),
@@ -49,10 +46,6 @@ class ObjectiveConfig(ConfigSection):
     ] = None
     """Do not recommend arms that lose more than this on retention: a fraction, or a text such as
     ``2 points``."""
-
-    def margin_on(self, scale: str) -> float:
-        """The margin of net gains that are counted on a scale, such as ``points``."""
-        return self.margin or (0.05 if scale == "shares" else 0.02)
 
     @property
     def weights(self) -> tuple[float, float]:

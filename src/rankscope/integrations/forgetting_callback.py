@@ -201,7 +201,7 @@ class ForgettingCallback(TrainerCallback):
 def _change(scored: Evaluation, base: Evaluation) -> Estimate:
     tuned, reference = (np.array([item.score for item in items]) for _, items in (scored, base))
     clusters = cluster_labels(tuple(item.subject for item in base[1]))
-    return weighted_estimate([Comparison(tuned[None], reference, clusters)], tested=False)
+    return weighted_estimate([Comparison(tuned[None], reference, clusters)])
 
 
 def live_base(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> Base:

@@ -104,7 +104,7 @@ def _check_same_trials(folder: Path, study: StudyRecords, inputs: PreparedStudy)
 def backtest_task(
     study: StudyRecords, prediction: TaskPrediction, curve: dict[int, float]
 ) -> BacktestTask:
-    task, model, margin = prediction.task, study.model, study.config.objective.margin_on("nats")
+    task, model, margin = prediction.task, study.model, study.config.objective.margin
     return BacktestTask(
         study=study.name,
         family="pocket" if study.config.model.pocket else f"{model.label}, {task}",

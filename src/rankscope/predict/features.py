@@ -73,7 +73,7 @@ def predict_tasks(
         most = max(trials, key=lambda trial: len(inputs.data.rows_of(trial).rows))
         features = features_of(inputs, base, most, ranks)
         reporter.finish()
-        evidence = Evidence(features, ranks, inputs.config.objective.margin_on("nats"), curves)
+        evidence = Evidence(features, ranks, inputs.config.objective.margin, curves)
         predicted.append(
             TaskPrediction(
                 task=task.name, ranks=ranks, features=features, predictions=predict_ranks(evidence)

@@ -158,7 +158,7 @@ def _nothing_learned(curve: ScreenCurve, chance: float | None) -> str:
     if chance is not None:
         levels.append(("guessing", np.full(best.tuned.shape[1], chance)))
     for name, level in levels:
-        estimate = weighted_estimate([Comparison(best.tuned, level, best.clusters)], tested=False)
+        estimate = weighted_estimate([Comparison(best.tuned, level, best.clusters)])
         if estimate.low is None or estimate.low <= 0:
             return f"cannot tell: no rank is shown to score above {name}"
     return ""
@@ -266,7 +266,7 @@ def fit_curve(curve: Mapping[int, Comparison]) -> _FittedLaw:
     ranks = tuple(sorted(curve))
     gains = np.array([curve[r].item_means.mean() for r in ranks])
     draws = np.stack([item_draws(curve[r]) for r in ranks], axis=1)  # (D, R)
-    seed_errors = [weighted_estimate([c], tested=False).seed_error for c in curve.values()]
+    seed_errors = [weighted_estimate([c]).seed_error for c in curve.values()]
     freedom = sum(len(c.tuned) - 1 for c in curve.values())
     if freedom:
         pooled = float(np.sqrt(np.mean([(e or 0.0) ** 2 for e in seed_errors])))

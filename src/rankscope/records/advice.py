@@ -10,24 +10,30 @@ from rankscope.records.scores import ModelScore
 FEWEST_SEEDS = 3  # With fewer, the spread between seeds is hardly known
 
 
+class ExpectedChange(Record):
+    """What the posterior expects of one number, with the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
 class ExpectedGain(Record):
     """What the posterior says of one arm, shrunk by all others; the raw scores stand beside it.
 
-    A net gain is the gain minus the forgetting, by the study's weights and on its scale; the base
-    has 0. Probabilities are shares of the draws. An arm over the limit on forgetting cannot be
-    chosen: it is best, or within the margin, with a probability of 0.
+    A net gain is the gain minus the forgetting, by the study's weights; the base has 0. One point
+    counts as 0.01 nats per token. Probabilities are shares of the draws. An arm over the limit on
+    forgetting cannot be chosen: it is best, or within the margin, with a probability of 0.
     """
 
-    net: float  # Expected net gain
-    low: float  # Ends of its 95 % interval
-    high: float
+    net: ExpectedChange
+    changes: dict[str, ExpectedChange]
+    """By task, the training task and every retention task: score minus the base's."""
+    forgetting: ExpectedChange | None = None  # Mean fall over the retention tasks
     p_better: float  # Better than the base
     p_within_margin: float  # Within the margin of the best of all arms and the base
     p_best: float
     regret: float  # Expected net gain lost against the best
-    forgetting: float | None = None  # Expected, in the retention tasks' own unit; positive = forgot
-    forgetting_low: float | None = None
-    forgetting_high: float | None = None
     p_over_limit: float | None = None  # Forgets more than the study allows; None without a limit
 
 
@@ -47,10 +53,6 @@ class ArmSummary(Record):
     score: Estimate | None  # In-domain score
     gain: Estimate | None  # In-domain score minus the base's
     forgetting: Estimate | None  # Base minus tuned, mean over retention tasks; positive = forgot
-    logprob_forgetting: Estimate | None = None
-    """Fall of the log-probability of the right answer, among the answers offered if there are any,
-    nats per token, mean over the retention tasks; positive = forgot. Nothing else shows forgetting
-    if the base is not shown to be above chance."""
     transfer: dict[str, Estimate]  # By other task: tuned minus base
     retention: dict[str, Estimate]  # By retention task: tuned minus base
     trainable_parameters: int
@@ -78,7 +80,7 @@ class ArmSummary(Record):
         """The expected net gain as an estimate; None if the arm was not scored."""
         if (of := self.expected) is None:
             return None
-        return Estimate(value=of.net, low=of.low, high=of.high, n=0, seeds=self.seeds)
+        return Estimate(**of.net.model_dump(), n=0, seeds=self.seeds)
 
     @property
     def is_lora(self) -> bool:
@@ -107,17 +109,17 @@ class ArmComparison(Record):
     kind: Literal["full", "ranks"]  # LoRA against full fine-tuning, or a rank against a smaller one
     first_label: str
     second_label: str
-    net: float  # Expected difference
-    low: float
-    high: float
-    p_better: float  # The first is better
-    p_within_margin: float  # The first is at most the margin worse
+    net: ExpectedChange  # Difference of the net gains
+    gain: ExpectedChange  # Difference of the gains on the training task alone
+    p_better: float  # The first has the higher net gain
+    p_within_margin: float  # The first is at most the margin worse, in net gain
+    p_gain_within_margin: float  # The same on the training task alone
 
 
 Decision = Literal["use", "do_not_fine_tune", "use_full", "not_decided"]
 Confidence = Literal["sure", "probable", "leaning", "none"]
-"""By the probability of being within the margin of the best: at least .95, at least .80, or less;
-``none`` if nothing was scored."""
+"""By the probability of being within the margin of the best: at least 0.95, at least 0.80, or less.
+An open check allows ``probable`` at most; ``none``: not decided."""
 SURE, PROBABLE = 0.95, 0.8
 
 
@@ -139,10 +141,20 @@ class AnswerRow(Record):
 
 
 CheckName = Literal[
-    "retention", "contamination", "answers", "learning_rate", "loss", "trials", "fit"
+    "retention",
+    "contamination",
+    "answers",
+    "items",
+    "learning_rate",
+    "ranks",
+    "loss",
+    "seeds",
+    "trials",
+    "fit",
 ]
 CheckStatus = Literal["fine", "weak", "bad"]
-"""``bad``: no probability knows of it, and it can make the answer worthless."""
+"""``weak``: open, it could change the answer. ``bad``: nothing can be decided before it is mended.
+The probabilities account for neither."""
 
 
 class TrustCheck(Record):
@@ -152,18 +164,6 @@ class TrustCheck(Record):
     status: CheckStatus
     value: str  # The fact in a few words, such as ``3 seeds``
     text: str  # What it means, one short sentence
-
-
-ScaleName = Literal["unmeasured", "points", "nats", "shares", "relative"]
-
-
-class ForgettingScale(Record):
-    """How forgetting is weighed against the gain on one training task."""
-
-    name: ScaleName
-    """``points`` and ``nats``: as both are shown; ``shares``: of the largest gain, and of what the
-    base knew; ``relative``: of the base's cross-entropy."""
-    text: str  # The rule that was used, one sentence
 
 
 class RankThatMayDo(Record):
@@ -184,10 +184,10 @@ class TaskAdvice(Record):
     base; if every arm exceeds the limit on forgetting, that the one that forgets least does. None
     if nothing was scored."""
     p_better: float | None = None  # That it is better than the base; of the closest arm otherwise
+    confidence: Confidence = "none"
     expected_regret: float | None = None  # Net gain that it is expected to lose against the best
     verdict: str  # The answer with its probability, one or two sentences
     explanation: str  # What was measured of the arm that the verdict describes
-    forgetting_scale: ForgettingScale
     ranks_that_may_do: tuple[RankThatMayDo, ...] = ()  # By rising rank, the recommended one too
     rows: tuple[AnswerRow, ...] = ()
     checks: tuple[TrustCheck, ...] = ()
@@ -207,12 +207,6 @@ class TaskAdvice(Record):
     """Of the LoRA arm of the highest expected net gain."""
     candidate_labels: tuple[str, ...] = ()
     """Of every configuration at its learning rate of the highest expected net gain."""
-
-    @property
-    def confidence(self) -> Confidence:
-        if self.decision == "not_decided" or self.p_within_margin is None:
-            return "none"
-        return confidence_of(self.p_within_margin)
 
     @property
     def findings(self) -> list[AdviceMessage]:

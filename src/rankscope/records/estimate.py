@@ -7,10 +7,6 @@ class Estimate(Record):
     value: float
     low: float | None  # Lower end of the 95 % interval; None if it cannot be estimated
     high: float | None
-    p: float | None = None  # Two-sided p value; None without a test
-    p_holm: float | None = None
-    """Holm-adjusted p within its family: the gains of all arms on all training tasks; the changes
-    of one arm on all other tasks; the comparisons of arms on all training tasks."""
     n: int  # Items
     seeds: int
     item_error: float | None = None  # Standard error due to the choice of items

@@ -80,8 +80,7 @@ def _ranks_text(advice: TaskAdvice) -> str:
 
 
 def _note(view: StudyView, task: str) -> str:
-    objective, names = view.study.config.objective, view.averaged(task)
-    scale = view.advice(task).forgetting_scale
+    objective, names = view.study.config.objective, view.retained(task)
     rows = view.study.task(task).rows
     items = " and ".join(f"{rows[s]:,} {s}" for s in ("validation", "test") if rows.get(s))
     seeds = max((arm.seeds for arm in view.arms(task)), default=0)
@@ -93,8 +92,6 @@ def _note(view: StudyView, task: str) -> str:
     ]
     if names:
         notes.append(f"Retention is the mean over {join_names(names)}; below zero was forgotten.")
-    if scale.name not in ("points", "unmeasured"):
-        notes.append(scale.text)
     return " ".join(notes)
 
 

@@ -9,11 +9,9 @@ line.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from rankscope.formatting import NATS, POINTS, SHARES, Unit, number, p_cell, percent
+from rankscope.formatting import NATS, POINTS, Unit, number, percent
 
 Cell = str | float | int | None
-_UNITS = {"accuracy": POINTS, "share": SHARES}  # By name; nats else
-P_TITLES = frozenset({"p", "p, Holm"})
 PROBABILITIES = frozenset({"P(better)", "P(within margin)", "P(best)", "P(good enough)"})
 """Titles of columns of posterior probabilities, which end at ``over 99 %``."""
 
@@ -26,8 +24,8 @@ class Column(NamedTuple):
     unit: Unit | None = None  # Its scale multiplies the values, its digits follow the point
     digits: int | None = None  # Other digits than the unit's; three significant ones without either
     unit_from: str = ""
-    """Name of the column with each row's score unit, ``accuracy`` (points), ``share`` or
-    ``log_probability`` (nats), if rows differ."""
+    """Name of the column with each row's score unit, ``accuracy`` (points) or ``log_probability``
+    (nats), if rows differ."""
     words: Mapping[str, str] | None = None  # What is shown for texts
 
     @property
@@ -58,8 +56,6 @@ def shown_rows(
 
 def number_text(value: float | None, title: str, digits: int | None = None) -> str:
     """A number in the column ``title``."""
-    if value is not None and title in P_TITLES:
-        return p_cell(value)
     if value is not None and title in PROBABILITIES:
         return percent(value)
     return number(value, digits)
@@ -72,5 +68,5 @@ def _shown(value: object, row: Mapping[str, object], column: Column) -> object:
         return (column.words or {}).get(value, value)
     unit = column.unit
     if column.unit_from:
-        unit = _UNITS.get(str(row[column.unit_from]), NATS)
+        unit = POINTS if row[column.unit_from] == "accuracy" else NATS
     return value * unit.scale if unit and isinstance(value, int | float) else value

@@ -21,7 +21,6 @@ from rankscope.formatting import (
     difference,
     interval,
     markdown_text,
-    p_cell,
     percent,
     score_text,
 )
@@ -92,7 +91,7 @@ def study_card(
         step=count(step, "optimizer step") if step is not None else "",
         steps=use[1],
         scores=[row for task in study.tasks if (row := _score_row(view, trial, summary, task))],
-        retained=view.averaged(summary.task),
+        retained=view.retained(summary.task),
         retention=_text(change, view.retention_unit(summary.task)) if change else "",
         arm=arm,
         arm_changes=_arm_changes(view, arm) if arm else [],
@@ -213,7 +212,6 @@ def _score_row(
         "this model": score_text(record.score, unit),
         "change against the base": difference(gain.value, unit) if gain else "unknown",
         "95 % interval": interval(gain, unit).removeprefix("95 % interval ") if gain else "unknown",
-        "p": p_cell(gain.p if gain else None),
         "items": f"{record.n:,}",
     }
 

@@ -29,7 +29,7 @@ def limited(view: StudyView) -> StudyView:
 def _limited_advice(advice: TaskAdvice, most: int) -> TaskAdvice:
     named = {advice.subject_label, advice.best_full_label, advice.best_lora_label}
     named |= {row.arm.label for row in advice.rows}
-    expected = {a.label: a.expected.net if a.expected else -inf for a in advice.arms}
+    expected = {a.label: a.expected.net.value if a.expected else -inf for a in advice.arms}
     best = sorted(expected, key=lambda label: (label not in named, -expected[label]))
     labels = set(best[:most])
     return advice.model_copy(

@@ -7,12 +7,10 @@ from functools import cached_property
 
 from rankscope.formatting import (
     MAX_NAME,
-    NATS,
-    POINTS,
     Unit,
     difference,
     margin_text,
-    net_unit,
+    mean_unit,
     safe_text,
     unit_of,
 )
@@ -155,14 +153,8 @@ class StudyView:
         return [name for name in self.retention_tasks if name not in trained]
 
     def retention_unit(self, task: str) -> Unit:
-        """Unit of the mean over retention tasks: points if any of them measures accuracy."""
-        units = {self.unit(name) for name in self.retained(task)}
-        return NATS if units == {NATS} else POINTS
-
-    def averaged(self, task: str) -> list[str]:
-        """Names of the retention tasks whose mean is shown: those of its unit."""
-        unit = self.retention_unit(task)
-        return [name for name in self.retained(task) if self.unit(name) == unit]
+        """Unit of the mean over retention tasks: points unless all are in nats."""
+        return mean_unit([self.study.task(name).score_unit for name in self.retained(task)])
 
     def retention_change(self, arm: ArmSummary) -> Estimate | None:
         """Measured forgetting with its sign turned: below zero is lost. Pages show retention this
@@ -171,7 +163,9 @@ class StudyView:
 
     def net_unit(self, task: str) -> Unit:
         """Unit of expected net gains and of the margin."""
-        return net_unit(self.advice(task).forgetting_scale.name, self.unit(task))
+        return (
+            self.unit(task) if self.study.config.objective.in_domain else self.retention_unit(task)
+        )
 
     def numbers(self, arm: ArmSummary) -> dict[str, tuple[Estimate | None, Unit]]:
         """What is expected and what was measured of an arm, with units: columns of every table."""
@@ -184,8 +178,7 @@ class StudyView:
 
     def margin(self, task: str) -> str:
         """``2 points``."""
-        scale = self.advice(task).forgetting_scale.name
-        return margin_text(self.study.config.objective.margin_on(scale), self.net_unit(task))
+        return margin_text(self.study.config.objective.margin, self.net_unit(task))
 
     def base(self, task: str) -> EvalRecord | None:
         """The base model on the test split of ``task``."""

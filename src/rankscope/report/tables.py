@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from rankscope.analyses.tables import TableRow
-from rankscope.formatting import CONFIDENCES, NATS, SHARES, Unit
-from rankscope.records import FAILED, ArmSummary, Estimate, ModelScore, StudyRecords
+from rankscope.formatting import CONFIDENCES, NATS, Unit
+from rankscope.records import FAILED, ArmSummary, Estimate, ExpectedChange, ModelScore, StudyRecords
 from rankscope.report.columns import Column
 from rankscope.report.figures import import_figures
 from rankscope.report.study_view import StudyView, change_on
 from rankscope.report.table_formats import table
 
-_WORDS = {"accuracy": "points", "share": SHARES.difference, "log_probability": NATS.score}
+_WORDS = {"accuracy": "points", "log_probability": NATS.score}
 STUDY_COLUMNS = {
     "lr": Column("learning rate"),
     "score": Column(unit_from="score_unit"),
@@ -34,7 +34,6 @@ STUDY_COLUMNS = {
     "difference_unit": Column("unit", words=_WORDS),
     "net_unit": Column("unit of net gain", words=_WORDS),
     "retention_unit": Column("unit of retention", words=_WORDS),
-    "p_holm": Column("p, Holm"),
     "seconds": Column("seconds a trial", digits=1),
     "tokens_per_item": Column("tokens read for an item", digits=0),
     "peak_memory_bytes": Column("peak memory, MB", Unit(1e-6, "MB", "MB", 0)),
@@ -78,7 +77,7 @@ def study_tables(view: StudyView) -> dict[str, pd.DataFrame]:
     }
 
 
-def _with_interval(name: str, estimate: Estimate | None) -> TableRow:
+def _with_interval(name: str, estimate: Estimate | ExpectedChange | None) -> TableRow:
     """An estimate as three cells: ``x``, ``x_low`` and ``x_high``."""
     value, low, high = (
         (None,) * 3 if estimate is None else (estimate.value, estimate.low, estimate.high)
@@ -87,7 +86,7 @@ def _with_interval(name: str, estimate: Estimate | None) -> TableRow:
 
 
 def _score_unit(unit: Unit) -> str:
-    return {NATS: "log_probability", SHARES: "share"}.get(unit, "accuracy")
+    return "log_probability" if unit == NATS else "accuracy"
 
 
 def columns_of(view: StudyView, *names: str) -> dict[str, Column]:
@@ -179,8 +178,6 @@ def arm_row(view: StudyView, arm: ArmSummary) -> TableRow:
         "expected_regret": of and of.regret,
         **cells["score"],
         **cells["gain"],
-        "p": arm.gain.p if arm.gain else None,
-        "p_holm": arm.gain.p_holm if arm.gain else None,
         **cells["retention_change"],
         "net_unit": _score_unit(numbers["expected_net_gain"][1]),
         "score_unit": _score_unit(numbers["score"][1]),
@@ -214,7 +211,6 @@ def _changes_table(view: StudyView) -> pd.DataFrame:
 def change_cells(change: Estimate, unit: Unit) -> TableRow:
     return {
         **_with_interval("change", change),
-        "p": change.p,
         "items": change.n,
         "seeds": change.seeds,
         "difference_unit": _score_unit(unit),
@@ -235,7 +231,6 @@ def given_table(scores: Sequence[ModelScore]) -> pd.DataFrame:
             "items": score.record.n,
             **({"without_contaminated_rows": clean and clean.score} if has_clean else {}),
             **_with_interval("change", score.change),
-            "p": score.change.p if score.change else None,
             "score_unit": score.score_unit,
         }
         for score in scores
@@ -255,21 +250,23 @@ def role_of_tested(study: StudyRecords, trained: str, tested: str) -> str:
 
 
 def _comparisons_table(view: StudyView) -> pd.DataFrame:
-    """Expected net gains: LoRA against full fine-tuning, and ranks against each other."""
+    """Expected gains, and net gains: LoRA against full fine-tuning, and ranks against others."""
     rows: list[TableRow] = [
         {
             "task": advice.task,
             "first": pair.first_label,
             "second": pair.second_label,
-            "difference": pair.net,
-            "difference_low": pair.low,
-            "difference_high": pair.high,
-            "p_better": pair.p_better,
-            "p_within_margin": pair.p_within_margin,
-            "difference_unit": _score_unit(view.net_unit(advice.task)),
+            "compared": name,
+            **_with_interval("difference", change),
+            "p_within_margin": p,
+            "difference_unit": _score_unit(unit),
         }
         for advice in view.recommendation.advice
         for pair in advice.comparisons
+        for name, change, p, unit in (
+            ("gain", pair.gain, pair.p_gain_within_margin, view.unit(advice.task)),
+            ("net gain", pair.net, pair.p_within_margin, view.net_unit(advice.task)),
+        )
     ]
     return table(rows, columns_of(view, "difference"))
 

@@ -134,8 +134,7 @@ def _expected_retention(arm: ArmSummary) -> Estimate | None:
     """Expected forgetting with its sign turned, as pages show retention."""
     if (of := arm.expected) is None or of.forgetting is None:
         return None
-    low, high = of.forgetting_low, of.forgetting_high
-    return -Estimate(value=of.forgetting, low=low, high=high, n=0, seeds=arm.seeds)
+    return -Estimate(**of.forgetting.model_dump(), n=0, seeds=arm.seeds)
 
 
 def _curve(view: StudyView, task: str) -> AtlasRow | None:
@@ -149,7 +148,7 @@ def _curve(view: StudyView, task: str) -> AtlasRow | None:
     def point(arm: ArmSummary) -> list[object]:
         of = arm.expected
         assert of is not None
-        gains = [end * unit.scale for end in (of.net, of.low, of.high)]
+        gains = [end * unit.scale for end in (of.net.value, of.net.low, of.net.high)]
         return [arm.rank, *gains, of.p_within_margin, safe_text(arm.label, MAX_NAME)]
 
     lines = [

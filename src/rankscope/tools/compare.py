@@ -11,7 +11,7 @@ from rankscope.advise.recommend import recommend
 from rankscope.analyses.tables import TableRow
 from rankscope.errors import UserError
 from rankscope.filesystem import check_outside
-from rankscope.formatting import count, difference, net_unit, safe_text, unit_of, with_interval
+from rankscope.formatting import count, difference, safe_text, unit_of, with_interval
 from rankscope.records import (
     FAILED,
     SCHEMA_VERSION,
@@ -119,7 +119,7 @@ def _compared(label: str, folder: Path, study: StudyRecords) -> _ComparedStudy:
 
 def _answer(study: StudyRecords, advice: TaskAdvice) -> TableRow:
     chosen, unit = advice.chosen, unit_of(study.task(advice.task).score_unit)
-    unit, net = net_unit(advice.forgetting_scale.name, unit), chosen and chosen.net_gain
+    net = chosen and chosen.net_gain
     fields = {"task", "decision", "verdict", "p_within_margin", "p_better"}
     return {
         **advice.model_dump(mode="json", include=fields),
@@ -279,7 +279,7 @@ def _text(value: object) -> str:
 
 MAX_ARMS = 80  # Arms drawn; all of them are in the table
 FACET_COLUMNS = {"text": Column("details")}
-_DIGITS = {"first": 2, "second": 2, "difference": 2, "p": 4, "p, Holm": 4}
+_DIGITS = {"first": 2, "second": 2, "difference": 2}
 _CAPTION = """Right of zero, the second study scored higher. Lines are 95 % intervals. A hollow \
 mark is unpaired: the studies did not score the same items in the same way."""
 
@@ -364,8 +364,6 @@ def _row(cell: ComparedCell) -> TableRow:
         **interval_cells("first", cell.first, unit),
         **interval_cells("second", cell.second, unit),
         **interval_cells("difference", change, unit),
-        "p": change.p,
-        "p, Holm": change.p_holm,
         "paired": "yes" if cell.paired else "no",
         "same models": "yes" if cell.same_models else "no",
         "items": change.n,

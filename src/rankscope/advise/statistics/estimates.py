@@ -1,4 +1,4 @@
-"""Estimates from paired scores: intervals and tests over training seeds and items.
+"""Estimates from paired scores: intervals over training seeds and items.
 
 Shapes: S trained seeds, T seeds of a second trained arm, N items, C clusters, D bootstrap draws.
 Scores are per-item primary scores (1 right, 0 wrong, or nats per token), always of models on the
@@ -12,7 +12,7 @@ three seeds (docs/findings, simulated studies)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, hypot, log, sqrt
+from math import hypot, sqrt
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,6 @@ import numpy.typing as npt
 from scipy import special
 
 from rankscope.advise.statistics.resampling import ScoreArray, quantiles, resampled_means
-from rankscope.advise.statistics.significance import mcnemar_exact, sign_flip
 from rankscope.errors import UserError
 from rankscope.records import Estimate
 
@@ -33,11 +32,10 @@ If all of it were subtracted, two seeds that are close by chance would count as 
 their interval would cover the truth in only two of three studies. Subtracting less would cover
 better if seeds differ, but widen intervals by half if they do not (docs/findings, simulated
 studies)."""
-SMALLEST_P = 1e-20  # Smallest p value that is computed from an interval
 
 
 def unpaired_difference(first: Estimate, second: Estimate) -> Estimate:
-    """``first`` minus ``second`` for two different samples of items, without a test.
+    """``first`` minus ``second`` for two different samples of items.
 
     Interval by MOVER from the two separate intervals (Zou & Donner 2008): the squared distances
     that make the difference smaller add up to the squared distance of its lower end. Conservative
@@ -93,13 +91,6 @@ class Comparison:
         # The mean of equal floats may differ from them in the last digits; that counts as zero.
         sizes = np.maximum(np.abs(self.tuned).max(axis=0), np.abs(others).max(axis=0))
         return np.where(np.abs(change) <= TINY * sizes, 0.0, change)
-
-    @property
-    def is_one_pair(self) -> bool:
-        """Whether it is two models on independent right-or-wrong items."""
-        if self.reference is None or self.clusters is not None or not self.is_right_or_wrong:
-            return False
-        return len(self.tuned) == len(np.atleast_2d(self.reference)) == 1
 
     @property
     def is_right_or_wrong(self) -> bool:
@@ -171,17 +162,12 @@ def item_draws(comparison: Comparison) -> ScoreArray:
 def weighted_estimate(
     comparisons: Sequence[Comparison],
     weights: Sequence[float] | None = None,
-    tested: bool = True,
 ) -> Estimate:
     """Sum over tasks of weight times difference; by default their mean.
 
     Row s of every task must be the same trained model. Items with the same cluster label are
-    resampled together. With one seed the interval refers to that trained model. Interval and p are
+    resampled together. With one seed the interval refers to that trained model. The interval is
     None if N < 2. Raises UserError without tasks, or if their numbers of seeds differ.
-
-    p: exact McNemar for one seed of independent right-or-wrong items of one task; otherwise the
-    larger of the interval's p (the level at which it ends at zero), which includes the spread
-    between seeds, and that of ``sign_flip`` on item means, which is safe for small samples.
     """
     if not comparisons:
         raise UserError("weighted_estimate", "no task", "one or more")
@@ -196,16 +182,12 @@ def weighted_estimate(
         return Estimate(value=value, low=None, high=None, n=n, seeds=seeds)
     items, between = _item_share(tasks), _seed_shares(tasks)
     low, high = _interval(tasks, items, between, value)
-    p = _p_value(tasks, (items, *between), value) if tested else None
-    if p is not None and p < 1 - INTERVAL_LEVEL and low is not None and high is not None:
-        p = _p_beside_interval(p, items, between, value, low if value > 0 else high)
     unknown = items.variance == 0 and low is None
     seed_error = sqrt(sum(s.variance for s in between)) if seeds > 1 else None
     return Estimate(
         value=value,
         low=low,
         high=high,
-        p=p,
         n=n,
         seeds=seeds,
         item_error=None if unknown else sqrt(items.variance),
@@ -220,7 +202,7 @@ def simultaneous_estimates(groups: Sequence[Comparison]) -> list[Estimate]:
     looking at all of them. The variance between seeds is pooled over the groups, with G (S - 1)
     degrees of freedom: the few seeds of one group do not show how far they can stray. Right or
     wrong items get one more on each side [Agresti 2005], as those of a small group may all agree
-    by chance. Values and p are those of ``weighted_estimate``.
+    by chance. Values are those of ``weighted_estimate``.
     """
     wide = [_Weighed.of(_one_more_each_way(group), 1.0) for group in groups]
     shares = [share for group in wide for share in _seed_shares([group])]
@@ -321,50 +303,3 @@ def _interval(
     # Accuracies and their differences have a bounded range.
     lowest = 0.0 if all(t.comparison.reference is None for t in tasks) else -widest
     return max(lowest, low), min(widest, high)
-
-
-def _p_value(tasks: Sequence[_Weighed], shares: tuple[_Share, ...], value: float) -> float:
-    if len(tasks) == 1 and tasks[0].comparison.is_one_pair:
-        difference = tasks[0].sums  # independent items: one difference each
-        return mcnemar_exact(int((difference > 0).sum()), int((difference < 0).sum()))
-    parts = [t.weight * t.sums / t.n for t in tasks]
-    return max(_p_of_interval(shares, value), sign_flip(np.concatenate(parts)))
-
-
-def _p_of_interval(shares: tuple[_Share, ...], value: float) -> float:
-    """The alpha at which the half-width equals the distance from zero; 0 if nothing varies."""
-    if value == 0:
-        return 1.0
-    varying = [s for s in shares if s.variance > 0]
-    if not varying:
-        return 0.0
-    if len(varying) == 1:
-        only = varying[0]
-        return 2 * float(special.stdtr(only.freedom, -abs(value) / sqrt(only.variance)))
-
-    def beyond(log_alpha: float) -> float:
-        return sum(s.half_width(exp(log_alpha)) ** 2 for s in varying) - value**2
-
-    if beyond(log(SMALLEST_P)) <= 0:
-        return SMALLEST_P
-    if beyond(0.0) >= 0:  # a difference that is rounding alone
-        return 1.0
-    # Here, because every run and check imports this module and none of them needs a root.
-    from scipy.optimize import brentq
-
-    return exp(float(brentq(beyond, log(SMALLEST_P), 0.0, xtol=1e-4)))
-
-
-def _p_beside_interval(
-    p: float, items: _Share, between: list[_Share], value: float, end: float
-) -> float:
-    """``p``, which counts both sides alike, or that of the interval's side toward zero if it ends
-    beyond zero: a skewed bootstrap reaches further there, and a p below .05 must not stand beside
-    an interval that holds zero."""
-    if end * value > 0:
-        return p
-    alpha = 1 - INTERVAL_LEVEL
-    seeds = sum(s.half_width(alpha) ** 2 for s in between)
-    one_sd = _Share(1.0, items.freedom).half_width(alpha)
-    side = _Share(((value - end) ** 2 - seeds) / one_sd**2, items.freedom)
-    return max(p, alpha, _p_of_interval((side, *between), value))

@@ -1,9 +1,7 @@
 """Scores of several models on the same items, matched by item id, with their clusters."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,18 +10,13 @@ from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.records import BASE, Estimate, ItemScores, Split, StudyRecords, TrialRecords
 
-ScoreKind = Literal["score", "gold_logprob"]
-"""What is compared of an item: its primary score, or the right answer's log p per token, as
-``records.gold_logprobs_per_token`` defines it."""
-FEWEST_CLUSTERS = 10
-"""With fewer subjects or passages, they are the task itself rather than a sample."""
+FEWEST_CLUSTERS = 2
 
 
 def compared_scores(
     study: StudyRecords,
     trials: Sequence[TrialRecords],
     task: str,
-    measure: ScoreKind = "score",
     split: Split = "test",
 ) -> Comparison | None:
     """Scores of trials (S, N) and of the base (N,), on the items that all of them answered.
@@ -31,7 +24,7 @@ def compared_scores(
     None if one side or all common items are missing. Items with a non-finite score of any model are
     dropped.
     """
-    rows, base = (stored_scores(study, t, task, split, measure) for t in (trials, None))
+    rows, base = (stored_scores(study, t, task, split) for t in (trials, None))
     return align_scores(rows, base, trained=False)
 
 
@@ -39,9 +32,9 @@ def compared_scores(
 def cluster_labels(subjects: tuple[str | None, ...]) -> npt.NDArray[np.intp] | None:
     """Cluster label of every item, (N,); None if items are independent.
 
-    Subjects (or passages, if the data set records them as subjects) are clusters if there are at
-    least ``FEWEST_CLUSTERS``: standard errors from fewer clusters are unreliable (Cameron & Miller
-    2015). An item without a subject is a cluster of its own.
+    Subjects (or passages, if the data set records them as subjects) are clusters: their items may
+    depend on each other, and others could have been asked. Few of them make a wide interval by
+    Student's t. An item without a subject is a cluster of its own.
     """
     named = len({s for s in subjects if s is not None})
     if not FEWEST_CLUSTERS <= named < len(subjects):
@@ -60,21 +53,17 @@ def stored_scores(
     trials: Sequence[TrialRecords] | None,
     task: str,
     split: Split,
-    measure: ScoreKind = "score",
 ) -> list[ItemScores]:
     """Item scores of the trials that have them; of the base if ``trials`` is None."""
     models = [BASE] if trials is None else [t.spec.trial_id for t in trials]
-    return scores_of_models(study, models, task, split, measure)
+    return scores_of_models(study, models, task, split)
 
 
 def scores_of_models(
-    study: StudyRecords, models: Sequence[str], task: str, split: Split, measure: ScoreKind
+    study: StudyRecords, models: Sequence[str], task: str, split: Split
 ) -> list[ItemScores]:
     """Item scores of the models that have them; a model is the base, a trial or a variant."""
-    found = [s for model in models if (s := study.items.get((model, task, split)))]
-    if measure == "score":
-        return found
-    return [replace(s, scores=s.gold_logprobs) for s in found]
+    return [s for model in models if (s := study.items.get((model, task, split)))]
 
 
 def align_scores(
@@ -94,7 +83,7 @@ def align_scores(
 def mean_estimate(models: Sequence[ItemScores]) -> Estimate | None:
     """Mean score over models and items; None without common items."""
     scores = align_scores(models, None, trained=False)
-    return None if scores is None else weighted_estimate([scores], tested=False)
+    return None if scores is None else weighted_estimate([scores])
 
 
 def _aligned(models: Sequence[ItemScores]) -> tuple[ScoreArray, tuple[str | None, ...]]:

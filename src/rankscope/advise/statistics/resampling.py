@@ -54,19 +54,6 @@ def _kept_weights(units: int, seed: int) -> npt.NDArray[np.float32]:
     return counted.reshape(NUM_DRAWS, units).astype(np.float32)
 
 
-def kept_signs(units: int, seed: int) -> npt.NDArray[np.float32]:
-    """Random signs, (N, D), for ``units`` <= ``MOST_KEPT``: the first rows of one table."""
-    return _table_of_signs(max(64, 1 << (units - 1).bit_length()), seed)[:units]
-
-
-@lru_cache(maxsize=8)
-def _table_of_signs(units: int, seed: int) -> npt.NDArray[np.float32]:
-    """The table for all numbers of units up to a power of two, at most 16 MB."""
-    rng = np.random.default_rng([seed, 2])
-    signs = 2 * rng.integers(2, size=(units, NUM_DRAWS), dtype=np.int8) - 1
-    return signs.astype(np.float32)
-
-
 def quantiles(draws: ScoreArray, shares: Sequence[float]) -> list[float]:
     """Quantiles of ``draws`` (D,) with linear interpolation, cheaper than NumPy's."""
     ordered, last = np.sort(draws), len(draws) - 1

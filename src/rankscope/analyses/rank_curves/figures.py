@@ -74,7 +74,7 @@ def area_under(
         ]
         reference = arms[1] if len(arms) > 1 else aligned.reference if other == BASE else None
         comparisons.append(Comparison(arms[0], reference, aligned.clusters))
-    return weighted_estimate(comparisons, tested=False) if comparisons else None
+    return weighted_estimate(comparisons) if comparisons else None
 
 
 @register("ranks", 20)

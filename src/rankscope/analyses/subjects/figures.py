@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from rankscope.advise.arms import adjusted_within_family, trials_by_arm
+from rankscope.advise.arms import trials_by_arm
 from rankscope.advise.statistics.estimates import simultaneous_estimates
 from rankscope.advise.statistics.matching import align_scores, stored_scores
 from rankscope.formatting import count, with_interval
@@ -59,10 +59,8 @@ def subject_changes(study: StudyRecords, advice: TaskAdvice) -> SubjectChanges:
     arms = [arm for arm in trials_by_arm(study.trials).values() if arm[0].spec.task == advice.task]
     for arm in [arm for arm in arms if arm[0].spec.arm_label in labels][:MOST_ARMS]:
         for task in tested:
-            found = _changes_on(study, arm, task)
-            adjusted = adjusted_within_family(list(found.values()))
-            keys = [(arm[0].spec.arm_label, task, subject) for subject in found]
-            changes |= zip(keys, adjusted, strict=True)
+            for subject, change in _changes_on(study, arm, task).items():
+                changes[arm[0].spec.arm_label, task, subject] = change
     return changes
 
 
@@ -104,7 +102,6 @@ def _table(view: StudyView, by_task: Mapping[str, SubjectChanges]) -> pd.DataFra
     rows = [
         {"trained_on": task, "arm": label, "tested_on": tested, "subject": subject}
         | change_cells(change, view.unit(tested))
-        | {"p_holm": change.p_holm}
         for task, changes in by_task.items()
         for (label, tested, subject), change in changes.items()
     ]

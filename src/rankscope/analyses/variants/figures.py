@@ -33,7 +33,6 @@ _SCALED_CAPTION = """Each line is one arm, the mean over its seeds, from the unt
 trained model (the large mark): its whole update times 0 to 1, without further training. Right is \
 learned more, up is retained more. A mitigation is worth its trouble if its mark is above the \
 line of the arm without it."""
-LEVEL = 0.05
 _MITIGATION_CAPTION = """How much more each mitigation retains than the same arm without it, \
 scaled down until both have the same in-domain score. Right of zero it retains more than scaling, \
 which is free. Bars are 95 % intervals over seeds and items, each on its own; a hollow mark has \
@@ -133,7 +132,6 @@ def comparisons_figure(
             retained: -c.forgetting * scale,
             "retention change of the plain arm at that gain": -c.baseline * scale,
             **interval_cells("difference", -c.difference, lost),
-            "p, Holm": c.difference.p_holm,
             "seeds": c.difference.seeds,
             "seeds that learned more than the plain arm": c.beyond,
         }
@@ -141,7 +139,7 @@ def comparisons_figure(
     ]
     titles = [title for title in rows[0] if "retention" in title or title == "difference"]
     digits = dict.fromkeys(titles, lost.digits + 1) | {gain: view.unit(task).digits + 1}
-    frame = table_from_rows(rows, digits | {"p, Holm": 3})
+    frame = table_from_rows(rows, digits)
     return Figure(
         key=view.key("mitigation", task),
         title=f"Mitigations at an equal score, {task}",
@@ -163,18 +161,18 @@ def comparisons_figure(
 def _comparisons_finding(
     view: StudyView, task: str, compared: Sequence[MitigationComparison]
 ) -> str:
-    tested = [c for c in compared if c.difference.p_holm is not None]
+    tested = [c for c in compared if c.difference.low is not None]
     if not tested:
         return (
             f"{count(len(compared), 'comparison')} over fewer than three seeds: the "
             "spread between seeds is unknown, so none shows which is better. Add seeds."
         )
-    significant = [c for c in tested if (c.difference.p_holm or 0.0) < LEVEL]
+    significant = [c for c in tested if c.difference.is_clear_of_zero]
     better = [c for c in significant if c.difference.value < 0]
-    text = f"Of {count(len(tested), 'comparison')} tested together (Holm, 5 %), "
+    text = f"Of {count(len(tested), 'comparison')} with an interval, "
     if not significant:
-        return text + "none is significant: treat the differences as hints."
-    text += f"significantly better: {len(better)}, worse: {len(significant) - len(better)}."
+        return text + "none excludes 0: treat the differences as hints."
+    text += f"{len(better)} are better and {len(significant) - len(better)} worse."
     if better:
         first = min(better, key=lambda c: c.difference.value)
         more = amount(first.difference.value, view.retention_unit(task))

@@ -10,8 +10,7 @@ dropping the seed would select by the result.
 The baseline's scores are the same mixture of the scores at two strengths, item by item, so a
 difference gets an interval over seeds and items like any other (``statistics/``). The gain is
 itself measured on items: an error d in it moves the difference by the slope of the curve times d,
-so the in-domain items enter with that weight (delta method). All comparisons of a training task
-form one Holm family."""
+so the in-domain items enter with that weight (delta method)."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -19,11 +18,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rankscope.advise.arms import adjusted_within_family, trials_by_arm
+from rankscope.advise.arms import trials_by_arm
 from rankscope.advise.evidence import Part
-from rankscope.advise.retention import net_scale, retention_tasks
+from rankscope.advise.retention import net_parts, retention_tasks
 from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
-from rankscope.advise.statistics.matching import ScoreKind, align_scores, scores_of_models
+from rankscope.advise.statistics.matching import align_scores, scores_of_models
 from rankscope.records import (
     BASE,
     FEWEST_SEEDS,
@@ -65,8 +64,7 @@ class MitigationComparison(NamedTuple):
     forgetting: float
     baseline: float  # Forgetting of the plain arm scaled to the same gain, interpolated
     difference: Estimate
-    """Forgetting minus baseline; negative is better than scaling. No interval and p below three
-    seeds; ``p_holm`` over all comparisons of the training task."""
+    """Forgetting minus baseline; negative is better than scaling. No interval below three seeds."""
     beyond: int
     """Seeds whose gain the plain arm reaches at no strength. Their baseline is its forgetting at
     its largest gain, which favors the plain arm."""
@@ -84,7 +82,7 @@ def scaling_curves(
     if not strengths:
         return curves
     arms = [arm for arm in trials_by_arm(study.trials).values() if arm[0].spec.task == task]
-    parts = net_scale(study, task, arms).parts
+    parts = [part for part in net_parts(study, task) if part.weight]
     for arm in arms:
         for kind in SCALED:
             found = [_scaling_curve(study, strengths, t.spec, kind) for t in finished_trials(arm)]
@@ -147,17 +145,15 @@ def _gain_and_forgetting(study: StudyRecords, task: str, model: str) -> tuple[fl
 
 
 def _net_gain(study: StudyRecords, parts: Sequence[Part], model: str) -> float:
-    """By the study's weights and scale, on the validation split; minus infinity without a score."""
-    changes = [_change(study, model, p.task, "validation", p.measure) for p in parts]
+    """By the study's weights, on the validation split; minus infinity without a score."""
+    changes = [_change(study, model, p.task, "validation") for p in parts]
     known = [p.weight * c for p, c in zip(parts, changes, strict=True) if c is not None]
     return sum(known) if len(known) == len(parts) else -np.inf
 
 
-def _change(
-    study: StudyRecords, model: str, task: str, split: Split, measure: ScoreKind = "score"
-) -> float | None:
+def _change(study: StudyRecords, model: str, task: str, split: Split) -> float | None:
     """Mean score minus the base's on their common items; None without any."""
-    base, tuned = (scores_of_models(study, [m], task, split, measure) for m in (BASE, model))
+    base, tuned = (scores_of_models(study, [m], task, split) for m in (BASE, model))
     pair = align_scores(tuned, base, trained=False)
     return None if pair is None else float(pair.item_means.mean())
 
@@ -183,9 +179,7 @@ def compare_mitigations(study: StudyRecords, task: str) -> list[MitigationCompar
                 of_kind = by_label.setdefault(f"{label} {variant.of('')[1:]}", [])
                 of_kind.append((variant.of(spec.trial_id), spec))
     compared = [_comparison(study, strengths, label, pairs) for label, pairs in by_label.items()]
-    known = [c for c in compared if c is not None]
-    adjusted = adjusted_within_family([c.difference for c in known])
-    return [c._replace(difference=d) for c, d in zip(known, adjusted, strict=True)]
+    return [c for c in compared if c is not None]
 
 
 def _is_mitigated(trial: TrialRecords) -> bool:
@@ -258,7 +252,7 @@ def _difference_over_seeds(
 ) -> Estimate:
     """Mean difference over seeds and retention tasks on the test split.
 
-    Interval and p are None with fewer than ``FEWEST_SEEDS`` seeds, or if neither seeds nor items
+    The interval is None with fewer than ``FEWEST_SEEDS`` seeds, or if neither seeds nor items
     vary.
     """
     retained = [t.name for t in retention_tasks(study, task)]
@@ -288,7 +282,7 @@ def _task_difference(
     crossings = [crossing for _, crossing in matches]
     models = [found for found, _ in matches]
     models += [c.first for c in crossings] + [c.second for c in crossings]
-    scores = scores_of_models(study, [name for name, _, _ in models], task, "test", "score")
+    scores = scores_of_models(study, [name for name, _, _ in models], task, "test")
     aligned = align_scores(scores, None, trained=False) if len(scores) == len(models) else None
     if aligned is None:
         return None

@@ -12,7 +12,6 @@ from rankscope.cli.terminal import note_lines
 from rankscope.formatting import (
     CONFIDENCES,
     join_names,
-    p_cell,
     plus_minus,
     signed,
     terminal_text,
@@ -81,10 +80,6 @@ def meaning(pair: StudyPair) -> list[str]:
     if not pair.cells:
         return []
     parts = ["accuracies in %, differences in points: second minus first, 95 % intervals"]
-    if any(cell.paired and cell.arm for cell in pair.cells):
-        parts.append("p of arms is adjusted over all paired arms and tasks (Holm)")
-    if any(cell.difference.p is not None and cell.arm is None for cell in pair.cells):
-        parts.append("p of the bases is not adjusted")
     if any(not cell.paired for cell in pair.cells):
         parts.append("* other items, so not paired")
     return ["; ".join(parts)]
@@ -99,14 +94,11 @@ def _arms(task: str | None, cells: Sequence[ComparedCell]) -> Table:
             "first": plus_minus(cell.first, unit_of(cell.score_unit)),
             "second": plus_minus(cell.second, unit_of(cell.score_unit)),
             "difference": _difference(cell),
-            "p": p_cell(
-                cell.difference.p if cell.difference.p_holm is None else cell.difference.p_holm
-            ),
         }
         for cell in cells
     ]
     title = "bases, untuned" if task is None else f"trained on {task}"
-    numbers = ("first", "second", "difference", "p")
+    numbers = ("first", "second", "difference")
     return terminal_table(rows, title, right=numbers, sections=("arm",))
 
 

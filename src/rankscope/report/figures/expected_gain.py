@@ -41,7 +41,7 @@ def draw_expected_gain(view: StudyView, task: str) -> Figure | None:
     references = [Reference("base", 0.0)]
     prompts = [row.arm.expected for row in view.advice(task).rows if "prompt" in row.roles]
     for of in filter(None, prompts):
-        net, low, high = (unit.scale * end for end in (of.net, of.low, of.high))
+        net, low, high = (unit.scale * end for end in (of.net.value, of.net.low, of.net.high))
         references.append(Reference("prompt", net, low, high, dash="dash"))
     plot = rank_plot(axis, [Panel(frame, gain, references, words)], names)
     return Figure(

@@ -155,7 +155,7 @@ def _change(view: StudyView, point: CurvePoint) -> float | None:
 
 
 def _retention(view: StudyView, task: str, points: dict[str, CurvePoint]) -> list[float] | None:
-    """Tuned minus base on the retention tasks of the averaged unit; None if one is missing."""
-    averaged = view.averaged(task)
-    changes = [_change(view, points[name]) if name in points else None for name in averaged]
+    """Tuned minus base on the retention tasks; None if one is missing."""
+    retained = view.retained(task)
+    changes = [_change(view, points[name]) if name in points else None for name in retained]
     return None if None in changes else [change for change in changes if change is not None]

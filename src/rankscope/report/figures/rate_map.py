@@ -96,7 +96,7 @@ def finding(variants: Mapping[str, Sequence[ArmSummary]]) -> str:
             if arm.rank is not None:
                 tried[arm.rank].add(arm.lr)
                 if arm.expected is not None:
-                    gains[arm.rank][arm.lr] = arm.expected.net
+                    gains[arm.rank][arm.lr] = arm.expected.net.value
         best = {rank: max(g, key=g.__getitem__) for rank, g in sorted(gains.items()) if len(g) > 1}
         of = f" of {name}" if name and len(variants) > 1 else ""
         if best:
