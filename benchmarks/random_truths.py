@@ -1,9 +1,10 @@
-"""Studies drawn from random truths that the advice knows nothing of, by kind.
+"""Studies are drawn here from random truths that the advice knows nothing of, by kind.
 
-Items have a difficulty and a discrimination each (2PL); seeds are apart by Student's t of 3;
-ability gains and losses over the rank follow random parabolas. The truth of an arm is the mean over
-seeds and items that were not drawn. A model that hardly trained (low rates, few rows) answers as
-the base does, item by item.
+Each item has a difficulty and a discrimination (2PL). Seeds lie apart by Student's t of 3. Ability
+gains and losses over the rank follow random parabolas. The true net gain of an arm is the change of
+its training task minus the mean fall of its retention tasks: 0.01 of accuracy counts as much as
+0.01 nats. It is a mean over seeds, items and passages that were not drawn. A model that hardly
+trained (low rates, few rows) answers as the base does, item by item.
 """
 
 import sys
@@ -16,20 +17,26 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fixtures"))
 
-from synthetic_study import Truth, synthetic_study, with_specs
+from synthetic_study import Truth, synthetic_study, with_objective, with_specs, with_tasks
 
-from rankscope.advise.arms import trials_by_arm
-from rankscope.advise.retention import net_scale
-from rankscope.records import BASE, StudyRecords, TrialSpec
+from rankscope.config.objective import ObjectiveConfig
+from rankscope.records import BASE, EvalKey, ItemScores, StudyRecords, TrialSpec
 
 Array = np.ndarray
 SEEDS_OF_TRUTH = stats.t(3).ppf((np.arange(80) + 0.5) / 80)[:, None]
 ITEMS_OF_TRUTH = 4000
+_ORDER = np.random.default_rng(0).permutation
+PASSAGES_APART = 0.4  # Standard deviation between the passages of a change, in logits
+PASSAGES_OF_TRUTH = PASSAGES_APART * stats.norm.ppf(
+    _ORDER((np.arange(ITEMS_OF_TRUTH) + 0.5) / ITEMS_OF_TRUTH)
+)
+MOST_LEFT = 0.3  # Share of its gain that a collapsed seed has, at the most
+LEFT_OF_TRUTH = MOST_LEFT * _ORDER((np.arange(80) + 0.5) / 80)[:, None]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What studies of one kind are drawn from."""
+    """The distributions that studies of one kind are drawn from."""
 
     name: str
     seeds: tuple[int, int] = (1, 5)  # Fewest and most
@@ -38,14 +45,18 @@ class Kind:
     lrs: tuple[float, ...] = (1e-3,)
     alphas: tuple[float, ...] = ()  # Each with as many of the rates, in turn; else 2 r
     tasks: tuple[str, ...] = ("med",)
+    retention: tuple[str, ...] = ("general",)
+    retained: int = 0  # Items of a split of each retention task; 0: as many as of the others
+    passages: int = 0  # They share out the items of every task, and their changes differ
     gain: tuple[float, float] = (0.4, 0.5)  # Mean and standard deviation of the largest, in logits
     loss: float = 0.25  # Standard deviation of the largest
     eaten: bool = False  # The loss is about as large as the gain
     unequal: bool = False  # Seeds of some arms are further apart than those of others
     rough: bool = False  # Ranks are not smooth
     nats: bool = False
-    shares: bool = False  # Nats that are weighed as shares, as they are by default
+    keeps_points: bool = False  # Retention is right or wrong although the gain is in nats
     failed: bool = False  # One seed of one arm failed
+    collapses: float = 0.0  # Probability that a seed loses most of its gain
     hardly: bool = False  # Low rates hardly train
 
 
@@ -64,9 +75,9 @@ KINDS = (
     Kind("two training tasks", tasks=("med", "law")),
     Kind("a failed seed", failed=True, seeds=(2, 5)),
     Kind("300 items, 3 seeds", items=(300, 300), seeds=(3, 3)),
-    Kind("shares", nats=True, shares=True),
+    Kind("nats, once more", nats=True),
     Kind("rates that hardly train", lrs=(1e-5, 1e-4, 1e-3), hardly=True),
-    Kind("the same, in shares", lrs=(1e-5, 1e-4, 1e-3), hardly=True, nats=True, shares=True),
+    Kind("the same, in nats", lrs=(1e-5, 1e-4, 1e-3), hardly=True, nats=True),
     Kind(
         "ranks, alphas and rates",
         seeds=(1, 2),
@@ -74,8 +85,14 @@ KINDS = (
         lrs=(1e-3, 2e-3, 4e-3, 4e-4, 8e-4, 1.6e-3, 1.6e-4, 3.2e-4, 6.4e-4),
         alphas=(16, 64, 256),
         nats=True,
-        shares=True,
     ),
+    Kind("30 retention items", retained=30),
+    Kind("100 retention items", retained=100),
+    Kind("four retention tasks", retention=("general", "facts", "sums", "code"), retained=100),
+    Kind("nats and points mixed", nats=True, keeps_points=True),
+    Kind("8 passages", gain=(0.2, 0.3), passages=8),
+    Kind("seeds that collapse", seeds=(2, 5), gain=(0.8, 0.4), collapses=0.15),
+    Kind("one alpha for all ranks", lrs=(3e-4, 9e-4, 2.7e-3), alphas=(32,)),
 )
 BY_NAME = {kind.name: kind for kind in KINDS}
 
@@ -89,7 +106,10 @@ def _frame(kind: Kind, seeds: int, items: int) -> StudyRecords:
         full_lrs=tuple(lr / 2 for lr in kind.lrs),
         tasks=kind.tasks,
         seeds=tuple(range(seeds)),
+        retention=kind.retention,
         num_items=items // 2,
+        items_of=dict.fromkeys(kind.retention, kind.retained or items // 2),
+        subjects=kind.passages or 1,
         cross=(),
         failed=failed,
         metric="log_probability" if kind.nats else "accuracy",
@@ -100,84 +120,109 @@ def _frame(kind: Kind, seeds: int, items: int) -> StudyRecords:
             zip(kind.lrs, np.repeat(kind.alphas, len(kind.lrs) // len(kind.alphas)), strict=True)
         )
         frame = with_specs(frame, lambda s: {"alpha": float(of_rate[s.lr])} if s.rank else {})
-    if not kind.nats or kind.shares:
-        return frame
-    # As text: every task in nats, so gain and forgetting have one unit, and are not shares.
-    objective = frame.config.objective.model_copy(update=_own_unit())
-    config = frame.config.model_copy(update={"objective": objective})
-    return replace(frame, config=config)
-
-
-def _own_unit() -> dict[str, str]:
-    """Weigh nats against nats: the truth of a draw is a difference of nats."""
-    from rankscope.config.objective import ObjectiveConfig
-
-    return {"scale": "nats"} if "scale" in ObjectiveConfig.model_fields else {}
+    if kind.keeps_points:
+        points = {"metric": "acc", "score_unit": "accuracy", "chance": 0.25}
+        frame = with_tasks(frame, **dict.fromkeys(kind.retention, points))
+    # Where nats are weighed as shares of a gain by default, the truths here need them as they are.
+    has_scale = kind.nats and "scale" in ObjectiveConfig.model_fields
+    return with_objective(frame, scale="nats") if has_scale else frame
 
 
 @dataclass
 class RandomTruth:
-    """A study, and the true net gain of its arms by training task and label."""
+    """A study that was drawn, with the true net gain of its arms by training task and label."""
 
     study: StudyRecords
     net: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def draw(kind: Kind, seed: int) -> RandomTruth:
-    """A study of one kind; equal arguments give equal records."""
-    rng = np.random.default_rng([seed, KINDS.index(kind), 4])
+    """Draw a study of one kind; equal arguments give equal records."""
+    rng = np.random.default_rng([seed, list(BY_NAME).index(kind.name), 4])
     seeds, items = (int(rng.integers(low, high + 1)) for low, high in (kind.seeds, kind.items))
     frame = _frame(kind, seeds, items // 2 * 2)
     drawn = RandomTruth(frame)
     specs = {trial.spec.trial_id: trial.spec for trial in frame.trials}
-    found = dict(frame.items)
-    mean = _mean_log_probability if kind.nats else _accuracy
-    bases = {name: rng.normal(0, 0.5) for name in (*kind.tasks, "general")}
+    names = (*kind.tasks, *kind.retention)
+    in_nats = {n: kind.nats and not (kind.keeps_points and n in kind.retention) for n in names}
+    bases = {name: rng.normal(0, 0.5) for name in names}
     tests = {name: (rng.normal(0, 1.2, ITEMS_OF_TRUTH), rng.lognormal(0, 0.3, ITEMS_OF_TRUTH))
-             for name in bases}  # fmt: skip
+             for name in names}  # fmt: skip
+    of_passages = PASSAGES_OF_TRUTH if kind.passages else 0.0
+
+    def mean(name: str, change: Array, of_items: Array | float) -> float:
+        """The mean score of models whose ability on a task changed, by seed and by item."""
+        difficulty, slope = tests[name]
+        logits = slope * (bases[name] + change + of_items - difficulty)
+        return float((-np.log1p(np.exp(-logits)) if in_nats[name] else _sigmoid(logits)).mean())
+
     abilities: dict[tuple[str, str], float] = {}
-    changed: dict[str, dict[str, dict[str, float]]] = {}
     for task in kind.tasks:
         spread = rng.uniform(0.02, 0.15)
         gain = rng.normal(*kind.gain)
-        loss = abs(rng.normal(0, kind.loss))
+        losses = [abs(rng.normal(0, kind.loss)) for _ in kind.retention]
         if kind.eaten:
             gain = abs(gain)
-            loss = gain * rng.uniform(0.7, 1.3)
+            losses = [gain * rng.uniform(0.7, 1.3) for _ in losses]
         of_task = [spec for spec in specs.values() if spec.task == task]
         arms = {spec.arm_label: spec for spec in of_task}
-        changes = {
-            task: _changes(kind, arms, gain, rng),
-            "general": {k: -v for k, v in _changes(kind, arms, loss, rng).items()},
-        }
+        changes = {task: _changes(kind, arms, gain, rng)}
+        for name, loss in zip(kind.retention, losses, strict=True):
+            changes[name] = {k: -v for k, v in _changes(kind, arms, loss, rng).items()}
         own = {k: spread * (rng.lognormal(0, 0.7) if kind.unequal else 1.0) for k in arms}
         if kind.hardly:
             own = {label: spread * _trained(spec) for label, spec in arms.items()}
         for spec in of_task:
-            for name, change in changes.items():
+            collapsed = kind.collapses and rng.uniform() < kind.collapses
+            for name, of_arms in changes.items():
+                change = of_arms[spec.arm_label]
+                if collapsed and name == task and change > 0:
+                    change *= rng.uniform(0, MOST_LEFT)
                 deviation = own[spec.arm_label] * rng.standard_t(3)
-                abilities[spec.trial_id, name] = bases[name] + change[spec.arm_label] + deviation
-        drawn.net[task], changed[task] = {}, {}
+                abilities[spec.trial_id, name] = bases[name] + change + deviation
+        drawn.net[task] = {}
         for label in arms:
-            kept = {
-                name: mean(bases[name] + change[label] + own[label] * SEEDS_OF_TRUTH, *tests[name])
-                - mean(np.array([[bases[name]]]), *tests[name])
-                for name, change in changes.items()
-            }
+            net = 0.0
+            for name, of_arms in changes.items():
+                change, apart = of_arms[label], own[label] * SEEDS_OF_TRUTH
+                score = mean(name, change + apart, of_passages)
+                if kind.collapses and name == task and change > 0:
+                    collapsed_score = mean(name, change * LEFT_OF_TRUTH + apart, of_passages)
+                    score += kind.collapses * (collapsed_score - score)
+                share = 1.0 if name == task else 1 / len(kind.retention)
+                net += share * (score - mean(name, np.zeros((1, 1)), 0.0))
             # A trial that failed counts as no gain.
             ended = [t.status == "done" for t in frame.trials if t.spec.arm_label == label]
-            drawn.net[task][label] = sum(kept.values()) * float(np.mean(ended))
-            changed[task][label] = kept
-    for name in bases:
+            drawn.net[task][label] = net * float(np.mean(ended))
+    drawn.study = replace(frame, items=_answers(kind, frame, bases, abilities, in_nats, rng))
+    return drawn
+
+
+def _answers(
+    kind: Kind,
+    frame: StudyRecords,
+    bases: dict[str, float],
+    abilities: dict[tuple[str, str], float],
+    in_nats: dict[str, bool],
+    rng: np.random.Generator,
+) -> dict[EvalKey, ItemScores]:
+    """Draw the answers of the base and of every trial to items of every task.
+
+    Args:
+        abilities: by trial and task.
+    """
+    found, specs = dict(frame.items), {t.spec.trial_id: t.spec for t in frame.trials}
+    for name, base in bases.items():
+        apart = _apart(kind, specs, rng)
         for split in ("validation", "test"):
             n = len(found[BASE, name, split].scores)
             difficulty, slope = rng.normal(0, 1.2, n), rng.lognormal(0, 0.3, n)
             shared, luck_of_base = rng.uniform(size=n), np.zeros(n)
-            for model in (BASE, *(t.spec.trial_id for t in frame.trials)):
-                ability = bases[name] if model == BASE else abilities.get((model, name))
-                if ability is None or (model, name, split) not in found:
+            for model in (BASE, *specs):
+                ability = base if model == BASE else abilities.get((model, name))
+                if ability is None or (key := (model, name, split)) not in found:
                     continue
-                if kind.nats:
+                if in_nats[name]:
                     luck = 0.15 * rng.standard_t(4, n)
                 else:
                     luck = np.where(rng.uniform(size=n) < 0.7, shared, rng.uniform(size=n))
@@ -186,29 +231,34 @@ def draw(kind: Kind, seed: int) -> RandomTruth:
                 elif kind.hardly:
                     is_own = rng.uniform(size=n) < _trained(specs[model])
                     luck = np.where(is_own, luck, luck_of_base)
-                if kind.nats:
-                    scores = luck - np.log1p(np.exp(-slope * (ability - difficulty)))
+                if model in apart:
+                    ability = ability + apart[model][np.arange(n) % kind.passages]
+                logits = slope * (ability - difficulty)
+                if in_nats[name]:
+                    scores = gold = luck - np.log1p(np.exp(-logits))
                 else:
-                    scores = (luck < _sigmoid(slope * (ability - difficulty))).astype(float)
-                key = (model, name, split)
-                found[key] = replace(found[key], scores=scores)
-    drawn.study = replace(frame, items=found)
-    for task in kind.tasks if kind.shares else ():
-        # The units of a share are measured: what is judged is the posterior in these units.
-        arms = trials_by_arm(t for t in drawn.study.trials if t.spec.task == task)
-        parts = net_scale(drawn.study, task, list(arms.values())).parts
-        drawn.net[task] = {
-            label: sum(part.weight * kept[part.task] for part in parts)
-            for label, kept in changed[task].items()
-        }
-    return drawn
+                    scores, gold = (luck < _sigmoid(logits)).astype(float), np.full(n, np.nan)
+                found[key] = replace(found[key], scores=scores, gold_logprobs=gold)
+    return found
+
+
+def _apart(kind: Kind, specs: dict[str, TrialSpec], rng: np.random.Generator) -> dict[str, Array]:
+    """Draw how far the change on each passage is off, by trial: half of the variance is common to
+    all trials, half to the seeds of an arm."""
+    if not kind.passages:
+        return {}
+    labels = {trial: spec.arm_label for trial, spec in specs.items()}
+    common = rng.normal(size=kind.passages)
+    of_arm = {label: rng.normal(size=kind.passages) for label in dict.fromkeys(labels.values())}
+    scale = PASSAGES_APART * 0.5**0.5
+    return {trial: scale * (common + of_arm[label]) for trial, label in labels.items()}
 
 
 def _changes(
     kind: Kind, arms: dict[str, TrialSpec], size: float, rng: np.random.Generator
 ) -> dict[str, float]:
-    """Change of the ability by arm: a parabola over the rank, and one over the rate, or over the
-    rate times a power of alpha."""
+    """Draw the change of ability by arm. It is a parabola over the rank, and one over the rate, or
+    over the rate times a power of alpha."""
     place = {rank: i / (len(kind.ranks) + 1) for i, rank in enumerate((*kind.ranks, None))}
     peak, bend = rng.uniform(0, 1.2), rng.uniform(0, 0.8)
     best_rate, steep = rng.uniform(-0.7, 0.7), rng.uniform(0, 0.6)
@@ -229,19 +279,11 @@ def _changes(
 
 
 def _trained(spec: TrialSpec) -> float:
-    """Share of the way that training at this rate goes, of kinds in which low rates hardly train:
-    of the change of ability, and of the items that are not answered as by the base."""
+    """Return how far training at this rate goes where low rates hardly train. It is a share of the
+    change of ability, and of the items that are not answered as by the base."""
     lr = spec.lr * (2 if spec.rank is None else 1)
     return lr / (lr + 1e-4)
 
 
 def _sigmoid(x: Array) -> Array:
     return 1 / (1 + np.exp(-x))
-
-
-def _accuracy(ability: Array, difficulty: Array, slope: Array) -> float:
-    return float(_sigmoid(slope * (ability - difficulty)).mean())
-
-
-def _mean_log_probability(ability: Array, difficulty: Array, slope: Array) -> float:
-    return float(-np.log1p(np.exp(-slope * (ability - difficulty))).mean())

@@ -1,25 +1,31 @@
-"""Simulated studies whose truth is known: do intervals cover it, do tests err as often as they say,
-and is the advice right?
+"""Simulated studies whose truth is known: is the advice right, and do intervals cover the truth?
 
-    python benchmarks/simulate_studies.py [--studies 2000] [--draws 500] [--only truths]
-        [--row flat]
+    python benchmarks/simulate_studies.py [--only truths] [--row flat]
+    python benchmarks/simulate_studies.py --only random --draws 150 --start 10000 --json FILE
+    python benchmarks/simulate_studies.py --pair BEFORE AFTER
 
-prints the tables of docs/findings/2026-11-29-posterior.md (intervals, families and the plain
-bootstrap: docs/findings/2026-11-25-simulated-studies.md). One thread, NumPy alone. The
-model of an answer is that of tests/fixtures/synthetic_study.py: every item has a latent
-difficulty that all models share on a part of the items (``agreement``), a trained seed has a true
-accuracy of its own, normal around its arm's with standard deviation ``spread``, and the truth that
-an interval must cover is the mean over seeds and items not drawn.
+The first line prints the tables of this version. The second one writes what the advice says of
+studies of random truths; run it with another version's ``PYTHONPATH`` and another file. The third
+one compares two such files study by study. One thread, NumPy alone.
+
+Random truths: ``random_truths.py``. The other studies have the model of an answer of
+tests/fixtures/synthetic_study.py. Every item has a latent difficulty that all models share on a
+part of the items (``agreement``). A trained seed has a true accuracy of its own, normal around its
+arm's with standard deviation ``spread``. The truth that an interval must cover is the mean over
+seeds and items that were not drawn.
 """
 
 import argparse
+import json
 import sys
 import time
+import zlib
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from math import sqrt
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,11 +36,10 @@ from synthetic_study import Truth, synthetic_study
 from random_truths import KINDS, Kind
 from random_truths import draw as draw_random
 from rankscope.advise.recommend import recommend
-from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
-from rankscope.advise.statistics.significance import holm
 from rankscope.records import TaskAdvice
 
 Array = np.ndarray
+Row = dict[str, Any]
 BASE_ACCURACY = 0.6
 MARGIN = 0.02
 
@@ -87,10 +92,9 @@ SCENARIOS = (
 )
 
 
-def draw(rng: np.random.Generator, s: Scenario) -> list[Comparison]:
-    """The scores of one simulated comparison, task by task."""
+def draw(rng: np.random.Generator, s: Scenario) -> Iterator[tuple[Array, Array, Array | None]]:
+    """Draw the scores of one comparison, task by task: of both sides, and the items' subjects."""
     seed_effects = s.spread * rng.standard_normal(s.seeds + s.other_seeds)
-    found = []
     for _ in range(s.tasks):
         means = BASE_ACCURACY + np.append(seed_effects, [] if s.other_seeds else [0.0])
         means[: s.seeds] += s.gain
@@ -109,92 +113,28 @@ def draw(rng: np.random.Generator, s: Scenario) -> list[Comparison]:
             latent = np.where(shared, rng.uniform(size=s.items), own)
             rows = (latent < accuracy).astype(float)
         other = rows[s.seeds :] if s.other_seeds else rows[s.seeds]
-        found.append(Comparison(rows[: s.seeds], other, labels))
-    return found
+        yield rows[: s.seeds], other, labels
 
 
-@dataclass(frozen=True)
-class Coverage:
-    """How often an interval held the truth, and how often it called a gain."""
+class Coverage(NamedTuple):
+    """How often intervals held the truth, and how wide they are."""
 
     covered: float
-    called_better: float
-    """p < .05 and above zero."""
-    called_different: float
-    width: float
-    """Median half-width."""
+    width: float  # Median half-width
 
 
 def coverage(scenario: Scenario, studies: int, seed: int = 0) -> Coverage:
-    """Of ``studies`` simulated comparisons."""
-    rng = np.random.default_rng([seed, 1])
-    covered = better = different = 0
-    widths = []
+    """Judge the intervals of so many simulated comparisons."""
+    from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
+
+    rng, covered, widths = np.random.default_rng([seed, 1]), 0, []
     for _ in range(studies):
-        found = weighted_estimate(draw(rng, scenario))
-        if found.low is None or found.high is None or found.p is None:
+        found = weighted_estimate([Comparison(*task) for task in draw(rng, scenario)])
+        if found.low is None or found.high is None:
             raise SystemExit(f"{scenario.name}: an interval is unknown")
         covered += found.low <= scenario.gain <= found.high
-        different += found.p < 0.05
-        better += found.p < 0.05 and found.value > 0
         widths.append((found.high - found.low) / 2)
-    return Coverage(
-        covered / studies, better / studies, different / studies, float(np.median(widths))
-    )
-
-
-def percentile_bootstrap(
-    comparison: Comparison, rng: np.random.Generator, nested: bool, draws: int = 300
-) -> tuple[float, float]:
-    """The plain percentile interval over seeds and items, for comparison; no correction.
-
-    ``nested``: items drawn anew within each drawn seed, else once for all of them.
-    """
-    difference = comparison.tuned - comparison.reference
-    seeds, items = difference.shape
-    means = np.empty(draws)
-    for i in range(draws):
-        picked = difference[rng.integers(seeds, size=seeds)]
-        if nested:
-            columns = rng.integers(items, size=(seeds, items))
-            means[i] = np.take_along_axis(picked, columns, axis=1).mean()
-        else:
-            means[i] = picked[:, rng.integers(items, size=items)].mean()
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def plain_coverage(scenario: Scenario, studies: int, nested: bool) -> float:
-    """How often the uncorrected bootstrap holds the truth."""
-    rng = np.random.default_rng([0, 2])
-    covered = 0
-    for _ in range(studies):
-        low, high = percentile_bootstrap(draw(rng, scenario)[0], rng, nested)
-        covered += low <= scenario.gain <= high
-    return covered / studies
-
-
-def family_wise(studies: int, ranks: int = 4, tasks: int = 3, seed: int = 0) -> tuple[float, float]:
-    """Share of studies without any effect in which some arm is called different from the base.
-
-    As they are, and by Holm over ranks x tasks. Three seeds, 400 items, seeds apart by one point;
-    the arms of a task share its items and its base.
-    """
-    rng = np.random.default_rng([seed, 3])
-    raw = adjusted = 0
-    for _ in range(studies):
-        p_values = []
-        for _ in range(tasks):
-            whole = replace(SCENARIOS[1], seeds=3 * ranks, gain=0.0)
-            (rows,) = draw(rng, whole)
-            p_values += [
-                weighted_estimate([Comparison(rows.tuned[3 * r : 3 * r + 3], rows.reference)]).p
-                or 0.0
-                for r in range(ranks)
-            ]
-        raw += min(p_values) < 0.05
-        adjusted += min(holm(p_values)) < 0.05
-    return raw / studies, adjusted / studies
+    return Coverage(covered / studies, float(np.median(widths)))
 
 
 RANKS = (4, 8, 16, 32, 64)
@@ -342,157 +282,163 @@ def judged(name: str, draws: int, start: int = 0) -> Counter[str]:
     return found
 
 
-P_BINS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
-
-
-def judged_random(kind: Kind, draws: int, start: int = 0) -> list[dict[str, object]]:
-    """What the advice says on studies of one kind, and what is true, a row per training task."""
-    rows: list[dict[str, object]] = []
-    for seed in range(start, start + draws):
-        drawn = draw_random(kind, seed)
-        margin = 0.05 if kind.shares else MARGIN
-        for advice in recommend(drawn.study).advice:
-            net = drawn.net[advice.task]
-            best = max(0.0, *net.values())
-            used = 0.0 if advice.chosen is None else net[advice.chosen.label]
-            arms = {arm.label: arm.expected for arm in advice.arms if arm.expected is not None}
-            top = max(arms, key=lambda label: arms[label].net)
-            chosen = None if advice.chosen is None else arms[advice.chosen.label]
-            rows.append(
-                {
-                    "kind": kind.name,
-                    "seed": seed,
-                    "decision": advice.decision,
-                    "regret": best - used,
-                    "p": advice.p_within_margin,
-                    "within": best - used <= margin,
-                    "p_better": arms[top].p_better,
-                    "better": net[top] > 0,
-                    "covered": None if chosen is None else chosen.low <= used <= chosen.high,
-                    "arms": [
-                        {"p": arm.p_within_margin, "within": best - net[label] <= margin}
-                        for label, arm in arms.items()
-                    ],
-                }
-            )
-    return rows
-
-
-def reliability(
-    rows: list[dict[str, object]], stated: str, true: str
-) -> list[tuple[float, float, int, float, float]]:
-    """By bin of the stated probability: its ends, studies, mean stated and share true."""
-    found = []
-    for low, high in zip(P_BINS, (*P_BINS[1:], 1.01), strict=True):
-        of_bin = [(row[stated], row[true]) for row in rows if low <= row[stated] < high]
-        if of_bin:
-            means = np.mean(np.array(of_bin, dtype=float), axis=0)
-            found.append((low, min(1.0, high), len(of_bin), float(means[0]), float(means[1])))
-    return found
-
-
-def print_random(studies: int, draws: int, row: str) -> None:
-    """Random truths: regret, and whether what is said is as often true."""
-    rows: list[dict[str, object]] = []
-    print(
-        "| kind | answers | mean regret | 95th percentile | outside the margin | P >= .9 | covers |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    for kind in [k for k in KINDS if row in k.name]:
-        rows += judged_random(kind, draws)
-        print(_random_row(kind.name, [r for r in rows if r["kind"] == kind.name]), flush=True)
-    print(_random_row("all", rows), flush=True)
-    arms = [arm for row in rows for arm in row["arms"]]
-    for title, of, stated, true in (
-        ("P(within the margin of the best), the answer", rows, "p", "within"),
-        ("the same, every arm", arms, "p", "within"),
-        ("P(the best arm is better than the base)", rows, "p_better", "better"),
-    ):
-        print(f"\n| {title} | number | stated, mean | true |\n|---|---|---|---|")
-        for low, high, n, mean, share in reliability(of, stated, true):
-            print(f"| {low:.2f} to {high:.2f} | {n} | {mean:.3f} | {share:.3f} |")
-
-
-def _random_row(name: str, rows: list[dict[str, object]]) -> str:
-    regret = 100 * np.array([row["regret"] for row in rows])
-    covered = [row["covered"] for row in rows if row["covered"] is not None]
-    cells = (
-        name,
-        str(len(rows)),
-        f"{regret.mean():.2f}",
-        f"{np.quantile(regret, 0.95):.2f}",
-        str(sum(not row["within"] for row in rows)),
-        f"{100 * np.mean([row['p'] >= 0.9 for row in rows]):.0f} %",
-        f"{100 * np.mean(covered):.1f} %" if covered else "",
-    )
-    return "| " + " | ".join(cells) + " |"
-
-
-def print_coverage(studies: int, draws: int, row: str) -> None:
-    """Intervals of every scenario."""
-    print("| scenario | seeds | covers the truth | half-width | called different |")
-    print("|---|---|---|---|---|")
-    for s in [s for s in SCENARIOS if row in s.name]:
-        c = coverage(s, studies)
-        print(
-            f"| {s.name} | {s.seeds} | {100 * c.covered:.1f} % | {100 * c.width:.1f} | "
-            f"{100 * c.called_different:.1f} % |",
-            flush=True,
-        )
-
-
-def print_plain(studies: int, draws: int, row: str) -> None:
-    """What an uncorrected bootstrap of seeds covers."""
-    print("| 3 seeds | percentile, items once for all | percentile, items within seeds |")
-    print("|---|---|---|")
-    for s in [s for s in SCENARIOS[:7] if row in s.name]:
-        crossed, nested = (plain_coverage(s, draws, n) for n in (False, True))
-        print(f"| {s.name} | {100 * crossed:.1f} % | {100 * nested:.1f} % |", flush=True)
-
-
-def print_family(studies: int, draws: int, row: str) -> None:
-    """Errors over a family of tests."""
-    raw, adjusted = family_wise(studies)
-    error = 100 * sqrt(0.05 * 0.95 / studies)
-    print(
-        "4 ranks x 3 tasks without any effect: some arm differs from the base in "
-        f"{100 * raw:.1f} % of {studies} studies, by Holm in {100 * adjusted:.1f} % "
-        f"(+- {error:.1f}).",
-        flush=True,
-    )
-
-
-def print_truths(studies: int, draws: int, row: str) -> None:
-    """The advice on known truths."""
-    columns = ("right", "right, dearer", "cannot know", "wrong", "sure", "sure and wrong")
-    print("| truth | " + " | ".join(columns) + " |")
-    print("|---|---|---|---|---|---|---|")
-    for name in [name for name in TRUTHS if row in name]:
-        n = judged(name, draws)
-        print(f"| {name} | " + " | ".join(str(n[c]) for c in columns) + " |", flush=True)
-
-
-PARTS = {
-    "truths": print_truths,
-    "random": print_random,
-    "coverage": print_coverage,
-    "family": print_family,
-    "plain": print_plain,
+P_BINS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.01)
+ANSWERS = {
+    "use": "a rank",
+    "use_full": "full fine-tuning",
+    "do_not_fine_tune": "do not fine-tune",
+    "not_decided": "not decided",
 }
 
 
+def judged_random(kind: Kind, seed: int) -> list[Row]:
+    """Say what the advice on one study is and what is true, in a row per training task."""
+    drawn, rows = draw_random(kind, seed), []
+    scores = b"".join(items.scores.tobytes() for items in drawn.study.items.values())
+    for advice in recommend(drawn.study).advice:
+        net, arms = drawn.net[advice.task], []
+        best = max(0.0, *net.values())
+        for arm in advice.arms:
+            if (of := arm.expected) is not None:
+                true = net[arm.label]
+                said = {"p": of.p_within_margin, "within": best - true <= MARGIN}
+                said |= {"p_better": of.p_better, "better": true > 0, "net": of.net}
+                arms.append({"label": arm.label, **said, "covered": of.low <= true <= of.high})
+        label = None if advice.chosen is None else advice.chosen.label
+        regret = best - (0.0 if label is None else net[label])
+        row = {"kind": kind.name, "seed": seed, "task": advice.task, "draw": zlib.crc32(scores)}
+        row |= {"decision": advice.decision, "chosen": label, "regret": regret}
+        row |= {"p": advice.p_within_margin, "within": regret <= MARGIN}
+        row["covered"] = next((arm["covered"] for arm in arms if arm["label"] == label), None)
+        rows.append(row | {"arms": arms})
+    return rows
+
+
+def read_rows(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def print_random(given: argparse.Namespace) -> None:
+    """Judge random truths, kind after kind at each seed. The file of ``--json`` is continued: its
+    studies are not drawn again."""
+    kinds = [kind for kind in KINDS if given.row in kind.name]
+    rows = read_rows(given.json) if given.json and given.json.exists() else []
+    known = {(row["kind"], row["seed"]) for row in rows}
+    for seed in range(given.start, given.start + given.draws):
+        for kind in [kind for kind in kinds if (kind.name, seed) not in known]:
+            found = judged_random(kind, seed)
+            rows += found
+            if given.json:
+                with given.json.open("a") as file:
+                    file.write("".join(json.dumps(row) + "\n" for row in found))
+    if found := [row for row in rows if given.row in row["kind"]]:
+        print_rows(found)
+
+
+def print_rows(rows: list[Row]) -> None:
+    """Print regret by kind and by answer, and whether what is said is as often true."""
+    columns = "answers | regret | 95th percentile | outside the margin | P >= 0.9 | covers"
+    print(f"| kind | {columns} | every arm's covers |\n|{'---|' * 8}")
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        print(_random_row(kind, [row for row in rows if row["kind"] == kind]))
+    print(_random_row("all", rows))
+    answers = {text: [r for r in rows if r["decision"] == key] for key, text in ANSWERS.items()}
+    answers = {text: found for text, found in answers.items() if found}
+    for answer, found in answers.items():
+        print(_random_row(answer, found))
+    arms = [arm for row in rows for arm in row["arms"]]
+    for name, judged in {"all answers": rows, **answers, "every arm": arms}.items():
+        print_reliability(f"P(within the margin), {name}", judged, "p", "within")
+    best = [max(row["arms"], key=lambda arm: arm["net"]) for row in rows if row["arms"]]
+    print_reliability("P(better than the base), the best arm", best, "p_better", "better")
+
+
+def print_reliability(title: str, rows: list[Row], stated: str, true: str) -> None:
+    """Print, by bin of a stated probability, its mean and how often it is true."""
+    print(f"\n| {title} | number | stated, mean | true |\n|---|---|---|---|")
+    for low, high in pairwise(P_BINS):
+        of_bin = [(row[stated], row[true]) for row in rows if low <= (row[stated] or 0) < high]
+        if of_bin:
+            p, share = np.mean(np.array(of_bin, dtype=float), axis=0)
+            print(f"| {low:.2f} to {min(high, 1):.2f} | {len(of_bin)} | {p:.3f} | {share:.3f} |")
+
+
+def _random_row(name: str, rows: list[Row]) -> str:
+    regret = 100 * np.array([row["regret"] for row in rows])
+    cells = [name, str(len(rows)), f"{regret.mean():.2f}", f"{np.quantile(regret, 0.95):.2f}"]
+    cells.append(_share([not row["within"] for row in rows]))
+    cells.append(_share([(row["p"] or 0) >= 0.9 for row in rows]))
+    cells.append(_share([row["covered"] for row in rows]))
+    cells.append(_share([arm["covered"] for row in rows for arm in row["arms"]]))
+    return "| " + " | ".join(cells) + " |"
+
+
+def _share(of: list[bool | None]) -> str:
+    known = [value for value in of if value is not None]
+    return f"{100 * np.mean(known):.1f} % of {len(known)}" if known else ""
+
+
+def print_pairs(before: Path, after: Path) -> None:
+    """Compare two files of rows on the studies that both have, by kind."""
+    first, second = (
+        {(row["kind"], row["seed"], row["task"], row["draw"]): row for row in read_rows(path)}
+        for path in (before, after)
+    )
+    shared = [key for key in first if key in second]
+    print(f"{len(shared)} answers in both, {len(first)} before, {len(second)} after\n")
+    columns = "regret before | after | difference | outside the margin | interval covers"
+    print(f"| kind | answers | {columns} |\n|{'---|' * 7}")
+    for kind in (*dict.fromkeys(key[0] for key in shared), "all"):
+        both = [(first[k], second[k]) for k in shared if kind in (k[0], "all")]
+        regret = 100 * np.array([[row["regret"] for row in pair] for pair in both])
+        off = regret[:, 1] - regret[:, 0]
+        error = f"{off.std(ddof=1) / len(off) ** 0.5:.2f}" if len(off) > 1 else "?"
+        cells = [kind, str(len(both)), *(f"{mean:.2f}" for mean in regret.mean(axis=0))]
+        cells.append(f"{off.mean():+.2f} ± {error}")
+        sides = list(zip(*both, strict=True))
+        cells.append(", ".join(_share([not row["within"] for row in side]) for side in sides))
+        cells.append(", ".join(_share([row["covered"] for row in side]) for side in sides))
+        print("| " + " | ".join(cells) + " |")
+
+
+def print_coverage(given: argparse.Namespace) -> None:
+    """Judge the intervals of every scenario."""
+    print("| scenario | seeds | covers the truth | half-width |\n|---|---|---|---|")
+    for s in [s for s in SCENARIOS if given.row in s.name]:
+        covered, width = (100 * figure for figure in coverage(s, given.studies))
+        print(f"| {s.name} | {s.seeds} | {covered:.1f} % | {width:.1f} |", flush=True)
+
+
+def print_truths(given: argparse.Namespace) -> None:
+    """Judge the advice on known truths."""
+    columns = ("right", "right, dearer", "cannot know", "wrong", "sure", "sure and wrong")
+    print("| truth | " + " | ".join(columns) + " |")
+    print("|---|---|---|---|---|---|---|")
+    for name in [name for name in TRUTHS if given.row in name]:
+        n = judged(name, given.draws, given.start)
+        print(f"| {name} | " + " | ".join(str(n[c]) for c in columns) + " |", flush=True)
+
+
+PARTS = {"truths": print_truths, "random": print_random, "coverage": print_coverage}
+
+
 def main() -> None:
-    """Print the tables asked for."""
+    """Print the tables that were asked for."""
     parser = argparse.ArgumentParser(description="Simulated studies of known truth.")
     parser.add_argument("--studies", type=int, default=2000, help="of every interval")
     parser.add_argument("--draws", type=int, default=500, help="of every truth")
+    parser.add_argument("--start", type=int, default=0, help="seed of the first draw")
     parser.add_argument("--only", choices=sorted(PARTS), help="one table; by default all")
     parser.add_argument("--row", default="", help="rows whose name holds this; by default all")
+    parser.add_argument("--json", type=Path, help="write random truths' rows here, or go on there")
+    parser.add_argument("--pair", type=Path, nargs=2, help="compare two of these files")
     given = parser.parse_args()
+    if given.pair:
+        print_pairs(*given.pair)
     for name, part in PARTS.items():
-        if given.only in (None, name):
+        if given.only in (None, name) and not given.pair:
             began = time.perf_counter()
-            part(given.studies, given.draws, given.row)
+            part(given)
             print(f"({time.perf_counter() - began:.0f} s)\n", flush=True)
 
 
