@@ -161,10 +161,11 @@ def _drawn(
     )
     on_items = change + item_error + (kernel + evidence.item_covariance) @ solved
     # Seeds of an arm that are further apart than others widen its interval around the same mean.
-    freedom = (OWN_FREEDOM + evidence.seeds - 1)[:, None]
-    own = _own_squares(evidence, common)[:, None] / rng.chisquare(freedom, luck.shape)
-    wider = np.maximum(0.0, own - common) * (evidence.varies / evidence.seeds)[:, None]
-    more = np.sqrt(wider) * rng.standard_normal(luck.shape) + _prior_mean(evidence)
+    freedom = OWN_FREEDOM + evidence.seeds - 1
+    wider = np.maximum(0.0, _own_squares(evidence, common) / freedom - common)
+    wider *= evidence.varies / evidence.seeds
+    students = rng.standard_t(freedom[:, None], luck.shape)
+    more = np.sqrt(wider)[:, None] * students + _prior_mean(evidence)
     return change + kernel @ solved + more, on_items + more
 
 
