@@ -8,18 +8,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 LIMITS = {
-    "code lines of the core": 36_994,
+    "code lines of the core": 36_220,
     "code lines of extensions": 7_000,  # a cap: room that the core's own lines do not have
-    "lines of tests": 39_794,
-    "words of docs and README": 71_452,
-    "words of README": 2_305,
-    "sentences over 40 words": 101,
-    "data types": 192,
-    "public definitions": 1_278,
+    "lines of tests": 39_170,
+    "words of docs and README": 68_912,
+    "words of README": 2_283,
+    "sentences over 40 words": 98,
+    "data types": 182,
+    "public definitions": 1_244,
     "functions over 60 lines": 7,
-    "headless docstrings": 287,
-    "modules with one importer": 47,
-    "modules in the largest circle": 114,  # imports inside functions count
+    "headless docstrings": 277,
+    "modules with one importer": 46,
+    "modules in the largest circle": 113,  # imports inside functions count
     "modules that prepare.py imports": 16,  # run/prepare.py itself, not what those import
     "keys of the study file": 146,  # 32 of them in sections that a mere name can stand for
 }
