@@ -36,7 +36,7 @@ ALPHA_POWER = 0.75
 and 1 the likeliest power over kept studies: docs/findings/2026-11-29-posterior.md."""
 RUNG_FREEDOM = 2.0
 """Of the prior by which scores before the end of training vary around where they are heading."""
-TYPICAL_SPREADS = 0.5, 3.0  # Between seeds, in ``UNIT``: of supervised training, of any other
+TYPICAL_SPREADS = 0.35, 3.0  # Between seeds, in ``UNIT``: of supervised training, of any other
 SHRUNK = 4.0  # Seeds without a correlation that are added, see :func:`seed_correlation`
 FORGOTTEN = -0.5  # Expected change of a task that is not trained on, in ``UNIT``
 

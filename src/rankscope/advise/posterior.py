@@ -27,9 +27,10 @@ Array = npt.NDArray[np.float64]
 POSTERIOR_DRAWS = 4000
 UNIT = 0.02  # Two points, or 0.02 nats per token: the scale of every constant of the prior below
 LEVELS = (0.5, 2.0, 8.0, 32.0)  # Standard deviations of the level
-HEIGHTS = (0.25, 1.0, 4.0, 16.0)  # Of the smooth function and of a kind's offset
+HEIGHTS = (0.0625, 0.25, 1.0, 4.0, 16.0)
+"""Of the smooth function and of a kind's offset; one of h is 1 / (1 + h^2) times as likely."""
 LENGTHS = (1.5, 5.0)  # Distances over which changes are alike, in units of ``AXIS_LENGTHS``
-ROUGHNESS = (0.1, 0.3, 1.0)  # What is not smooth, as a share of the height
+ROUGHNESS = (0.03, 0.2, 1.0)  # What is not smooth, as a share of the height
 GROWTHS = (0.0, 1.0, 4.0)  # Of what all arms of one number of rows share
 GROWTH_LENGTH = 3.0  # Octaves of rows over which that is alike
 SEED_SPREADS = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # Between seeds
@@ -62,7 +63,7 @@ class Changes:
     """Every setting that is no number; equal for arms of one smooth function."""
     axes: Array  # log2 of rank and of training rows, log10 of rate x alpha^.75, (A, 3)
     extra: Array  # Further variance, such as of a score before the end of training, (A,)
-    typical_spread: float = 0.5  # Between seeds, before any was seen, in ``UNIT``
+    typical_spread: float = 0.35  # Between seeds, before any was seen, in ``UNIT``
     prior_mean: float = 0.0  # In ``UNIT``: training that gains nothing on a task forgets a little
 
     def part(self, kept: npt.NDArray[np.intp]) -> "Changes":
@@ -222,6 +223,7 @@ def _weighed(evidence: Changes, scales: Array) -> tuple[Array, Array]:
     off = (evidence.means - _prior_mean(evidence))[:, None]
     whitened = np.linalg.solve(roots, np.broadcast_to(off, (len(scales), *off.shape)))
     logs = _squares_likelihood(evidence, scales[:, 4]) - (whitened**2).sum(axis=(1, 2)) / 2
+    logs -= np.log1p(scales[:, 1] ** 2)
     logs -= np.log(np.diagonal(roots, axis1=1, axis2=2)).sum(axis=1)
     if not np.isfinite(logs).any():
         raise FloatingPointError("no choice of the prior's scales has a likelihood")
