@@ -36,7 +36,7 @@ GROWTH_LENGTH = 3.0  # Octaves of rows over which that is alike
 SEED_SPREADS = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # Between seeds
 SPREAD_FREEDOM = 2.0
 """The prior of the common spread is as if two degrees of freedom had shown the typical one."""
-OWN_FREEDOM = 4.0  # Of the inverse chi-squared by which an arm's own spread is around the common
+OWN_FREEDOM = 2.0  # Of the inverse chi-squared by which an arm's own spread is around the common
 FAR_BELOW = 8.0  # See ``broken_arms``
 FLAT_PRIOR = 1000.0  # Standard deviation of an arm that no other says anything about
 AXIS_LENGTHS = (3.0, 1.0, 0.2)
@@ -92,9 +92,13 @@ def broken_arms(means: Array) -> npt.NDArray[np.bool_]:
     Training broke them, or they cannot compete. They lie ``FAR_BELOW`` below it, or twice as far as
     the best lies above it, so the arms of a steep but even rise all count.
     """
-    middle = float(np.median(means))
-    far = max(FAR_BELOW * UNIT, 2 * (float(means.max()) - middle))
-    return np.asarray(means < middle - far)
+    kept = np.ones(len(means), dtype=bool)
+    while True:
+        middle = float(np.median(means[kept]))
+        far = max(FAR_BELOW * UNIT, 2 * (float(means.max()) - middle))
+        if (means[kept] >= middle - far).all():
+            return ~kept
+        kept &= means >= middle - far
 
 
 def posterior(evidence: Changes, seed_luck: Array | None = None) -> Posterior:
@@ -173,8 +177,8 @@ def _drawn(
 def flat_posterior(evidence: Changes, luck: Array) -> Posterior:
     """What the arms' own scores say of them, without a prior; for evidence that none fits."""
     means = np.where(np.isfinite(evidence.means), evidence.means, 0.0)[:, None]
-    common = float(np.median(_own_squares(evidence, (evidence.typical_spread * UNIT) ** 2)))
-    common /= OWN_FREEDOM
+    typical = _own_squares(evidence, (evidence.typical_spread * UNIT) ** 2)
+    common = float(np.median(typical / (OWN_FREEDOM + evidence.seeds - 1)))
     squares = np.where(np.isfinite(evidence.squares), evidence.squares, 0.0)
     own = np.maximum(common, squares / np.maximum(1, evidence.seeds - 1))
     of_seeds = evidence.varies * own / evidence.seeds + evidence.extra
