@@ -36,7 +36,7 @@ GROWTH_LENGTH = 3.0  # Octaves of rows over which that is alike
 SEED_SPREADS = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # Between seeds
 SPREAD_FREEDOM = 2.0
 """The prior of the common spread is as if two degrees of freedom had shown the typical one."""
-OWN_FREEDOM = 2.0  # Of the inverse chi-squared by which an arm's own spread is around the common
+OWN_FREEDOM = 4.0  # Of the inverse chi-squared by which an arm's own spread is around the common
 FAR_BELOW = 8.0  # See ``broken_arms``
 FLAT_PRIOR = 1000.0  # Standard deviation of an arm that no other says anything about
 AXIS_LENGTHS = (3.0, 1.0, 0.2)
