@@ -273,7 +273,8 @@ def _over_items(items: _Items, arms: Sequence[Array]) -> tuple[Array, Array]:
 
     Two arms share as much of their errors as they share items. The covariance is a product of
     residuals with themselves, zero where an arm has no score, so it is positive; then the errors of
-    arms that training did not break are :func:`pooled`.
+    arms that training did not break are :func:`pooled`. They share none with broken arms: pooled
+    errors beside shared ones that are not would be no covariance.
     """
     changes = np.stack([rows.mean(axis=0) for rows in arms])  # (A, N)
     known = np.isfinite(changes)
@@ -295,6 +296,7 @@ def _over_items(items: _Items, arms: Sequence[Array]) -> tuple[Array, Array]:
     whole = ~broken_arms(means)
     pairs = np.ix_(whole, whole)
     share = 1.0 if is_right_or_wrong else LEVELED
+    covariance[np.logical_xor.outer(whole, whole)] = 0.0
     covariance[pairs] = pooled(covariance[pairs], n[whole], share, together[pairs])
     own = UNANIMOUS / (n + UNANIMOUS) ** 2 if is_right_or_wrong else np.zeros(len(n))
     covariance[np.diag_indices(len(n))] += np.where(units < 2, 1.0, own)
