@@ -58,7 +58,8 @@ def _import_command(
         str, Option(metavar="ARM", help="The untuned model, or its means: TASK=SCORE,...")
     ] = "base",
     task: Annotated[str | None, Option(help="The task that the arms were trained on.")] = None,
-    retention: Annotated[str, Option(help="Tasks that show forgetting, by commas.")] = "",
+    retention: Annotated[str | None, Option(help="Tasks that show forgetting, or none.")] = None,
+    lower: Annotated[str | None, Option(help="Metrics that are better if lower, or none.")] = None,
     metric: Annotated[
         Literal["accuracy", "log_probability"] | None, Option(help="Unit of all scores.")
     ] = None,
@@ -72,8 +73,8 @@ def _import_command(
     from rankscope.run.outputs import write_outputs
     from rankscope.tools.import_scores import import_scores
 
-    kept = [name.strip() for name in retention.split(",") if name.strip()]
-    import_scores(source, out, columns or (), base, task=task, retention=kept, unit=metric)
+    options = {"task": task, "retention": retention, "lower": lower, "unit": metric}
+    import_scores(source, out, columns or (), base, **options)
     records, answer = write_outputs(out)
     return Reply(answer, lambda: show_results(out, records, answer, with_reasons=True))
 
