@@ -166,3 +166,34 @@ def test_the_margin_moves_no_expected_gain() -> None:
     for one, other in zip(narrow.arms, wide.arms, strict=True):
         assert one.expected.net == other.expected.net
         assert one.expected.p_within_margin <= other.expected.p_within_margin
+
+
+def copied(study: StudyRecords, distinct: int) -> StudyRecords:
+    """The study whose items of both splits are copies of their first ``distinct`` ones."""
+
+    def ids(old: tuple[str, ...]) -> tuple[str, ...]:
+        number = [1 + k // distinct for k in range(len(old))]
+        firsts = [old[k % distinct] for k in range(len(old))]
+        return tuple(f if n == 1 else f"{f}.{n}" for f, n in zip(firsts, number, strict=True))
+
+    items = {
+        key: ItemScores(
+            ids(of.item_ids), np.resize(of.scores[:distinct], len(of.scores)), of.gold_logprobs,
+            (None,) * len(of.scores),
+        )
+        for key, of in study.items.items()
+    }  # fmt: skip
+    return replace(study, items=items)
+
+
+def test_copies_of_an_item_are_one_item() -> None:
+    """Twenty items asked fifty times each say as much as twenty; a single one says nothing."""
+    widths = []
+    for study in (planted(items=20), copied(planted(items=1000), 20)):
+        (arm,) = (a for a in advice_on(study).arms if a.rank == 32)
+        widths.append(arm.expected.net.high - arm.expected.net.low)
+    assert widths[1] > 0.75 * widths[0]
+    right = with_scores(planted(), lambda k, s: 0 * s + (k[0] != BASE))
+    one = advice_on(copied(right, 1))
+    assert all(arm.expected.p_better < 0.9 for arm in one.arms)
+    assert one.confidence != "sure"

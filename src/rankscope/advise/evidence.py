@@ -78,7 +78,13 @@ class _Items:
         ids = tuple((split, items.item_ids) for split, items in known)
         scores = [items.scores for _, items in known]
         base = np.concatenate(scores) if scores else np.empty(0)
-        return cls(study, task, ids, base, cluster_labels(subjects))
+        return cls(
+            study,
+            task,
+            ids,
+            base,
+            cluster_labels(subjects, tuple(i for _, items in known for i in items.item_ids)),
+        )
 
     def changes(self, model: str, rung: CurvePoint | None = None, *, tested: bool = False) -> Array:
         """A model's scores minus the base's, (N,); NaN for items that it did not answer.
@@ -298,7 +304,8 @@ def _over_items(items: _Items, arms: Sequence[Array]) -> tuple[Array, Array]:
     share = 1.0 if is_right_or_wrong else LEVELED
     covariance[np.logical_xor.outer(whole, whole)] = 0.0
     covariance[pairs] = pooled(covariance[pairs], n[whole], share, together[pairs])
-    own = UNANIMOUS / (n + UNANIMOUS) ** 2 if is_right_or_wrong else np.zeros(len(n))
+    counted = np.where(np.diag(covariance) > 0, n, units)  # Clusters that all agree are few
+    own = UNANIMOUS * (stretch / (counted + UNANIMOUS)) ** 2 * is_right_or_wrong
     covariance[np.diag_indices(len(n))] += np.where(units < 2, 1.0, own)
     return means, covariance
 

@@ -167,8 +167,8 @@ def _drawn(
     on_items = change + item_error + (kernel + evidence.item_covariance) @ solved
     # Seeds of an arm that are further apart than others widen its interval around the same mean.
     freedom = OWN_FREEDOM + evidence.seeds - 1
-    wider = np.maximum(0.0, _own_squares(evidence, common) / freedom - common)
-    wider *= evidence.varies / evidence.seeds
+    own = _own_squares(evidence, common) / (freedom - 2)
+    wider = np.maximum(0.0, evidence.varies * own / evidence.seeds + evidence.extra - of_seeds)
     students = rng.standard_t(freedom[:, None], luck.shape)
     more = np.sqrt(wider)[:, None] * students + _prior_mean(evidence)
     return change + kernel @ solved + more, on_items + more
@@ -266,7 +266,9 @@ def _own_squares(evidence: Changes, common: float) -> Array:
 
 def _arm_variance(evidence: Changes, common: Array | float) -> Array:
     """Variance of every arm's mean that no other arm shares, (..., A)."""
-    return np.asarray(evidence.varies * common / evidence.seeds + evidence.extra)
+    freedom = OWN_FREEDOM + evidence.seeds - 1
+    expected = common * freedom / (freedom - 2)  # Of a scaled inverse chi-squared
+    return np.asarray(evidence.varies * expected / evidence.seeds + evidence.extra)
 
 
 def _kernels(evidence: Changes, scales: Array) -> Array:
