@@ -32,7 +32,7 @@ STUDIES: Mapping[str, Callable[[], StudyRecords]] = {
     "over the limit": lambda: synthetic_study(
         Truth(**SMALL, forgetting=lambda rank, lr: 0.4, objective={"max_forgetting": 0.05})
     ),
-    "in nats": lambda: chat_study(gold_fall=0.1),
+    "in nats": lambda: chat_study(accuracy_fall=0.1),
     "no full fine-tuning, weighed": lambda: synthetic_study(
         Truth(**SMALL, full_lrs=(), objective={"retention": 0.5})
     ),
