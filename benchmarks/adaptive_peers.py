@@ -42,7 +42,7 @@ from adaptive_replay import Stored, measured, seeds_with_curves
 from rankscope.advise.arms import summarize_arms
 from rankscope.advise.decide import decide
 from rankscope.advise.results import expected, task_results
-from rankscope.advise.retention import net_scale
+from rankscope.advise.retention import net_parts
 from rankscope.records import BASE, EvalKey, ItemScores, Split
 from rankscope.tools.compare import load_finished_study
 
@@ -65,8 +65,8 @@ class Curves:
             if trial.status == "done":
                 self.ids[trial.spec.arm_label][trial.spec.seed] = name
         self.done = [name for of_arm in self.ids.values() for name in of_arm.values()]
-        arms = [[t for t in self.study.trials.values() if t.spec.arm_label == a] for a in self.ids]
-        self.parts = net_scale(play_grid(self.study).records, self.study.task, arms).parts
+        parts = net_parts(play_grid(self.study).records, self.study.task)
+        self.parts = [part for part in parts if part.weight]
         self.seeds = sorted({t.spec.seed for t in self.study.trials.values()})
 
     def instances(self, name: str, share: float, *splits: Split) -> np.ndarray:
@@ -77,10 +77,8 @@ class Curves:
             for split in splits:
                 if (split, share) not in self.found:
                     self.found[split, share] = self.study.items(self.done, split, share)
-                pair = [self.found[split, share][m, part.task, split] for m in (name, BASE)]
-                tuned, base = (
-                    s.scores if part.measure == "score" else s.gold_logprobs for s in pair
-                )
+                models = (self.found[split, share][m, part.task, split] for m in (name, BASE))
+                tuned, base = (model.scores for model in models)
                 changes.append(part.weight * (tuned - base[: len(tuned)]))
             rows.append(np.nan_to_num(np.concatenate(changes)))
         return np.concatenate([row * sum(map(len, rows)) / len(row) for row in rows])
@@ -183,9 +181,9 @@ def race(study: Oracle, nets: dict[str, float], orders: Sequence[int]) -> list[d
     sizes = {arm.summary.label: arm.summary.trainable_parameters for arm in arms}
     results = task_results(ours.records, study.task, summarize_arms(ours.records)[study.task])
     answer, ended = decide(results).chosen, [a.summary for a in results.arms if a.finished]
-    top = max(ended, key=lambda arm: expected(arm).net)
+    top = max(ended, key=lambda arm: expected(arm).net.value)
     chosen = {OURS: (answer and answer.label, ours.trainings)}
-    chosen[OUR_BEST] = (top.label if expected(top).net > 0 else None, ours.trainings)
+    chosen[OUR_BEST] = (top.label if expected(top).net.value > 0 else None, ours.trainings)
     best, rows = max(0.0, *nets.values()), []
     for order in orders:
         for peer in PEERS:
@@ -243,8 +241,7 @@ def main() -> None:
                 stored = Stored.of(study, task, first)
                 nets = measured(play_grid(stored).records, task)
                 rows += race(stored, nets, range(ORDERS))
-            scale = "points" if study.task(task).score_unit == "accuracy" else "shares"
-            margin = study.config.objective.margin_on(scale)
+            margin = study.config.objective.margin
             result[f"{study.name}, {task}"] = summary(rows, margin, False)
     print(json.dumps({"benchmark": "adaptive_peers", "optuna": optuna.__version__, **result}))
 

@@ -15,6 +15,7 @@ move evenly from the base's to the end's.
 
 import argparse
 import itertools
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,9 +26,7 @@ from adaptive import play_adaptive, play_grid
 from rankscope.advise.adaptive import RUNGS
 from rankscope.advise.arms import summarize_arms
 from rankscope.advise.decide import decide
-from rankscope.advise.evidence import measure
 from rankscope.advise.results import task_results
-from rankscope.advise.retention import net_scale
 from rankscope.records import (
     BASE,
     WAITING,
@@ -111,14 +110,11 @@ def decided(records: StudyRecords, task: str) -> tuple[str, str | None]:
 
 def measured(records: StudyRecords, task: str) -> dict[str, float]:
     """Net gain of every arm as it was measured, by label."""
-    arms = summarize_arms(records)[task]
-    trials = [arm.trials for arm in arms]
-    found = measure(records, net_scale(records, task, trials).parts, trials)
-    if found is None:
-        return {}
-    evidence, places = found
-    labels = [arms[i].summary.label for i in places]
-    return dict(zip(labels, evidence.means.tolist(), strict=True))
+    results, nets = task_results(records, task, summarize_arms(records)[task]), defaultdict(float)
+    for place, part in itertools.product(results.scored, results.measured):
+        change = part.changes.means[part.places.index(place)] if part.part.weight else 0.0
+        nets[results.arms[place].summary.label] += part.part.weight * float(change)
+    return nets
 
 
 def utilities(study: Stored, share: float, seed: int) -> dict[tuple[object, float], float]:
@@ -131,8 +127,7 @@ def utilities(study: Stored, share: float, seed: int) -> dict[tuple[object, floa
 
 def reversals(study: Stored, share: float) -> dict[str, tuple[int, int]]:
     """Pairs apart by more than the margin in the end, and how many stood the other way round."""
-    scale = "points" if study.frame.task(study.task).score_unit == "accuracy" else "shares"
-    margin = study.frame.config.objective.margin_on(scale)
+    margin = study.frame.config.objective.margin
     found = {"rates": [0, 0], "ranks": [0, 0]}
     for seed in seeds_with_curves(study.frame, study.task):
         end, now = utilities(study, 1.0, seed), utilities(study, share, seed)

@@ -1,17 +1,20 @@
 """The posterior of half of the items of kept studies, judged by what their other half measured.
 
-    python benchmarks/half_items.py [docs/findings/records/*] [--leveled .5 .99]
+    python benchmarks/half_items.py [docs/findings/records/*]
 
-No truth is assumed. Both halves are of the same trained models, so a seed's luck counts as truth:
-the figures compare rules, and are no calibration. What a stopped arm would still gain is
-extrapolated in both. Of every task scored in nats, for each share of leveling
-(:func:`rankscope.advise.evidence.pooled`; ``as measured``: errors in nats are not pooled):
+No truth is assumed. A training task and each retention task count by themselves, with one posterior
+per half. Ten random halvings count both ways. Items of one subject or passage stay together.
 
-- expected less measured net gains, the median over arms, in % of the largest gain;
-- the root mean square of that, and of the differences to the arm that the first half has best;
-- the mean log density of the other half, of arms and of these differences, in margins.
+- *Arms*: the share of arms whose change on the other half lies in the 95 % interval, of posterior
+  draws plus the other half's own error of its items.
+- *Gaps*: the same of differences to the arm that the first half expects to be best.
+- *Models* and *model gaps*: both of the very models that both halves score, with the luck of their
+  seeds. The interval of an arm includes that luck as an error, so it may be too wide or too narrow.
+- *Off* and *bias*: root mean square and mean of expected less measured changes, in points or in
+  hundredths of nats per token.
+- *Flat*: the share of arms whose posterior could not be fitted, and stands without a prior.
 
-Three random halvings, each both ways; one thread, NumPy alone.
+A stopped arm is extrapolated in both halves. Arms that training broke count in shares alone.
 """
 
 import argparse
@@ -20,147 +23,103 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
+import pandas as pd
 
-from rankscope.advise import evidence as rules
-from rankscope.advise.arms import summarize_arms
-from rankscope.advise.evidence import measure
-from rankscope.advise.posterior import Array, NetGains, lowest_of, posterior
-from rankscope.advise.retention import net_scale
+from rankscope.advise.arms import Arm, summarize_arms
+from rankscope.advise.evidence import SCORED_SPLITS, Measured, Part, measure
+from rankscope.advise.net_gains import draw_changes
+from rankscope.advise.posterior import Array, broken_arms
+from rankscope.advise.retention import net_parts
 from rankscope.records import BASE, ItemScores, StudyRecords
 from rankscope.tools.kept_records import kept_study
 
 RECORDS = Path(__file__).parents[1] / "docs" / "findings" / "records"
-AS_MEASURED = "as measured"
-HALVINGS, FEWEST_ARMS = 3, 4
-CURVE = ("item_scores", "gold_logprobs")
-POOLED = rules.pooled
+HALVINGS, FEWEST_ARMS, FEWEST_COUNTED, NUM_WORST = 10, 3, 60, 10
+CURVE, COVERAGE = ("item_scores", "gold_logprobs"), ["arms", "gaps", "models", "model gaps"]
 
 
 def half_of(study: StudyRecords, seed: int, *, second: bool) -> StudyRecords:
-    """The study with half of the items of every task."""
-    rng, kept = np.random.default_rng(seed), dict[tuple[str, str], set[str]]()
-    for (model, task, split), items in study.items.items():
-        if model == BASE:
-            order = rng.permutation(items.item_ids)
-            middle = len(order) // 2
-            kept[task, split] = set(order[middle:] if second else order[:middle])
-    found = {}
-    for key, items in study.items.items():
-        own = [i for i, item in enumerate(items.item_ids) if item in kept.get(key[1:], ())]
-        if own:
-            found[key] = ItemScores(
-                tuple(items.item_ids[i] for i in own),
-                items.scores[own],
-                items.gold_logprobs[own],
-                tuple(items.subjects[i] for i in own),
-            )
-    trials = []
+    """The study with half of the items of every task, or half of its subjects."""
+    rng, kept, found, trials = np.random.default_rng(seed), set[tuple[str, ...]](), {}, []
+    for task in [task.name for task in study.tasks]:
+        bases = [(s, b) for s in SCORED_SPLITS if (b := study.items.get((BASE, task, s)))]
+        named = [(s, *pair) for s, b in bases for pair in zip(b.item_ids, b.subjects, strict=True)]
+        items = [(split, item, subject or f"{split} {item}") for split, item, subject in named]
+        groups = rng.permutation(sorted({group for *_, group in items}))
+        middle = len(groups) // 2
+        own = set(groups[middle:] if second else groups[:middle])
+        kept |= {(task, split, item) for split, item, group in items if group in own}
+    for key, of in study.items.items():
+        if rows := [i for i, item in enumerate(of.item_ids) if (*key[1:], item) in kept]:
+            ids, subjects = (tuple(names[i] for i in rows) for names in (of.item_ids, of.subjects))
+            found[key] = ItemScores(ids, of.scores[rows], of.gold_logprobs[rows], subjects)
     for trial in study.trials:
         points = []
         for point in trial.curve:  # Its items are the first of the validation split
             base = study.items.get((BASE, point.task, "validation"))
             ids = base.item_ids[: point.n] if base and point.item_scores else ()
-            own = [i for i, item in enumerate(ids) if item in kept[point.task, "validation"]]
-            halved = {f: tuple(getattr(point, f)[i] for i in own) for f in CURVE}
-            points.append(point.model_copy(update={"n": len(own), **halved}))
+            rows = [i for i, item in enumerate(ids) if (point.task, "validation", item) in kept]
+            halved = {name: tuple(getattr(point, name)[i] for i in rows) for name in CURVE}
+            points.append(point.model_copy(update={"n": len(rows), **halved}))
         trials.append(replace(trial, curve=tuple(points)))
     return replace(study, items=found, trials=tuple(trials))
 
 
-def halves(study: StudyRecords, task: str) -> Iterator[tuple[NetGains, NetGains]]:
-    """What the halves of a study measured, each with the other, on one scale."""
-    arms = [arm.trials for arm in summarize_arms(study)[task]]
-    parts = net_scale(study, task, arms).parts
+def judged(first: Measured, second: Measured) -> dict[str, Array | bool]:
+    """By arm, whether the other half lies in each 95 % interval, and expected less measured."""
+    ((found,), failure), seen, other = draw_changes([first]), first.changes, second.changes
+    sizes, vectors = np.linalg.eigh(other.item_covariance)
+    normal = np.random.default_rng(3).standard_normal(found.draws.shape)
+    noise = normal @ (vectors * np.sqrt(np.maximum(sizes, 0.0))).T
+    mean, truth = found.draws.mean(axis=0), other.means
+    arms, best = found.draws + noise, int(mean.argmax())
+    # These models' change on all items is the measured one, less the error of their items.
+    models = seen.means - found.on_items + arms
+
+    inside = []
+    for draws in (arms, arms - arms[:, [best]], models, models - models[:, [best]]):
+        true = truth if len(inside) % 2 == 0 else truth - truth[best]
+        low, high = np.quantile(draws, (0.025, 0.975), axis=0)
+        inside.append(np.where((low <= true) & (true <= high), 1.0, 0.0))
+    inside[1][best] = inside[3][best] = np.nan
+    off = np.where(broken_arms(seen.means), np.nan, 100 * (mean - truth))
+    return {**dict(zip(COVERAGE, inside, strict=True)), "off": off, "flat": failure is not None}
+
+
+def halves(study: StudyRecords, arms: dict[str, tuple[Arm, ...]]) -> Iterator[pd.DataFrame]:
+    tasks = [(trained, part.task) for trained in arms for part in net_parts(study, trained)]
     for seed in range(HALVINGS):
         both = [half_of(study, seed, second=second) for second in (False, True)]
-        of_arms = [[arm.trials for arm in summarize_arms(half)[task]] for half in both]
-        found = [measure(half, parts, own) for half, own in zip(both, of_arms, strict=True)]
-        if found[0] and found[1] and found[0][1] == found[1][1]:
-            first, second = found[0][0], found[1][0]
-            if len(first.means) >= FEWEST_ARMS:
-                yield from ((first, second), (second, first))
+        for trained, task in tasks:
+            trials = [[a.trials for a in summarize_arms(half)[trained]] for half in both]
+            one, other = (measure(h, Part(task, 1.0), t) for h, t in zip(both, trials, strict=True))
+            if one is None or other is None or one.places != other.places:
+                continue
+            finished = ["finished" if arms[trained][i].finished else "stopped" for i in one.places]
+            unit = "points" if study.task(task).score_unit == "accuracy" else "nats"
+            role = "trained" if task == trained else "retention"
+            about = {"study": study.name, "role": role, "unit": unit, "arm": finished}
+            for pair in ((one, other), (other, one)) if len(one.places) >= FEWEST_ARMS else ():
+                yield pd.DataFrame(about | judged(*pair))
 
 
-def unpooled(covariance: Array, n: npt.NDArray[np.intp], share: float) -> Array:
-    """Of right-or-wrong items alone errors are pooled."""
-    return POOLED(covariance, n, share) if share == 1 else covariance
-
-
-def log_density(off: Array, variance: Array) -> float:
-    return float(np.mean(-(np.log(2 * np.pi * variance) + off**2 / variance) / 2))
-
-
-def judged(seen: NetGains, fitted: NetGains, other: NetGains, margin: float) -> Array:
-    """Median difference, root mean square and that to the best arm, in % of the largest gain; and
-    two log densities, of margins.
-
-    Args:
-        seen: one half, whose errors are ``fitted``.
-        other: the other half, with errors as they were measured.
-        margin: on the scale of both.
-    """
-    lowest = lowest_of(seen.means, margin)
-    draws = np.maximum(posterior(fitted, margin).draws, lowest) / margin
-    truth = np.maximum(other.means, lowest) / margin
-    errors = other.item_covariance / margin**2
-    best = int(seen.means.argmax())
-    rest = np.delete(np.arange(len(truth)), best)
-    off = draws.mean(axis=0) - truth
-    gaps = draws[:, rest] - draws[:, [best]]
-    gap = gaps.mean(axis=0) - truth[rest] + truth[best]
-    of_gap = errors[rest, rest] + errors[best, best] - 2 * errors[rest, best]
-    percent = 100 * margin
-    return np.array(
-        [
-            percent * np.median(off),
-            percent * np.sqrt(np.mean(off**2)),
-            percent * np.sqrt(np.mean(gap**2)),
-            log_density(off, draws.var(axis=0) + np.diag(errors)),
-            log_density(gap, gaps.var(axis=0) + np.maximum(of_gap, 1e-6)),
-        ]
-    )
+def shown(rows: pd.DataFrame, *by: str) -> pd.DataFrame:
+    groups = rows.assign(square=rows["off"] ** 2).groupby(list(by))
+    found = (100 * groups[[*COVERAGE, "flat"]].mean()).assign(counted=groups.size())
+    return found.assign(off=groups["square"].mean() ** 0.5, bias=groups["off"].mean()).round(1)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("records", nargs="*", type=Path, default=sorted(RECORDS.iterdir()))
-    parser.add_argument("--leveled", nargs="*", type=float, default=[rules.LEVELED])
-    args = parser.parse_args()
-    sums: dict[str, list[Array]] = {}
-    for folder in args.records:
-        if not (folder / "study.json").is_file():
-            continue
-        study = kept_study(folder)
-        for task, arms in summarize_arms(study).items():
-            scale = net_scale(study, task, [arm.trials for arm in arms])
-            if scale.name != "shares":
-                continue
-            margin = study.config.objective.margin_on(scale.name)
-            rules.LEVELED, rules.pooled = 0.0, unpooled
-            measured = list(halves(study, task))
-            ways = {AS_MEASURED: measured}
-            for share in args.leveled:
-                rules.pooled, rules.LEVELED = POOLED, share
-                ways[f"{share:g}"] = list(halves(study, task))
-            if not measured:
-                continue
-            for way, fitted in ways.items():
-                found = [
-                    judged(seen, own, other, margin)
-                    for (seen, other), (own, _) in zip(measured, fitted, strict=True)
-                ]
-                sums.setdefault(way, []).append(np.mean(found, axis=0))
-                print(row(f"{study.name}, {task}", way, sums[way][-1]), flush=True)
-    for way, rows in sums.items():
-        print(row(f"mean of {len(rows)} tasks", way, np.mean(rows, axis=0)))
-
-
-def row(name: str, way: str, figures: Array) -> str:
-    shares = "".join(f" {figure:6.2f} |" for figure in figures[:3])
-    return f"| {name} | {way} |{shares}" + "".join(f" {figure:6.3f} |" for figure in figures[3:])
+    paths = [path for path in parser.parse_args().records if (path / "study.json").is_file()]
+    studies = [kept_study(path) for path in paths]
+    rows = pd.concat([frame for study in studies for frame in halves(study, summarize_arms(study))])
+    by_study = shown(rows, "study")
+    worst = by_study[by_study["counted"] >= FEWEST_COUNTED].nsmallest(NUM_WORST, "arms")
+    tables = [shown(rows, "study", "role"), shown(rows, "role", "unit", "arm"), shown(rows, "role")]
+    for table in (*tables, shown(rows.assign(all=""), "all"), worst):
+        print(table.to_string(), end="\n\n")
 
 
 if __name__ == "__main__":

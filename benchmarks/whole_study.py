@@ -430,7 +430,9 @@ def race(options: argparse.Namespace, model: Path, folder: Path) -> dict[str, An
         "items": options.items,
         "decision": {
             "text": f"{advice.verdict} {advice.explanation}",
-            "net_gains": {a.label: a.expected.net for a in advice.arms if a.expected is not None},
+            "net_gains": {
+                a.label: a.expected.net.value for a in advice.arms if a.expected is not None
+            },
         },
     }
 

@@ -431,3 +431,21 @@ def test_a_rate_counts_by_what_it_does_at_an_alpha_of_1() -> None:
     assert at(method="full", rank=None, alpha=None) == pytest.approx((0, 5, -3))
     assert at(lr=0.0) == pytest.approx((4, 5, np.log10(8)))
     assert at(rows=None)[1] == pytest.approx(np.log2(one[0].training.rows))
+
+
+def test_errors_beside_those_of_a_broken_arm_are_a_covariance() -> None:
+    """On the items by which two arms gain, a third falls and errs a hundredfold."""
+    truth = Truth(ranks=(2, 8, 32), full_lrs=(), seeds=(0,), metric="log_probability", cross=())
+    study, rng = synthetic_study(truth), np.random.default_rng(0)
+    shared, size = {s: rng.normal(size=400) for s in ("validation", "test")}, {2: 1, 8: 2, 32: -100}
+    ranks = {t.spec.trial_id: t.spec.rank for t in study.trials}
+
+    def scores(key: EvalKey, old: np.ndarray) -> np.ndarray:
+        rank = ranks.get(key[0])
+        return -9 + (size[rank] * (0.1 + shared[key[2]]) if rank else 0 * old)
+
+    study = with_scores(study, scores)
+    changes = measure(study, Part("med", 1.0), arms_of(study)).changes
+    assert changes.means[2] < -1 < changes.means[0]
+    sizes = np.linalg.eigvalsh(changes.item_covariance)
+    assert sizes.min() > -1e-9 * sizes.max()

@@ -182,8 +182,8 @@ def test_answers_that_need_no_model_import_nothing_heavy(tmp_path: Path) -> None
         *([verb, f"{what}.yaml"] for verb in ("run", "check") for what in ("model", "rows")),
         ["run", "model.yaml", "--retry", "all"],
         *([verb, "--help"] for verb in VERBS),
-        *([verb, "nowhere.yaml"] for verb in ("run", "check", "plan", "predict")),
-        *([verb, "bad.yaml"] for verb in ("run", "check", "plan", "predict")),
+        *([verb, "nowhere.yaml"] for verb in ("run", "check", "plan")),
+        *([verb, "bad.yaml"] for verb in ("run", "check", "plan")),
         *([verb, "nowhere"] for verb in ("status", "report", "verify", "params", "fetch", "stop")),
         ["track", "nowhere", "--to", "trackio"],
         ["export", "nowhere", "x", "--out", "new"],
@@ -193,7 +193,6 @@ def test_answers_that_need_no_model_import_nothing_heavy(tmp_path: Path) -> None
         ["eval", "pocket", "--tasks", "pocket_med", "--adapter", "nowhere"],
         ["compare", "nowhere", "elsewhere"],
         ["shrink", "nowhere", "--rank", "2", "--out", "new"],
-        ["predict", "nowhere", "--backtest"],
         ["work", "nowhere", "unit"],
         ["init", "pocket.yaml", "--preset", "pocket"],
     ]

@@ -202,3 +202,59 @@ def test_a_reward_counts_by_its_content(tmp_path: Path) -> None:
     first = ids(tmp_path / "a", one)
     assert ids(tmp_path / "b", one) == first
     assert not ids(tmp_path / "c", one + "# other\n") & first
+
+
+def test_weights_belong_to_the_content_of_rewards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of one name in two folders: each weight moves the ids, and so does an exchange."""
+    monkeypatch.setenv("RANKSCOPE_TRUST_TASK_CODE", "1")
+    one, two = (f"python:{tmp_path / name}/g.py:f" for name in ("a", "b"))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        text = f"def f(answer, gold, prompt):\n    return {name!r} in answer\n"
+        (tmp_path / name / "g.py").write_text(text)
+
+    def ids(*rewards: Any) -> list[str]:
+        arms = [
+            {"method": "lora", "rank": 1, "lr": 1e-3, "objective": {"grpo": {"reward": reward}}}
+            for reward in rewards
+        ]
+        whole = {"name": "s", "model": "pocket", "tasks": ["pocket_gsm"], "train": TRAIN}
+        config = whole | {"arms": arms, "seeds": [0], "dtype": "float32"}
+        (tmp_path / "study.yaml").write_text(json.dumps(config), "utf-8")
+        trials = Study.load(tmp_path / "study.yaml").check().trials
+        return [trial.trial_id for trial in trials]
+
+    found = [
+        ids({one: 1.0, two: 0.2}),
+        ids({one: -5.0, two: 0.2}),
+        ids({one: 1.0, two: 0.3}),
+        ids({one: 0.2, two: 1.0}),
+    ]
+    assert len({trial for trials in found for trial in trials}) == 4
+    assert len(ids(one, two)) == 2
+    (tmp_path / "b/g.py").write_bytes((tmp_path / "a/g.py").read_bytes())
+    assert ids({one: 1.0, two: 0.2}) != ids({one: -5.0, two: 0.2})
+    assert len(ids(one, two)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("import sys\n\ndef f(answer, gold, prompt):\n    sys.exit(0)\n", "f of "),
+        ("raise SystemExit\n", "scorer 'python:"),
+    ],
+)
+def test_a_reward_that_ends_python_does_not_end_the_run_well(
+    text: str, where: str, tmp_path: Path
+) -> None:
+    (tmp_path / "reward.py").write_text(text, "utf-8")
+    objective = {"grpo": {"answers": 2, "max_new_tokens": 2, "reward": "python:reward.py:f"}}
+    ran = run(tmp_path, "--trust-task-code", tasks=["pocket_gsm"],
+              arms=[{"method": "lora", "rank": 1, "lr": 1e-3}],
+              train=TRAIN | {"objective": objective, "max_steps": 2},
+              evaluate={"max_items": 4, "max_new_tokens": 2})  # fmt: skip
+    assert ran.code == 2, ran.told
+    assert f"{where}{tmp_path / 'reward.py'}" in ran.told
+    assert "sys.exit(" in ran.told

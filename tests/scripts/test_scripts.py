@@ -1,16 +1,14 @@
-"""Small scripts: the picture of rooms, short exam rows, seeds that a claim needs, a backtest."""
+"""Small scripts: the picture of rooms, short exam rows, seeds that a claim needs."""
 
 import json
 from dataclasses import astuple
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from pocket_study import small_study
 
 from architecture_picture import PICTURE, drawn, imports
-from external_backtest import best_by_other_seeds, page_tables
 from power import data_needed, detectable
 from rankscope.models.low_rank_update import LowRankUpdate
 from rankscope.records import Estimate
@@ -78,18 +76,6 @@ def test_what_is_asked_for_is_enough_and_not_more() -> None:
     items, seeds = data_needed(estimate(0.02, 0.02), 0.02).both
     assert (items > 100, seeds > 3) == (True, True)
     assert set(astuple(data_needed(estimate(0.5, 5.0), 0.001))) == {None}
-
-
-def test_the_row_count_page_is_computed_from_its_record() -> None:
-    page = Path(__file__).parents[2] / "docs" / "findings" / "2026-11-29-row-count-tables.md"
-    assert page_tables() in page.read_text("utf-8")
-
-
-def test_the_best_rank_is_found_without_the_seed_that_scores_it() -> None:
-    """Two ranks, three seeds. Without the first seed both are equal, .4, and count alike."""
-    scores = np.array([[[0.9, 0.6, 0.2], [0.3, 0.4, 0.4]]])
-    expected = ((0.9 + 0.3) / 2 + 0.6 + 0.2) / 3  # The first rank leads without either other seed
-    assert best_by_other_seeds(scores) == pytest.approx([expected])
 
 
 def test_spans_of_updates_overlap_by_what_they_share() -> None:

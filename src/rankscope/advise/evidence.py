@@ -36,7 +36,7 @@ ALPHA_POWER = 0.75
 and 1 the likeliest power over kept studies: docs/findings/2026-11-29-posterior.md."""
 RUNG_FREEDOM = 2.0
 """Of the prior by which scores before the end of training vary around where they are heading."""
-TYPICAL_SPREADS = 0.5, 3.0  # Between seeds, in ``UNIT``: of supervised training, of any other
+TYPICAL_SPREADS = 0.35, 3.0  # Between seeds, in ``UNIT``: of supervised training, of any other
 SHRUNK = 4.0  # Seeds without a correlation that are added, see :func:`seed_correlation`
 FORGOTTEN = -0.5  # Expected change of a task that is not trained on, in ``UNIT``
 
@@ -78,7 +78,13 @@ class _Items:
         ids = tuple((split, items.item_ids) for split, items in known)
         scores = [items.scores for _, items in known]
         base = np.concatenate(scores) if scores else np.empty(0)
-        return cls(study, task, ids, base, cluster_labels(subjects))
+        return cls(
+            study,
+            task,
+            ids,
+            base,
+            cluster_labels(subjects, tuple(i for _, items in known for i in items.item_ids)),
+        )
 
     def changes(self, model: str, rung: CurvePoint | None = None, *, tested: bool = False) -> Array:
         """A model's scores minus the base's, (N,); NaN for items that it did not answer.
@@ -273,7 +279,8 @@ def _over_items(items: _Items, arms: Sequence[Array]) -> tuple[Array, Array]:
 
     Two arms share as much of their errors as they share items. The covariance is a product of
     residuals with themselves, zero where an arm has no score, so it is positive; then the errors of
-    arms that training did not break are :func:`pooled`.
+    arms that training did not break are :func:`pooled`. They share none with broken arms: pooled
+    errors beside shared ones that are not would be no covariance.
     """
     changes = np.stack([rows.mean(axis=0) for rows in arms])  # (A, N)
     known = np.isfinite(changes)
@@ -295,8 +302,10 @@ def _over_items(items: _Items, arms: Sequence[Array]) -> tuple[Array, Array]:
     whole = ~broken_arms(means)
     pairs = np.ix_(whole, whole)
     share = 1.0 if is_right_or_wrong else LEVELED
+    covariance[np.logical_xor.outer(whole, whole)] = 0.0
     covariance[pairs] = pooled(covariance[pairs], n[whole], share, together[pairs])
-    own = UNANIMOUS / (n + UNANIMOUS) ** 2 if is_right_or_wrong else np.zeros(len(n))
+    counted = np.where(np.diag(covariance) > 0, n, units)  # Clusters that all agree are few
+    own = UNANIMOUS * (stretch / (counted + UNANIMOUS)) ** 2 * is_right_or_wrong
     covariance[np.diag_indices(len(n))] += np.where(units < 2, 1.0, own)
     return means, covariance
 
@@ -320,7 +329,8 @@ def pooled(
     sizes = np.sqrt(np.outer(variances, variances))
     correlations = np.divide(covariance, sizes, out=np.eye(number), where=sizes > 0)
     shared = np.broadcast_to(together, sizes.shape)
-    common = max(0.0, correlations.sum() - number) / max(1e-9, shared.sum() - number)
+    common = (correlations.sum() - number) / max(1e-9, shared.sum() - number)
+    common = min(1.0, max(0.0, common))
     target = common * shared + (1 - common) * np.eye(number)
     by_item = np.sqrt(variances * n)
     usual = np.sqrt((variances * n).mean()) if share == 1 else np.median(by_item)

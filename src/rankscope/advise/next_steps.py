@@ -14,7 +14,7 @@ from rankscope.advise.net_gains import draw_changes
 from rankscope.advise.results import TaskResults, weighed
 from rankscope.advise.value import Untried, value_of_items, values_of_trials, with_untried
 from rankscope.formatting import amount, count, duration
-from rankscope.records import TrialRecords, TrialSpec, TrustCheck, finished_trials
+from rankscope.records import NextStep, TrialRecords, TrialSpec, TrustCheck, finished_trials
 
 FACTOR = 2.0  # To the next learning rate or rank beyond the end of a list
 MOST_SUGGESTED = 3
@@ -24,7 +24,7 @@ RUN = "rankscope run study.yaml"
 
 def next_steps(
     results: TaskResults, answer: Answer, checks: Sequence[TrustCheck]
-) -> tuple[str, ...]:
+) -> tuple[NextStep, ...]:
     """At most three commands, the most useful first, none twice.
 
     What nothing can be decided without comes alone. Then an open end of the chosen arm's lists,
@@ -37,20 +37,22 @@ def next_steps(
     # As in ``TaskResults.fit_failed``: no trial has a price then.
     with suppress(FloatingPointError, np.linalg.LinAlgError):
         steps += _priced(results)
-    by_command = {command: f"{text}: {command}" for text, command in reversed(steps)}
-    return tuple(reversed(by_command.values()))[:MOST_SUGGESTED]
+    by_list = dict[str, NextStep]()  # What extends a list in two ways is said once
+    for step in steps:
+        by_list.setdefault(step.command.partition("=[")[0], step)
+    return tuple(by_list.values())[:MOST_SUGGESTED]
 
 
-def _required(results: TaskResults, answer: Answer, checks: Sequence[TrustCheck]) -> Iterator[str]:
+def _required(
+    results: TaskResults, answer: Answer, checks: Sequence[TrustCheck]
+) -> Iterator[NextStep]:
     if results.waiting:
-        yield f"Train the remaining {count(results.waiting, 'trial')}: {RUN}"
+        text = f"Train the remaining {count(results.waiting, 'trial')}"
+        yield NextStep(text=text, command=RUN)
     budget, over_budget = results.study.config.budget, len(results.over_budget)
     if over_budget and budget is not None:
-        yield (
-            f"Raise the budget ({budget.text}) and run the study again: "
-            f"{count(over_budget, 'trial')} that the answer asks for did not fit in it. What was "
-            "trained is kept."
-        )
+        text = f"Raise the budget ({budget.text}) for {count(over_budget, 'trial')} more"
+        yield NextStep(text=text, command=f"{RUN} --set budget='N trials'")
     if not finished_trials(results.trials):
         yield from _after_failures(results)
     is_short = any(check.name == "loss" and check.status == "bad" for check in checks)
@@ -59,12 +61,15 @@ def _required(results: TaskResults, answer: Answer, checks: Sequence[TrustCheck]
         factor = ceil(FEWEST_UPDATES / max(1, steps * (1 - train.warmup_fraction)))
         key = "max_steps" if train.max_steps else "epochs"
         number = factor * (train.max_steps or train.epochs)
-        yield f"Train longer: {RUN} --set train.{key}={number:g}"
+        yield NextStep(text="Train longer", command=f"{RUN} --set train.{key}={number:g}")
+    for check in checks:
+        if check.status == "bad" and check.name not in ("loss", "trials"):
+            yield NextStep(text=check.text)
 
 
 def _open_ends(
     results: TaskResults, subject: Arm, checks: Sequence[TrustCheck]
-) -> Iterator[tuple[str, str]]:
+) -> Iterator[NextStep]:
     """Extensions of the lists at whose ends the arm stands."""
     spec, open_names = subject.trials[0].spec, {c.name for c in checks if c.status == "weak"}
     rates = results.rates_of(subject)
@@ -77,23 +82,23 @@ def _open_ends(
         yield from _extended(results, spec, "rank", [2 * spec.rank], "Try a larger rank")
     if "loss" in open_names and not results.study.config.train.max_steps:
         epochs = results.study.config.train.epochs
-        yield "Train longer", f"{RUN} --set train.epochs={2 * epochs:g}"
+        yield NextStep(text="Train longer", command=f"{RUN} --set train.epochs={2 * epochs:g}")
 
 
 def _extended(
     results: TaskResults, spec: TrialSpec, key: str, more: Sequence[float], text: str
-) -> Iterator[tuple[str, str]]:
+) -> Iterator[NextStep]:
     """A command that adds values to a list of the arm of a trial; none for an arm of a file."""
     for place, arm in enumerate(results.study.config.arms):
         ranks = {float(rank) for rank in arm.rank or ()}
         if spec.method in arm.method and (spec.rank is None or spec.rank in ranks):
             written = {float(v) for v in getattr(arm, key) or ()} | set(more)
             values = ",".join(f"{value:.3g}" for value in sorted(written))
-            yield text, f"{RUN} --set arms.{place}.{key}=[{values}]"
+            yield NextStep(text=text, command=f"{RUN} --set arms.{place}.{key}=[{values}]")
             return
 
 
-def _priced(results: TaskResults) -> list[tuple[str, str]]:
+def _priced(results: TaskResults) -> list[NextStep]:
     """What lowers the expected regret, most per second first."""
     net, margin, unit = results.net, results.margin, results.net_unit
     if net is None:
@@ -105,26 +110,28 @@ def _priced(results: TaskResults) -> list[tuple[str, str]]:
 
     arms = [results.arms[i] for i in results.allowed]
     trained = [arm for arm in arms if arm.summary.trains]
-    found = list[tuple[float, float, str, str]]()  # Value, seconds, text, command
+    found = list[tuple[float, float, NextStep]]()  # With value and seconds
     seeds, values = results.study.config.seeds, values_of_trials(net)
     seconds = sum(arm.summary.seconds or 0.0 for arm in trained)
     command = f"{RUN} --set seeds=[{','.join(map(str, [*seeds, max(seeds) + 1]))}]"
-    found.append((float(values.max(initial=0.0)), seconds, "Train a further seed", command))
+    step = NextStep(text="Train a further seed", command=command)
+    found.append((float(values.max(initial=0.0)), seconds, step))
     untried = _untried(results, arms)
     for (spec, _, key), value in zip(untried, _untried_values(results, untried), strict=True):
         took = next((a.summary.seconds for a in trained if a.summary.rank == spec.rank), None)
         of = f"{'r=' + str(spec.rank) if spec.rank else spec.method} at {spec.lr:.2g}"
         setting = spec.lr if key == "lr" else float(spec.rank or 0)
-        for text, command in _extended(results, spec, key, [setting], f"Try {of}"):
-            found.append((value, took or seconds, text, command))
+        for step in _extended(results, spec, key, [setting], f"Try {of}"):
+            found.append((value, took or seconds, step))
     if items := results.study.config.evaluate.max_items:
         command = f"{RUN} --set evaluate.max_items={2 * items}"
-        found.append((value_of_items(net), seconds, "Score more items", command))
-    worth = [step for step in found if step[0] >= WORTH_NAMING * margin]
-    worth.sort(key=lambda step: -step[0] / (step[1] or 1.0))
+        step = NextStep(text="Score more items", command=command)
+        found.append((value_of_items(net), seconds, step))
+    worth = [of for of in found if of[0] >= WORTH_NAMING * margin]
+    worth.sort(key=lambda of: -of[0] / (of[1] or 1.0))
     return [
-        (f"{text} ({duration(took)}, {after(value)})", command)
-        for value, took, text, command in worth
+        step.model_copy(update={"text": f"{step.text} ({duration(took)}, {after(value)})"})
+        for value, took, step in worth
     ]
 
 
@@ -169,7 +176,7 @@ def _untried(results: TaskResults, arms: Sequence[Arm]) -> list[tuple[TrialSpec,
     return found
 
 
-def _after_failures(results: TaskResults) -> Iterator[str]:
+def _after_failures(results: TaskResults) -> Iterator[NextStep]:
     diverged, oom, failed = (
         [t for t in results.failed if t.status == status]
         for status in ("diverged", "oom", "failed")
@@ -177,17 +184,17 @@ def _after_failures(results: TaskResults) -> Iterator[str]:
     if diverged:
         lr = min(t.spec.lr for t in diverged) / 10
         trials = count(len(diverged), "trial")
-        yield f"{trials} diverged: try a learning rate of {lr:.3g} or less."
+        yield NextStep(text=f"{trials} diverged: try a learning rate of {lr:.3g} or less")
     if oom:
         settings, trials = _less_memory(results, oom), count(len(oom), "trial")
-        yield f"{trials} ran out of memory: try {settings}, and run again with --retry oom."
+        text = f"{trials} ran out of memory: try {settings}"
+        yield NextStep(text=text, command=f"{RUN} --retry oom")
     if failed:
         first = failed[0]
         why = (first.failure or "no reason recorded").rstrip(".")
-        yield (
-            f"{count(len(failed), 'trial')} ended in an error, first {first.spec.arm_label} "
-            f"seed={first.spec.seed} ({why}): fix its cause, and run again with --retry failed."
-        )
+        text = f"{count(len(failed), 'trial')} ended in an error, first {first.spec.arm_label} "
+        text += f"seed={first.spec.seed} ({why}): fix its cause"
+        yield NextStep(text=text, command=f"{RUN} --retry failed")
 
 
 def _less_memory(results: TaskResults, oom: Sequence[TrialRecords]) -> str:

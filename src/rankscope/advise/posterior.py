@@ -27,9 +27,10 @@ Array = npt.NDArray[np.float64]
 POSTERIOR_DRAWS = 4000
 UNIT = 0.02  # Two points, or 0.02 nats per token: the scale of every constant of the prior below
 LEVELS = (0.5, 2.0, 8.0, 32.0)  # Standard deviations of the level
-HEIGHTS = (0.25, 1.0, 4.0, 16.0)  # Of the smooth function and of a kind's offset
+HEIGHTS = (0.0625, 0.25, 1.0, 4.0, 16.0)
+"""Of the smooth function and of a kind's offset; one of h is 1 / (1 + h^2) times as likely."""
 LENGTHS = (1.5, 5.0)  # Distances over which changes are alike, in units of ``AXIS_LENGTHS``
-ROUGHNESS = (0.1, 0.3, 1.0)  # What is not smooth, as a share of the height
+ROUGHNESS = (0.03, 0.2, 1.0)  # What is not smooth, as a share of the height
 GROWTHS = (0.0, 1.0, 4.0)  # Of what all arms of one number of rows share
 GROWTH_LENGTH = 3.0  # Octaves of rows over which that is alike
 SEED_SPREADS = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # Between seeds
@@ -62,7 +63,7 @@ class Changes:
     """Every setting that is no number; equal for arms of one smooth function."""
     axes: Array  # log2 of rank and of training rows, log10 of rate x alpha^.75, (A, 3)
     extra: Array  # Further variance, such as of a score before the end of training, (A,)
-    typical_spread: float = 0.5  # Between seeds, before any was seen, in ``UNIT``
+    typical_spread: float = 0.35  # Between seeds, before any was seen, in ``UNIT``
     prior_mean: float = 0.0  # In ``UNIT``: training that gains nothing on a task forgets a little
 
     def part(self, kept: npt.NDArray[np.intp]) -> "Changes":
@@ -91,9 +92,13 @@ def broken_arms(means: Array) -> npt.NDArray[np.bool_]:
     Training broke them, or they cannot compete. They lie ``FAR_BELOW`` below it, or twice as far as
     the best lies above it, so the arms of a steep but even rise all count.
     """
-    middle = float(np.median(means))
-    far = max(FAR_BELOW * UNIT, 2 * (float(means.max()) - middle))
-    return np.asarray(means < middle - far)
+    kept = np.ones(len(means), dtype=bool)
+    while True:
+        middle = float(np.median(means[kept]))
+        far = max(FAR_BELOW * UNIT, 2 * (float(means.max()) - middle))
+        if (means[kept] >= middle - far).all():
+            return ~kept
+        kept &= means >= middle - far
 
 
 def posterior(evidence: Changes, seed_luck: Array | None = None) -> Posterior:
@@ -161,18 +166,19 @@ def _drawn(
     )
     on_items = change + item_error + (kernel + evidence.item_covariance) @ solved
     # Seeds of an arm that are further apart than others widen its interval around the same mean.
-    freedom = (OWN_FREEDOM + evidence.seeds - 1)[:, None]
-    own = _own_squares(evidence, common)[:, None] / rng.chisquare(freedom, luck.shape)
-    wider = np.maximum(0.0, own - common) * (evidence.varies / evidence.seeds)[:, None]
-    more = np.sqrt(wider) * rng.standard_normal(luck.shape) + _prior_mean(evidence)
+    freedom = OWN_FREEDOM + evidence.seeds - 1
+    own = _own_squares(evidence, common) / (freedom - 2)
+    wider = np.maximum(0.0, evidence.varies * own / evidence.seeds + evidence.extra - of_seeds)
+    students = rng.standard_t(freedom[:, None], luck.shape)
+    more = np.sqrt(wider)[:, None] * students + _prior_mean(evidence)
     return change + kernel @ solved + more, on_items + more
 
 
 def flat_posterior(evidence: Changes, luck: Array) -> Posterior:
     """What the arms' own scores say of them, without a prior; for evidence that none fits."""
     means = np.where(np.isfinite(evidence.means), evidence.means, 0.0)[:, None]
-    common = float(np.median(_own_squares(evidence, (evidence.typical_spread * UNIT) ** 2)))
-    common /= OWN_FREEDOM
+    typical = _own_squares(evidence, (evidence.typical_spread * UNIT) ** 2)
+    common = float(np.median(typical / (OWN_FREEDOM + evidence.seeds - 1)))
     squares = np.where(np.isfinite(evidence.squares), evidence.squares, 0.0)
     own = np.maximum(common, squares / np.maximum(1, evidence.seeds - 1))
     of_seeds = evidence.varies * own / evidence.seeds + evidence.extra
@@ -221,6 +227,7 @@ def _weighed(evidence: Changes, scales: Array) -> tuple[Array, Array]:
     off = (evidence.means - _prior_mean(evidence))[:, None]
     whitened = np.linalg.solve(roots, np.broadcast_to(off, (len(scales), *off.shape)))
     logs = _squares_likelihood(evidence, scales[:, 4]) - (whitened**2).sum(axis=(1, 2)) / 2
+    logs -= np.log1p(scales[:, 1] ** 2)
     logs -= np.log(np.diagonal(roots, axis1=1, axis2=2)).sum(axis=1)
     if not np.isfinite(logs).any():
         raise FloatingPointError("no choice of the prior's scales has a likelihood")
@@ -259,7 +266,9 @@ def _own_squares(evidence: Changes, common: float) -> Array:
 
 def _arm_variance(evidence: Changes, common: Array | float) -> Array:
     """Variance of every arm's mean that no other arm shares, (..., A)."""
-    return np.asarray(evidence.varies * common / evidence.seeds + evidence.extra)
+    freedom = OWN_FREEDOM + evidence.seeds - 1
+    expected = common * freedom / (freedom - 2)  # Of a scaled inverse chi-squared
+    return np.asarray(evidence.varies * expected / evidence.seeds + evidence.extra)
 
 
 def _kernels(evidence: Changes, scales: Array) -> Array:

@@ -14,7 +14,7 @@ from scipy import special
 
 from rankscope.advise.evidence import Measured
 from rankscope.advise.net_gains import NetGains
-from rankscope.advise.posterior import UNIT, Array, Changes
+from rankscope.advise.posterior import UNIT, Array, Changes, broken_arms
 
 UNKNOWN_SPREAD = 1000.0  # Standard deviation of an untried arm's scores, in ``UNIT``: none known
 NUM_QUANTILES = 64
@@ -33,17 +33,18 @@ def with_untried(measured: Measured, untried: Sequence[Untried], number: int) ->
     if not more:
         return measured
     # An untried arm would err as the mean of the others does, and as much as one of them.
-    typical = of.item_covariance.mean(axis=1)[:, None].repeat(more, axis=1)
-    own = np.full((more, more), of.item_covariance.mean())
-    np.fill_diagonal(own, np.diag(of.item_covariance).mean())
+    whole = ~broken_arms(of.means)
+    typical = of.item_covariance[:, whole].mean(axis=1)[:, None].repeat(more, axis=1)
+    own = np.full((more, more), typical[whole].mean())
+    np.fill_diagonal(own, np.diag(of.item_covariance)[whole].mean())
     blank = np.zeros(more)
     changes = Changes(
-        means=np.append(of.means, blank),
+        means=np.append(of.means, blank + np.median(of.means[whole])),  # Almost without weight
         item_covariance=np.block([[of.item_covariance, typical], [typical.T, own]]),
         seeds=np.append(of.seeds, blank + 1),
         varies=np.append(of.varies, blank + 1),
         squares=np.append(of.squares, blank),
-        answer_noise=np.append(of.answer_noise, blank + of.answer_noise.mean()),
+        answer_noise=np.append(of.answer_noise, blank + of.answer_noise[whole].mean()),
         kinds=[*of.kinds, *(kind for kind, _ in untried)],
         axes=np.vstack([of.axes, [axes for _, axes in untried]]),
         extra=np.append(of.extra, blank + (UNKNOWN_SPREAD * UNIT) ** 2),

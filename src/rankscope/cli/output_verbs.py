@@ -1,17 +1,15 @@
-"""Verbs beside a study: a page of many; a prediction before it; weights, and runs for a tracker,
-after it."""
+"""Verbs beside a study: a page of many, scores made elsewhere, weights, runs for a tracker."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
-from rankscope.cli.application import Overrides, StudyFolder, check_study, verb
+from rankscope.cli.application import StudyFolder, check_study, verb
 from rankscope.cli.study_verbs import show_results
-from rankscope.cli.terminal import Reply, err_console, print_line, print_message, print_result
+from rankscope.cli.terminal import Reply, print_line, print_message
 from rankscope.errors import UserError
 from rankscope.filesystem import replace_text
-from rankscope.progress import ConsoleReporter
 from rankscope.tools.formats import PEFT, format_names
 from rankscope.tools.trackers import tracker_names
 
@@ -46,64 +44,6 @@ def _atlas_command(
     return Reply(rows, lambda: print_line(told))
 
 
-@verb("predict", "Reading {places} ...")
-def _predict_command(
-    places: Annotated[
-        list[Path],
-        Argument(metavar="FILE.yaml | DIR...", help="A study file, or folders of studies."),
-    ],
-    backtest: Annotated[bool, Option("--backtest", help="Compare with finished studies.")] = False,
-    screen: Annotated[
-        Path | None,
-        Option(
-            metavar="DIR",
-            help="Train the grid on a tenth of the rows into DIR (with --backtest, DIR/<study>).",
-        ),
-    ] = None,
-    overrides: Overrides = None,
-) -> Reply:
-    """Predict the best rank: hypotheses, and their past record.
-
-    From the rows and the base alone, and with --screen from a small study. --backtest compares
-    every predictor with finished studies.
-
-    Example: rankscope predict study.yaml --screen screens/mine
-    """
-    from rankscope.config.loader import load_study_file
-
-    if backtest:
-        if overrides:
-            raise UserError("predict --backtest", "--set", do="leave it out: studies are finished")
-        for folder in places:
-            check_study(folder)
-        from rankscope.cli.render.prediction import backtest_tables
-        from rankscope.predict.backtest import backtest as run_backtest
-        from rankscope.predict.backtest import score_predictors
-
-        with ConsoleReporter(err_console) as reporter:
-            result = run_backtest(places, screen, reporter)
-        scores = score_predictors(result.tasks)
-        return Reply(
-            {"scores": scores, "backtest": result},
-            lambda: print_result(backtest_tables(result, scores)),
-        )
-    if len(places) != 1:
-        raise UserError("predict", f"{len(places)} study files", "one, or --backtest")
-    config = load_study_file(places[0], overrides or [])
-    from rankscope.cli.render.prediction import prediction_tables
-    from rankscope.predict.backtest import past_record, score_predictors
-    from rankscope.predict.features import predict_study
-
-    with ConsoleReporter(err_console) as reporter:
-        tasks = predict_study(config, screen, reporter)
-    record = past_record()
-    past = score_predictors(record)
-    return Reply(
-        {"tasks": tasks, "past_record": past},
-        lambda: print_result(prediction_tables(tasks, record, past)),
-    )
-
-
 @verb("import", "Reading {source} ...")
 def _import_command(
     source: Annotated[
@@ -118,7 +58,8 @@ def _import_command(
         str, Option(metavar="ARM", help="The untuned model, or its means: TASK=SCORE,...")
     ] = "base",
     task: Annotated[str | None, Option(help="The task that the arms were trained on.")] = None,
-    retention: Annotated[str, Option(help="Tasks that show forgetting, by commas.")] = "",
+    retention: Annotated[str | None, Option(help="Tasks that show forgetting, or none.")] = None,
+    lower: Annotated[str | None, Option(help="Metrics that are better if lower, or none.")] = None,
     metric: Annotated[
         Literal["accuracy", "log_probability"] | None, Option(help="Unit of all scores.")
     ] = None,
@@ -132,8 +73,8 @@ def _import_command(
     from rankscope.run.outputs import write_outputs
     from rankscope.tools.import_scores import import_scores
 
-    kept = [name.strip() for name in retention.split(",") if name.strip()]
-    import_scores(source, out, columns or (), base, task=task, retention=kept, unit=metric)
+    options = {"task": task, "retention": retention, "lower": lower, "unit": metric}
+    import_scores(source, out, columns or (), base, **options)
     records, answer = write_outputs(out)
     return Reply(answer, lambda: show_results(out, records, answer, with_reasons=True))
 

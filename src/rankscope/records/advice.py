@@ -174,6 +174,13 @@ class RankThatMayDo(Record):
     p: float  # Probability that this arm is within the margin of the best
 
 
+class NextStep(Record):
+    """What would make an answer surer, and the command that does it."""
+
+    text: str
+    command: str = ""  # Empty if no single command does it
+
+
 class TaskAdvice(Record):
     """The recommendation for one training task."""
 
@@ -198,7 +205,7 @@ class TaskAdvice(Record):
     arms: tuple[ArmSummary, ...]
     arms_left_out: int = 0  # Arms that ``recommendation.json`` and the page leave out
     comparisons: tuple[ArmComparison, ...] = ()  # Each arm at the learning rate chosen for it
-    next_steps: tuple[str, ...] = ()  # What would make it surer
+    next_steps: tuple[NextStep, ...] = ()  # What would make it surer
     subject_label: str | None = None
     """Of the arm that explanation and reasons describe; None if they describe none."""
     best_full_label: str | None = None
@@ -222,7 +229,7 @@ class TaskAdvice(Record):
 class Recommendation(Record):
     """``recommendation.json``: one answer per training task."""
 
-    schema_version: int = 2  # 2: messages and next steps are texts, without values
+    schema_version: int = 3  # 3: changes by task, next steps with their commands
     study: str
     advice: tuple[TaskAdvice, ...]
     method: str  # How the choice was made, one paragraph

@@ -89,6 +89,12 @@ def results_of(table: pa.Table) -> list[ItemResult]:
     return [ItemResult(**row) for row in rows]
 
 
+def original_of(item_id: str) -> str:
+    """The item that a copy repeats: ids of a row's copies end in ``.2``, ``.3`` and so on."""
+    original, _, number = item_id.rpartition(".")
+    return original if number.isdigit() else item_id
+
+
 GOLD_COLUMNS = ("gold_logprob", "gold_tokens", "option_logprobs", "letter_logprobs")
 """What ``gold_logprobs_per_token`` reads."""
 

@@ -3,6 +3,7 @@
 It has no weights; otherwise it is read as any other. docs/data.md says what is read.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rankscope.config.section import NAME_PATTERN, NAME_RULE
 from rankscope.device import provenance
-from rankscope.errors import UserError, did_you_mean
+from rankscope.errors import UserError
 from rankscope.evaluate.metrics import standard_error
 from rankscope.filesystem import check_taken, folder_in_one_step
 from rankscope.formatting import count, join_names
@@ -29,189 +29,174 @@ from rankscope.records import (
     EvalRecord,
     GivenModel,
     ModelRecord,
-    Split,
     TaskRecord,
     TrainRecord,
     TrialSpec,
 )
 from rankscope.run.given import given_record
 from rankscope.store import Artifact, Ledger, items_path
-from rankscope.tools.score_files import ITEM, MODEL, OF_ARM, OF_TASK, SCORE_COLUMNS, read_scores
+from rankscope.tools.score_files import ITEM, MEAN, MODEL, OF_ARM, Said, plain_name, read_scores
 
-SINGLE = {**dict.fromkeys(OF_ARM, "arm"), **dict.fromkeys(OF_TASK, "task")}
-"""Columns that have one value for each value of another."""
-NUMERIC = ["seed", "score", "gold_logprob", "seconds", "memory", "chance", *OF_ARM[1:]]
-WORDS = {
-    "split": ("validation", "test"),
-    "role": ("", "in_domain", "cross_domain", "retention"),
-    "unit": ("", "accuracy", "log_probability"),
-}
-LARGEST = 2**53  # Of the numbers that are read
-MEAN = "mean"  # The only item of a table without items
+LOWER = re.compile(
+    r"(?i)(?<![a-z])(loss|nll|entropy|perplexity|ppl|bits|bpb|brier|[wct]er|r?mse|mae|err|error)"
+    r"(?![a-z])"
+)
+"""Names of metrics that are better if lower."""
+HIGHER = re.compile(
+    r"(?i)score|\w*(acc|accuracy|f1)(_\w+)?|exact_match|em|(rouge|bleu|chrf)[\w+]*|mcc|pass@\d+"
+    r"|precision|recall|reward|win_rate|likelihood|log_?prob(ability)?"
+)
+Options = Mapping[str, str | None]
 
 
 def import_scores(
-    source: Path, out: Path, columns: Sequence[str] = (), base: str = BASE, **options: Any
+    source: Path, out: Path, columns: Sequence[str] = (), base: str = BASE, **options: str | None
 ) -> None:
     """Write the study of the scores in a file or folder to the new folder ``out``.
 
     Args:
         columns: ``NAME=COLUMN``, our name of a column and the source's.
         base: the arm that is the untuned model, or its mean scores: ``TASK=SCORE,TASK=SCORE``.
-        options: ``task``, which the arms were trained on, or None for the only one; ``retention``,
-            names of tasks; ``unit`` of all scores, or None to recognize each task's.
+        options: ``task``, which the arms were trained on, or None for the only one; ``unit`` of all
+            scores, or None to recognize each task's; names by commas, or "none": ``retention``,
+            tasks, or None for all others; ``lower``, metrics or tasks that are better if lower, or
+            None to refuse metrics of unknown direction.
 
     Raises:
         UserError: every fault of the scores; nothing is written then.
     """
     check_taken(out)
-    faults, notes = list[UserError](), ["The models were trained and scored elsewhere."]
-    table = read_scores(source, dict(text.partition("=")[::2] for text in columns), faults)
-    missing = [name for name in ("arm", "task", "score") if name not in table]
-    if missing or table.empty:
-        found = f"no column {', '.join(missing)}" if missing else "no rows"
-        do = "name it with --map NAME=COLUMN" if missing else ""
-        faults.append(UserError(source, found, "arm, task and score in every row", do))
-    elif not (table := _checked(table, base, faults)).empty:
-        table = _matched(table, faults, notes)
-        tasks = _tasks(table, source.name, options, faults)
-    if faults:
+    said: Said = ["The models were trained and scored elsewhere."]
+    named = dict(text.partition("=")[::2] for text in columns)
+    table = read_scores(source, named, base, options.get("task"), said)
+    if not table.empty:
+        table = _matched(table, said)
+        roles = _roles(table, options, said)
+        parts = [_scaled(part, options, said) for _, part in table.groupby("task")]
+    if faults := [fault for fault in said if isinstance(fault, UserError)]:
         expected = "scores of a base and of its arms"
         raise UserError(source, count(len(faults), "fault"), expected, "correct them", faults)
-    trials = _trials(table, tasks[0].name, notes)
-    _write(out, source, table, tasks, trials, notes)
+    tasks = [_task(part, roles, source.name) for part in parts]
+    tasks.sort(key=lambda task: not task.trained_on)
+    table, notes = pd.concat(parts), list(map(str, said))
+    _write(out, source, table, tasks, _trials(table, tasks[0].name, notes), notes)
 
 
-def _checked(table: pd.DataFrame, base: str, faults: list[UserError]) -> pd.DataFrame:
-    """All columns as numbers and texts, in the rows that can be used; blank texts are empty, blank
-    numbers NaN."""
-    if "=" in base:
-        means = [part.partition("=") for part in base.split(",")]
-        own = [{"arm": BASE, "task": task.strip(), "score": score} for task, _, score in means]
-        table, base = pd.concat([table, pd.DataFrame(own)]), BASE
-    table = table.reindex(columns=SCORE_COLUMNS).reset_index(drop=True)
-    texts = table.astype(object).where(table.notna(), "").map(lambda value: str(value).strip())
-    for name, default in (("seed", "0"), ("split", "test"), ("item", MEAN)):
-        texts[name] = texts[name].replace("", default)
-    texts["arm"] = texts["arm"].replace({BASE: "another base", base: BASE})
-    numbers = (
-        texts[NUMERIC]
-        .map(str.lower)
-        .replace({"true": "1", "false": "0"})
-        .apply(pd.to_numeric, errors="coerce")
-    )
-    usable = pd.Series(True, table.index)
-    for name in SCORE_COLUMNS:
-        text, words = texts[name], WORDS.get(name, ())
-        bad = ~text.isin(words) if words else (text == "") & (name in ("arm", "task", "score"))
-        if name in NUMERIC:
-            bad |= (text != "") & ~(numbers[name].abs() < LARGEST)
-        usable &= ~bad
-        if bad.any():
-            expected = " or ".join(filter(None, words)) or "a finite number in every row"
-            found = f"{text[bad].iloc[0]!r} in {bad.sum():,} rows, first row {bad.idxmax() + 1}"
-            faults.append(UserError(f"column {name}", found, expected))
-    table = texts.assign(**numbers)[usable]
-    table.loc[table["arm"] == BASE, "seed"] = 0
-    for name, of in SINGLE.items():
-        values = table[table[name] != ""].groupby(of)[name].nunique()
-        if (values > 1).any():
-            found = f"several values for {of} {values.idxmax()}"
-            faults.append(UserError(f"column {name}", found, "one"))
-    table["metric"] = table.groupby("task")["metric"].transform("max").replace("", "score")
-    repeated = table.duplicated([*MODEL, *ITEM])
-    if repeated.any():
-        first = ", ".join(map(str, table[repeated][[*MODEL, *ITEM]].iloc[0]))
-        found = f"{repeated.sum():,} more rows of an item, first {first}"
-        faults.append(UserError("column item", found, "one row for each model and item"))
-    return table[~repeated]
-
-
-def _matched(table: pd.DataFrame, faults: list[UserError], notes: list[str]) -> pd.DataFrame:
-    """The items that every model with scores on their task has, in the order of the table."""
-    models, kept = set(table.set_index(MODEL).index), [table[:0]]
-    if BASE not in set(table["arm"]) or len(set(table["arm"])) < 2:
+def _matched(table: pd.DataFrame, said: Said) -> pd.DataFrame:
+    """Scores of every model on the items that the base has."""
+    models, kept = {*table.set_index(MODEL).index}, [table[:0]]
+    if not {BASE} < {*table["arm"]}:
         do = "name the base with --base NAME, or give its means: --base TASK=SCORE"
         found = f"arms {', '.join(dict.fromkeys(table['arm']))}"
-        faults.append(UserError("column arm", found, f"{BASE!r} and others", do))
-    for (task, split), part in table.groupby(ITEM[:2], sort=False):
-        scored = set(part.set_index(MODEL).index)
-        common = part.groupby("item")["score"].transform("size") == len(scored)
-        place, names = pd.factorize(part["item"])
-        left_out = len(names) - part[common]["item"].nunique()
-        if (BASE, 0) in models - scored:
-            is_mean = (split, *names) == ("test", MEAN)
-            do = f"give its mean: --base {task}=SCORE" if is_mean else "add its rows"
-            faults.append(UserError(f"task {task}", f"no {split} scores of the base", "some", do))
-        elif left_out == len(names):
-            found = f"no {split} item that the base and all others have"
-            faults.append(UserError(f"task {task}", found, "one or more"))
-        if left_out:
-            of = f"{left_out:,} of {len(names):,} {split} items"
-            notes.append(f"{task}: {of} are left out, because some model lacks them.")
-        if lacking := sorted(f"{arm} seed={seed:g}" for arm, seed in models - scored):
-            notes.append(f"{task}: no {split} scores of {join_names(lacking)}.")
-        if [*names] == [MEAN]:
-            notes.append(f"{task}: there are means without items, so intervals are wide.")
-        kept.append(part.assign(place=place)[common].sort_values("place", kind="stable"))
+        said.append(UserError("column arm", found, f"{BASE!r} and others", do))
+    for (task, split), part in table.dropna(subset="score").groupby(ITEM[:2]):
+        items = {*part[part["arm"] == BASE]["item"]} or {*part["item"]}
+        own = part[part["item"].isin(items)]
+        sizes = own.groupby(MODEL).size()
+        if (BASE, 0) not in sizes or len(sizes) < min(2, part.groupby(MODEL).ngroups):
+            found = f"no {split} item that the base and another model have"
+            do = f"add rows of the base, or give its mean: --base {task}=SCORE"
+            said.append(UserError(f"task {task}", found, "one or more", do))
+        if left_out := len({*part["item"]} - items):
+            of = f"{left_out:,} of {part['item'].nunique():,} {split} items"
+            said.append(f"{task}: {of} are left out, because the base lacks them.")
+        if fewer := [f"{a} seed={s:g} has {n:,}" for (a, s), n in sizes.items() if n < len(items)]:
+            said.append(f"{task}: of {len(items):,} {split} items, {join_names(fewer)}.")
+        if lacking := sorted(f"{arm} seed={seed:g}" for arm, seed in models - {*sizes.index}):
+            said.append(f"{task}: there are no {split} scores of {join_names(lacking)}.")
+        if items == {MEAN} and own[["items", "stderr"]].isna().all(axis=1).any():
+            said.append(f"{task}: means come without items or errors, so intervals are wide.")
+        kept.append(own)
     return pd.concat(kept)
 
 
-def _tasks(
-    table: pd.DataFrame, source: str, options: Mapping[str, Any], faults: list[UserError]
-) -> list[TaskRecord]:
-    """The training task first."""
-    parts, tasks = dict(list(table.groupby("task", sort=False))), list[TaskRecord]()
-    roles = {name: part["role"].max() for name, part in parts.items()}
-    kept = options.get("retention") or [n for n, role in roles.items() if role == "retention"]
-    trained = [options["task"]] if options.get("task") else []
-    trained = trained or [name for name, role in roles.items() if role == "in_domain"]
-    trained = trained or [name for name, role in roles.items() if not role and name not in kept]
-    for name in {*trained, *kept} - parts.keys():
-        hint = did_you_mean(name, parts)
-        faults.append(UserError(f"task {name}", "no scores", f"one of {', '.join(parts)}", hint))
+def _names(options: Options, key: str) -> set[str]:
+    return {plain_name(name) for name in (options.get(key) or "").split(",")} - {"", "none"}
+
+
+def _roles(table: pd.DataFrame, options: Options, said: Said) -> dict[str, str]:
+    """Roles of the tasks by name."""
+    stated = table.groupby("task")["role"].max()
+    kept = _names(options, "retention") or {*stated[stated == "retention"].index}
+    free = [name for name, role in stated.items() if not role and name not in kept]
+    trained = [*_names(options, "task")] or [*stated[stated == "in_domain"].index] or free
+    others = [name for name in free if name not in trained and options.get("retention") is None]
+    if others:
+        kept |= {*others}
+        said.append(f"A fall on {join_names(others)} is forgetting; --retention can name others.")
+    names = {*table["metric"], *(name.partition(",")[0] for name in table["metric"].unique())}
+    for name in _names(options, "lower") - {*map(plain_name, names)} - {*stated.index}:
+        said.append(UserError(f"--lower {name}", "no such metric", "a metric or task"))
+    for name in {*trained, *kept} - {*stated.index}:
+        said.append(UserError(f"task {name}", "no scores", f"one of {', '.join(stated.index)}"))
     if len(trained) != 1 or trained[0] in kept:
-        found, do = ", ".join(trained) or "none", f"name it: --task {' or '.join(parts)}"
-        expected = "the one task that the arms were trained on"
-        faults.append(UserError("--task", found, expected, do))
-    for name, part in parts.items():
-        low, high = part["score"].min(), part["score"].max()
-        unit = options.get("unit") or part["unit"].max()
-        is_share = low >= 0 and high <= 1
-        if not re.fullmatch(NAME_PATTERN, name):
-            faults.append(UserError("column task", repr(name), NAME_RULE))
-        if not is_share and (unit == "accuracy" or (not unit and high > 0)):
-            found, do = f"scores from {low:g} to {high:g}", "divide percentages by 100"
-            expected = "shares from 0 to 1, or with --metric log_probability nats per token"
-            faults.append(UserError(f"task {name}", found, expected, do))
-        metric, chance = part["metric"].iloc[0], part["chance"].max()
-        answers = part[part["arm"] == BASE].groupby("split")[["item", "score"]]
-        # Prompts are not known: tasks of two studies are the same if their bases answered alike.
-        hashes = {s: sha256_json([name, metric, a.values.tolist()]) for s, a in answers}
-        role = "in_domain" if name in trained else "retention" if name in kept else "cross_domain"
-        record = {
-            "name": name,
-            "roles": (role,),
-            "trained_on": name in trained,
-            "metric": metric,
-            "score_unit": unit or ("accuracy" if is_share else "log_probability"),
-            "chance": chance if chance >= 0 else None,
-            "rows": {"train": 0, "validation": 0, "test": 0, **{s: len(a) for s, a in answers}},
-            "dropped": 0,
-            "contamination": {},
-            "source": source,
-            "sha256": sha256_json(hashes),
-            **{f"{split}_sha256": found for split, found in hashes.items()},
-        }
-        tasks.append(TaskRecord.model_validate(record))
-    return sorted(tasks, key=lambda task: not task.trained_on)
+        found, do = ", ".join(trained) or "none", f"name it: --task {' or '.join(stated.index)}"
+        said.append(UserError("--task", found, "the one task that the arms were trained on", do))
+    roles = {name: "retention" if name in kept else "cross_domain" for name in stated.index}
+    return roles | dict.fromkeys(trained, "in_domain")
+
+
+def _scaled(part: pd.DataFrame, options: Options, said: Said) -> pd.DataFrame:
+    """Scores of one task in its unit: of percentages the shares, of losses the negative."""
+    task, metric, unit, stated = (part[name].max() for name in ("task", "metric", "unit", "lower"))
+    name, unit, scores = metric.partition(",")[0], options.get("unit") or unit, part["score"]
+    called = task if name.lower() == "score" else name
+    is_loss = stated > 0 if stated >= 0 else bool(LOWER.search(called))
+    if {task, *map(plain_name, (name, metric))} & _names(options, "lower"):
+        is_loss = True
+    elif not (is_loss or stated >= 0 or options.get("lower") or HIGHER.fullmatch(name)):
+        do = f"give --lower {name} if less is better, else --lower none"
+        said.append(UserError(f"task {task}", f"the metric {name!r}", "a known direction", do))
+    low, high = scores.min(), scores.max()
+    is_percent = low >= 0 and 1 < high <= 100 and not ((scores > 0) & (scores <= 1)).any()
+    if is_percent and (unit == "accuracy" or not (unit or is_loss)):
+        said.append(f"{task}: scores up to {high:g} are percentages and are divided by 100.")
+        part = part.assign(**(part[["score", "stderr"]] / 100).round(12))
+        low, high = low / 100, high / 100
+    is_share = low >= 0 and high <= 1
+    is_possible = low >= 0 if is_loss else low <= 0 if unit else high <= 0 or is_share
+    if not (is_share if unit == "accuracy" else is_possible):
+        found, do = f"scores from {low:g} to {high:g}", f"give --lower {name} if less is better"
+        expected = "shares (0 to 1), percentages (none between 0 and 1) or nats per token (below 0)"
+        said.append(UserError(f"task {task}", found, expected, f"correct them, or {do}"))
+    if is_loss:
+        how = "subtracted from 1" if unit == "accuracy" else "negated"
+        said.append(f"{task}: less {called} is better, so its scores are {how}.")
+        part = part.assign(score=(unit == "accuracy") - part["score"])
+        unit = unit or ("log_probability" if re.search("loss|nll|entropy", called) else "other")
+    return part.assign(unit=unit or ("accuracy" if is_share else "log_probability"))
+
+
+def _task(part: pd.DataFrame, roles: Mapping[str, str], source: str) -> TaskRecord:
+    name, metric, unit, chance = (part[n].max() for n in ("task", "metric", "unit", "chance"))
+    answers = dict(list(part[part["arm"] == BASE].groupby("split")))
+    rows = {split: int(max(len(a), a["items"].max())) for split, a in answers.items()}
+    # Prompts are not known: tasks of two studies are the same if their bases answered alike.
+    known = {s: [name, metric, a[["item", "score"]].values.tolist()] for s, a in answers.items()}
+    hashes = {split: sha256_json(values) for split, values in known.items()}
+    record = {
+        "name": name,
+        "roles": (roles[name],),
+        "trained_on": roles[name] == "in_domain",
+        "metric": metric,
+        "score_unit": None if unit == "other" else unit,
+        "chance": chance if chance >= 0 else None,
+        "rows": {"train": 0, "validation": 0, "test": 0, **rows},
+        "dropped": 0,
+        "contamination": {},
+        "source": source,
+        "sha256": sha256_json(hashes),
+        **{f"{split}_sha256": found for split, found in hashes.items()},
+    }
+    return TaskRecord.model_validate(record)
 
 
 def _point(arm: pd.Series) -> dict[str, Any]:
     """Method and settings of an arm as fields of its trials."""
     known = {method.name: method for method in all_methods() if not method.takes_settings}
     rank = int(arm["rank"]) if arm["rank"] >= 1 else None
-    name = arm["method"].lower() or ("lora" if rank else "unknown")
+    name = "full" if arm["method"].startswith("full") else arm["method"]
+    name = name or ("lora" if rank else "unknown")
     point = {"method": name, "rank": rank, "alpha": None, "lr": max(0.0, arm["lr"])}
     if name not in known or (known[name].has_rank and rank is None):
         other = next(method.name for method in all_methods() if method.takes_settings)
@@ -245,7 +230,8 @@ def _trials(
             trial = trial.model_copy(update={"given": None})
         trials[name, seed] = trial, train.model_copy(update=costs)
     labels = {name: spec.arm_label for (name, _), (spec, _) in trials.items()}
-    if renamed := [f"{label} is {name}" for name, label in labels.items() if name != label]:
+    named = {name: label for name, label in labels.items() if arms[name]["named"] != 0}
+    if renamed := [f"{label} is {name}" for name, label in named.items() if name != label]:
         notes.append(f"Arms are called by their settings: {'; '.join(renamed)}.")
     if any(point["alpha"] and not arms[name]["alpha"] > 0 for name, point in points.items()):
         notes.append("An alpha that is not given is taken to be twice the rank.")
@@ -272,7 +258,7 @@ def _write(
         "num_parameters": max(full, default=0),
         "prompt_format": "plain",
     }
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", source.stem).strip("-_")[:64] or "imported"
+    name = plain_name(source.stem) or "imported"
     kept = [task.name for task in tasks if "retention" in task.roles]
     others = [task.name for task in tasks if task.name not in kept]
     evaluate = {"cross_domain": others, "retention": kept}
@@ -286,7 +272,7 @@ def _write(
         with ledger.stage() as staged:
             for (arm, seed, task, split), part in table.groupby([*MODEL, *ITEM[:2]], sort=False):
                 trial_id = BASE if arm == BASE else trials[arm, seed][0].trial_id
-                records.append(_record(trial_id, task, split, part))
+                records.append(_record(part, {"trial_id": trial_id, "task": task, "split": split}))
                 pq.write_table(_items(part), staged / "items.parquet")
                 place = items_path(trial_id, task, split)
                 artifacts += ledger.publish(staged / "items.parquet", place)
@@ -294,20 +280,18 @@ def _write(
         ledger.finish_trials([spec.trial_id for spec in specs])
 
 
-def _record(trial_id: str, task: str, split: Split, part: pd.DataFrame) -> EvalRecord:
-    scores, metric = part["score"].tolist(), part["metric"].iloc[0]
-    return EvalRecord(
-        trial_id=trial_id,
-        task=task,
-        split=split,
-        metric=metric,
-        score=fmean(scores),
-        standard_error=standard_error(scores),
-        n=len(scores),
-        metrics={metric: fmean(scores)},
-        seconds=0.0,
-        num_tokens=0,
-    )
+def _record(part: pd.DataFrame, key: Mapping[str, str]) -> EvalRecord:
+    scores, first = part["score"].tolist(), part.iloc[0]
+    score, n, error = fmean(scores), len(scores), standard_error(scores)
+    if first["item"] == MEAN:
+        is_known = first["items"] >= 1
+        n, error = int(first["items"]) if is_known else 1, first["stderr"]
+        if not error >= 0:
+            is_share = is_known and first["unit"] == "accuracy"
+            error = math.sqrt(score * (1 - score) / n) if is_share else None
+    record = {"metric": first["metric"], "score": score, "standard_error": error, "n": n}
+    costs = {"metrics": {first["metric"]: score}, "seconds": 0.0, "num_tokens": 0}
+    return EvalRecord.model_validate({**key, **record, **costs})
 
 
 def _items(part: pd.DataFrame) -> pa.Table:

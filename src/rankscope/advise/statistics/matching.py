@@ -8,9 +8,15 @@ import numpy.typing as npt
 
 from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.resampling import ScoreArray
-from rankscope.records import BASE, Estimate, ItemScores, Split, StudyRecords, TrialRecords
-
-FEWEST_CLUSTERS = 2
+from rankscope.records import (
+    BASE,
+    Estimate,
+    ItemScores,
+    Split,
+    StudyRecords,
+    TrialRecords,
+    original_of,
+)
 
 
 def compared_scores(
@@ -29,23 +35,24 @@ def compared_scores(
 
 
 @lru_cache(maxsize=256)
-def cluster_labels(subjects: tuple[str | None, ...]) -> npt.NDArray[np.intp] | None:
+def cluster_labels(
+    subjects: tuple[str | None, ...], item_ids: tuple[str, ...] = ()
+) -> npt.NDArray[np.intp] | None:
     """Cluster label of every item, (N,); None if items are independent.
 
     Subjects (or passages, if the data set records them as subjects) are clusters: their items may
     depend on each other, and others could have been asked. Few of them make a wide interval by
-    Student's t. An item without a subject is a cluster of its own.
+    Student's t. Copies of one row are a cluster; any other item without a subject is its own.
     """
-    named = len({s for s in subjects if s is not None})
-    if not FEWEST_CLUSTERS <= named < len(subjects):
-        return None
-    position: dict[str, int] = {}
-    labels = np.array(
-        [-1 - i if s is None else position.setdefault(s, i) for i, s in enumerate(subjects)],
-        dtype=np.intp,
-    )
+    originals = map(original_of, item_ids) if item_ids else map(str, range(len(subjects)))
+    names = [
+        (s, "") if s is not None else ("", i) for s, i in zip(subjects, originals, strict=True)
+    ]
+    position: dict[tuple[str, str], int] = {}
+    labels = np.array([position.setdefault(n, len(position)) for n in names], dtype=np.intp)
     labels.flags.writeable = False
-    return labels
+    is_one_subject = len(position) == 1 and subjects[0] is not None
+    return None if is_one_subject or len(position) == len(labels) else labels
 
 
 def stored_scores(
@@ -72,12 +79,12 @@ def align_scores(
     """Scores on the items that every model has; None without models or common items."""
     if not tuned or (reference is not None and not reference):
         return None
-    rows, subjects = _aligned([*tuned, *(reference or ())])
+    rows, subjects, ids = _aligned([*tuned, *(reference or ())])
     if not rows.shape[1]:
         return None
     split = len(tuned)
     others = None if reference is None else rows[split:] if trained else rows[split]
-    return Comparison(rows[:split], others, cluster_labels(subjects))
+    return Comparison(rows[:split], others, cluster_labels(subjects, ids))
 
 
 def mean_estimate(models: Sequence[ItemScores]) -> Estimate | None:
@@ -86,21 +93,22 @@ def mean_estimate(models: Sequence[ItemScores]) -> Estimate | None:
     return None if scores is None else weighted_estimate([scores])
 
 
-def _aligned(models: Sequence[ItemScores]) -> tuple[ScoreArray, tuple[str | None, ...]]:
-    """(models, N) scores of the common items in the first model's order, and their subjects."""
+def _aligned(
+    models: Sequence[ItemScores],
+) -> tuple[ScoreArray, tuple[str | None, ...], tuple[str, ...]]:
+    """(models, N) scores of the common items in the first model's order, their subjects and ids."""
     first = models[0]
     ids, subjects = first.item_ids, first.subjects
     if all(m.item_ids is ids or m.item_ids == ids for m in models):
         rows = np.stack([m.scores for m in models])
+        kept = list(range(len(ids)))
     else:
         by_id = [dict(zip(m.item_ids, m.scores.tolist(), strict=True)) for m in models]
         kept = [k for k, i in enumerate(ids) if all(i in scores for scores in by_id)]
         rows = np.array([[scores[ids[k]] for k in kept] for scores in by_id], dtype=np.float64)
         rows = rows.reshape(len(models), len(kept))
-        subjects = tuple(subjects[k] for k in kept)
     finite = np.asarray(np.isfinite(rows).all(axis=0))
-    if bool(finite.all()):
-        return rows, subjects
-    return rows[:, finite], tuple(
-        s for s, keep in zip(subjects, finite.tolist(), strict=True) if keep
-    )
+    if bool(finite.all()) and len(kept) == len(ids):
+        return rows, subjects, ids
+    kept = [k for k, keep in zip(kept, finite.tolist(), strict=True) if keep]
+    return rows[:, finite], tuple(subjects[k] for k in kept), tuple(ids[k] for k in kept)
