@@ -135,7 +135,9 @@ def answer_lines(advice: TaskAdvice, *, with_reasons: bool) -> list[str]:
     lines += [f"- {reason.text}" for reason in advice.reasons if with_reasons]
     found = [f"- {c.value}: {c.text}" for c in advice.checks if c.status != "fine"]
     lines += ["The probabilities do not account for these:", *found] * bool(found)
-    steps = [f"- {step}" for step in advice.next_steps]
+    steps = [
+        f"- {step.text}{': ' * bool(step.command)}{step.command}" for step in advice.next_steps
+    ]
     return lines + ["Most useful next run:", *steps] * bool(steps)
 
 
