@@ -11,8 +11,8 @@ LIMITS = {
     "code lines of the core": 36_220,
     "code lines of extensions": 7_000,  # a cap: room that the core's own lines do not have
     "lines of tests": 39_170,
-    "words of docs and README": 67_307,
-    "words of README": 895,
+    "words of docs and README": 67_304,
+    "words of README": 892,
     "sentences over 40 words": 85,
     "data types": 182,
     "public definitions": 1_244,
