@@ -98,12 +98,13 @@ def test_arms_at_one_rate_times_alpha_tell_of_each_other() -> None:
 
 @pytest.mark.parametrize("spread", [0.01, 0.04])
 def test_arms_share_one_spread_between_their_seeds(spread: float) -> None:
-    """Ten arms of 20 seeds show it, so one seed of an eleventh is known to 1.96 of it."""
+    """Ten arms of 20 seeds show it. The variance of an eleventh is drawn around theirs by an inverse
+    chi-squared of 4, whose mean is twice as much."""
     seeds = np.array([20.0] * 10 + [1.0])
     means = np.append(2 * np.random.default_rng(0).normal(size=10), 0.0)
     squares, kinds = (seeds - 1) * spread**2, list(range(11))
     eleven = evidence(means, seeds=seeds, squares=squares, item=1e-4, kinds=kinds, ranks=[4] * 11)
-    assert widths(drawn(eleven))[-1] / 2 == pytest.approx(1.96 * spread, rel=0.12)
+    assert widths(drawn(eleven))[-1] / 2 == pytest.approx(1.96 * 2**0.5 * spread, rel=0.12)
 
 
 def test_a_seed_that_collapsed_is_one_of_the_outcomes_to_expect() -> None:
@@ -142,11 +143,13 @@ def by_brute_force(of: Changes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         [*product(options[0][-4:], options[1], module.LENGTHS, module.ROUGHNESS, options[2], [0.0])]
     )
     kernels, common = module._kernels(of, scales), np.square(scales[:, 4:5] * UNIT)
-    own = of.varies * common / of.seeds + of.extra
+    mean_of_own = (module.OWN_FREEDOM + of.seeds - 1) / (module.OWN_FREEDOM + of.seeds - 3)
+    own = of.varies * mean_of_own * common / of.seeds + of.extra
     seen = kernels + of.item_covariance + own[:, :, None] * np.eye(len(of.means))
     taken = kernels @ np.linalg.inv(seen)
     off = of.means - of.prior_mean * UNIT
     logs = -(np.linalg.slogdet(seen)[1] + np.linalg.solve(seen, off[:, None])[..., 0] @ off) / 2
+    logs -= np.log(1 + scales[:, 1] ** 2)
     # Scales are a logarithmic grid, so the density of a variance is times itself.
     logs += stats.invgamma(1, scale=typical).logpdf(common[:, 0]) + np.log(common[:, 0])
     if (of.seeds > 1).all():
