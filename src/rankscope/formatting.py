@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:  # records bring pydantic and numpy; this module has to stay light
-    from rankscope.records import Estimate
+    from rankscope.records import Estimate, ExpectedChange
 
 MINUS = "\N{MINUS SIGN}"
 UNKNOWN = "\N{EN DASH}"
@@ -21,7 +21,7 @@ CONFIDENCES = {
     "sure": "Sure",
     "probable": "Probable",
     "leaning": "Leaning",
-    "none": "Cannot tell yet",
+    "none": "Not decided",
 }
 
 
@@ -87,14 +87,14 @@ def percent(p: float) -> str:
     return "under 1 %" if p < 0.01 else f"{math.floor(100 * p + 1e-9)} %"  # no more than it is
 
 
-def interval(estimate: Estimate, unit: Unit) -> str:
+def interval(estimate: Estimate | ExpectedChange, unit: Unit) -> str:
     """The 95 % interval of a difference, or a note that it is unknown."""
     if estimate.low is None or estimate.high is None:
         return "interval unknown"
     return f"95 % interval {signed(estimate.low, unit)} to {signed(estimate.high, unit)}"
 
 
-def with_interval(estimate: Estimate, unit: Unit) -> str:
+def with_interval(estimate: Estimate | ExpectedChange, unit: Unit) -> str:
     """A difference and its 95 % interval for a table, such as ``+2.5 [-0.5, +5.5]``."""
     if estimate.low is None or estimate.high is None:
         return f"{signed(estimate.value, unit)} [?]"
@@ -102,7 +102,9 @@ def with_interval(estimate: Estimate, unit: Unit) -> str:
     return f"{signed(estimate.value, unit)} [{low}, {high}]"
 
 
-def plus_minus(estimate: Estimate | None, unit: Unit, *, sign: bool = False) -> str:
+def plus_minus(
+    estimate: Estimate | ExpectedChange | None, unit: Unit, *, sign: bool = False
+) -> str:
     """A value and half the width of its 95 % interval, such as ``61.3 ±1.2``."""
     if estimate is None:
         return UNKNOWN

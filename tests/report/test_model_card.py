@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from report_studies import card_of, hostile_study, study_and_advice
 from synthetic_study import Truth
 
+from rankscope.advise.statistics.matching import cluster_labels
 from rankscope.config.study import ModelConfig
 from rankscope.config.task import TaskConfig
 from rankscope.formatting import difference, interval, score_text
@@ -38,20 +39,22 @@ def test_the_hub_reads_the_front_matter(view: StudyView) -> None:
 def test_the_figures_are_those_of_the_one_trained_model(view: StudyView) -> None:
     trial = trial_of(view.study, "med r=8 lr=0.001 seed=1")
     text = card_of(view, trial)
-    own, base = (view.study.items[i, "med", "test"].scores for i in (trial.spec.trial_id, BASE))
-    gain, unit = paired_estimate(own[np.newaxis], base), view.unit("med")
+    own, base = (view.study.items[i, "med", "test"] for i in (trial.spec.trial_id, BASE))
+    clusters, unit = cluster_labels(base.subjects), view.unit("med")
+    gain = paired_estimate(own.scores[np.newaxis], base.scores, clusters)
     row = next(line for line in text.splitlines() if line.startswith("| med | in domain |"))
     for part in (
-        score_text(float(base.mean()), unit),
-        score_text(float(own.mean()), unit),
+        score_text(float(base.scores.mean()), unit),
+        score_text(float(own.scores.mean()), unit),
         difference(gain.value, unit),
         interval(gain, unit).removeprefix("95 % interval "),
         "| 60 |",
     ):
         assert part in row
-    arm = view.arm("med", trial.spec.arm_label)
-    assert "The arm over 3 seeds: expected net gain " in text
-    assert f"gain over the base {difference(arm.gain.value, unit)}" in text
+    of = view.arm("med", trial.spec.arm_label).expected
+    assert (
+        f"The arm over 3 seeds: expected gain {difference(of.changes['med'].value, unit)}" in text
+    )
     for part in (
         view.study.model.sha256,
         view.study.task("med").sha256,

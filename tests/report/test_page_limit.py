@@ -51,7 +51,7 @@ def test_arms_that_the_answer_names_stay_and_then_the_best(view: StudyView) -> N
         assert labels == in_order
         named = {row.arm.label for row in whole.rows} | {whole.subject_label}
         assert named <= {*labels, None}
-        gains = {arm.label: arm.expected.net if arm.expected else -inf for arm in whole.arms}
+        gains = {arm.label: arm.expected.net.value if arm.expected else -inf for arm in whole.arms}
         least = min((gains[label] for label in labels if label not in named), default=inf)
         assert all(gains[label] <= least for label in gains.keys() - set(labels))
         for pair in advice.comparisons:

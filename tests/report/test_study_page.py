@@ -99,12 +99,11 @@ def test_every_check_of_the_answer_is_marked_and_a_weak_one_explained(page: str)
         assert check.status == "fine" or check.text in elements.text
 
 
-def test_failed_trials_leaks_and_provenance_are_on_the_page(page: str) -> None:
+def test_failed_trials_and_provenance_are_on_the_page(page: str) -> None:
     study, _ = ordinary_study()
     text = Elements(page).text
     assert text.count("simulated: diverged at step 7") == 2
     assert f"2 of {len(study.trials)} trials ended without a result" in text
-    assert "Some test rows are also in the training rows" in text
     assert study.provenance.created in text
     assert study.model.sha256 in text
     assert "gradient_accumulation: 4" in text
@@ -113,8 +112,8 @@ def test_failed_trials_leaks_and_provenance_are_on_the_page(page: str) -> None:
 def test_hostile_text_adds_no_element_and_no_attribute(page: str, attacked: str) -> None:
     harmless, hostile = Elements(page), Elements(attacked)
     tags = Counter(tag for tag, _ in hostile.tags)
-    # Two notes and their list, and a line of ranks per verdict, for the verdicts name none.
-    assert tags - Counter(tag for tag, _ in harmless.tags) <= Counter(ul=1, li=2, h3=1, p=2)
+    # Two notes and their list.
+    assert tags - Counter(tag for tag, _ in harmless.tags) <= Counter(ul=1, li=2, h3=1)
     keys = {key for _, attributes in hostile.tags for key in attributes}
     assert keys <= {key for _, attributes in harmless.tags for key in attributes}
     assert "<img src=x" in hostile.text
@@ -167,6 +166,7 @@ def no_spectra(study: StudyRecords) -> StudyRecords:
         ({}, lambda study: replace(base_alone(study), trials=()), "The study has no trials"),
         ({}, no_spectra, "No trial has a spectra record"),
         ({}, None, "No arm has a second seed"),
+        ({"contamination": 2}, None, "Some test rows are also in the training rows"),
         ({"retention": ()}, None, "There is no retention task, so what training lost is unknown."),
         ({"metric": "log_probability"}, None, "nats per token"),
         ({"ranks": ()}, None, "No arm with a known rank has a test score"),

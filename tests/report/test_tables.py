@@ -41,10 +41,11 @@ def test_failures_contamination_and_rows_are_listed(view: StudyView) -> None:
     failed = frame_rows(failed_trials_table(view))
     assert [row[0] for row in failed] == ["med r=32 lr=0.003 seed=1", "law r=32 lr=0.003 seed=1"]
     assert all(row[1:3] == ("diverged", "simulated: diverged at step 7") for row in failed)
-    tasks = tasks_table(view).set_index("task")
+    leaked = StudyView(*study_and_advice(Truth(num_items=20, seeds=(0,), contamination=2)))
+    tasks = tasks_table(leaked).set_index("task")
     assert tasks.loc["med", "contamination_exact"] == 2
     assert tasks.loc["general", "role"] == "retention"
-    assert tasks.loc["med", "test_rows"] == 60
+    assert tasks.loc["med", "test_rows"] == 20
     trained = training_table(view).set_index("training_task")
     assert (trained.dtypes == "Int64").all()
     assert tuple(trained.loc["med"].iloc[:2]) == (20, 200)

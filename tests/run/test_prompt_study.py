@@ -124,7 +124,7 @@ def test_the_answer_counts_no_parameter_and_the_tokens_of_an_item(prompted: Path
     assert shots.tokens_per_item == pytest.approx(read)
     assert f"{shots.label}: reads {read:,.0f} tokens an item, the base" in "".join(study.notes)
     (row,) = [row for row in advice.rows if "prompt" in row.roles]
-    best = max((a for a in advice.arms if not a.trains), key=lambda a: a.expected.net)
+    best = max((a for a in advice.arms if not a.trains), key=lambda a: a.expected.net.value)
     assert row.arm == best
 
 

@@ -109,8 +109,10 @@ def test_every_study_is_there_and_every_answer_with_its_own_figures(
             if (arm := arms.get(str(row["arm"]))) is None or arm.expected is None:
                 assert row["curve"] is None
                 continue
-            assert row["expected_net_gain"] == arm.expected.net
-            assert row["expected_retention"] == -(arm.expected.forgetting or 0.0)
+            of = arm.expected
+            assert row["expected_net_gain"] == of.net.value
+            assert row["expected_gain"] == of.changes[answer.task].value
+            assert row["expected_retention_change"] == -of.forgetting.value
             assert row["score"] == (arm.score and arm.score.value)
             curve: Any = row["curve"]
             scale = 1.0 if curve["unit"] == "nats per token" else 100.0
@@ -121,9 +123,12 @@ def test_every_study_is_there_and_every_answer_with_its_own_figures(
                 for rank, net, low, high, p, label in line["points"]:
                     of = arms[label].expected
                     assert (rank, p) == (arms[label].rank, of.p_within_margin)
-                    assert (net, low, high) == (scale * of.net, scale * of.low, scale * of.high)
+                    ends = (of.net.value, of.net.low, of.net.high)
+                    assert (net, low, high) == tuple(scale * end for end in ends)
             best = max(
-                (of.expected.net, of.rank) for of in arms.values() if of.is_lora and of.expected
+                (of.expected.net.value, of.rank)
+                for of in arms.values()
+                if of.is_lora and of.expected
             )
             assert row["best_rank"] == best[1]
     assert sum(row["arm"] is None for row in rows) == 2

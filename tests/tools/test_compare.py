@@ -10,9 +10,8 @@ import pytest
 from command_line import files_below
 from command_line import rankscope as command
 from pocket_study import changed, rewrite_rows, small_study
-from synthetic_study import Truth, synthetic_study, with_own_trials
+from synthetic_study import Truth, synthetic_study
 
-from rankscope.cli.render.comparison import meaning
 from rankscope.records import StudyRecords
 from rankscope.tools.compare import StudyPair, compare, compare_studies, differences
 
@@ -119,17 +118,6 @@ def test_a_copy_under_the_same_name_is_told_by_its_folder(studies: Path, tmp_pat
 def paired(first: StudyRecords, second: StudyRecords) -> StudyPair:
     studies = [("a", Path("a"), first), ("b", Path("b"), second)]
     return compare_studies(studies).pairs[0]
-
-
-def test_which_p_values_are_adjusted_is_said() -> None:
-    first = synthetic_study(Truth(ranks=(8,), num_items=30))
-    second = with_own_trials(synthetic_study(Truth(ranks=(8,), num_items=30), seed=1), "#1")
-    base = second.model.model_copy(update={"sha256": "1" * 64})
-    (said,) = meaning(paired(first, replace(second, model=base)))
-    assert "p of arms is adjusted over all paired arms and tasks (Holm)" in said
-    assert "p of the bases is not adjusted" in said
-    (said,) = meaning(paired(first, second))
-    assert "p of the bases" not in said  # One base: there is nothing to test.
 
 
 def test_what_cannot_be_compared_is_refused(studies: Path, tmp_path: Path) -> None:

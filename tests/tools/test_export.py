@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ from command_line import files_below, rankscope
 from huggingface_hub import parse_eval_result_entries
 from inspections import inspection
 from peft import AutoPeftModelForCausalLM
-from report_studies import ordinary_study
+from report_studies import ordinary_study, study_and_advice
+from synthetic_study import Truth
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rankscope.advise.recommend import recommend
@@ -210,12 +212,18 @@ def test_a_study_without_arms_has_nothing_to_export() -> None:
         choose_trial(view, Path("s"), None, None, best_lora=False)
 
 
-def test_an_open_answer_is_not_exported_as_the_best() -> None:
-    study, advice = ordinary_study()
-    first = advice.advice[0].model_copy(update={"chosen": None})
-    view = StudyView(study, advice.model_copy(update={"advice": (first,)}))
-    with pytest.raises(UserError, match=r"no recommended arm: .*--best-lora"):
-        choose_trial(view, Path("s"), None, "med", best_lora=False)
+def test_an_undecided_answer_has_no_best_and_its_leader_is_exported_by_its_label() -> None:
+    view = StudyView(*study_and_advice(Truth(num_items=20, contamination=5)))
+    advice = view.advice("med")
+    assert advice.decision == "not_decided"
+    with pytest.raises(UserError) as refused:
+        choose_trial(view, Path("a b"), None, "med", best_lora=False)
+    assert advice.verdict in refused.value.found
+    _, command = refused.value.do.split(": ")
+    verb, folder, label, *_ = shlex.split(command.removeprefix("rankscope "))
+    assert (verb, folder, label) == ("export", "a b", advice.subject_label)
+    spec, _ = choose_trial(view, Path("a b"), label, None, best_lora=False)
+    assert spec.arm_label == label
 
 
 # --- where the base is found ----------------------------------------------------------------------

@@ -18,7 +18,6 @@ from rankscope.formatting import (
     POINTS,
     amount,
     count,
-    difference,
     join_names,
     percent,
     score_text,
@@ -86,16 +85,16 @@ def _retention(results: TaskResults, subject: Arm | None) -> TrustCheck:
         text = "The base hardly does better than guessing there, so it has little to lose."
         return _check("retention", "weak", value, text)
     most = TOO_MUCH * results.margin if limit is None else limit
-    high = difference(-of.forgetting.high, unit)
+    most_lost = amount(max(0.0, of.forgetting.high), unit)
     lost = [t.name for t in tasks if t.name in of.changes and of.changes[t.name].high < -most]
     if lost:
         text = f"{join_names(lost)} falls by more than {amount(most, unit)}."
         return _check("retention", "weak", f"{join_names(lost)} is lost", text)
     if of.forgetting.high >= most:
-        text = f"A change of {amount(most, unit)} is not excluded. Score more retention items."
-        return _check("retention", "weak", f"may change by {high}", text)
+        text = f"A loss of {amount(most, unit)} is not excluded. Score more retention items."
+        return _check("retention", "weak", f"may lose {most_lost}", text)
     text = f"The 95 % interval of the mean over {count(len(tasks), 'retention task')} ends there."
-    return _check("retention", "fine", f"at most {high}", text)
+    return _check("retention", "fine", f"loses at most {most_lost}", text)
 
 
 def _is_at_chance(results: TaskResults, task: TaskRecord) -> bool:

@@ -200,7 +200,8 @@ def task_results(study: StudyRecords, task: str, arms: Sequence[Arm]) -> TaskRes
     parts = net_parts(study, task)
     found = {part.task: measure(study, part, trials) for part in parts}
     measured = tuple(m for m in found.values() if m is not None)
-    if any(found[part.task] is None for part in parts if part.weight) or not measured:
+    counts = [part.task for part in parts if part.weight]
+    if not counts or any(found[task] is None for task in counts):
         return TaskResults(study, task, tuple(arms))
     posteriors, failure = draw_changes(measured)
     limit = study.config.objective.max_forgetting

@@ -17,6 +17,9 @@ class ExpectedChange(Record):
     low: float
     high: float
 
+    def __neg__(self) -> "ExpectedChange":
+        return ExpectedChange(value=0.0 - self.value, low=0.0 - self.high, high=0.0 - self.low)
+
 
 class ExpectedGain(Record):
     """What the posterior says of one arm, shrunk by all others; the raw scores stand beside it.
@@ -74,13 +77,6 @@ class ArmSummary(Record):
     @property
     def trains(self) -> bool:
         return get_method(self.method).trains
-
-    @property
-    def net_gain(self) -> Estimate | None:
-        """The expected net gain as an estimate; None if the arm was not scored."""
-        if (of := self.expected) is None:
-            return None
-        return Estimate(**of.net.model_dump(), n=0, seeds=self.seeds)
 
     @property
     def is_lora(self) -> bool:

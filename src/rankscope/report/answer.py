@@ -11,6 +11,7 @@ from rankscope.analyses import all_analyses
 from rankscope.formatting import (
     UNKNOWN,
     Unit,
+    amount,
     byte_size,
     compact,
     count,
@@ -21,11 +22,10 @@ from rankscope.formatting import (
     safe_text,
     signed,
 )
-from rankscope.records import BASE, AnswerRow, ArmSummary, Estimate, TaskAdvice
+from rankscope.records import BASE, AnswerRow, ArmSummary, ExpectedChange, TaskAdvice
 from rankscope.report.page import render_fragment
 from rankscope.report.study_view import StudyView
 
-NEXT_STEPS_TITLE = "How to get a surer answer"
 ROW_ROLES = {
     "recommended": "Recommended",
     "closest": "Closest",
@@ -38,17 +38,16 @@ ROW_ROLES = {
 BYTES_PER_PARAMETER = 4
 
 
-Cells = tuple[tuple[str, str], ...]
-"""The numbers of an arm, each with its interval or another note."""
+Cells = dict[str, tuple[str, str]]
+"""The numbers of an arm by column, each with its interval or another note."""
 
 
 @dataclass(frozen=True, slots=True)
 class _AnswerCard:
     advice: TaskAdvice
     ranks: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, str, Cells], ...]  # Role, label, and one cell for each column
-    note: str  # What is expected, and what was measured
+    rows: tuple[tuple[str, str, Cells], ...]  # Role, label, numbers
+    note: str  # What the numbers are
 
 
 def answer_cards(view: StudyView) -> list[_AnswerCard]:
@@ -56,27 +55,17 @@ def answer_cards(view: StudyView) -> list[_AnswerCard]:
 
 
 def answer_card(view: StudyView, task: str) -> _AnswerCard:
-    advice, base, unit = view.advice(task), view.base(task), view.unit(task)
-    columns = (
-        f"Expected net gain, {view.net_unit(task).difference}",
-        f"Within {view.margin(task)} of the best",
-        f"Test score, {unit.score}"
-        + (f" (base {number(base.score * unit.scale, unit.digits)})" if base else ""),
-        f"Retention change, {view.retention_unit(task).difference}",
-        "Size",
-        "Training time",
-    )
+    advice = view.advice(task)
     rows = tuple((_role_text(row), row.arm.label, _cells(view, row.arm)) for row in advice.rows)
-    return _AnswerCard(advice, _ranks_text(advice), columns, rows, _note(view, task))
+    return _AnswerCard(advice, _ranks_text(advice), rows, _note(view, task))
 
 
 def _ranks_text(advice: TaskAdvice) -> str:
-    """``Ranks that may do: r=8 (5 %), r=32 (61 %).``; empty if the verdict names them all."""
-    named = {advice.chosen.label} if advice.chosen else set()
-    texts = {f"r={r.rank} ({percent(r.p)})": r.label for r in advice.ranks_that_may_do}
-    if all(label in named or text in advice.verdict for text, label in texts.items()):
+    """``Ranks that may do: r=8 (5 %), r=32 (61 %).``; empty if the table has them all."""
+    if {rank.label for rank in advice.ranks_that_may_do} <= {row.arm.label for row in advice.rows}:
         return ""
-    return f"Ranks that may do: {', '.join(texts)}."
+    named = [f"r={rank.rank} ({percent(rank.p)})" for rank in advice.ranks_that_may_do]
+    return f"Ranks that may do: {', '.join(named)}."
 
 
 def _note(view: StudyView, task: str) -> str:
@@ -85,13 +74,13 @@ def _note(view: StudyView, task: str) -> str:
     items = " and ".join(f"{rows[s]:,} {s}" for s in ("validation", "test") if rows.get(s))
     seeds = max((arm.seeds for arm in view.arms(task)), default=0)
     notes = [
-        f"Net gain: {objective.formula}. It is expected from all items ({items}), seeds "
-        f"({seeds} of an arm at most) and arms together: arms of similar rank and rate are moved "
-        "toward each other. Several arms can be within the margin, so these probabilities need not "
-        "add up to 100 %. Score and retention are as measured on test items."
+        f"Net gain: {objective.formula}. All changes are against the base and expected from all "
+        f"items ({items}), seeds ({seeds} of an arm at most) and arms together. Arms of similar "
+        "rank and rate are moved toward each other. Several arms can be within the margin, so "
+        "these probabilities need not add up to 100 %."
     ]
     if names:
-        notes.append(f"Retention is the mean over {join_names(names)}; below zero was forgotten.")
+        notes.append(f"Retention is the mean over {join_names(names)}; below zero is forgotten.")
     return " ".join(notes)
 
 
@@ -104,22 +93,20 @@ def _role_text(row: AnswerRow) -> str:
 
 
 def _cells(view: StudyView, arm: ArmSummary) -> Cells:
-    of, numbers = arm.expected, view.numbers(arm)
-    # An arm over the limit on forgetting may be better than the best that is allowed.
-    regret = signed(max(0.0, of.regret), view.net_unit(arm.task)).removeprefix("+") if of else ""
-    return (
-        _cell(*numbers["expected_net_gain"], sign=True),
-        (
-            percent(of.p_within_margin),
-            f"loses {regret} expected; {percent(of.p_better)} better than the base",
-        )
-        if of
-        else (UNKNOWN, "not scored"),
-        _cell(*numbers["score"]),
-        _cell(*numbers["retention_change"], sign=True),
-        _size_cell(view, arm),
-        (duration(arm.seconds), "per trial") if arm.trains else ("none", ""),
-    )
+    within = UNKNOWN, "not scored"
+    if (of := arm.expected) is not None:
+        # An arm over the limit on forgetting may be better than the best that is allowed.
+        regret = amount(max(0.0, of.regret), view.net_unit(arm.task))
+        better = f"{percent(of.p_better)} better than the base"
+        within = percent(of.p_within_margin), f"{better}; expected loss {regret}"
+    return {
+        f"{name.replace('_', ' ').capitalize()}, {unit.difference}": _cell(change, unit)
+        for name, (change, unit) in view.expected(arm).items()
+    } | {
+        f"Within {view.margin(arm.task)} of the best": within,
+        "Size": _size_cell(view, arm),
+        "Training time": (duration(arm.seconds), "per trial") if arm.trains else ("none", ""),
+    }
 
 
 def _size_cell(view: StudyView, arm: ArmSummary) -> tuple[str, str]:
@@ -135,30 +122,23 @@ def _size_cell(view: StudyView, arm: ArmSummary) -> tuple[str, str]:
     return byte_size(BYTES_PER_PARAMETER * size), f"{compact(size)} parameters{share}; float32"
 
 
-def _cell(estimate: Estimate | None, unit: Unit, *, sign: bool = False) -> tuple[str, str]:
-    if estimate is None:
-        return UNKNOWN, "not measured"
-
-    def shown(value: float) -> str:
-        return signed(value, unit) if sign else number(value * unit.scale, unit.digits)
-
-    if estimate.low is None or estimate.high is None:
-        return shown(estimate.value), "interval unknown"
-    return shown(estimate.value), f"{shown(estimate.low)} to {shown(estimate.high)}"
+def _cell(change: ExpectedChange | None, unit: Unit) -> tuple[str, str]:
+    if change is None:
+        return UNKNOWN, "not scored"
+    return signed(change.value, unit), f"{signed(change.low, unit)} to {signed(change.high, unit)}"
 
 
 def answer_lines(advice: TaskAdvice, *, with_reasons: bool) -> list[str]:
-    """Verdict, explanation and weak points; if asked for, the reasons and the next steps too."""
+    """Verdict, explanation, reasons if asked for, what is open, and the most useful next run."""
     lines = [f"{advice.task}: {advice.verdict}", advice.explanation]
     lines += [_ranks_text(advice)] * bool(_ranks_text(advice))
-    weak = [check for check in advice.checks if check.status != "fine"]
-    if not with_reasons:
-        return lines + [f"Weak points: {'; '.join(c.value for c in weak)}."] * bool(weak)
-    lines += [f"- {reason.text}" for reason in advice.reasons]
-    lines += ["What weakens this answer:"] * bool(weak)
-    lines += [f"- {check.value}: {check.text}" for check in weak]
-    lines += [f"{NEXT_STEPS_TITLE}:"] * bool(advice.next_steps)
-    return lines + [f"- {step}" for step in advice.next_steps]
+    lines += [f"- {reason.text}" for reason in advice.reasons if with_reasons]
+    found = [f"- {c.value}: {c.text}" for c in advice.checks if c.status != "fine"]
+    lines += ["The probabilities do not account for these:", *found] * bool(found)
+    steps = [
+        f"- {step.text}{': ' * bool(step.command)}{step.command}" for step in advice.next_steps
+    ]
+    return lines + ["Most useful next run:", *steps] * bool(steps)
 
 
 def answer_html(view: StudyView) -> str:

@@ -28,6 +28,7 @@ from rankscope.records import (
     OVERRIDE_LABELS,
     ArmSummary,
     Estimate,
+    ExpectedChange,
     ModelRecord,
     StudyRecords,
     TaskRecord,
@@ -217,20 +218,17 @@ def _score_row(
 
 
 def _arm_changes(view: StudyView, arm: ArmSummary) -> list[str]:
-    names = {
-        "expected_net_gain": "expected net gain",
-        "gain": "gain over the base",
-        "retention_change": "retention change",
-    }
-    numbers = view.numbers(arm)
-    changes = [(words, *numbers[name]) for name, words in names.items()]
-    texts = [f"{words} {_text(e, unit)}" for words, e, unit in changes if e is not None]
+    texts = [
+        f"{name.replace('_', ' ')} {_text(change, unit)}"
+        for name, (change, unit) in view.expected(arm).items()
+        if change is not None
+    ]
     if (of := arm.expected) is not None:
-        texts[1:1] = [f"{percent(of.p_within_margin)} within {view.margin(arm.task)} of the best"]
+        texts.append(f"{percent(of.p_within_margin)} within {view.margin(arm.task)} of the best")
     return texts
 
 
-def _text(estimate: Estimate, unit: Unit) -> str:
+def _text(estimate: Estimate | ExpectedChange, unit: Unit) -> str:
     return f"{difference(estimate.value, unit)} ({interval(estimate, unit)})"
 
 

@@ -10,7 +10,7 @@ from rankscope.config.loader import study_values
 from rankscope.formatting import NATS, Unit, count, join_names, number, safe_text
 from rankscope.records import BASE, DIFFERENCE, EvalKey, ItemResult, StudyRecords, vllm_note
 from rankscope.report.analyzed_models import arms_analyzed, given_analyzed
-from rankscope.report.answer import NEXT_STEPS_TITLE, answer_cards, missing
+from rankscope.report.answer import answer_cards, missing
 from rankscope.report.charts.figure import Figure
 from rankscope.report.figures import Section, all_sections, draw_section
 from rankscope.report.page import embedded, render_page
@@ -45,7 +45,6 @@ def render_study(whole: StudyView, folder: str = "DIR", view: StudyView | None =
         study=whole.study,
         cards=answer_cards(view),
         notes=_notes(whole.study),
-        next_steps_title=NEXT_STEPS_TITLE,
         missing=[*missing(whole), *not_shown(whole, view)],
         items={task: compared for task, compared in items.items() if compared},
         items_json=embedded(

@@ -19,6 +19,7 @@ from rankscope.records import (
     ArmSummary,
     Estimate,
     EvalRecord,
+    ExpectedChange,
     Recommendation,
     StudyRecords,
     TaskAdvice,
@@ -167,10 +168,21 @@ class StudyView:
             self.unit(task) if self.study.config.objective.in_domain else self.retention_unit(task)
         )
 
-    def numbers(self, arm: ArmSummary) -> dict[str, tuple[Estimate | None, Unit]]:
-        """What is expected and what was measured of an arm, with units: columns of every table."""
+    def expected(self, arm: ArmSummary) -> dict[str, tuple[ExpectedChange | None, Unit]]:
+        """What is expected of an arm, with units: columns of every table."""
+        gain = kept = net = None
+        if (of := arm.expected) is not None:
+            gain, net = of.changes.get(arm.task), of.net
+            kept = None if of.forgetting is None else -of.forgetting
         return {
-            "expected_net_gain": (arm.net_gain, self.net_unit(arm.task)),
+            "expected_gain": (gain, self.unit(arm.task)),
+            "expected_retention_change": (kept, self.retention_unit(arm.task)),
+            "expected_net_gain": (net, self.net_unit(arm.task)),
+        }
+
+    def measured(self, arm: ArmSummary) -> dict[str, tuple[Estimate | None, Unit]]:
+        """What was measured of an arm on test items, with units."""
+        return {
             "score": (arm.score, self.unit(arm.task)),
             "gain": (arm.gain, self.unit(arm.task)),
             "retention_change": (self.retention_change(arm), self.retention_unit(arm.task)),

@@ -23,6 +23,8 @@ STUDY_COLUMNS = {
     "change": Column(unit_from="difference_unit"),
     "difference": Column(unit_from="difference_unit"),
     "heading": Column("expected at the end", unit_from="difference_unit"),
+    "expected_gain": Column(unit_from="score_unit"),
+    "expected_retention_change": Column(unit_from="retention_unit"),
     "expected_net_gain": Column(unit_from="net_unit"),
     "expected_regret": Column(unit_from="net_unit"),
     "p_better": Column("P(better)"),
@@ -145,8 +147,8 @@ def paper_table(view: StudyView) -> pd.DataFrame:
 def arms_table(view: StudyView) -> pd.DataFrame:
     """The base and every arm of every training task: settings, what is expected, the scores that
     were measured, with 95 % intervals, and cost."""
-    numbers = ("expected_net_gain", "expected_regret", "score", "gain", "retention_change")
-    columns = columns_of(view, *numbers)
+    names = ("expected_gain", "expected_retention_change", "expected_net_gain", "expected_regret")
+    columns = columns_of(view, *names, "score", "gain", "retention_change")
     rows = []
     for task in view.training_tasks:
         arms = [arm_row(view, arm) for arm in view.arms(task)]
@@ -162,8 +164,9 @@ def arms_table(view: StudyView) -> pd.DataFrame:
 
 
 def arm_row(view: StudyView, arm: ArmSummary) -> TableRow:
-    of, numbers = arm.expected, view.numbers(arm)
-    cells = {name: _with_interval(name, estimate) for name, (estimate, _) in numbers.items()}
+    of, expected, measured = arm.expected, view.expected(arm), view.measured(arm)
+    cells = {name: _with_interval(name, change) for name, (change, _) in expected.items()}
+    cells |= {name: _with_interval(name, change) for name, (change, _) in measured.items()}
     return {
         "task": arm.task,
         "arm": arm.label,
@@ -173,15 +176,13 @@ def arm_row(view: StudyView, arm: ArmSummary) -> TableRow:
         "lr": arm.lr or None,
         "seeds": arm.seeds,
         "failed": arm.failed,
-        **cells["expected_net_gain"],
+        **{end: value for name in expected for end, value in cells[name].items()},
         **{name: of and getattr(of, name) for name in ("p_better", "p_within_margin", "p_best")},
         "expected_regret": of and of.regret,
-        **cells["score"],
-        **cells["gain"],
-        **cells["retention_change"],
-        "net_unit": _score_unit(numbers["expected_net_gain"][1]),
-        "score_unit": _score_unit(numbers["score"][1]),
-        "retention_unit": _score_unit(numbers["retention_change"][1]),
+        **{end: value for name in measured for end, value in cells[name].items()},
+        "net_unit": _score_unit(view.net_unit(arm.task)),
+        "score_unit": _score_unit(view.unit(arm.task)),
+        "retention_unit": _score_unit(view.retention_unit(arm.task)),
         "trainable_parameters": arm.trainable_parameters or (None if arm.trains else 0),
         "seconds": arm.seconds,
         "peak_memory_bytes": arm.peak_memory_bytes,

@@ -243,9 +243,17 @@ def _prompt_steps(view: StudyView, task: str, prompt: Prompt) -> tuple[UseStep, 
 
 def _selection(view: StudyView, arm: ArmSummary) -> str:
     """The option or label by which ``export`` finds an arm."""
-    several = f" --task {shlex.quote(arm.task)}" if len(view.training_tasks) > 1 else ""
     if arm == view.advice(arm.task).chosen:
-        return f"--best{several}"
+        return f"--best{_of_task(view, arm)}"
     if arm == view.best_lora(arm.task):
-        return f"--best-lora{several}"
-    return shlex.quote(f"{arm.task} {arm.label}")
+        return f"--best-lora{_of_task(view, arm)}"
+    return by_label(view, arm)
+
+
+def by_label(view: StudyView, arm: ArmSummary) -> str:
+    """Arguments of ``export`` that name the arm."""
+    return f"{shlex.quote(arm.label)}{_of_task(view, arm)}"
+
+
+def _of_task(view: StudyView, arm: ArmSummary) -> str:
+    return f" --task {shlex.quote(arm.task)}" if len(view.training_tasks) > 1 else ""

@@ -19,9 +19,9 @@ from rankscope.formatting import (
     duration,
     number,
     safe_text,
-    with_interval,
+    signed,
 )
-from rankscope.records import ArmSummary, Estimate, Provenance, StudyRecords
+from rankscope.records import ArmSummary, Provenance, StudyRecords
 from rankscope.report.page import embedded, plain, render_page
 from rankscope.report.study_view import StudyView
 from rankscope.report.tables import arm_row
@@ -109,17 +109,15 @@ def _answer(view: StudyView, task: str) -> AtlasRow:
     }
     if arm is None:
         return row
-    kept, unit = _expected_retention(arm), view.unit(task)
-    row |= {"expected_retention": kept and kept.value} | {
-        f"expected_retention_{end}": kept and getattr(kept, end) for end in ("low", "high")
-    }
+    unit = view.unit(task)
     scores = [None if s is None else unit.scale * s for s in (row["base_score"], row["score"])]
-    expected = {"net_gain": view.net_unit(task), "retention": view.retention_unit(task)}
     row["text"] = {
-        f"expected_{name}": (value, f"{interval} {unit.difference}")
-        for (name, unit), of in zip(expected.items(), (arm.net_gain, kept), strict=True)
+        name: (
+            signed(of.value, unit),
+            f"{signed(of.low, unit)} to {signed(of.high, unit)} {unit.difference}",
+        )
+        for name, (of, unit) in view.expected(arm).items()
         if of is not None
-        for value, interval in [with_interval(of, unit).split(" ", 1)]
     } | {
         "score": (
             " \N{RIGHTWARDS ARROW} ".join(number(s, unit.digits) for s in scores),
@@ -128,13 +126,6 @@ def _answer(view: StudyView, task: str) -> AtlasRow:
         "trained": (f"{compact(tokens)} tokens", duration(seconds)) if tokens else ("", ""),
     }
     return row
-
-
-def _expected_retention(arm: ArmSummary) -> Estimate | None:
-    """Expected forgetting with its sign turned, as pages show retention."""
-    if (of := arm.expected) is None or of.forgetting is None:
-        return None
-    return -Estimate(**of.forgetting.model_dump(), n=0, seeds=arm.seeds)
 
 
 def _curve(view: StudyView, task: str) -> AtlasRow | None:

@@ -1,6 +1,7 @@
 """Export the weights of one trial: adapter or model, tokenizer, model card, scores for the hub."""
 
 import json
+import shlex
 import shutil
 import warnings
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from rankscope.report.use_it import (
     BaseSource,
     UseStep,
     base_source,
+    by_label,
     folder_name,
     system_of,
     use_steps,
@@ -385,7 +387,9 @@ def _trials_of_answer(
     arm = view.best_lora(advice.task) if best_lora else advice.chosen
     if arm is None:
         found = "no LoRA arm with scores" if best_lora else f"no recommended arm: {advice.verdict}"
-        label = "give an arm's label from the report"
-        do = label if best_lora else f"export the best LoRA arm with --best-lora, or {label}"
+        do, leader = "give an arm's label from the report", view.focus(advice.task)
+        if leader is not None and leader.trains:
+            command = f"rankscope export {shlex.quote(str(folder))} {by_label(view, leader)}"
+            do = f"export {leader.label} all the same: {command} --out NEW_FOLDER"
         raise UserError(f"{folder}: {advice.task}", found, "one", do)
     return [t.spec for t in view.trials(arm) if t.status == "done"]

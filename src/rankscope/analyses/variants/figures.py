@@ -161,18 +161,16 @@ def comparisons_figure(
 def _comparisons_finding(
     view: StudyView, task: str, compared: Sequence[MitigationComparison]
 ) -> str:
-    tested = [c for c in compared if c.difference.low is not None]
-    if not tested:
+    known = [c for c in compared if c.difference.low is not None]
+    if not known:
         return (
             f"{count(len(compared), 'comparison')} over fewer than three seeds: the "
             "spread between seeds is unknown, so none shows which is better. Add seeds."
         )
-    significant = [c for c in tested if c.difference.is_clear_of_zero]
-    better = [c for c in significant if c.difference.value < 0]
-    text = f"Of {count(len(tested), 'comparison')} with an interval, "
-    if not significant:
-        return text + "none excludes 0: treat the differences as hints."
-    text += f"{len(better)} are better and {len(significant) - len(better)} worse."
+    better = [c for c in known if c.difference.is_below(0)]
+    worse = sum(c.difference.is_above(0) for c in known)
+    text = f"Of {count(len(known), 'comparison')} with an interval, {len(better)} retained more "
+    text += f"than scaling and {worse} less. By chance, one in 20 would."
     if better:
         first = min(better, key=lambda c: c.difference.value)
         more = amount(first.difference.value, view.retention_unit(task))

@@ -72,10 +72,10 @@ def _pair(pair: StudyPair, several: bool) -> Iterator[RenderableType]:
         if arms:
             text = f"only in {label}: {join_names(arms, MAX_ARMS_NAMED)}"
             yield Text(terminal_text(text), overflow="fold")
-    yield from note_lines([*pair.notes, *meaning(pair)])
+    yield from note_lines([*pair.notes, *_meaning(pair)])
 
 
-def meaning(pair: StudyPair) -> list[str]:
+def _meaning(pair: StudyPair) -> list[str]:
     """How to read the differences, as one note."""
     if not pair.cells:
         return []
@@ -103,9 +103,8 @@ def _arms(task: str | None, cells: Sequence[ComparedCell]) -> Table:
 
 
 def _difference(cell: ComparedCell) -> str:
-    """``+2.5 [-0.5, +5.5]``; ``*`` marks an unpaired one."""
+    """``+2.5 [-0.5, +5.5]``; ``*`` follows an unpaired one."""
     unit = unit_of(cell.score_unit)
     if cell.paired and cell.same_models:
         return f"{signed(cell.difference.value, unit)} same models"
-    value, space, ends = with_interval(cell.difference, unit).partition(" ")
-    return f"{value}{'' if cell.paired else '*'}{space}{ends}"
+    return with_interval(cell.difference, unit) + ("" if cell.paired else " *")

@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from rankscope.formatting import MAX_NAME, Unit, number, safe_text
-from rankscope.records import Estimate
+from rankscope.records import Estimate, ExpectedChange
 from rankscope.report.columns import number_text
 from rankscope.report.style import GRID, INK, MUTED, NEUTRAL, SURFACE
 from rankscope.report.table_formats import frame_rows
@@ -49,7 +49,9 @@ class Figure:
     """Texts to read in place of a plot, by their titles, two beside each other."""
 
 
-def interval_cells(title: str, estimate: Estimate | None, unit: Unit) -> dict[str, float | None]:
+def interval_cells(
+    title: str, estimate: Estimate | ExpectedChange | None, unit: Unit
+) -> dict[str, float | None]:
     """An estimate in its unit as three cells: ``x``, ``x, low`` and ``x, high``."""
     ends = (None,) * 3 if estimate is None else (estimate.value, estimate.low, estimate.high)
     value, low, high = (None if end is None else end * unit.scale for end in ends)

@@ -45,7 +45,7 @@ def draw_rate_map(view: StudyView, task: str) -> Figure:
             "arm": arm.label,
             "rank": arm.rank,
             "learning rate": arm.lr,
-            **interval_cells(gain, arm.net_gain, unit),
+            **interval_cells(gain, arm.expected.net if arm.expected else None, unit),
         }
         for arm in arms
     ]
