@@ -5,12 +5,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from advice import evidence, net_of
+from advice import advice_on, evidence, net_of
+from synthetic_study import Truth, synthetic_study, with_trials
 
 from rankscope.advise import posterior as module
 from rankscope.advise.evidence import Measured, Part
 from rankscope.advise.posterior import UNIT, Changes, posterior
 from rankscope.advise.value import Untried, value_of_items, values_of_trials, with_untried
+from rankscope.config.objective import BudgetConfig
+from rankscope.records import OVER_BUDGET, Status, TrialRecords
 
 SEEDS = np.array([2.0, 4.0, 6.0])
 CLOSE = evidence(
@@ -113,3 +116,44 @@ def test_errors_of_untried_arms_are_those_of_a_mean_arm() -> None:
         found = with_more(unequal).item_covariance
         assert np.linalg.eigvalsh(found)[0] > -1e-9
         assert found[4:, :4] == pytest.approx(np.tile((rows @ rows.T).mean(axis=0), (2, 1)))
+
+
+def test_what_was_not_run_is_run_before_anything_else() -> None:
+    study = synthetic_study(Truth(lrs=(3e-4, 1e-3, 3e-3), full_lrs=(), num_items=36, seeds=(0, 1)))
+    config = study.config.model_copy(update={"budget": BudgetConfig(trials=10)})
+
+    def first(status: Status, failure: str | None = None) -> str:
+        def late(trial: TrialRecords) -> TrialRecords:
+            return TrialRecords(trial.spec, status, failure=failure) if trial.spec.seed else trial
+
+        return advice_on(replace(with_trials(study, late), config=config)).next_steps[0].text
+
+    assert first("planned") == "Train the remaining 9 trials"
+    assert first("skipped", OVER_BUDGET) == "Raise the budget (10 trials) for 9 trials more"
+    assert "more" not in first("skipped", "not needed")
+
+
+MEMORY = ["train.gradient_checkpointing: true", "train.max_length", "--retry oom"]
+
+
+@pytest.mark.parametrize(
+    ("status", "trained", "expected", "unexpected"),
+    [
+        ("diverged", False, ["9 trials diverged", "rate of 0.0001 or less"], ["memory", "--retry"]),
+        ("oom", False, MEMORY, ["learning rate", "evaluate.batch_tokens"]),
+        ("oom", True, ["try a smaller evaluate.batch_tokens", "--retry oom"], ["checkpointing"]),
+        ("failed", False, ["(simulated: failed at step 7)", "--retry failed"], ["learning rate"]),
+    ],
+)
+def test_where_all_failed_the_next_step_is_against_what_failed(
+    status: Status, trained: bool, expected: list[str], unexpected: list[str]
+) -> None:
+    failed = {(r, 1e-3, s): status for r in (2, 8, 32) for s in (0, 1, 2)}
+    study = synthetic_study(Truth(failed=failed, full_lrs=(), num_items=20))
+    if trained:
+        train = synthetic_study(Truth(num_items=20)).trials[0].train
+        study = with_trials(study, lambda t: replace(t, train=train))
+    (step,) = advice_on(study).next_steps
+    said = f"{step.text}: {step.command}"
+    assert all(words in said for words in expected)
+    assert not any(words in said for words in unexpected)
