@@ -484,7 +484,7 @@ def judge(drawn: Drawn, run: Played) -> dict[str, object]:
     if chosen is not None:
         net = drawn.net(chosen.label)
         found["covers"] = _holds(chosen.gain, drawn.gain[chosen.label])
-        found["covers_net"] = _holds(chosen.net_gain, net)
+        found["covers_net"] = _holds(getattr(chosen.expected, "net", None), net)
         limit = drawn.frame.config.objective.max_forgetting
         if limit is not None and drawn.loss[chosen.label] > limit:
             found["over_limit"] = True

@@ -9,7 +9,6 @@ from synthetic_study import Truth, synthetic_study, with_own_trials, with_tasks
 
 from rankscope.advise.comparisons import compare_cells, paired_in
 from rankscope.advise.statistics.estimates import unpaired_difference
-from rankscope.advise.statistics.significance import holm
 from rankscope.records import Estimate, StudyRecords
 
 FIRST = Truth(ranks=(2, 8), num_items=60)
@@ -36,13 +35,12 @@ def test_unpaired_difference_by_hand() -> None:
     found = unpaired_difference(estimate(0.6, 0.5, 0.7), estimate(0.5, 0.44, 0.58))
     ends = (found.value, found.low, found.high)
     assert ends == pytest.approx((0.1, 0.1 - 0.128062, 0.1 + 0.116619), abs=1e-6)
-    assert found.p is None
     unknown = unpaired_difference(estimate(0.6, None, None), estimate(0.5, 0.44, 0.58))
     assert (unknown.low, unknown.high) == (None, None)
 
 
 def test_on_the_same_items_arms_in_both_are_compared_item_by_item() -> None:
-    """Tasks whose hashes differ are compared as two samples; only paired arms are one family."""
+    """Tasks whose hashes differ are compared as two samples."""
     first, second = synthetic_study(FIRST), hashed(second_study(), "math")
     cells = compare_cells(first, second)
     tasks, arms = ("med", "math", "general"), (None, EIGHT, "full lr=0.0005")
@@ -52,15 +50,10 @@ def test_on_the_same_items_arms_in_both_are_compared_item_by_item() -> None:
         np.stack([s.items[f"med-8-0.001-{i}{end}", "general", "test"].scores for i in (0, 1, 2)])
         for s, end in ((first, ""), (second, "#1"))
     ]
-    expected = paired_estimate(rows[1], rows[0])
-    assert cell.difference.model_copy(update={"p_holm": None}) == expected
+    assert cell.difference == paired_estimate(rows[1], rows[0])
     for c in cells:
         assert c.paired == (c.tested_on != "math")
         assert c.paired or c.difference == unpaired_difference(c.second, c.first)
-    family = [c.difference for c in cells if c.arm and c.paired]
-    assert [e.p_holm for e in family] == pytest.approx(holm([e.p for e in family]))
-    others = [c.difference.p_holm for c in cells if not (c.arm and c.paired)]
-    assert set(others) == {None}
 
 
 def test_training_rows_do_not_part_the_same_report_items() -> None:
@@ -74,7 +67,7 @@ def test_of_the_very_same_models_there_is_nothing_to_estimate() -> None:
     study = synthetic_study(FIRST)
     for cell in compare_cells(study, study):
         e = cell.difference
-        assert (cell.same_models, e.value, e.low, e.high, e.p) == (True, 0, None, None, None)
+        assert (cell.same_models, e.value, e.low, e.high) == (True, 0, None, None)
 
 
 def test_what_cannot_be_subtracted_has_no_cell() -> None:

@@ -6,11 +6,11 @@ from itertools import permutations, product
 
 import numpy as np
 import pytest
-from advice import arms_by_label
+from advice import arms_by_label, evidence
 from scipy import stats
 from synthetic_study import Truth, synthetic_study, with_scores
 
-from rankscope.advise.evidence import Part, axes_of, measure, pooled, seed_correlation
+from rankscope.advise.evidence import Measured, Part, axes_of, measure, pooled, seed_correlation
 from rankscope.advise.net_gains import draw_changes, net_gains
 from rankscope.advise.posterior import Changes, posterior
 from rankscope.advise.results import task_results
@@ -72,7 +72,7 @@ def slowly(study: StudyRecords, task: str, arms: Arms) -> tuple[np.ndarray, ...]
         (s, i): x for s, b in bases.items() for i, x in zip(b.item_ids, b.subjects, strict=True)
     }
     is_binary = set(bases["test"].scores) <= {0.0, 1.0}
-    means, squares, noise, kept, sums = [], [], [], [], []
+    means, squares, noise, kept, sums, stretch = [], [], [], [], [], []
     for trials in arms:
         models = [by_item(study, task, t.spec.trial_id) for t in finished_trials(trials)]
         items = sorted(set.intersection(*map(set, models)))
@@ -92,7 +92,8 @@ def slowly(study: StudyRecords, task: str, arms: Arms) -> tuple[np.ndarray, ...]
             unit = subjects[i] if len(set(subjects.values())) > 1 else i
             units[unit] = units.get(unit, 0.0) + of_item[i] - mean
         u = len(units)
-        wider = stats.t(u - 1).ppf(0.975) / stats.norm.ppf(0.975) * (u / (u - 1)) ** 0.5
+        stretch.append(stats.t(u - 1).ppf(0.975) / stats.norm.ppf(0.975))
+        wider = stretch[-1] * (u / (u - 1)) ** 0.5
         sums.append({unit: total * wider / n for unit, total in units.items()})
         kept.append(items)
     number, n = len(arms), np.array([len(items) for items in kept])
@@ -108,7 +109,7 @@ def slowly(study: StudyRecords, task: str, arms: Arms) -> tuple[np.ndarray, ...]
     for (a, b), correlation in alike.items():
         mean = (correlation + usual * shared[a, b]) / 2
         own[a, b] = mean * error[a] * error[b] / (n[a] * n[b]) ** 0.5
-    np.fill_diagonal(own, error**2 / n + 2 / (n + 2) ** 2 * is_binary)
+    np.fill_diagonal(own, error**2 / n + 2 * (np.array(stretch) / (n + 2)) ** 2 * is_binary)
     return np.array(means), own, np.array(squares), np.array(noise)
 
 
@@ -145,7 +146,7 @@ def test_evidence_is_that_of_the_plain_loops(kind: str) -> None:
         assert found.axes[:, 0].tolist() == [1, 3, 5]
         assert len(set(found.kinds)) == 1
         assert found.prior_mean == (0.0 if part is GAIN else -0.5)
-    assert found.typical_spread == 0.5
+    assert found.typical_spread == 0.35
 
 
 @pytest.mark.parametrize("objective", ["dpo", "grpo"])
@@ -189,27 +190,24 @@ def test_pooled_errors_stay_positive_whatever_items_arms_share() -> None:
             assert sizes[0] > -1e-12 * sizes[-1]
 
 
-def p_better(study: StudyRecords) -> float:
-    return float((posterior(changes_of(study)).draws > 0).mean())
-
-
 def test_few_passages_are_not_sure_of_a_gain_that_is_none() -> None:
     """Eight passages of 200 items, whose true changes are 0 +- 15 points, 150 times: sure either
     way in a tenth of them; as if items were independent, in more than two of five."""
     truth = replace(TRUTH, ranks=(8,), seeds=(0,), num_items=800, retention=(), cross=())
     frames = [synthetic_study(replace(truth, subjects=passages)) for passages in (8, 1)]
-    rng, sure = np.random.default_rng(0), []
-    for _ in range(150):
+    rng, sure = np.random.default_rng(0), ([], [])
+    for number in range(150):
         gains, drawn = 0.15 * rng.normal(size=8)[np.arange(800) % 8], {}
         for split in ("validation", "test"):
             luck, own = rng.uniform(size=(2, 800))
             tuned = np.where(rng.uniform(size=800) < 0.8, luck, own) < 0.5 + gains
             drawn |= {(True, split): luck < 0.5, (False, split): tuned}
-        studies = [with_scores(f, lambda k, s, d=drawn: d[k[0] == BASE, k[2]]) for f in frames]
-        sure.append([not 0.05 < p_better(study) < 0.95 for study in studies])
-    clustered, independent = np.mean(sure, axis=0)
-    assert clustered <= 0.14
-    assert independent > 0.4
+        for frame, found in zip(frames[: 2 if number < 40 else 1], sure, strict=False):
+            study = with_scores(frame, lambda k, s, d=drawn: d[k[0] == BASE, k[2]])
+            p = (posterior(changes_of(study)).draws > 0).mean()
+            found.append(not 0.05 < p < 0.95)
+    assert np.mean(sure[0]) <= 0.14
+    assert np.mean(sure[1]) > 0.4
 
 
 def test_two_passages_hardly_know_the_gain() -> None:
@@ -223,13 +221,23 @@ def test_two_passages_hardly_know_the_gain() -> None:
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_seeds_that_gain_and_forget_together_move_the_net_gain(sign: float) -> None:
-    """24 seeds of one arm, apart by 5 points; a lucky one changes the other task as much, one way
+    """Four arms far apart, of six seeds each; a lucky one changes the other task as much, one way
     or the other. So many show 24 / 28 of that correlation."""
-    truth = replace(TRUTH, ranks=(8,), seeds=tuple(range(24)), metric="log_probability")
-    study, rng = synthetic_study(truth), np.random.default_rng(0)
-    luck = {t.spec.trial_id: 0.05 * rng.normal() for t in study.trials}
-    side = {"med": 1.0, "general": sign, "math": 0.0}
-    study = with_scores(study, lambda k, s: 0 * s + luck.get(k[0], 0.0) * side[k[1]])
+    truth = replace(TRUTH, ranks=(2, 8, 32, 128), seeds=tuple(range(6)), metric="log_probability")
+    study = synthetic_study(truth)
+    luck, side = (
+        0.007 * stats.zscore([1.0, -1, 2, -2, 3, -3], ddof=1),
+        {"med": 1.0, "general": sign},
+    )
+    change = {
+        t.spec.trial_id: (0.05 * (t.spec.rank or 0) ** 0.5, luck[t.spec.seed]) for t in study.trials
+    }
+
+    def scores(key: EvalKey, old: np.ndarray) -> np.ndarray:
+        gain, lucky = change.get(key[0], (0.0, 0.0))
+        return 0 * old - 2 + gain + lucky * side.get(key[1], 0.0)
+
+    study = with_scores(study, scores)
     found = [measure(study, replace(p, weight=1.0), arms_of(study)) for p in (GAIN, KEPT)]
     parts = [part for part in found if part is not None]
     assert seed_correlation(parts)[0, 1] == pytest.approx(sign * 24 / 28)
@@ -237,8 +245,18 @@ def test_seeds_that_gain_and_forget_together_move_the_net_gain(sign: float) -> N
     assert (seed_correlation(apart) == np.eye(2)).all()
     joint, alone = (net_gains(of, draw_changes(of)[0], 0.02)[0] for of in (parts, apart))
     wider = 1 + sign * 24 / 28
-    assert joint.draws.var() / alone.draws.var() == pytest.approx(wider, rel=0.1)
-    assert joint.seed_variance / alone.seed_variance == pytest.approx(wider)
+    ratio = joint.draws.var(axis=0) / alone.draws.var(axis=0)
+    assert ratio == pytest.approx(np.full(4, wider), abs=0.25)
+    assert joint.seed_variance == pytest.approx(wider * alone.seed_variance)
+
+
+def test_tasks_without_shared_seeds_err_apart() -> None:
+    """Of one arm, and of one that training broke."""
+    for means in ([0.1], [0.1, 0.3, 0.3, 0.3]):
+        changes = evidence(means, item=0.02)
+        parts = [Measured(p, changes, tuple(range(len(means))), {}) for p in (GAIN, KEPT)]
+        gain, kept = (of.draws[:, 0] for of in draw_changes(parts)[0])
+        assert abs(np.corrcoef(gain, kept)[0, 1]) < 0.07
 
 
 def of_means(study: StudyRecords, n: int, error: float | None) -> StudyRecords:
@@ -315,7 +333,7 @@ def test_a_stopped_arm_is_where_its_rung_heads_by_hand(
     assert changes_of(flat).extra[-1] > 0
 
 
-@pytest.mark.parametrize(("height", "chosen"), [(0.45, "r=8 lr=0.0001"), (0.9, "r=8 lr=0.001")])
+@pytest.mark.parametrize(("height", "chosen"), [(0.40, "r=8 lr=0.0001"), (2.0, "r=8 lr=0.001")])
 def test_an_arm_that_was_trained_stands_for_its_rank(height: float, chosen: str) -> None:
     """Unless a stopped rate is expected to be ahead by the margin, .05; here by .04 and by .25."""
     truth = replace(TRUTH, ranks=(8,), lrs=(1e-4, 1e-3))
@@ -329,14 +347,16 @@ def test_an_arm_that_was_trained_stands_for_its_rank(height: float, chosen: str)
 
 
 def test_few_items_that_agree_are_no_certainty_by_hand() -> None:
-    """All 8 items gained: 2 / (8 + 2)^2 of variance, no covariance. A single item: 1."""
+    """All 8 items gained: 2 / (8 + 2)^2 of variance, times (2.365 / 1.960)^2 for Student's t of 7,
+    and no covariance. A single item: 1."""
     study = synthetic_study(replace(TRUTH, num_items=4, seeds=(0,), retention=(), cross=()))
     study = with_scores(study, lambda k, s: 0 * s + (k[0] != BASE))
-    assert changes_of(study).item_covariance == pytest.approx(0.02 * np.eye(3))
+    few = 0.02 * (2.3646 / 1.96) ** 2
+    assert changes_of(study).item_covariance == pytest.approx(few * np.eye(3), rel=1e-4)
     items, key = dict(study.items), ("med-32-0.001-0", "med", "test")
     del items["med-32-0.001-0", "med", "validation"]
     one = replace(study, items={**items, key: answered(items[key], [2])})
-    assert np.diag(changes_of(one).item_covariance) == pytest.approx([0.02, 0.02, 1.0])
+    assert np.diag(changes_of(one).item_covariance) == pytest.approx([few, few, 1.0], rel=1e-4)
 
 
 def test_an_arm_without_a_score_on_a_task_is_left_out() -> None:
@@ -384,7 +404,7 @@ def test_arms_that_hardly_trained_do_not_say_that_no_arm_gains() -> None:
 
     evidence = changes_of(with_scores(study, scores))
     assert evidence.means[2:].min() > 0.06
-    assert posterior(evidence).draws[:, 2:].mean() > 0.4 * evidence.means[2:].mean()
+    assert posterior(evidence).draws[:, 2:].mean() > 0.2 * evidence.means[2:].mean()
 
 
 def test_errors_that_grow_with_the_gains_do_not_take_the_gains_away(
