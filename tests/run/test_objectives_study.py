@@ -202,3 +202,38 @@ def test_a_reward_counts_by_its_content(tmp_path: Path) -> None:
     first = ids(tmp_path / "a", one)
     assert ids(tmp_path / "b", one) == first
     assert not ids(tmp_path / "c", one + "# other\n") & first
+
+
+def test_weights_belong_to_the_content_of_rewards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of one name in two folders: each weight moves the ids, and so does an exchange."""
+    monkeypatch.setenv("RANKSCOPE_TRUST_TASK_CODE", "1")
+    one, two = (f"python:{tmp_path / name}/g.py:f" for name in ("a", "b"))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        text = f"def f(answer, gold, prompt):\n    return {name!r} in answer\n"
+        (tmp_path / name / "g.py").write_text(text)
+
+    def ids(*rewards: Any) -> list[str]:
+        arms = [
+            {"method": "lora", "rank": 1, "lr": 1e-3, "objective": {"grpo": {"reward": reward}}}
+            for reward in rewards
+        ]
+        whole = {"name": "s", "model": "pocket", "tasks": ["pocket_gsm"], "train": TRAIN}
+        config = whole | {"arms": arms, "seeds": [0], "dtype": "float32"}
+        (tmp_path / "study.yaml").write_text(json.dumps(config), "utf-8")
+        trials = Study.load(tmp_path / "study.yaml").check().trials
+        return [trial.trial_id for trial in trials]
+
+    found = [
+        ids({one: 1.0, two: 0.2}),
+        ids({one: -5.0, two: 0.2}),
+        ids({one: 1.0, two: 0.3}),
+        ids({one: 0.2, two: 1.0}),
+    ]
+    assert len({trial for trials in found for trial in trials}) == 4
+    assert len(ids(one, two)) == 2
+    (tmp_path / "b/g.py").write_bytes((tmp_path / "a/g.py").read_bytes())
+    assert ids({one: 1.0, two: 0.2}) != ids({one: -5.0, two: 0.2})
+    assert len(ids(one, two)) == 1

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -262,6 +263,58 @@ def test_the_content_of_the_file_is_part_of_the_tasks_identity(grader: Path) -> 
     assert before["scorer"] == "python:grader.py:grade"
     grader.write_text(GRADER + "# changed\n")
     assert scorer.encoder_settings(encoder()) != before
+
+
+def test_modules_of_its_folder_count_and_others_do_not(tmp_path: Path) -> None:
+    """Whatever the way of the import, and those that a module imports in turn."""
+    texts = {
+        "grader.py": "import json, numpy, a\n\ndef grade(*_):\n    from pack.b import x\n",
+        "a.py": "import grader",
+        "pack/__init__.py": "",
+        "pack/b.py": "from . import c\nfrom .deep import d\nfrom ... import outside",
+        "pack/c.py": "x = 1",
+        "pack/deep/d.py": "from ..e import *",
+        "pack/e.py": "",
+        "unused.py": "",
+    }
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        for name, text in texts.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+    one, two = (
+        get_scorer(f"python:{tmp_path / name}/grader.py:grade").encoder_settings(encoder())
+        for name in ("one", "two")
+    )
+    assert one == two
+    assert set(one["modules"]) == set(texts) - {"grader.py", "unused.py"}
+    (tmp_path / "two/pack/e.py").write_text("y = 2")
+    scorer = get_scorer(f"python:{tmp_path}/two/grader.py:grade")
+    assert scorer.encoder_settings(encoder()) != one
+
+
+def test_modules_of_one_name_are_those_of_their_own_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANKSCOPE_TRUST_TASK_CODE", "1")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    item = Item("x/1", "what 1 ?", "metal 1")
+    spec, places = loaded((item,), "exact_match").spec, [tmp_path / "a", tmp_path / "b"]
+    for place in places:
+        place.mkdir()
+        head = f"import sys\nsys.path.insert(0, {str(place)!r})\nfrom grading import weight\n"
+        (place / "grader.py").write_text(head + "def grade(*_):\n    return weight\n")
+
+    def scores(*weights: float) -> list[float]:
+        found = []
+        for place, weight in zip(places, weights, strict=True):
+            (place / "grading.py").write_text(f"weight = {weight}  # {'-' * round(100 * weight)}\n")
+            scorer = get_scorer(f"python:{place}/grader.py:grade")
+            scorer.check_task(spec)
+            found.append(scorer.judge_answer(item, "a", None)[0])
+        return found
+
+    assert scores(0.5, 0.25) == [0.5, 0.25]
+    assert scores(0.125, 0.75) == [0.125, 0.75]  # edited
 
 
 PAGE = Path(__file__).parents[3] / "docs" / "tasks.md"

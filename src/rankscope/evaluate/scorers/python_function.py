@@ -3,7 +3,9 @@
 The file is run only if the process was allowed to: a study file may come from somebody else.
 """
 
+import ast
 import os
+import sys
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -51,17 +53,30 @@ class PythonScorer(GenerationScorer):
         _ = self.function
 
     def encoder_settings(self, encoder: Encoder) -> dict[str, Any]:
-        """The file's content is part of the task's identity, not its place."""
+        return self.content()
+
+    def content(self) -> dict[str, Any]:
+        """The code is known by the content of its files, and not by the place of their folder."""
         place = f"{PYTHON_PREFIX}{self.path.name}:{self.function_name}"
-        return {"scorer": place, "source_sha256": sha256_file(self.path)}
+        files = imported_files(self.path)
+        modules = {f.relative_to(self.path.parent).as_posix(): sha256_file(f) for f in files}
+        found = {"scorer": place, "source_sha256": sha256_file(self.path)}
+        return found | ({"modules": modules} if modules else {})
 
     @cached_property
     def function(self) -> Callable[[str, str, str], float]:
         expected = f"a Python file with a function {self.function_name!r}"
+        before = set(sys.modules)
         with reading(f"scorer {self.name!r}", expected):
             function: Callable[[str, str, str], float] = run_path(str(self.path))[
                 self.function_name
             ]
+        # Another file may import a module of the same name, or this one after an edit.
+        own = set(map(os.path.realpath, imported_files(self.path)))
+        for name in sys.modules.keys() - before:
+            place = getattr(sys.modules[name], "__dict__", {}).get("__file__")
+            if os.path.realpath(place or "") in own:
+                del sys.modules[name]
         return function
 
     def judge_answer(self, item: Item, text: str, pattern: "Pattern[str] | None") -> Judgment:
@@ -75,3 +90,28 @@ class PythonScorer(GenerationScorer):
         if not 0 <= score <= 1:
             raise UserError(where, f"{score:g}", "a score from 0 to 1", "correct the function")
         return score, gold, part
+
+
+def imported_files(path: Path) -> list[Path]:
+    """The files of its own folder, or below it, that a Python file imports, and those they import.
+    Installed packages are none of them. Raises UserError: a file that is no Python."""
+    found, left = list[Path](), [path]
+    while left:
+        file = left.pop()
+        if file in found or path.parent not in file.parents or not file.is_file():
+            continue
+        found.append(file)
+        with reading(file, "Python code"):
+            nodes = list(ast.walk(ast.parse(file.read_bytes())))
+        for node in nodes:
+            if not isinstance(node, ast.Import | ast.ImportFrom):
+                continue
+            names, level = [alias.name.split(".") for alias in node.names], 0
+            if isinstance(node, ast.ImportFrom):
+                module, level = (node.module or "").split("."), node.level
+                names = [[*module, *name] for name in names]
+            for start in file.parents[level - 1 : level] if level else [path.parent]:
+                for name in names:
+                    places = [start.joinpath(*name[: n + 1]) for n in range(len(name))]
+                    left += [f for p in places for f in (Path(f"{p}.py"), p / "__init__.py")]
+    return found[1:]

@@ -28,7 +28,8 @@ from rankscope.data.encode import EncodedRow
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.evaluate.scorers.generation import GenerationScorer, stop_strings
-from rankscope.evaluate.scorers.python_function import PYTHON_PREFIX
+from rankscope.evaluate.scorers.python_function import PYTHON_PREFIX, PythonScorer
+from rankscope.hashing import canonical_json
 from rankscope.train.objectives.objective import Objective
 
 if TYPE_CHECKING:
@@ -104,13 +105,16 @@ class Grpo(Objective):
             raise UserError(where, f"'train.devices: {train.devices}'", "1")
 
     def identity(self) -> dict[str, Any]:
-        """Python files count by their content, in the rows' hash, and not by their place."""
+        """Python code counts by its content, with its weight, and not by its place."""
         settings = self.settings.model_dump(mode="json")
         reward = settings["reward"]
         if isinstance(reward, str):
-            settings["reward"] = reward.rpartition("/")[2]
+            settings["reward"] = _content(reward)
         elif reward:
-            settings["reward"] = {n.rpartition("/")[2]: weight for n, weight in reward.items()}
+            settings["reward"] = weights = dict[str, float]()
+            for name, weight in reward.items():  # Copies of one file add up
+                key = _content(name)
+                weights[key] = weights.get(key, 0.0) + weight
         return {self.name: settings}
 
     def num_tokens(self, rows: EncodedRows) -> int:
@@ -247,3 +251,8 @@ class Grpo(Objective):
         return [
             sum(w * s.judge_answer(item, text, pattern)[0] for s, w in weights) for text in texts
         ]
+
+
+def _content(reward: str) -> str:
+    scorer = get_scorer(reward)
+    return canonical_json(scorer.content()) if isinstance(scorer, PythonScorer) else reward
