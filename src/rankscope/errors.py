@@ -133,13 +133,14 @@ def reading(
     """Raise one message for whatever a library raises on data from outside.
 
     Wrap only the library's call: a bug of Rankscope inside would read as a fault of the data.
-    Rankscope's own errors and a lack of memory pass through.
+    Rankscope's own errors and a lack of memory pass through; foreign code that calls ``sys.exit``
+    does not end the command.
     """
     try:
         yield
     except (RankscopeError, MemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise refuse(place, f"a fault ({reason_of(error)})", expected, do) from error
 
 
@@ -158,6 +159,8 @@ def installed(where: object, extra: str) -> Iterator[None]:
 
 def reason_of(error: BaseException) -> str:
     """What is wrong with data, from what a library raised on it, in one line."""
+    if isinstance(error, SystemExit):
+        return f"sys.exit({error.code!r})"
     if isinstance(error, RecursionError):
         return "nested too deeply"
     if isinstance(error, UnicodeDecodeError):

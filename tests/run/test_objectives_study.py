@@ -237,3 +237,24 @@ def test_weights_belong_to_the_content_of_rewards(
     (tmp_path / "b/g.py").write_bytes((tmp_path / "a/g.py").read_bytes())
     assert ids({one: 1.0, two: 0.2}) != ids({one: -5.0, two: 0.2})
     assert len(ids(one, two)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("import sys\n\ndef f(answer, gold, prompt):\n    sys.exit(0)\n", "f of "),
+        ("raise SystemExit\n", "scorer 'python:"),
+    ],
+)
+def test_a_reward_that_ends_python_does_not_end_the_run_well(
+    text: str, where: str, tmp_path: Path
+) -> None:
+    (tmp_path / "reward.py").write_text(text, "utf-8")
+    objective = {"grpo": {"answers": 2, "max_new_tokens": 2, "reward": "python:reward.py:f"}}
+    ran = run(tmp_path, "--trust-task-code", tasks=["pocket_gsm"],
+              arms=[{"method": "lora", "rank": 1, "lr": 1e-3}],
+              train=TRAIN | {"objective": objective, "max_steps": 2},
+              evaluate={"max_items": 4, "max_new_tokens": 2})  # fmt: skip
+    assert ran.code == 2, ran.told
+    assert f"{where}{tmp_path / 'reward.py'}" in ran.told
+    assert "sys.exit(" in ran.told
