@@ -1,11 +1,12 @@
 """Items longer than the model's context: an error, or cut at their beginning and counted."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from transformers import PretrainedConfig
 
+from rankscope.config.patterns import compile_pattern
 from rankscope.config.study import EvaluateConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.items import Item
@@ -15,6 +16,8 @@ from rankscope.evaluate.scorers.scorer import Scorer
 
 if TYPE_CHECKING:
     from rankscope.evaluate.vllm import Vllm
+
+NOTED_SHARE = 0.05  # Of a split's items, above which cuts are told
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +93,22 @@ def fit_to_context(split: EncodedSplit, where: str) -> EncodedSplit:
         place = f"{where}: {split.items[index].location}"
         encoded[index] = split.scorer.truncate_left(encoded[index], split, place)
     return replace(split, encoded=encoded, cut_at_start=frozenset(too_long_items))
+
+
+def length_notes(splits: Sequence[EncodedSplit]) -> Iterator[str]:
+    """A task's gold answers that are longer than models may write, if they are more than a few.
+    Raises UserError: most are."""
+    spec, limit = splits[0].spec, splits[0].settings.max_new_tokens
+    num = sum(len(s.items) for s in splits)
+    pattern = compile_pattern(spec.extract) if spec.extract else None
+    golds = [(s.scorer.must_write(item, pattern), s, item) for s in splits for item in s.items]
+    lengths = [len(s.encoder.answer_ids(text, item)) for text, s, item in golds if text]
+    too_long = [length for length in lengths if length > limit]
+    if len(too_long) <= NOTED_SHARE * num:
+        return
+    found = f"{len(too_long)} of {num} scored items"
+    longer = f"a gold answer longer than evaluate.max_new_tokens = {limit}"
+    do = f"set 'evaluate.max_new_tokens: {max(too_long)}', the length of the longest"
+    if len(too_long) > num / 2:
+        raise UserError(f"task {spec.name!r}", f"{found} with {longer}", "one that fits", do)
+    yield f"{spec.name}: {found} have {longer}, so no model is right on them; {do}"

@@ -3,6 +3,7 @@
 A mixture of tasks is scored part by part, each part with its own prompts and scorer.
 """
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,7 +19,12 @@ from rankscope.data.registry import TaskSpec
 from rankscope.data.study_data import StudyData
 from rankscope.data.tasks import LoadedTask, items_sha256
 from rankscope.errors import UserError
-from rankscope.evaluate.context_window import EncodedSplit, context_length, fit_to_context
+from rankscope.evaluate.context_window import (
+    EncodedSplit,
+    context_length,
+    fit_to_context,
+    length_notes,
+)
 from rankscope.evaluate.metrics import ModelScores, is_mean, standard_error
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.evaluate.scorers.scorer import ItemTokens, Scorer
@@ -123,17 +129,19 @@ def encode_split(
 
 def scored_items(
     config: StudyConfig, base: StudyBase, data: StudyData
-) -> tuple[tuple[TaskRecord, ...], dict[tuple[str, Split], list[ItemTokens]]]:
-    """A study's tasks as they are stored; and by task and split that is scored, what a model does
-    for each item."""
+) -> tuple[tuple[TaskRecord, ...], dict[tuple[str, Split], list[ItemTokens]], list[str]]:
+    """A study's tasks as they are stored; by task and split that is scored, what a model does for
+    each item; and notes on items and answers that are too long."""
     encoder, settings = data.encoder, config.evaluate
     max_tokens, tokenizer = context_length(base.config), tokenizer_sha256(base.folder)
     records = tuple(_task_record(config, encoder, t, tokenizer) for t in data.tasks.values())
     found: dict[tuple[str, Split], list[ItemTokens]] = {}
+    of_task = defaultdict[str, dict[Split, EncodedSplit]](dict)
     for name, split in wanted_splits(settings.split, records, None):
         task, counts = data.tasks[name], list[tuple[str, ItemTokens]]()
         for part in task.parts or (task,):
             encoded = encode_split(encoder, part, split, max_tokens, settings)
+            of_task[part.spec.name][split] = encoded
             for item, ids in zip(encoded.items, encoded.encoded, strict=True):
                 taken = encoded.scorer.item_tokens(encoder, item, ids, settings.max_new_tokens)
                 counts.append((item.item_id, taken))
@@ -142,7 +150,8 @@ def scored_items(
             by_id = dict(counts)
             items = task.items(split)
             found[task.spec.name, split] = [by_id[item.item_id] for item in items]
-    return records, found
+    notes = [note for splits in of_task.values() for note in length_notes([*splits.values()])]
+    return records, found, notes
 
 
 def wanted_splits(

@@ -62,7 +62,7 @@ def prepare(
         update={"model": model, "dtype": dtype_name(dtype), "evaluate": evaluate}
     )
     reporter.advance(2, "trials and groups")
-    tasks, items = scored_items(config, base, data)
+    tasks, items, length_notes = scored_items(config, base, data)
     trials, labels = study_trials(config, base, data, tasks, whole=not is_plan)
     prompted = {
         t.trial_id: scored_items(config, base, data.seen_by(t))[1] for t in trials if t.prompt
@@ -74,7 +74,8 @@ def prepare(
     counts = {name: RowCounts.of(encoded.rows) for name, encoded in rows.items()}
     free_bytes /= config.train.devices if memory.device.type == "cpu" else 1  # shards share it
     room = config.memory_limit or round(USABLE_SHARE * free_bytes)
-    notes = [*base.notes, *data.encoder.notes, *data.notes, *notes_beforehand(config, tasks)]
+    notes = [*base.notes, *data.encoder.notes, *data.notes, *length_notes]
+    notes += notes_beforehand(config, tasks)
     notes += experts_notes(memory, trials) + attention_notes(memory)
     if not memory.packs:
         notes += rows_alone_notes(config, memory, counts)

@@ -16,6 +16,9 @@ class ContainsScorer(GenerationScorer):
     summary = "greedy generation; the answer contains the gold answer as whole words"
     metrics = {"contains": "", "stopped": ""}
 
+    def must_write(self, item: Item, pattern: Pattern[str] | None) -> str:
+        return item.reference or item.completion
+
     def judge_answer(self, item: Item, text: str, pattern: Pattern[str] | None) -> Judgment:
         gold = normalized_answer(item.reference or item.completion)
         part = self.part(pattern, text)

@@ -165,10 +165,11 @@ class EqualAnswerScorer(GenerationScorer):
 
     def gold(self, item: Item, pattern: "Pattern[str] | None") -> str:
         """What an answer must equal: the same part of the gold answer, or all without a match."""
+        return self.comparable(self.must_write(item, pattern)) or ""
+
+    def must_write(self, item: Item, pattern: "Pattern[str] | None") -> str:
         part = self.part(pattern, item.completion) if pattern else None
-        return (
-            self.comparable(part if part is not None else item.reference or item.completion) or ""
-        )
+        return part if part is not None else item.reference or item.completion
 
 
 def add_gold_logprobs(

@@ -12,6 +12,8 @@ from rankscope.errors import UserError
 from rankscope.evaluate.metrics import ModelScores
 
 if TYPE_CHECKING:
+    from regex import Pattern
+
     from rankscope.data.registry import TaskSpec
     from rankscope.evaluate.context_window import EncodedSplit
     from rankscope.models.base import Base
@@ -138,6 +140,11 @@ class Scorer(ABC, Generic[Encoded]):
     def truncate_left(self, encoded: Encoded, split: "EncodedSplit", where: str) -> Encoded:
         """An item cut at its beginning to fit the context; ``where`` names it in errors."""
         raise NotImplementedError
+
+    def must_write(self, item: Item, pattern: "Pattern[str] | None") -> str:
+        """The text without which no answer is right; empty if there are other ways. ``pattern`` is
+        the task's ``extract``."""
+        return ""
 
     def is_cut_at_end(self, encoded: Encoded) -> bool:
         """Only the first tokens of the item are scored."""

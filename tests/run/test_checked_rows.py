@@ -1,0 +1,66 @@
+"""What ``check`` says of rows before anything trains: cuts, copies, labels that tell little."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import write_rows
+
+from rankscope.errors import UserError
+from rankscope.run.study import Study
+
+WORDS = "house road child horse town river garden door stone bird".split()
+
+
+def notes(folder: Path, rows: list[dict[str, Any]], **study: Any) -> str:
+    """What ``check`` says if these rows are trained on, and are the test rows with 'then' before
+    their prompts; ``scorer`` is one of the task."""
+    task = {"name": "mine"} | {k: study.pop(k) for k in ("scorer", "extract") if k in study}
+    for file, before in (("train", ""), ("test", "then ")):
+        write_rows(folder / f"{file}.jsonl", [r | {"prompt": before + r["prompt"]} for r in rows])
+        task[file] = f"{file}.jsonl"
+    whole = {"name": "s", "model": "pocket", "tasks": [task], "seeds": [0], "dtype": "float32"}
+    whole |= {"arms": [{"method": "lora", "rank": 1, "lr": 1e-3}]} | study
+    (folder / "study.yaml").write_text(json.dumps(whole), "utf-8")
+    return "\n".join(Study.load(folder / "study.yaml").check().notes)
+
+
+def answers(long: int) -> list[dict[str, Any]]:
+    """A hundred rows, so many of them with an answer of 40 words; the others have 3."""
+    return [
+        {
+            "prompt": f"what {n} ?",
+            "completion": " ".join(WORDS[(n + k) % 10] for k in range(40 if n < long else 3)),
+        }
+        for n in range(100)
+    ]
+
+
+LIMIT = {"max_new_tokens": 20}
+
+
+def test_gold_answers_that_cannot_be_written(tmp_path: Path) -> None:
+    """Above a twentieth they are noted, above a half refused; the data's own limit is enough."""
+    assert "gold" not in notes(tmp_path, answers(3), scorer="exact_match", evaluate=LIMIT)
+    said = notes(tmp_path, answers(30), scorer="exact_match", evaluate=LIMIT)
+    assert "scored items have a gold answer longer than evaluate.max_new_tokens = 20" in said
+    assert "set 'evaluate.max_new_tokens: 40'" in said
+    for scorer in ("exact_match", "contains"):
+        with pytest.raises(UserError, match=r"gold answer longer than .* 20.*max_new_tokens: 40'"):
+            notes(tmp_path, answers(90), scorer=scorer, evaluate=LIMIT)
+    enough = {"max_new_tokens": 40}
+    assert "gold" not in notes(tmp_path, answers(90), scorer="exact_match", evaluate=enough)
+
+
+def test_only_what_must_be_written_is_measured(tmp_path: Path) -> None:
+    """The number after a chain, the part of ``extract``; ROUGE gives shorter answers points."""
+    rows = answers(90)
+    for n, row in enumerate(rows):
+        row["completion"] += f" makes {n}"
+    assert "gold" not in notes(tmp_path, rows, scorer="number", evaluate=LIMIT)
+    for row in rows:
+        row["completion"] = row["completion"].replace("makes", "####")
+    for scorer in ({"scorer": "number"}, {"scorer": "rouge"}, {"scorer": "loss"},
+                   {"scorer": "regex", "extract": "#### (.*)"}):  # fmt: skip
+        assert "gold" not in notes(tmp_path, rows, evaluate=LIMIT, **scorer)
