@@ -64,3 +64,17 @@ def test_only_what_must_be_written_is_measured(tmp_path: Path) -> None:
     for scorer in ({"scorer": "number"}, {"scorer": "rouge"}, {"scorer": "loss"},
                    {"scorer": "regex", "extract": "#### (.*)"}):  # fmt: skip
         assert "gold" not in notes(tmp_path, rows, evaluate=LIMIT, **scorer)
+
+
+def test_items_that_are_cut(tmp_path: Path) -> None:
+    """At their end by ``max_length``; of answers to be written, at their start by the context."""
+    train = {"max_length": 30}
+    assert "are cut" not in notes(tmp_path, answers(3), scorer="loss", train=train)
+    said = notes(tmp_path, answers(30), scorer="loss", train=train)
+    assert "scored items are cut to fit the model's context or train.max_length" in said
+    rows = answers(0)
+    for row in rows[:20]:
+        row["prompt"] = " ".join(WORDS * 60) + row["prompt"]
+    settings = {"too_long": "truncate_left"}
+    said = notes(tmp_path, rows, scorer="exact_match", evaluate=settings)
+    assert "scored items are cut to fit the model's context" in said

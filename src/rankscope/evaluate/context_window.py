@@ -96,10 +96,15 @@ def fit_to_context(split: EncodedSplit, where: str) -> EncodedSplit:
 
 
 def length_notes(splits: Sequence[EncodedSplit]) -> Iterator[str]:
-    """A task's gold answers that are longer than models may write, if they are more than a few.
-    Raises UserError: most are."""
+    """A task's scored items that are cut, and gold answers longer than models may write, if these
+    are more than a few. Raises UserError: most gold answers are too long."""
     spec, limit = splits[0].spec, splits[0].settings.max_new_tokens
-    num = sum(len(s.items) for s in splits)
+    num, cut = sum(len(s.items) for s in splits), sum(s.truncated for s in splits)
+    if cut > NOTED_SHARE * num:
+        yield (
+            f"{spec.name}: {cut} of {num} scored items are cut to fit the model's context or "
+            "train.max_length, so models are scored on less than the items say"
+        )
     pattern = compile_pattern(spec.extract) if spec.extract else None
     golds = [(s.scorer.must_write(item, pattern), s, item) for s in splits for item in s.items]
     lengths = [len(s.encoder.answer_ids(text, item)) for text, s, item in golds if text]
