@@ -37,6 +37,12 @@ def answers(long: int) -> list[dict[str, Any]]:
     ]
 
 
+def labels(*rows: tuple[int, str]) -> list[dict[str, Any]]:
+    """So many rows of each label, each with a prompt of its own."""
+    golds = [label for num, label in rows for _ in range(num)]
+    return [{"prompt": f"ask {n} ?", "completion": label} for n, label in enumerate(golds)]
+
+
 LIMIT = {"max_new_tokens": 20}
 
 
@@ -78,3 +84,12 @@ def test_items_that_are_cut(tmp_path: Path) -> None:
     settings = {"too_long": "truncate_left"}
     said = notes(tmp_path, rows, scorer="exact_match", evaluate=settings)
     assert "scored items are cut to fit the model's context" in said
+
+
+def test_copies_among_scored_items(tmp_path: Path) -> None:
+    """Equal prompt and answer; one prompt with two answers is two items."""
+    assert "copies" not in notes(tmp_path, labels((50, "sun"), (50, "rain")))
+    rows = labels((50, "sun"), (50, "rain"))
+    rows += [*rows[:7], rows[0], rows[99] | {"completion": "sun"}]
+    said = notes(tmp_path, rows)
+    assert "mine: 8 of 109 test items are copies of another; copies count as one item" in said

@@ -56,11 +56,15 @@ class Item:
         """Where to find the row, for error messages: its file and row, or else the item id."""
         return self.source_row or self.item_id
 
+    @property
+    def gold(self) -> str:
+        """The right option's text, or the written answer, as the row has it."""
+        return self.choices[self.answer] if self.answer is not None else self.completion
+
     @cached_property
     def content(self) -> tuple[str, str]:
         """Normalized question and gold answer: two items with equal content are duplicates."""
-        gold = self.choices[self.answer] if self.answer is not None else self.completion
-        return _normalize_text(self.question or self.prompt), _normalize_text(gold)
+        return _normalize_text(self.question or self.prompt), _normalize_text(self.gold)
 
 
 def _normalize_text(text: str) -> str:

@@ -69,6 +69,7 @@ def prepare_data(
     for name in (task.name for task in config.tasks if not tasks[task.name].train):
         raise no_training_rows(name, tasks[name].source)
     replayed = _load_replayed_tasks(config, tasks, compare=whole)
+    about_rows = list(row_notes(tasks))
     contamination_notes: list[str] = []
     if whole:
         tasks, contamination_notes = _mark_contamination(config, tasks, replayed)
@@ -91,6 +92,7 @@ def prepare_data(
         *(note for task in tasks.values() for note in task.notes),
         *replay_notes(config),
         *contamination_notes,
+        *about_rows,
         *(
             f"{name}: {encoded.dropped} training rows dropped, {encoded.truncated} completions "
             f"cut at max_length = {config.train.max_length} tokens"
@@ -293,6 +295,16 @@ def unknown_token_notes(rows: Mapping[str, EncodedRows], unknown_id: int | None)
                 f"{name}: {unknown / encoded.num_tokens:.0%} of the tokens to train on are unknown "
                 "to this tokenizer, and all the same to the model"
             )
+
+
+def row_notes(tasks: Mapping[str, LoadedTask]) -> Iterator[str]:
+    """Scored items that are copies of another."""
+    for name, task in tasks.items():
+        for split, items in (("validation", task.validation), ("test", task.test)):
+            distinct = {(item.prompt or item.question, item.gold) for item in items}
+            if copies := len(items) - len(distinct):
+                of = f"{copies:,} of {len(items):,} {split} items"
+                yield f"{name}: {of} are copies of another; copies count as one item"
 
 
 # --- stand-ins ----------------------------------------------------------------------------------
