@@ -93,3 +93,29 @@ def test_copies_among_scored_items(tmp_path: Path) -> None:
     rows += [*rows[:7], rows[0], rows[99] | {"completion": "sun"}]
     said = notes(tmp_path, rows)
     assert "mine: 8 of 109 test items are copies of another; copies count as one item" in said
+
+
+def test_labels_that_tell_little(tmp_path: Path) -> None:
+    """Hand counts over training and scored rows, of which the test rows are as many."""
+    said = notes(tmp_path, labels((40, "sun"), (35, "rain"), (25, "snow")))
+    assert "have the answer" not in said
+    assert "contradict" not in said
+    assert "tell apart" not in said
+    rows = labels((72, "sun"), (18, "rain"), (10, "Rain "))
+    rows[80]["prompt"] = rows[0]["prompt"]
+    said = notes(tmp_path, rows)
+    assert "mine: 72% of 200 rows have the answer 'sun', so always giving it" in said
+    assert "mine: rows contradict one another on 2 prompts, such as" in said
+    assert "ask 0 ?': 'rain' and 'sun'" in said
+    assert "mine: only case or spaces tell these answers apart: 'Rain ' and 'rain'" in said
+    free = [row | {"completion": f"{row['completion']} {n // 2}"} for n, row in enumerate(rows)]
+    assert "contradict" not in notes(tmp_path, free)  # answers that do not repeat
+
+
+def test_labels_of_retention_tasks_are_looked_at_and_of_others_not(tmp_path: Path) -> None:
+    write_rows(tmp_path / "other.jsonl", labels((40, "yes"), (10, "no")))
+    other = [{"name": "other", "test": "other.jsonl"}]
+    rows = labels((50, "sun"), (50, "rain"))
+    said = notes(tmp_path, rows, evaluate={"retention": other})
+    assert "other: 80% of 50 rows have the answer 'yes'" in said
+    assert "have the answer" not in notes(tmp_path, rows, evaluate={"cross_domain": other})

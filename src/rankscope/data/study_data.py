@@ -1,12 +1,14 @@
 """The data of a study: its tasks, read, split and mixed, and its training rows, encoded."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import chain, product, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rankscope.config.section import short_repr
 from rankscope.config.study import StudyConfig
 from rankscope.config.task import TaskConfig
 from rankscope.data.encode import EncodedRows, Encoder, encode_rows
@@ -21,6 +23,7 @@ from rankscope.data.task_source import no_training_rows
 from rankscope.data.tasks import LoadedTask, load_task
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers import get_scorer
+from rankscope.formatting import count, join_names
 from rankscope.hashing import canonical_json, sha256_json
 from rankscope.records import TrialSpec
 from rankscope.sources import source_of
@@ -69,7 +72,7 @@ def prepare_data(
     for name in (task.name for task in config.tasks if not tasks[task.name].train):
         raise no_training_rows(name, tasks[name].source)
     replayed = _load_replayed_tasks(config, tasks, compare=whole)
-    about_rows = list(row_notes(tasks))
+    about_rows = list(row_notes(config, tasks))
     contamination_notes: list[str] = []
     if whole:
         tasks, contamination_notes = _mark_contamination(config, tasks, replayed)
@@ -268,6 +271,7 @@ def _mark_contamination(
 
 
 MAX_UNKNOWN_SHARE = 0.01  # Of the tokens of a task's training rows, without a note
+ROWS_PER_LABEL = 5  # Rows of an answer, on average, from which answers are labels
 
 
 # --- notes --------------------------------------------------------------------------------------
@@ -297,14 +301,45 @@ def unknown_token_notes(rows: Mapping[str, EncodedRows], unknown_id: int | None)
             )
 
 
-def row_notes(tasks: Mapping[str, LoadedTask]) -> Iterator[str]:
-    """Scored items that are copies of another."""
+def row_notes(config: StudyConfig, tasks: Mapping[str, LoadedTask]) -> Iterator[str]:
+    """Scored items that are copies, and labels that teach or show less than they seem to."""
+    labeled = [*config.trained_tasks(), *(task.name for task in config.evaluate.retention)]
     for name, task in tasks.items():
         for split, items in (("validation", task.validation), ("test", task.test)):
             distinct = {(item.prompt or item.question, item.gold) for item in items}
             if copies := len(items) - len(distinct):
                 of = f"{copies:,} of {len(items):,} {split} items"
                 yield f"{name}: {of} are copies of another; copies count as one item"
+        if name in labeled:
+            train = task.train if name in config.trained_tasks() else ()
+            yield from label_notes(name, [*train, *task.validation, *task.test])
+
+
+def label_notes(name: str, rows: Sequence[Item]) -> Iterator[str]:
+    """One answer that most rows have, prompts with several answers, and answers that only case or
+    spaces tell apart; of rows whose answers repeat."""
+    golds = Counter(row.gold for row in rows)
+    if len(rows) < ROWS_PER_LABEL * len(golds):
+        return
+    (most, num), *_ = golds.most_common(1)
+    if 2 * num > len(rows):
+        answer = f"the answer {short_repr(most)}, so always giving it is right as often"
+        yield f"{name}: {num / len(rows):.0%} of {len(rows):,} rows have {answer}"
+    by_prompt, by_spelling = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
+    for row in rows:
+        by_prompt[row.prompt].add(row.gold)
+        by_spelling[row.gold.strip().casefold()].add(row.gold)
+    by_prompt.pop("", None)  # plain texts
+    if several := [prompt for prompt, found in by_prompt.items() if len(found) > 1]:
+        example = f"{short_repr(several[0])}: {_listed(by_prompt[several[0]])}"
+        prompts = count(len(several), "prompt")
+        yield f"{name}: rows contradict one another on {prompts}, such as {example}"
+    if alike := [_listed(found) for found in by_spelling.values() if len(found) > 1]:
+        yield f"{name}: only case or spaces tell these answers apart: {'; '.join(alike)}"
+
+
+def _listed(answers: Collection[str]) -> str:
+    return join_names(map(short_repr, sorted(answers)))
 
 
 # --- stand-ins ----------------------------------------------------------------------------------
