@@ -402,9 +402,9 @@ def test_arms_that_hardly_trained_do_not_say_that_no_arm_gains() -> None:
                 right[np.concatenate([np.arange(1, 7, 2), own[6:9] + 1])] = 0.0
         return right
 
-    evidence = changes_of(with_scores(study, scores))
-    assert evidence.means[2:].min() > 0.06
-    assert posterior(evidence).draws[:, 2:].mean() > 0.2 * evidence.means[2:].mean()
+    found = changes_of(with_scores(study, scores))
+    assert found.means[2:].min() > 0.06
+    assert posterior(found).draws[:, 2:].mean() > 0.2 * found.means[2:].mean()
 
 
 def test_errors_that_grow_with_the_gains_do_not_take_the_gains_away(
@@ -428,8 +428,8 @@ def test_errors_that_grow_with_the_gains_do_not_take_the_gains_away(
     left = []
     for rule in (pooled, lambda covariance, *_: covariance):
         monkeypatch.setattr("rankscope.advise.evidence.pooled", rule)
-        evidence = changes_of(study)
-        left.append(posterior(evidence).draws.mean() / evidence.means.mean())
+        found = changes_of(study)
+        left.append(posterior(found).draws.mean() / found.means.mean())
     assert left[0] > 0.6
     assert left[1] < 0.3
 
