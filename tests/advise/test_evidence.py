@@ -210,13 +210,13 @@ def test_few_passages_are_not_sure_of_a_gain_that_is_none() -> None:
     assert np.mean(sure[1]) > 0.4
 
 
-def test_two_passages_hardly_know_the_gain() -> None:
-    """Changes of +1 and -1 nats by passage: by hand, an error of 1 times the 12.7 of Student's t
-    of one degree over 1.96."""
-    truth = replace(TRUTH, ranks=(8,), metric="log_probability", subjects=2)
+def test_six_passages_hardly_know_the_gain() -> None:
+    """Changes of +1 and -1 nats by passage: by hand, a variance of 1 / 5, wider by the 2.571 of
+    Student's t of five degrees over 1.96."""
+    truth = replace(TRUTH, ranks=(8,), metric="log_probability", subjects=6)
     rises = np.tile([1.0, -1.0], 15)
     study = with_scores(synthetic_study(truth), lambda k, s: 0 * s + rises * (k[0] != BASE))
-    assert changes_of(study).item_covariance == pytest.approx((12.706 / 1.96) ** 2, rel=1e-3)
+    assert changes_of(study).item_covariance == pytest.approx((2.5706 / 1.95996) ** 2 / 5, rel=0.01)
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
