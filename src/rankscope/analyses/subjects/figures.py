@@ -41,7 +41,7 @@ are ordered by the mean over arms, lowest on top."""
 
 SubjectChanges = dict[tuple[str, str, str], Estimate]
 """By arm, tested task and subject: the change on the subject's test items. Intervals hold at once
-for the arm's subjects of one task, and ``p_holm`` is within them."""
+for the arm's subjects of one task."""
 
 
 def subject_changes(study: StudyRecords, advice: TaskAdvice) -> SubjectChanges:
