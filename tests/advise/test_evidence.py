@@ -315,7 +315,7 @@ def with_rungs(
 @pytest.mark.parametrize(
     ("heights", "ends", "net", "variance"),
     [
-        # Rises of .2 and .4: their mean; 2 x .3^2 and .02 of squares over 3, for one more curve.
+        # Rises of 0.2 and 0.4: their mean; 2 x 0.3^2 and 0.02 of squares over 3, for one more.
         ((0.3, 0.1, 0.2), (0.5, 0.5, None), 0.5, (2 * 0.09 + 0.02) / 3 * 1.5),
         ((0.3, 0.2), (0.4, None), 0.3, 0.01 * 2),  # one curve: as uncertain as it is steep
         ((0.1, 0.3), (None, None), 0.3, 0.09),  # none: as much again, either way
@@ -335,7 +335,7 @@ def test_a_stopped_arm_is_where_its_rung_heads_by_hand(
 
 @pytest.mark.parametrize(("height", "chosen"), [(0.40, "r=8 lr=0.0001"), (2.0, "r=8 lr=0.001")])
 def test_an_arm_that_was_trained_stands_for_its_rank(height: float, chosen: str) -> None:
-    """Unless a stopped rate is expected to be ahead by the margin, .05; here by .04 and by .25."""
+    """Unless a stopped rate is expected to be ahead by the margin."""
     truth = replace(TRUTH, ranks=(8,), lrs=(1e-4, 1e-3))
     study = with_rungs((0.3, height), (0.5, None), truth)
     results = task_results(study, "med", [*arms_by_label(study).values()])
@@ -371,7 +371,7 @@ def test_an_arm_without_a_score_on_a_task_is_left_out() -> None:
 
 
 def test_errors_are_pooled_by_hand() -> None:
-    """Correlations .9, .3 and .3, mean .5; errors of 1, 1 and 5 by item, which have a median
+    """Correlations 0.9, 0.3 and 0.3, mean 0.5; errors of 1, 1 and 5 by item, which have a median
     of 1 and a root mean square of 3."""
     variances, n = np.array([1 / 4, 1 / 9, 25 / 4]), np.array([4, 9, 4])
     correlations = np.array([[1, 0.9, 0.3], [0.9, 1, 0.3], [0.3, 0.3, 1]])
@@ -402,16 +402,16 @@ def test_arms_that_hardly_trained_do_not_say_that_no_arm_gains() -> None:
                 right[np.concatenate([np.arange(1, 7, 2), own[6:9] + 1])] = 0.0
         return right
 
-    evidence = changes_of(with_scores(study, scores))
-    assert evidence.means[2:].min() > 0.06
-    assert posterior(evidence).draws[:, 2:].mean() > 0.2 * evidence.means[2:].mean()
+    found = changes_of(with_scores(study, scores))
+    assert found.means[2:].min() > 0.06
+    assert posterior(found).draws[:, 2:].mean() > 0.2 * found.means[2:].mean()
 
 
 def test_errors_that_grow_with_the_gains_do_not_take_the_gains_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Peelle's pertinent puzzle: all items gain .3 of what they gain by the best arm, or .4 of it,
-    and so on. Errors as they are before they are pooled leave a fifth of the gains."""
+    """Peelle's pertinent puzzle: all items gain 0.3 of what they gain by the best arm, or 0.4, and
+    so on. Errors as they are before they are pooled leave a fifth of the gains."""
     ranks = (1, 2, 4, 8, 16, 32, 64, 128)
     truth = Truth(
         ranks=ranks, full_lrs=(), seeds=(0,), num_items=60, metric="log_probability", retention=()
@@ -428,14 +428,14 @@ def test_errors_that_grow_with_the_gains_do_not_take_the_gains_away(
     left = []
     for rule in (pooled, lambda covariance, *_: covariance):
         monkeypatch.setattr("rankscope.advise.evidence.pooled", rule)
-        evidence = changes_of(study)
-        left.append(posterior(evidence).draws.mean() / evidence.means.mean())
+        found = changes_of(study)
+        left.append(posterior(found).draws.mean() / found.means.mean())
     assert left[0] > 0.6
     assert left[1] < 0.3
 
 
 def test_a_rate_counts_by_what_it_does_at_an_alpha_of_1() -> None:
-    """By hand: 1e-3 x 16^.75 is 8e-3, and so is 1e-3 / 4^.75 at alpha 64; rsLoRA scales by
+    """By hand: 1e-3 x 16^0.75 is 8e-3, and so is 1e-3 / 4^0.75 at alpha 64; rsLoRA scales by
     alpha / sqrt(r), as LoRA does with sqrt(r) times the alpha. Without alpha the rate is the rate;
     an unknown one counts as 1."""
     one = arms_of(synthetic_study(TRUTH))[0]
