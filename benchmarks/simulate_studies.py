@@ -303,7 +303,9 @@ def judged_random(kind: Kind, seed: int) -> list[Row]:
                 true = net[arm.label]
                 said = {"p": of.p_within_margin, "within": best - true <= MARGIN}
                 said |= {"p_better": of.p_better, "better": true > 0, "net": of.net.value}
-                arms.append({"label": arm.label, **said, "covered": of.net.low <= true <= of.net.high})
+                arms.append(
+                    {"label": arm.label, **said, "covered": of.net.low <= true <= of.net.high}
+                )
         label = None if advice.chosen is None else advice.chosen.label
         regret = best - (0.0 if label is None else net[label])
         row = {"kind": kind.name, "seed": seed, "task": advice.task, "draw": zlib.crc32(scores)}

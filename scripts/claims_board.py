@@ -99,13 +99,13 @@ def verdicts(grids: Mapping[str, Grid]) -> dict[int, list[tuple[str, Verdict]]]:
     for number, name, judge in judges:
         if name in grids:
             found.setdefault(number, []).append((name, judge(grids[name])))
-    for maths, recall, share, asked in (
-        ("maths-grid", "recall-grid", None, "recall-grid"),
-        ("maths-grid", "recall-seeds", 0.05, "recall-seeds"),
-        ("maths-rates", "recall-seeds", 0.05, "maths-rates"),
+    for maths, recall, asked in (
+        ("maths-grid", "recall-grid", "recall-grid"),
+        ("maths-grid", "recall-seeds", "recall-seeds"),
+        ("maths-rates", "recall-seeds", "maths-rates"),
     ):
         if {maths, recall} <= set(grids):
-            both = recall_and_reasoning(grids[maths], grids[recall], share)
+            both = recall_and_reasoning(grids[maths], grids[recall])
             found.setdefault(7, []).append((asked, both))
     for name in ("maths-nested", "maths-nested-root"):
         if {"maths-grid", name} <= set(grids):
@@ -132,7 +132,8 @@ def claims_table(grids: Mapping[str, Grid]) -> list[str]:
     latest = [answers[-1][1].verdict for answers in found.values()]
     settled, untestable = latest.count(HOLDS) + latest.count(FAILS), latest.count(UNTESTABLE)
     told = f"By the latest look of {len(CLAIMS)} claims {settled} are settled here, "
-    told += f"{untestable} are not testable, and of {latest.count(OPEN)} this cannot tell."
+    told += f"{untestable} are not testable, and of {latest.count(OPEN)} this cannot tell. "
+    told += f"Each is judged on its task, with a margin of {MARGIN} nats per token."
     return [told, "", *rows]
 
 

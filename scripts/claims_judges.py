@@ -247,21 +247,17 @@ def matches_full(grid: Grid, rank: int = 32) -> Verdict:
     )
 
 
-def recall_and_reasoning(maths: Grid, recall: Grid, share: float | None = None) -> Verdict:
-    """``share``: the margin on recall as a share of the highest rank's gain; else ``MARGIN``.
-
-    Without r = 32 on maths the highest rank stands for it.
-    """
+def recall_and_reasoning(maths: Grid, recall: Grid) -> Verdict:
+    """Without r = 32 on maths the highest rank stands for it."""
     low, high = maths.ranks[0], maths.ranks[-1]
     middle = 32 if 32 in maths.ranks else high
     rise, over = (maths.gain(maths.tuned(middle), maths.tuned(r)) for r in (low, high))
     flat = recall.gain(recall.tuned(high), recall.tuned(low))
     gained = recall.gain(recall.tuned(high)).value
-    margin = MARGIN if share is None else share * gained
-    is_flat = flat.is_above(-margin) and ends(flat)[1] < margin
-    varies = ends(flat)[1] < -margin or ends(flat)[0] > margin
+    is_flat = flat.is_above(-MARGIN) and ends(flat)[1] < MARGIN
+    varies = ends(flat)[1] < -MARGIN or ends(flat)[0] > MARGIN
     no_rise = ends(rise)[1] < MARGIN
-    would_settle = f"on recall {settled_by(flat, margin)}"
+    would_settle = f"on recall {settled_by(flat, MARGIN)}"
     if is_flat:
         would_settle = f"on maths {settled_by(rise, MARGIN)}"
     if middle != 32:
@@ -271,10 +267,10 @@ def recall_and_reasoning(maths: Grid, recall: Grid, share: float | None = None) 
         judged(is_flat and ends(rise)[0] > 0 and over.is_above(-MARGIN), varies or no_rise),
         f"maths: r={middle} less r={low} {interval(rise)}{than_high}; "
         f"recall: r={high} less r={low} {interval(flat)} nats, each at its best rate, margin "
-        f"{margin:.2f}; r={high} gains {gained:.2f}",
+        f"{MARGIN}; r={high} gains {gained:.2f}",
         f"{smallest(rise)}; {smallest(flat)}",
         would_settle,
-        p_between(flat, -margin, margin) * p_between(rise, low=0) * p_between(over, low=-MARGIN),
+        p_between(flat, -MARGIN, MARGIN) * p_between(rise, low=0) * p_between(over, low=-MARGIN),
     )
 
 

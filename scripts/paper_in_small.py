@@ -44,8 +44,10 @@ TABLES = RECORDS.parents[2] / "examples" / "paper-in-small" / "README.md"
 MAIN = {"paper-in-small-gemma": "Gemma 3 270M", "paper-in-small-qwen": "Qwen2.5-Coder-0.5B"}
 MARGIN = {"logprob": 0.02, "among": 0.05}
 """Nats within which two scores are equal, by measure."""
-BALANCE = 0.05
-"""The margin of net gains in point 11, a share of the largest gain."""
+RULE = (
+    "Point 11 is judged on the net gain, every other on its tasks. "
+    "The margin of net gains is 2 points, or 0.02 nats per token."
+)
 RECALL, RETENTION = ("medmcqa", "mmlu"), ("mmlu", "arc_easy")
 
 
@@ -262,14 +264,13 @@ def few_places(study: Study) -> Verdict:
 
 def best_balance(study: Study) -> Verdict:
     """11: r = 32 or 64 is within the margin of the best net gain, by the posterior, on the tasks
-    on which an arm gained clear of zero. The margin is the rule's, not that of the kept study file,
-    which is of an earlier version."""
+    on which an arm gained clear of zero."""
     found = {}
-    for task, results in results_of(RECORDS / study.name, BALANCE).items():
-        if results.posterior is None or not learned(study.grids[task], *study.series):
+    for task, results in results_of(RECORDS / study.name, is_balance=True).items():
+        if results.net is None or not learned(study.grids[task], *study.series):
             continue
         middle = [results.arms[place].summary.rank in (32, 64) for place in results.allowed]
-        best, draws = results.posterior.best, results.posterior.draws
+        best, draws = results.net.best, results.net.draws
         found[task] = float((draws[:, middle].max(axis=1) >= best - results.margin).mean())
     if not found:
         return Verdict(UNTESTABLE, "", would_settle="no gain is clear of zero")
@@ -330,7 +331,11 @@ LATER: dict[int, tuple[str, Callable[[Study], Verdict]]] = {
 def verdicts_table(
     studies: Sequence[Study], more: Sequence[tuple[int, str, str, Verdict]] = ()
 ) -> list[str]:
-    rows = ["| # | reported by the paper, or asked | model | verdict | measured | detectable |"]
+    rows = [
+        RULE,
+        "",
+        "| # | reported by the paper, or asked | model | verdict | measured | detectable |",
+    ]
     rows.append("|---|---|---|---|---|---|")
     answers = [
         (number, point, MAIN[study.name], judge(study))

@@ -4,18 +4,19 @@
 
 writes the verdicts of the studies that have run to docs/findings/axes.md and their arms to
 examples/axes/README.md; the rules are at the head of each study file. A test compares.
+
+A claim about a task is judged on the gain, a claim about balance on the net gain.
 """
 
 import json
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import norm
 
-import rankscope
 from claims_board import RECORDS, ROOT, with_numbers
 from claims_judges import OPEN, UNTESTABLE, Verdict, interval, judged, name_of, p_between, smallest
 from claims_records import paired_estimate
@@ -23,23 +24,30 @@ from power import POWER
 from rankscope.advise.arms import Arm, summarize_arms
 from rankscope.advise.axes import axis_texts, draws_of
 from rankscope.advise.posterior import Array
-from rankscope.advise.results import TaskResults, task_results
+from rankscope.advise.results import TaskResults, change_of, expected, task_results
 from rankscope.advise.statistics.matching import scores_of_models
 from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.analyses.variants.results import compare_mitigations
 from rankscope.config.arm import TARGET_GROUPS
-from rankscope.formatting import OF_LARGEST, percent
-from rankscope.records import BASE, Estimate, Variant
-from restore_study import restore
+from rankscope.formatting import Unit, percent, signed
+from rankscope.records import BASE, Estimate, ExpectedChange, Variant
+from rankscope.tools.kept_records import kept_study
 
 PAGE = RECORDS.parent / "axes.md"
 ARMS = ROOT / "examples" / "axes" / "README.md"
-RESTORED = tempfile.TemporaryDirectory()  # Until the end: items are read when a judge asks
+RULE = (
+    "A claim about a task is judged on its gain, a claim about balance on the net gain. "
+    "The margin is 2 points, or 0.02 nats per token."
+)
 LIKELY, UNLIKELY = 0.8, 0.2
 """Probabilities from which a rule calls something so, or not so."""
 Judge = Callable[[TaskResults], Verdict]
 Effect = tuple[str, Array]
-"""What decides a claim, and the draws of it."""
+"""What decides a claim, and the draws of it.
+
+They are of net gains in the results that a judge gets; of a claim about a task, retention has no
+weight in them.
+"""
 
 
 def within(results: TaskResults, arms: Sequence[Arm]) -> list[float]:
@@ -63,14 +71,18 @@ def verdict(
     by the root of k; the prior's share of that error is taken to shrink alike.
     """
     (what, draws), unit, found = effect, results.net_unit, judged(holds, fails)
-    mean, low, high = unit.scale * np.array([draws.mean(), *np.quantile(draws, (0.025, 0.975))])
     seen = unit.scale * (norm.ppf(0.975) + norm.ppf(POWER)) * draws.std()
     settled = ""
     if found == OPEN and UNLIKELY < p < LIKELY and p != 0.5:
         settled = f"{(norm.ppf(LIKELY) / norm.ppf(p)) ** 2:.3g} times the items and seeds"
-    short = unit.difference.removesuffix(OF_LARGEST)
-    measured = f"{told} | {what}: {mean:+.1f} [{low:+.1f}, {high:+.1f}] {short}"
-    return Verdict(found, measured, f"{seen:.1f}", settled)
+    short = unit.difference.removesuffix(" per token")
+    measured = f"{told} | {what}: {shown(change_of(draws), unit)} {short}"
+    return Verdict(found, measured, f"{seen:.{unit.digits}f}", settled)
+
+
+def shown(change: ExpectedChange, unit: Unit) -> str:
+    low, high = signed(change.low, unit), signed(change.high, unit)
+    return f"{signed(change.value, unit)} [{low}, {high}]"
 
 
 def few_rows(results: TaskResults) -> Verdict:
@@ -196,18 +208,20 @@ def rank_suffices(results: TaskResults) -> Verdict:
     return verdict(results, p[0] >= LIKELY, p[0] <= UNLIKELY, told, effect, p[0])
 
 
-def rates_held_back(reached: float) -> Judge:
-    """Whether r = 1 gains at some higher rate what a larger rank did, less the margin."""
+def rates_held_back(earlier: str, rank: int) -> Judge:
+    """Whether r = 1 gains at some higher rate what ``rank`` measured in an earlier study, less the
+    margin."""
 
     def judge(results: TaskResults) -> Verdict:
-        best = next(arm for arm in results.candidates if arm.summary.rank == 1)
-        draws, expected = draws_of(results, best), best.summary.expected
-        assert expected is not None
-        p = float((draws >= reached).mean())
-        told = f"{100 * reached:.1f} points or more {percent(p)}"
-        effect = (best.summary.label, draws)
-        holds = expected.net >= reached
-        return verdict(results, holds, not holds, told, effect, p)
+        before = results_of(RECORDS / earlier, is_balance=False)[results.task]
+        gain = arm_of_rank(before, rank).summary.gain
+        assert gain is not None
+        reached = gain.value - before.margin  # As measured: to shrink it would lower the bar
+        best = arm_of_rank(results, 1)
+        draws = draws_of(results, best)
+        told = f"{100 * reached:.1f} points or more {percent(float((draws >= reached).mean()))}"
+        holds = bool(draws.mean() >= reached)
+        return verdict(results, holds, not holds, told, (best.summary.label, draws), 0.5)
 
     return judge
 
@@ -307,7 +321,8 @@ def harm_is_mended(results: TaskResults) -> Verdict:
     seen = ", ".join(smallest(c.difference).removesuffix(" nats") for c in compared)
     if (harm := plain["r=32 lr=0.001"]) is None or not harm.is_above(0):
         return Verdict(UNTESTABLE, told, seen)
-    helps = any(e.value < 0 and e.p_holm is not None and e.p_holm < 0.05 for e in found)
+    # Holm's least p of all comparisons: twice the smaller tail, times their number.
+    helps = any(2 * p_between(e, low=0) * len(found) < 0.05 for e in found)
     found_none = len(found) == 4 and all(e.is_above(0) for e in found)
     return Verdict(judged(helps, found_none), told, seen)
 
@@ -318,7 +333,7 @@ def keeps_gain(cut: int, trained: int | None, against: int | None) -> Judge:
 
     def judge(results: TaskResults) -> Verdict:
         def scores(ids: Sequence[str]) -> ScoreArray:
-            found = scores_of_models(results.study, ids, results.task, "test", "score")
+            found = scores_of_models(results.study, ids, results.task, "test")
             assert len(found) == len(ids), f"{results.task}: {len(found)} of {ids} are scored"
             return np.array([model.scores for model in found])
 
@@ -371,6 +386,9 @@ def methods_held_back(results: TaskResults) -> Verdict:
     return unless_at_an_end(results, [of for name, of in found.items() if name != "lora"])
 
 
+balances_where_learned = where_learned(balances_best)
+BALANCE = (balances_best, balances_where_learned)
+"""Judges of net gains; all others are asked about the task."""
 CLAIMS: list[tuple[str, str, str, Judge]] = [
     ("axes/rows-gsm8k", "Few rows do not want more rank", "axolotl's table", few_rows),
     (
@@ -382,7 +400,7 @@ CLAIMS: list[tuple[str, str, str, Judge]] = [
     ("axes/rows-arc", "Few rows do not want more rank (ARC-easy)", "axolotl's table", few_rows),
     (
         "axes/targets-gsm8k",
-        "At equal parameters the MLP beats the attention by our margin, 5 % of the gain",
+        "At equal parameters the MLP beats the attention by our margin",
         "PEFT's method comparison; LoRA Without Regret",
         mlp_beats_attention,
     ),
@@ -414,14 +432,14 @@ CLAIMS: list[tuple[str, str, str, Judge]] = [
         for variant, model in (("", "Gemma 3 270M"), (":smollm2", "SmolLM2"))
         for claim, judge in (
             ("Recall hardly depends on the rank", where_learned(recall_ignores_rank, full=False)),
-            ("Of recall, r = 32 is the best balance", where_learned(balances_best)),
+            ("Of recall, r = 32 is the best balance", balances_where_learned),
         )
     ),
     *(
         ("claims/paper-protocol-recall-seeds", f"{claim} (SmolLM2, look 2)", "2512.15634", judge)
         for claim, judge in (
             ("Recall hardly depends on the rank", where_learned(recall_ignores_rank)),
-            ("Of recall, r = 32 to 64 are the best balance", where_learned(balances_best)),
+            ("Of recall, r = 32 to 64 are the best balance", balances_where_learned),
             ("Of recall, r = 32 matches full fine-tuning", where_learned(matches_full)),
         )
     ),
@@ -467,7 +485,7 @@ CLAIMS: list[tuple[str, str, str, Judge]] = [
     ),
     (
         "objectives/grpo-pocket",
-        "Learning from rewards, rank 1 suffices, net of what is forgotten, at two rates",
+        "Learning from rewards, rank 1 suffices, at two rates",
         "LoRA Without Regret",
         rank_suffices,
     ),
@@ -475,14 +493,14 @@ CLAIMS: list[tuple[str, str, str, Judge]] = [
         "objectives/grpo-pocket-rates",
         "There, rank 1 was held back by its rates alone",
         "",
-        rates_held_back(0.464),
+        rates_held_back("grpo-pocket", 64),
     ),
     ("objectives/dpo-arc", "Learning from preferences, rank 1 suffices", "", rank_suffices),
     (
         "objectives/dpo-arc-rates",
         "There, rank 1 was held back by its rates alone",
         "",
-        rates_held_back(0.142),
+        rates_held_back("dpo-arc", 8),
     ),
     (
         "objectives/grpo-boolq",
@@ -506,14 +524,13 @@ CLAIMS: list[tuple[str, str, str, Judge]] = [
 """Study file, and after a colon the variant of it that ran; claim, source and judge."""
 
 
-def results_of(records: Path, margin: float | None = None) -> dict[str, TaskResults]:
-    """The posteriors of a kept study by training task, as its own page has them, or by ``margin``
-    where a rule names one that the study does not have."""
-    folder = Path(tempfile.mkdtemp(dir=RESTORED.name)) / "study"
-    restore(records, folder)
-    study = rankscope.load(folder).records
-    if margin is not None:
-        objective = study.config.objective.model_copy(update={"margin": margin})
+@cache
+def results_of(records: Path, *, is_balance: bool) -> dict[str, TaskResults]:
+    """The posteriors of a kept study by training task: of net gains, as its own page has them, or,
+    if no balance is asked for, of gains on the task."""
+    study = kept_study(records)
+    if not is_balance:
+        objective = study.config.objective.model_copy(update={"retention": 0.0})
         config = study.config.model_copy(update={"objective": objective})
         study = replace(study, config=config)
     return {task: task_results(study, task, a) for task, a in summarize_arms(study).items()}
@@ -521,20 +538,22 @@ def results_of(records: Path, margin: float | None = None) -> dict[str, TaskResu
 
 def arms_table(results: TaskResults) -> list[str]:
     """Expected net gains, highest first, each configuration at its best rate."""
-    rows = ["| arm | seeds | expected net gain | within the margin |", "|---|---|---|---|"]
+    rows = [
+        "| arm | seeds | expected gain | expected net gain | within the margin |",
+        "|---" * 5 + "|",
+    ]
     for arm in results.candidates:
-        of, s = arm.summary.expected, arm.summary
-        if of is not None:
-            scale = results.net_unit.scale
-            net, low, high = (f"{scale * value:+.1f}" for value in (of.net, of.low, of.high))
-            rows.append(f"| {s.label} | {s.seeds} | {net} [{low}, {high}] | "
-                        f"{percent(of.p_within_margin)} |")  # fmt: skip
+        of, s = expected(arm.summary), arm.summary
+        gain, net = shown(of.changes[results.task], results.unit), shown(of.net, results.net_unit)
+        rows.append(f"| {s.label} | {s.seeds} | {gain} | {net} | {percent(of.p_within_margin)} |")
     return rows
 
 
 def numbers(records: Path = RECORDS) -> dict[Path, str]:
     """The generated part of each page."""
     verdicts = [
+        RULE,
+        "",
         "| claim | verdict | probabilities | decided by | detectable | would settle | study |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -543,7 +562,7 @@ def numbers(records: Path = RECORDS) -> dict[Path, str]:
         name = place.rpartition("/")[2].replace(":", "-")
         if not (records / name).is_dir():
             continue
-        by_task = results_of(records / name)
+        by_task = results_of(records / name, is_balance=judge in BALANCE)
         seconds = json.loads((records / name / "study.json").read_text("utf-8"))["seconds"]
         for task, results in by_task.items():
             title = f"{name}, {task}" if len(by_task) > 1 else name
@@ -555,8 +574,9 @@ def numbers(records: Path = RECORDS) -> dict[Path, str]:
             verdicts.append(f"| {' | '.join(cells)} |")
             if f"## {title}" in parts:  # of an earlier claim
                 continue
-            parts += ["", f"## {title}", "", *arms_table(results)]
-            parts += ["", *(f"- {text}" for text in axis_texts(results))]
+            net = results_of(records / name, is_balance=True)[task]
+            parts += ["", f"## {title}", "", *arms_table(net)]
+            parts += ["", *(f"- {text}" for text in axis_texts(net))]
     return {PAGE: "\n".join(verdicts), ARMS: "\n".join(parts).strip("\n")}
 
 

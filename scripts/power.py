@@ -11,10 +11,9 @@ from math import sqrt
 import numpy as np
 from scipy import stats
 
-from rankscope.advise.statistics.significance import ALPHA
 from rankscope.records import Estimate
 
-POWER = 0.8
+ALPHA, POWER = 0.05, 0.8
 MOST_SEEDS = 200  # More seeds than this are never recommended
 
 

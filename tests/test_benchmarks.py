@@ -313,7 +313,7 @@ def test_true_net_gains_are_what_many_seeds_and_items_show(name: str) -> None:
     """The advice counts in the truth's units; a gain that seeds lose by collapsing is not true."""
     drawn = draw(replace(BY_NAME[name], **MANY), 1)
     (advice,) = recommend(drawn.study).advice
-    found = {arm.label: arm.expected.net for arm in advice.arms if arm.expected is not None}
+    found = {arm.label: arm.expected.net.value for arm in advice.arms if arm.expected is not None}
     assert found == pytest.approx(drawn.net["med"], abs=0.02)
 
 

@@ -11,9 +11,9 @@ LIMITS = {
     "code lines of the core": 36_220,
     "code lines of extensions": 7_000,  # a cap: room that the core's own lines do not have
     "lines of tests": 39_170,
-    "words of docs and README": 68_912,
-    "words of README": 2_283,
-    "sentences over 40 words": 98,
+    "words of docs and README": 67_304,
+    "words of README": 892,
+    "sentences over 40 words": 85,
     "data types": 182,
     "public definitions": 1_244,
     "functions over 60 lines": 7,
@@ -21,7 +21,7 @@ LIMITS = {
     "modules with one importer": 46,
     "modules in the largest circle": 113,  # imports inside functions count
     "modules that prepare.py imports": 16,  # run/prepare.py itself, not what those import
-    "keys of the study file": 146,  # 32 of them in sections that a mere name can stand for
+    "keys of the study file": 145,  # 32 of them in sections that a mere name can stand for
 }
 SCHEMA = "docs/study.schema.json"
 DATA_BASES = set("NamedTuple Record ConfigSection BaseModel TypedDict Enum StrEnum".split())

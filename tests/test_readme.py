@@ -1,4 +1,4 @@
-"""The README keeps its word: commands exist, links lead somewhere, the own-data walk runs."""
+"""The README is short and keeps its word: commands exist, links lead somewhere, the walk runs."""
 
 import ast
 import json
@@ -6,10 +6,8 @@ import os
 import re
 import runpy
 import shlex
-import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -76,18 +74,42 @@ def missing_links(page: Path, text: str) -> list[str]:
     return [f for f in files if f and not (page.parent / f).exists()]
 
 
-def test_the_two_commands_come_first() -> None:
-    assert COMMANDS[:2] == [["uvx", "rankscope", "quickstart"], ["make", "quickstart"]]
+MOST_WORDS, MOST_NUMBERS, LONGEST = 900, 25, 25
 
 
-def test_a_command_that_needs_the_release_says_so_in_its_line() -> None:
-    """Until the package is published; ``uvx`` runs the script of the package's own name."""
-    lines = [line for line in README.splitlines() if line.startswith("uvx ")]
-    assert [line.split()[:2] for line in lines] == [["uvx", "rankscope"]]
-    assert "# not yet published" in lines[0]
-    package = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
-    assert package["name"] == "rankscope"
-    assert "rankscope" in package["scripts"]
+def prose(page: str) -> str:
+    """A page without blocks of code, tables, headings, pictures and addresses of links."""
+    text = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^[|#!].*$", "", text, flags=re.MULTILINE)
+    return re.sub(r"\]\([^)\s]+\)", "]", text)
+
+
+def too_long(page: str) -> list[str]:
+    """What exceeds the limits of a first page: its words, its numbers, its long sentences."""
+    text = prose(page)
+    numbers = re.findall(r"\d+(?:[.,]\d+)*", re.sub(r"`[^`\n]*`", "", text))
+    counts = (len(page.split()), MOST_WORDS, "words"), (len(numbers), MOST_NUMBERS, "numbers")
+    found = [f"{number} {name}" for number, most, name in counts if number > most]
+    blocks = re.split(r"\n\s*\n|\n(?=- )", text)
+    sentences = [s for block in blocks for s in re.split(r"(?<=[.!?:])\**\s", block)]
+    return found + [sentence for sentence in sentences if len(sentence.split()) > LONGEST]
+
+
+def test_the_page_is_short_and_so_are_its_sentences() -> None:
+    assert too_long(README) == []
+
+
+def test_long_pages_and_sentences_are_found() -> None:
+    sentence = "word " * 26 + "end."
+    assert too_long(f"One. {sentence}\n\n| {sentence} |") == [sentence]
+    assert too_long("One.\n\n" * 901) == ["901 words"]
+    assert too_long("1 `2` [3](4.md)\n\n" * 13) == ["26 numbers"]
+
+
+def test_the_first_command_installs_and_runs_the_built_in_study() -> None:
+    assert COMMANDS[0] == ["make", "quickstart"]
+    makefile = (REPOSITORY / "Makefile").read_text("utf-8")
+    assert "quickstart: .venv/installed\n\t$(BIN)/rankscope quickstart" in makefile
 
 
 def test_every_command_is_known() -> None:
@@ -98,7 +120,7 @@ def test_every_command_is_known() -> None:
         if words == [".ci/run"]:
             assert os.access(REPOSITORY / words[0], os.X_OK)
             continue
-        assert words[0] in {"make", "rankscope", "python3", "pip", "uvx", "."}, words
+        assert words[0] in {"make", "rankscope", "python3", "pip", "."}, words
         if words[0] == "make":
             assert set(words[1:]) <= make_targets(), words
 
@@ -126,15 +148,12 @@ def test_options_named_in_the_text_exist(capsys: pytest.CaptureFixture[str]) -> 
         assert {word for word in words if word.startswith("--")} <= known, span
 
 
-def test_study_files_and_models_named_are_there() -> None:
+def test_models_named_are_there() -> None:
     from rankscope.models.fetch import KNOWN_MODELS
 
-    for words in COMMANDS:
-        for word in words[1:]:
-            if word.startswith("examples/"):
-                assert (REPOSITORY / word).is_file(), word
-        if words[:2] == ["rankscope", "fetch"]:
-            assert words[2] in KNOWN_MODELS
+    fetched = re.findall(r"`rankscope fetch ([^`/]+)`", README)
+    assert fetched
+    assert set(fetched) <= set(KNOWN_MODELS)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
@@ -188,9 +207,10 @@ def test_the_own_data_walk_runs(
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     Path("my-model").symlink_to(pocket_folder())
     settings = [word for value in TO_THE_POCKET_MODEL for word in ("--set", value)]
-    assert [words[1] for words in OWN_DATA] == ["init", "check", "plan", "run"]
+    assert [words[1] for words in OWN_DATA] == ["init", "check", "plan", "run", "export"]
     for _, verb, *arguments in OWN_DATA:
-        code = run_command_line([verb, *arguments, *(settings if verb != "init" else [])])
+        takes_settings = verb in ("check", "plan", "run")
+        code = run_command_line([verb, *arguments, *(settings if takes_settings else [])])
         assert code == 0, capsys.readouterr()
     shown = capsys.readouterr().out
     # 80 rows: 16 are cut for the report, 16 for validation (docs/data.md), 48 are trained on.
@@ -201,17 +221,7 @@ def test_the_own_data_walk_runs(
     with Ledger.open(folder, write=False) as ledger:
         statuses = ledger.statuses()
     assert {"done"} <= set(statuses.values()) <= {"done", "stopped"}
-    shutil.copytree(folder, "studies/another")
-    for _, verb, place, *arguments in next(b for b in BLOCKS if b[0][1:2] == ["status"]):
-        assert Path(place) == folder
-        assert run_command_line([verb, place, *arguments]) == 0, capsys.readouterr()
     assert (Path("my-adapter") / "README.md").read_text("utf-8").startswith("---\n")
-
-
-def test_scoring_without_a_study_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    words = next(words for words in COMMANDS if words[:2] == ["rankscope", "eval"])
-    assert run_command_line(words[1:]) == 0
-    assert "pocket_med" in capsys.readouterr().out
 
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "first-study.ipynb"

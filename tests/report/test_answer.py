@@ -81,7 +81,7 @@ def test_the_same_probability_is_shown_everywhere(shown: StudyView) -> None:
     of_best = cells[f"Within {view.margin('med')} of the best"]
     assert (label, of_best) == (
         arm.label,
-        (p, f"{better} better than the base; expected loss {lost}"),
+        (p, f"{better} likely better than the base; on average {lost} below the best"),
     )
     row = next(line for line in terminal(view) if arm.label in line)
     assert p in row
@@ -261,4 +261,4 @@ def test_the_view_looks_at_the_arms_that_the_advice_speaks_of() -> None:
     assert (lora.rank, full.lr) == (2, 1e-4)
     assert focus.label == advice.subject_label
     role, label, _ = answer_card(view, "med").rows[0]
-    assert (label, role.split(",")[0]) == (focus.label, "Closest")
+    assert (label, role.split(",")[0]) == (focus.label, "Leading arm")

@@ -246,15 +246,14 @@ def test_the_knee_is_looked_for_on_both_sides_of_the_line(
     assert claims_judges.capacity(grid).verdict == verdict
 
 
-def test_a_margin_may_be_a_share_of_the_gain_or_a_published_difference(tmp_path: Path) -> None:
+def test_a_margin_may_be_a_published_difference(tmp_path: Path) -> None:
     grid = planted(
         tmp_path,
         lambda arm: around(2e-3, {4: 1.0, 32: 1.1, 128: 1.03}.get(arm[0] or 0, 1.0))(arm[1]),
         kept=lambda arm: -0.03 if arm[0] == 32 else -0.02,
     )
-    # On "recall" r = 128 is 0.03 above r = 4: more than 0.02, less than 5 % of 1.03.
-    both = claims_judges.recall_and_reasoning
-    assert [both(grid, grid, share).verdict for share in (None, 0.05)] == [FAILS, HOLDS]
+    # On "recall" r = 128 is 0.03 above r = 4: more than 0.02.
+    assert claims_judges.recall_and_reasoning(grid, grid).verdict == FAILS
     # r = 32 loses 0.01 more than full fine-tuning: that is less, and so the claim holds.
     assert claims_judges.full_forgets_less(grid, excluded=0.02).verdict == HOLDS
     # r = 128 loses as much: no sign is clear, and a difference of 0.02 is excluded.
@@ -297,7 +296,8 @@ def test_the_pictured_answer_follows_from_the_records(tmp_path: Path) -> None:
     restore(claims_board.RECORDS / "recall-grid", tmp_path / "study")
     _, recommendation = write_outputs(tmp_path / "study")
     (advice,) = recommendation.advice
-    assert advice.verdict.startswith("Use LoRA r=32 (96 % likely within 2 % of the best tried;")
+    lead = "Not decided yet (only 21 steps after warm-up): LoRA r=32 leads, "
+    assert advice.verdict.startswith(lead)
     assert [rank.rank for rank in advice.ranks_that_may_do] == [4, 32, 128]
     assert find_problems(tmp_path / "study") == []
 
@@ -463,9 +463,9 @@ def test_the_balance_is_judged_by_draws_within_the_margin(
     draws[0, 1] = 1.0 - draws[0, 1]
     draws[0, 0] = draws[0, 1] + 0.2 if low == 0 else 0.0
     arms = [SimpleNamespace(summary=SimpleNamespace(rank=rank)) for rank in (8, 32, 128)]
-    posterior = SimpleNamespace(best=draws.max(axis=1), draws=draws)
-    results = SimpleNamespace(posterior=posterior, arms=arms, allowed=[0, 1, 2], margin=0.1)
-    monkeypatch.setattr(paper_in_small, "results_of", lambda *_: {"maths": results})
+    net = SimpleNamespace(best=draws.max(axis=1), draws=draws)
+    results = SimpleNamespace(net=net, arms=arms, allowed=[0, 1, 2], margin=0.1)
+    monkeypatch.setattr(paper_in_small, "results_of", lambda *_, is_balance: {"maths": results})
     monkeypatch.setattr(paper_in_small, "learned", lambda *_: True)
     study = SimpleNamespace(name="planted", grids={"maths": None}, series=(8, 32, 128))
     found = paper_in_small.best_balance(study)

@@ -155,9 +155,13 @@ def _cut_items(results: TaskResults, subject: Arm | None) -> Iterator[TrustCheck
     names = [results.task, *(t.name for t in retention_tasks(results.study, results.task))]
     for name in names:
         found = [results.study.evals.get((model, name, "test")) for model in models]
-        share = max((r.truncated / r.n for r in found if r is not None and r.n), default=0.0)
+        records = [r for r in found if r is not None and r.n]
+        shares = [r.truncated / r.n for r in records]
+        # A base that answers and writes on is no fault.
+        shares += [1 - r.metrics.get("stopped", 1.0) for r in records if r.trial_id != BASE]
+        share = max(shares, default=0.0)
         if share > MOST_CUT:
-            text = f"{percent(share)} of the items of {name} were cut, those of many words first."
+            text = f"{percent(share)} of the items of {name}, or of the answers to them, were cut."
             yield _check("items", "weak", f"{percent(share)} of {name} cut", text)
 
 

@@ -91,12 +91,12 @@ def draw_changes(parts: Sequence[Measured]) -> tuple[list[Posterior], str | None
     arms = 1 + max(place for part in parts for place in part.places)
     normal = np.random.default_rng(2).standard_normal((len(parts), arms, POSTERIOR_DRAWS))
     root = np.linalg.cholesky(seed_correlation(parts))
-    for part, row in zip(parts, root, strict=True):
+    for stream, (part, row) in enumerate(zip(parts, root, strict=True)):
         luck = np.tensordot(row, normal, 1)[list(part.places)]
         try:
-            found.append(posterior(part.changes, luck))
+            found.append(posterior(part.changes, luck, stream))
         except (FloatingPointError, np.linalg.LinAlgError) as error:
-            found.append(flat_posterior(part.changes, luck))
+            found.append(flat_posterior(part.changes, luck, stream))
             failure = str(error)
     return found, failure
 

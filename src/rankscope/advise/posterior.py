@@ -34,8 +34,9 @@ ROUGHNESS = (0.03, 0.2, 1.0)  # What is not smooth, as a share of the height
 GROWTHS = (0.0, 1.0, 4.0)  # Of what all arms of one number of rows share
 GROWTH_LENGTH = 3.0  # Octaves of rows over which that is alike
 SEED_SPREADS = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # Between seeds
-SPREAD_FREEDOM = 2.0
-"""The prior of the common spread is as if two degrees of freedom had shown the typical one."""
+SPREAD_FREEDOM = 4.0
+"""The prior of the common spread is as if four degrees of freedom had shown the typical one."""
+TAIL_FREEDOM = 2.0  # Of the squares of seeds, so that an arm whose seeds collapse says little
 OWN_FREEDOM = 4.0  # Of the inverse chi-squared by which an arm's own spread is around the common
 FAR_BELOW = 8.0  # See ``broken_arms``
 FLAT_PRIOR = 1000.0  # Standard deviation of an arm that no other says anything about
@@ -101,7 +102,7 @@ def broken_arms(means: Array) -> npt.NDArray[np.bool_]:
         kept &= means >= middle - far
 
 
-def posterior(evidence: Changes, seed_luck: Array | None = None) -> Posterior:
+def posterior(evidence: Changes, seed_luck: Array | None = None, stream: int = 0) -> Posterior:
     """Draw from the posterior; the same evidence gives the same draws.
 
     An arm that training broke is judged by its own scores alone.
@@ -109,19 +110,20 @@ def posterior(evidence: Changes, seed_luck: Array | None = None) -> Posterior:
     Args:
         seed_luck: standard normal draws (A, D) of how lucky the seeds were, which other tasks may
             share; independent ones by default.
+        stream: of random numbers: draws of tasks with the same one would not be independent.
 
     Raises:
         FloatingPointError: a number is not finite, or no choice of scales has a likelihood.
     """
     if not np.isfinite(evidence.means).all():
         raise FloatingPointError("a change is not finite")
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng([3, stream])
     luck = rng.standard_normal((len(evidence.means), POSTERIOR_DRAWS))
     luck = luck if seed_luck is None else seed_luck
     is_broken = broken_arms(evidence.means)
     if not is_broken.any():
         return _shared_posterior(evidence, luck, rng)
-    found = flat_posterior(evidence, luck)
+    found = flat_posterior(evidence, luck, stream)
     kept = np.flatnonzero(~is_broken)
     shared = _shared_posterior(evidence.part(kept), luck[kept], rng)
     for name in ("draws", "on_items", "seed_variance"):
@@ -145,8 +147,9 @@ def _shared_posterior(evidence: Changes, luck: Array, rng: np.random.Generator) 
     for k in np.flatnonzero(counts):
         of_scale = _drawn(evidence, kernels[k], scales[k, 4], luck[:, places[k]], rng)
         draws[:, places[k]], on_items[:, places[k]] = of_scale
-    spread = float(weights @ np.square(scales[:, 4] * UNIT))
-    return Posterior(draws.T, on_items.T, evidence.varies * spread + evidence.answer_noise)
+    own = _own_squares(evidence, np.square(scales[:, 4:5] * UNIT))
+    own = weights @ own / (OWN_FREEDOM + evidence.seeds - 3)
+    return Posterior(draws.T, on_items.T, evidence.varies * own + evidence.answer_noise)
 
 
 def _drawn(
@@ -169,12 +172,13 @@ def _drawn(
     freedom = OWN_FREEDOM + evidence.seeds - 1
     own = _own_squares(evidence, common) / (freedom - 2)
     wider = np.maximum(0.0, evidence.varies * own / evidence.seeds + evidence.extra - of_seeds)
-    students = rng.standard_t(freedom[:, None], luck.shape)
-    more = np.sqrt(wider)[:, None] * students + _prior_mean(evidence)
+    longer = np.sqrt(of_seeds + wider) - np.sqrt(of_seeds)
+    tails = np.sqrt(freedom[:, None] / rng.chisquare(freedom[:, None], luck.shape))
+    more = _prior_mean(evidence) - longer[:, None] * luck * tails
     return change + kernel @ solved + more, on_items + more
 
 
-def flat_posterior(evidence: Changes, luck: Array) -> Posterior:
+def flat_posterior(evidence: Changes, luck: Array, stream: int = 0) -> Posterior:
     """What the arms' own scores say of them, without a prior; for evidence that none fits."""
     means = np.where(np.isfinite(evidence.means), evidence.means, 0.0)[:, None]
     typical = _own_squares(evidence, (evidence.typical_spread * UNIT) ** 2)
@@ -186,7 +190,7 @@ def flat_posterior(evidence: Changes, luck: Array) -> Posterior:
     errors = [np.where(np.isfinite(v), v, (FLAT_PRIOR * UNIT) ** 2) for v in (of_seeds, items)]
     seed_error, item_error = (np.sqrt(variance)[:, None] for variance in errors)
     on_items = means + seed_error * luck
-    draws = on_items + item_error * np.random.default_rng(1).standard_normal(luck.shape)
+    draws = on_items + item_error * np.random.default_rng([4, stream]).standard_normal(luck.shape)
     return Posterior(draws.T, on_items.T, own * evidence.varies + evidence.answer_noise)
 
 
@@ -252,14 +256,14 @@ def _squares_likelihood(evidence: Changes, spreads: Array) -> Array:
     common = np.square(spreads * UNIT)[:, None]
     prior = SPREAD_FREEDOM * (evidence.typical_spread * UNIT) ** 2 / common[:, 0]
     freedom, variance = evidence.seeds - 1, common + evidence.answer_noise
-    log_f = freedom * np.log(variance) + (freedom + OWN_FREEDOM) * np.log1p(
-        evidence.squares / variance / OWN_FREEDOM
+    log_f = freedom * np.log(variance) + (freedom + TAIL_FREEDOM) * np.log1p(
+        evidence.squares / variance / TAIL_FREEDOM
     )
     return np.asarray((SPREAD_FREEDOM * np.log(prior) - prior - log_f.sum(axis=1)) / 2)
 
 
-def _own_squares(evidence: Changes, common: float) -> Array:
-    """Squares that an arm's own variance between seeds is drawn by, (A,)."""
+def _own_squares(evidence: Changes, common: Array | float) -> Array:
+    """Squares that an arm's own variance between seeds is drawn by, (..., A)."""
     noise = (evidence.seeds - 1) * evidence.answer_noise
     return np.asarray(OWN_FREEDOM * common + np.maximum(0.0, evidence.squares - noise))
 

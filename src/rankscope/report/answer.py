@@ -28,7 +28,7 @@ from rankscope.report.study_view import StudyView
 
 ROW_ROLES = {
     "recommended": "Recommended",
-    "closest": "Closest",
+    "closest": "Leading arm",
     "smaller": "Smaller rank that may do",
     "best": "Highest expected net gain",
     "full": "Best full fine-tuning",
@@ -36,6 +36,7 @@ ROW_ROLES = {
     "lora": "Best LoRA",
 }
 BYTES_PER_PARAMETER = 4
+FAILED_NOTE = "A trial that failed counts as no net gain."
 
 
 Cells = dict[str, tuple[str, str]]
@@ -79,6 +80,8 @@ def _note(view: StudyView, task: str) -> str:
         "rank and rate are moved toward each other. Several arms can be within the margin, so "
         "these probabilities need not add up to 100 %."
     ]
+    if any(row.arm.failed for row in view.advice(task).rows):
+        notes.append(FAILED_NOTE)
     if names:
         notes.append(f"Retention is the mean over {join_names(names)}; below zero is forgotten.")
     return " ".join(notes)
@@ -97,8 +100,8 @@ def _cells(view: StudyView, arm: ArmSummary) -> Cells:
     if (of := arm.expected) is not None:
         # An arm over the limit on forgetting may be better than the best that is allowed.
         regret = amount(max(0.0, of.regret), view.net_unit(arm.task))
-        better = f"{percent(of.p_better)} better than the base"
-        within = percent(of.p_within_margin), f"{better}; expected loss {regret}"
+        better = f"{percent(of.p_better)} likely better than the base"
+        within = percent(of.p_within_margin), f"{better}; on average {regret} below the best"
     return {
         f"{name.replace('_', ' ').capitalize()}, {unit.difference}": _cell(change, unit)
         for name, (change, unit) in view.expected(arm).items()

@@ -7,7 +7,7 @@ import pytest
 from report_studies import CURVES, ordinary_study, study_and_advice
 from synthetic_study import Truth, with_tasks, with_trials
 
-from rankscope.records import TrialRecords
+from rankscope.records import BASE, TrialRecords
 from rankscope.report.figures import learning_curve
 from rankscope.report.figures.learning_curve import curve_of
 from rankscope.report.page import figure_data
@@ -95,21 +95,25 @@ def test_points_on_more_items_than_the_base_has_are_left_out() -> None:
     assert learning_curve.draw_learning_curve(StudyView(*study_and_advice(truth)), "med") is None
 
 
-def test_retention_is_the_mean_over_tasks_of_one_unit() -> None:
-    """As in the advice: where some retention tasks have accuracy, nats are not mixed in."""
+def test_retention_is_the_mean_over_tasks_of_either_unit() -> None:
+    """As in the advice: one point counts as much as 0.01 nats."""
     truth = Truth(retention=("general", "text"), curve_steps=(40,), num_items=40)
     study, advice = study_and_advice(truth)
     study = with_tasks(study, text={"score_unit": "log_probability"})
 
-    def far_off(trial: TrialRecords) -> TrialRecords:
-        scores = {"text": {"score": -9.0}}
-        curve = (p.model_copy(update=scores.get(p.task, {})) for p in trial.curve)
+    base = study.items[BASE, "text", "validation"].scores
+
+    def fallen(trial: TrialRecords) -> TrialRecords:
+        on_text = [
+            {"score": base[: p.n].mean() - 0.05} if p.task == "text" else {} for p in trial.curve
+        ]
+        curve = (p.model_copy(update=u) for p, u in zip(trial.curve, on_text, strict=True))
         return replace(trial, curve=tuple(curve))
 
-    view = StudyView(with_trials(study, far_off), advice)
+    view = StudyView(with_trials(study, fallen), advice)
     arm = next(a for a in view.arms("med") if a.rank == 8)
     (spot,) = curve_of(view, arm)
-    assert spot.retention == pytest.approx(-truth.forgetting(8, arm.lr))
+    assert spot.retention == pytest.approx(-(truth.forgetting(8, arm.lr) + 0.05) / 2)
 
 
 def test_a_trial_that_stopped_early_ends_at_the_weights_it_kept() -> None:

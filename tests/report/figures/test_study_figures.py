@@ -264,13 +264,13 @@ def test_a_cell_is_an_expected_net_gain_and_the_frame_is_around_the_recommended_
     )
     at = {(y, x): grid.z[j][i] for j, y in enumerate(grid.y) for i, x in enumerate(grid.x)}
     expected = {
-        ("full" if arm.is_full else f"r={arm.rank}", f"{arm.lr:g}"): 100 * arm.expected.net
+        ("full" if arm.is_full else f"r={arm.rank}", f"{arm.lr:g}"): 100 * arm.expected.net.value
         for arm in view.arms("med")
     }
     assert {place: value for place, value in at.items() if value is not None} == expected
     chosen = view.advice("med").chosen
     framed = grid.y[round(sum(frame.y[:4]) / 4)], grid.x[round(sum(frame.x[:4]) / 4)]
-    assert at[framed] == 100 * chosen.expected.net
+    assert at[framed] == 100 * chosen.expected.net.value
     for rank in view.ranks:
         _, rate = max((at[f"r={rank}", rate], rate) for rate in grid.x[1:])
         assert re.search(rf"{rate} at [^;.]*r={rank}\b", figure.finding)

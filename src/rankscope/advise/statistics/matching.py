@@ -19,6 +19,9 @@ from rankscope.records import (
 )
 
 
+FEWEST_CLUSTERS = 5
+
+
 def compared_scores(
     study: StudyRecords,
     trials: Sequence[TrialRecords],
@@ -42,7 +45,7 @@ def cluster_labels(
 
     Subjects (or passages, if the data set records them as subjects) are clusters: their items may
     depend on each other, and others could have been asked. Few of them make a wide interval by
-    Student's t. Copies of one row are a cluster; any other item without a subject is its own.
+    Student's t. Fewer than ``FEWEST_CLUSTERS`` classify the items and were not drawn from others. Copies of one row are a cluster; any other item without a subject is its own.
     """
     originals = map(original_of, item_ids) if item_ids else map(str, range(len(subjects)))
     names = [
@@ -51,8 +54,9 @@ def cluster_labels(
     position: dict[tuple[str, str], int] = {}
     labels = np.array([position.setdefault(n, len(position)) for n in names], dtype=np.intp)
     labels.flags.writeable = False
-    is_one_subject = len(position) == 1 and subjects[0] is not None
-    return None if is_one_subject or len(position) == len(labels) else labels
+    named = {subject for subject in subjects if subject is not None}
+    is_classification = 0 < len(named) < FEWEST_CLUSTERS
+    return None if is_classification or len(position) == len(labels) else labels
 
 
 def stored_scores(

@@ -18,7 +18,7 @@ from rankscope.formatting import (
     terminal_text,
 )
 from rankscope.records import ArmSummary, Recommendation, StudyRecords
-from rankscope.report.answer import answer_lines
+from rankscope.report.answer import FAILED_NOTE, answer_lines
 from rankscope.report.page_limit import limited, not_shown
 from rankscope.report.study_view import StudyView
 
@@ -83,7 +83,10 @@ def _captions(view: StudyView) -> Iterator[str]:
         f"Net gain: {view.study.config.objective.formula}. P within: the probability of being "
         f"within {margin} of the best. Time is of one trial."
     )
-    if any(arm.expected is None for task in tasks for arm in view.arms(task)):
+    arms = [arm for task in tasks for arm in view.arms(task)]
+    if any(arm.failed for arm in arms):
+        yield FAILED_NOTE
+    if any(arm.expected is None for arm in arms):
         yield f"{UNKNOWN}: the arm has no score on some task that counts."
 
 

@@ -14,7 +14,7 @@ from rankscope.report.figures import register
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import table_from_rows
 
-Changes = npt.NDArray[np.float64]
+ItemChanges = npt.NDArray[np.float64]
 ALIKE = "correlation with full fine-tuning"
 _CAPTION = """Of every test item, the change of its right answer's log-probability (of its score, \
 if one is unknown) against the base; the mean of the correlations of one seed of the arm with one \
@@ -56,7 +56,7 @@ def draw_like_full(view: StudyView, task: str) -> Figure | None:
     )
 
 
-def changes(view: StudyView, task: str) -> dict[str, list[Changes]]:
+def changes(view: StudyView, task: str) -> dict[str, list[ItemChanges]]:
     """By arm, (items,) of each scored seed: tuned minus base on the test items of ``task``."""
     trials = {arm.label: [t.spec.trial_id for t in view.trials(arm)] for arm in view.arms(task)}
     found: dict[str, ItemScores] = {}
@@ -73,7 +73,7 @@ def changes(view: StudyView, task: str) -> dict[str, list[Changes]]:
     }
 
 
-def correlation(one: Changes, other: Changes) -> float | None:
+def correlation(one: ItemChanges, other: ItemChanges) -> float | None:
     """Pearson's; None if either does not vary."""
     if min(one.std(), other.std()) == 0:
         return None
