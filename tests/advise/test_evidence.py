@@ -210,13 +210,17 @@ def test_few_passages_are_not_sure_of_a_gain_that_is_none() -> None:
     assert np.mean(sure[1]) > 0.4
 
 
-def test_two_passages_hardly_know_the_gain() -> None:
-    """Changes of +1 and -1 nats by passage: by hand, an error of 1 times the 12.7 of Student's t
-    of one degree over 1.96."""
-    truth = replace(TRUTH, ranks=(8,), metric="log_probability", subjects=2)
-    rises = np.tile([1.0, -1.0], 15)
-    study = with_scores(synthetic_study(truth), lambda k, s: 0 * s + rises * (k[0] != BASE))
-    assert changes_of(study).item_covariance == pytest.approx((12.706 / 1.96) ** 2, rel=1e-3)
+def test_few_passages_hardly_know_the_gain() -> None:
+    """Six passages of ten items each, of which three change by +1 nats and three by -1: by hand, a
+    variance of 6 / 5 / 6, with Student's t of five degrees in place of the normal distribution.
+    Two kinds of items are no sample of kinds: there items are independent."""
+    for passages, by_hand in ((6, 0.2 * (2.5706 / 1.96) ** 2), (2, 1 / 59 * (2.001 / 1.96) ** 2)):
+        truth = replace(TRUTH, ranks=(8,), metric="log_probability", subjects=passages)
+        rises = np.tile([1.0, -1.0], 15)
+        study = with_scores(
+            synthetic_study(truth), lambda k, s, r=rises: 0 * s + r * (k[0] != BASE) - 2
+        )
+        assert changes_of(study).item_covariance == pytest.approx(by_hand, rel=1e-3)
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])

@@ -126,7 +126,7 @@ def test_a_seed_that_collapsed_is_one_of_the_outcomes_to_expect() -> None:
     draws, agreed = drawn(four), drawn(replace(four, squares=0 * squares))
     assert draws[:, 0].mean() == pytest.approx(0.155, abs=0.03)
     assert widths(draws)[0] > 0.12
-    assert (widths(draws)[1:] < 1.1 * widths(agreed)[1:]).all()
+    assert (widths(draws)[1:] < 1.25 * widths(agreed)[1:]).all()
 
 
 @pytest.mark.parametrize("first", [0.2, 0.1])
