@@ -114,7 +114,7 @@ CHECKS = [
     ("contamination weak 1 of 200 test rows", contaminated(1, 0), "(1 by exact match)"),
     ("contamination bad 18 of 200 test rows", contaminated(9, 9), "(9 by exact match, 9 by 13-"),
     ("answers bad 84 % right for several questions", alike("yes no"), "such as 'yes no', so the"),
-    ("items weak 6 % of med cut", cut(0.06), "items of med were cut"),
+    ("items weak 6 % of med cut", cut(0.06), "items of med"),
     ("learning_rate weak r=8 at the only rate tried", of(), "may do better."),
     ("learning_rate weak r=8 and r=2 at the highest rate tried", HIGHEST, "may do better."),
     ("learning_rate fine 3 rates tried", INSIDE, "lie inside their lists."),

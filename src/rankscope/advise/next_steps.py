@@ -19,7 +19,7 @@ from rankscope.records import NextStep, TrialRecords, TrialSpec, TrustCheck, fin
 FACTOR = 2.0  # To the next learning rate or rank beyond the end of a list
 MOST_SUGGESTED = 3
 WORTH_NAMING = 0.05  # Least fall of the regret that is named, in margins
-RUN = "rankscope run study.yaml"
+RUN_AGAIN = "rankscope run study.yaml"
 
 
 def next_steps(
@@ -48,11 +48,11 @@ def _required(
 ) -> Iterator[NextStep]:
     if results.waiting:
         text = f"Train the remaining {count(results.waiting, 'trial')}"
-        yield NextStep(text=text, command=RUN)
+        yield NextStep(text=text, command=RUN_AGAIN)
     budget, over_budget = results.study.config.budget, len(results.over_budget)
     if over_budget and budget is not None:
         text = f"Raise the budget ({budget.text}) for {count(over_budget, 'trial')} more"
-        yield NextStep(text=text, command=f"{RUN} --set budget='N trials'")
+        yield NextStep(text=text, command=f"{RUN_AGAIN} --set budget='N trials'")
     if not finished_trials(results.trials):
         yield from _after_failures(results)
     is_short = any(check.name == "loss" and check.status == "bad" for check in checks)
@@ -61,7 +61,7 @@ def _required(
         factor = ceil(FEWEST_UPDATES / max(1, steps * (1 - train.warmup_fraction)))
         key = "max_steps" if train.max_steps else "epochs"
         number = factor * (train.max_steps or train.epochs)
-        yield NextStep(text="Train longer", command=f"{RUN} --set train.{key}={number:g}")
+        yield NextStep(text="Train longer", command=f"{RUN_AGAIN} --set train.{key}={number:g}")
     for check in checks:
         if check.status == "bad" and check.name not in ("loss", "trials"):
             yield NextStep(text=check.text)
@@ -82,7 +82,9 @@ def _open_ends(
         yield from _extended(results, spec, "rank", [2 * spec.rank], "Try a larger rank")
     if "loss" in open_names and not results.study.config.train.max_steps:
         epochs = results.study.config.train.epochs
-        yield NextStep(text="Train longer", command=f"{RUN} --set train.epochs={2 * epochs:g}")
+        yield NextStep(
+            text="Train longer", command=f"{RUN_AGAIN} --set train.epochs={2 * epochs:g}"
+        )
 
 
 def _extended(
@@ -94,7 +96,7 @@ def _extended(
         if spec.method in arm.method and (spec.rank is None or spec.rank in ranks):
             written = {float(v) for v in getattr(arm, key) or ()} | set(more)
             values = ",".join(f"{value:.3g}" for value in sorted(written))
-            yield NextStep(text=text, command=f"{RUN} --set arms.{place}.{key}=[{values}]")
+            yield NextStep(text=text, command=f"{RUN_AGAIN} --set arms.{place}.{key}=[{values}]")
             return
 
 
@@ -113,7 +115,7 @@ def _priced(results: TaskResults) -> list[NextStep]:
     found = list[tuple[float, float, NextStep]]()  # With value and seconds
     seeds, values = results.study.config.seeds, values_of_trials(net)
     seconds = sum(arm.summary.seconds or 0.0 for arm in trained)
-    command = f"{RUN} --set seeds=[{','.join(map(str, [*seeds, max(seeds) + 1]))}]"
+    command = f"{RUN_AGAIN} --set seeds=[{','.join(map(str, [*seeds, max(seeds) + 1]))}]"
     step = NextStep(text="Train a further seed", command=command)
     found.append((float(values.max(initial=0.0)), seconds, step))
     untried = _untried(results, arms)
@@ -124,7 +126,7 @@ def _priced(results: TaskResults) -> list[NextStep]:
         for step in _extended(results, spec, key, [setting], f"Try {of}"):
             found.append((value, took or seconds, step))
     if items := results.study.config.evaluate.max_items:
-        command = f"{RUN} --set evaluate.max_items={2 * items}"
+        command = f"{RUN_AGAIN} --set evaluate.max_items={2 * items}"
         step = NextStep(text="Score more items", command=command)
         found.append((value_of_items(net), seconds, step))
     worth = [of for of in found if of[0] >= WORTH_NAMING * margin]
@@ -188,13 +190,13 @@ def _after_failures(results: TaskResults) -> Iterator[NextStep]:
     if oom:
         settings, trials = _less_memory(results, oom), count(len(oom), "trial")
         text = f"{trials} ran out of memory: try {settings}"
-        yield NextStep(text=text, command=f"{RUN} --retry oom")
+        yield NextStep(text=text, command=f"{RUN_AGAIN} --retry oom")
     if failed:
         first = failed[0]
         why = (first.failure or "no reason recorded").rstrip(".")
         text = f"{count(len(failed), 'trial')} ended in an error, first {first.spec.arm_label} "
         text += f"seed={first.spec.seed} ({why}): fix its cause"
-        yield NextStep(text=text, command=f"{RUN} --retry failed")
+        yield NextStep(text=text, command=f"{RUN_AGAIN} --retry failed")
 
 
 def _less_memory(results: TaskResults, oom: Sequence[TrialRecords]) -> str:

@@ -313,8 +313,8 @@ def _make_items(
 
 
 def _content_keys(rows: Sequence[tuple[RawRow, Item]]) -> list[str]:
-    """A hash of each row's content; copies of a row have it with ``.2``, ``.3``, ... after it, and rows
-    that differ in fields of a template with ``-2``, ``-3``, ..."""
+    """A hash of each row's content. Copies of a row have ``.2``, ``.3``, ... after it, rows that
+    differ in fields of a template alone ``-2``, ``-3``, ..."""
     copies: dict[str, list[int]] = defaultdict(list)
     for position, (_, content) in enumerate(rows):
         turns = [[message.role, message.content] for message in content.messages]

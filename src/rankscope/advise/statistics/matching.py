@@ -18,7 +18,6 @@ from rankscope.records import (
     original_of,
 )
 
-
 FEWEST_CLUSTERS = 5
 
 
@@ -45,7 +44,8 @@ def cluster_labels(
 
     Subjects (or passages, if the data set records them as subjects) are clusters: their items may
     depend on each other, and others could have been asked. Few of them make a wide interval by
-    Student's t. Fewer than ``FEWEST_CLUSTERS`` classify the items and were not drawn from others. Copies of one row are a cluster; any other item without a subject is its own.
+    Student's t. Fewer than ``FEWEST_CLUSTERS`` classify the items and were not drawn from others.
+    Copies of one row are a cluster; any other item without a subject is its own.
     """
     originals = map(original_of, item_ids) if item_ids else map(str, range(len(subjects)))
     names = [

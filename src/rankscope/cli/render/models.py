@@ -34,7 +34,7 @@ from rankscope.report.tables import given_table
 
 SHOWN_LEFT_OUT = 3  # Parameters named that an adapter leaves out
 _TITLE = ("task", "metric", "chance")
-_LEGEND = "change against the base on the same items, with 95 % interval; p of this one comparison"
+_LEGEND = "change against the base on the same items, with 95 % interval"
 
 
 def scores_tables(scores: Sequence[ModelScore]) -> RenderableType:
