@@ -211,8 +211,8 @@ def test_few_passages_are_not_sure_of_a_gain_that_is_none() -> None:
 
 
 def test_few_passages_hardly_know_the_gain() -> None:
-    """Three of six passages change by +1 nats and three by -1. By hand, the variance is 1 / 5, wider
-    by Student's t of five degrees. Two kinds of items are no sample of kinds: items count there."""
+    """Three of six passages change by +1 nats and three by -1. By hand, the variance is 1 / 5,
+    wider by Student's t of five degrees. Two kinds of items are no sample: items count there."""
     for passages, by_hand in ((6, 0.2 * (2.5706 / 1.96) ** 2), (2, 1 / 59 * (2.001 / 1.96) ** 2)):
         truth = replace(TRUTH, ranks=(8,), metric="log_probability", subjects=passages)
         rises = np.tile([1.0, -1.0], 15)
