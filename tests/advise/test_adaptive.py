@@ -57,7 +57,7 @@ class TestStops:
         assert stopped(at_rung(synthetic_study(truth))) == {"r=8 lr=0.001"}
 
     def test_hopeless_rates_stop_and_ranks_compete_at_the_last_rung_only(self) -> None:
-        """Rates are apart by .12; after the first rung no rank stops for the other's sake."""
+        """Rates are apart by 0.12; after the first rung no rank stops for the other's sake."""
         study = at_rung(synthetic_study(RATES))
         at_first = stopped(study, 0)
         assert {"r=4 lr=0.0001", "r=16 lr=0.0001"} <= at_first
@@ -73,7 +73,7 @@ class TestStops:
         assert stop.rival != "r=8 lr=0.001"
 
     def test_a_rate_that_broke_a_model_saves_no_other(self) -> None:
-        """It is 30 nats below the base; other rates are apart by .12 as ever."""
+        """It is 30 nats below the base; other rates are apart by 0.12 as ever."""
 
         def score(rank: int | None, lr: float) -> float:
             return -30.0 if (rank, lr) == (16, 3e-3) else 0.4 + 0.12 * np.log10(lr / 1e-4)
@@ -97,7 +97,7 @@ class TestStops:
         assert ("full lr=0.0005" in going) == (leads == "full")
 
     def test_arms_of_more_rows_stop_none_of_fewer(self) -> None:
-        """Those of 64 rows are .3 below those of 1,024; of each, r = 4 is .2 below r = 16."""
+        """Those of 64 rows are 0.3 below those of 1,024; of each, r = 4 is 0.2 below r = 16."""
         truth = replace(
             RATES,
             lrs=(1e-4, 1e-3),
@@ -117,7 +117,7 @@ class TestStops:
         assert stopped(study, 0) == stopped(turned, 0)
 
     def test_an_arm_that_rises_late_is_expected_ahead(self) -> None:
-        """From .55 to .6 against from .3 to .59: half of the last rise is expected again."""
+        """From 0.55 to 0.6 against from 0.3 to 0.59: half of the last rise is expected again."""
         rising = replace(FLAT, ranks=(4,), lrs=(1e-3, 3e-3), full_lrs=(), seed_spread=0.0)
         rising = replace(rising, base_accuracy=0.2, num_items=2000)
         earlier, now = (

@@ -73,7 +73,7 @@ def test_a_lead_that_ends_is_said_to_end() -> None:
 
 
 def test_a_power_law_of_rank_and_rows_comes_back() -> None:
-    """gain = .05 r^.1 n^.3: twice 1,024 rows add 2^.3 - 1 = 23 % of .57 x .05 x 8."""
+    """gain = 0.05 r^0.1 n^0.3: twice 1,024 rows add 2^0.3 - 1 = 23 % of 0.57 x 0.05 x 8."""
     truth = rows_truth(lambda rank, rows: 0.05 * rank**0.1 * rows**0.3)
     *_, law = axis_texts(truth, with_rows)
     assert exponents(law) == pytest.approx((0.1, 0.3), abs=0.05)

@@ -30,8 +30,8 @@ def hashed(study: StudyRecords, *tasks: str, **fields: str) -> StudyRecords:
 
 
 def test_unpaired_difference_by_hand() -> None:
-    """Zou & Donner 2008: .6 (.5 to .7) less .5 (.44 to .58); sqrt(.1^2 + .08^2) = .128062 below,
-    sqrt(.1^2 + .06^2) = .116619 above."""
+    """Zou & Donner 2008: 0.6 (0.5 to 0.7) less 0.5 (0.44 to 0.58).
+    Below it lies sqrt(0.1^2 + 0.08^2) = 0.128062, above it sqrt(0.1^2 + 0.06^2) = 0.116619."""
     found = unpaired_difference(estimate(0.6, 0.5, 0.7), estimate(0.5, 0.44, 0.58))
     ends = (found.value, found.low, found.high)
     assert ends == pytest.approx((0.1, 0.1 - 0.128062, 0.1 + 0.116619), abs=1e-6)

@@ -19,7 +19,7 @@ from rankscope.advise.value import values_of_trials
 
 MANY = 1e6  # Seeds of which the mean has no error
 DRAWS = module.POSTERIOR_DRAWS
-FOUR_ERRORS = 4 * 0.5 / np.sqrt(DRAWS)  # Of a probability: .032
+FOUR_ERRORS = 4 * 0.5 / np.sqrt(DRAWS)  # Of a probability: 0.032
 LUCK = np.random.default_rng(9).standard_normal((5, DRAWS))
 
 
@@ -34,12 +34,12 @@ def widths(draws: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("mean", [-0.01, 0.0, 0.02, 0.3])
 def test_one_arm_has_the_flat_prior(mean: float) -> None:
-    """N(mean, .02^2); losses against max(0, U) are those of the normal distribution cut at 0."""
+    """N(mean, 0.02^2); losses against max(0, U) are those of the normal distribution cut at 0."""
     found, z = net_of(evidence([mean], seeds=MANY, squares=0.0, item=0.02)), mean / 0.02
     error = 0.02 / np.sqrt(DRAWS)
     assert found.draws.mean() == pytest.approx(mean, abs=4 * error)
     assert widths(found.draws) == pytest.approx([0.0784], abs=20 * error)
-    within = stats.norm.cdf([1 - z, 1 + z])  # The base loses at most .02; the arm does
+    within = stats.norm.cdf([1 - z, 1 + z])  # The base loses at most 0.02; the arm does
     assert found.p_within_margin == pytest.approx(within, abs=FOUR_ERRORS)
     assert found.p_best == pytest.approx(stats.norm.cdf([-z, z]), abs=FOUR_ERRORS)
     lost = [0.02 * (stats.norm.pdf(z) + s * z * stats.norm.cdf(s * z)) for s in (1, -1)]
@@ -60,8 +60,8 @@ def test_prior_covariances_of_two_arms_by_hand() -> None:
     two = evidence([0.0, 0.0])
     other = replace(two, kinds=["lora", "dora"])
     rows = replace(other, axes=two.axes + np.array([[0, 0, 0], [0, 3, 0]]))
-    # Two octaves of rank and as much of alpha, .45 powers of ten of a rate, are
-    # ((2 / 3)^2 + (.452 / .2)^2)^.5 units of distance, smooth over 1.5.
+    # Two octaves of rank and as much of alpha, 0.45 powers of ten of a rate, are
+    # ((2 / 3)^2 + (0.452 / 0.2)^2)^0.5 units of distance, smooth over 1.5.
     alike = np.exp(-(0.4444 + 5.0970) / 1.5**2 / 2)
     for changes, roughness, growth, variance, shared in (
         (other, 0.0, 0.0, 3, 1),  # The level alone
@@ -81,8 +81,8 @@ def test_errors_that_arms_share_do_not_hide_which_one_is_better() -> None:
 
 
 def test_arms_at_one_rate_times_alpha_tell_of_each_other() -> None:
-    """Three ranks, three alphas, three rates, one seed each: a quarter of the best rate, at equal
-    rate x alpha^.75, gains 9 points less, half of it 2; differences are known to 2 points, all arms
+    """Three ranks, alphas and rates, one seed each: a quarter of the best rate, at equal rate x
+    alpha^0.75, gains 9 points less, half of it 2. Differences are known to 2 points, all arms
     together to 12. Nine arms speak for each of the rates."""
     grid = list(product((8, 32, 128), (16, 64, 256), (-2, -1, 0)))
     means = np.array([0.99 + (0, -0.02, -0.09)[-place] for _, _, place in grid])
@@ -279,6 +279,6 @@ def test_numbers_that_are_not_finite_have_no_posterior_but_the_flat_one(broken: 
     flat = flat_posterior(replace(of, extra=np.array([0.0, np.inf, 0.0])), LUCK[:3]).draws
     assert np.isfinite(flat).all()
     assert widths(flat)[1] > 1000 * UNIT
-    # By hand: items .01, seeds (4 x .01^2 + 2e-4) / (4 + 2) / 3, as the typical spread is .01.
+    # By hand: items 0.01, seeds 2e-4 / 2 / 3, more than is typical.
     error = np.sqrt(0.01**2 + 1e-4 / 3)
     assert widths(flat)[0] / 2 == pytest.approx(1.96 * error, rel=0.06)

@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from advice import advice_on, arms_by_label, chat_study
+from advice import advice_on, arms_by_label, chat_study, evidence
 from synthetic_study import Truth, synthetic_study, with_objective, with_scores, with_tasks
 
-from rankscope.advise.evidence import Part
+from rankscope.advise.evidence import Measured, Part
+from rankscope.advise.net_gains import net_gains
+from rankscope.advise.posterior import Posterior
 from rankscope.advise.retention import base_items, mean_fall, net_parts, retention_tasks
 from rankscope.records import BASE
 
@@ -79,3 +81,22 @@ def test_two_tasks_fall_by_their_mean_and_each_is_shown() -> None:
     assert found.changes["general"].value == pytest.approx(0.0, abs=0.03)
     assert found.forgetting.value == pytest.approx(0.1, abs=0.02)
     assert found.net.value == pytest.approx(-found.forgetting.value)
+
+
+def test_net_gains_are_those_of_arms_with_all_tasks_by_hand() -> None:
+    """Arm 1 lacks the second task. Losses of three draws are counted against the best of two arms
+    and the base, within a margin of 0.1."""
+    draws = [np.array([[0.3, 9, 0.5], [0.2, 9, 0.1], [0.1, 9, 0.4]]), -np.full((3, 2), 0.2)]
+    places = ((0, 1, 2), (0, 2))
+    parts = [
+        Measured(Part(name, weight), evidence([0.0] * len(of)), of, {})
+        for name, weight, of in zip("ab", (1.0, 2.0), places, strict=True)
+    ]
+    found = [Posterior(of, of, np.full(of.shape[1], 0.01)) for of in draws]
+    net, kept = net_gains(parts, found, 0.1)
+    assert kept == (0, 2)
+    assert net.draws == pytest.approx(np.array([[-0.1, 0.1], [-0.2, -0.3], [-0.3, 0.0]]))
+    assert net.regret == pytest.approx(np.array([0.1, 0.7, 0.3]) / 3)
+    assert net.p_within_margin == pytest.approx(np.array([3, 0, 2]) / 3)
+    assert net.p_best == pytest.approx(np.array([2, 0, 1]) / 3)
+    assert net.seed_variance == pytest.approx(np.full(2, 0.01 + 4 * 0.01))

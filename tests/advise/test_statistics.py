@@ -56,7 +56,7 @@ def test_one_seed_has_the_interval_of_a_mean() -> None:
 def test_equal_answers_leave_open_what_items_not_drawn_would_say() -> None:
     same = np.ones((3, 400))
     found = paired_estimate(same, np.ones(400))
-    # With n items and no event the exact two-sided bound on its rate is 1 - .025^(1/n).
+    # With n items and no event the exact two-sided bound on its rate is 1 - 0.025^(1/n).
     bound = 1 - 0.025 ** (1 / 400)
     assert (found.value, found.low, found.high) == pytest.approx((0, -bound, bound))
     perfect = weighted_estimate([Comparison(same, None)])
@@ -117,7 +117,7 @@ def test_scores_that_do_not_belong_together_are_refused(
     ],
 )
 def test_intervals_cover_the_truth(name: str) -> None:
-    """93 to 97 % in the large simulation; of 200 studies, to a standard error of .95."""
+    """93 to 97 % in the large simulation; of 200 studies, to a standard error of 0.95."""
     error = (0.95 * 0.05 / 200) ** 0.5
     assert 0.93 - error <= coverage(NAMED[name], 200).covered <= 0.97 + error
 
