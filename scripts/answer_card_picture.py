@@ -11,7 +11,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-WIDTH, SCALE = 940, 1.1
+WIDTH, SCALE = 1080, 1.0
 
 
 def main(page_file: Path, picture: Path) -> None:
