@@ -293,7 +293,7 @@ def _training_share(trials: Sequence[TrialRecords]) -> float:
 
 
 def near_guessing(results: TaskResults, arm: ArmSummary | None) -> str:
-    """What guessing and the most frequent answer score, if the base or the arm is hardly better;
+    """Scores of guessing and of the most frequent answer, if the base or the arm is hardly better;
     empty otherwise."""
     golds = Counter(i.gold for i in results.study.results.get((BASE, results.task, "test"), ()))
     levels = {"guessing": results.record.chance or 0.0}

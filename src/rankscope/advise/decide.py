@@ -53,7 +53,7 @@ NOT_TO: dict[Confidence, str] = {
     "leaning": "Leaning to no fine-tuning",
 }
 TRIED: dict[CheckName, str] = {"learning_rate": "rates", "ranks": "ranks", "loss": "lengths"}
-"""What an open check leaves untried, as the verdict names it."""
+"""Open check -> what it leaves untried, as the verdict names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +190,7 @@ def _smaller(results: TaskResults, subject: Arm, ranks: tuple[RankThatMayDo, ...
 
 
 def _explanation(results: TaskResults, subject: Arm) -> str:
-    """What is expected of gain, forgetting and both, and the raw test scores, never mixed up."""
+    """Expected gain, forgetting and both, and the raw test scores, never mixed up."""
     arm, of = subject.summary, expected(subject.summary)
 
     def said(name: str, change: ExpectedChange, unit: Unit) -> str:

@@ -1,4 +1,4 @@
-"""What the scores of a study say of how much its arms changed a task, as the posterior takes it.
+"""Scores of a study as evidence of how much its arms changed a task, as the posterior takes it.
 
 Shapes: A arms, S seeds of an arm, N items. All scored items count, validation and test: the
 posterior shrinks every arm, which takes the place of confirming a choice on items held back.
@@ -51,13 +51,13 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was measured of one task."""
+    """Measured changes of one task, and the arms that have them."""
 
     part: Part
     changes: Changes
     places: tuple[int, ...]  # The arms with scores, as positions among all arms
     deviations: Mapping[str, float]
-    """By trained model: its change less its arm's mean; of arms with several seeds."""
+    """Trained model -> its change less its arm's mean; of arms with several seeds."""
 
 
 @dataclass(frozen=True, slots=True)

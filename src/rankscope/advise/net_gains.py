@@ -32,7 +32,7 @@ class NetGains:
 
     @cached_property
     def best(self) -> Array:
-        """By draw, the net gain of the best of all arms and the base, (D,)."""
+        """Net gain of the best of all arms and the base in each draw, (D,)."""
         best: Array = self.draws.max(axis=1, initial=0.0)
         return best
 

@@ -1,4 +1,4 @@
-"""What would make an answer surer: one direction, the most useful command first."""
+"""Commands that would make an answer surer: one direction, the most useful one first."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -101,7 +101,7 @@ def _extended(
 
 
 def _priced(results: TaskResults) -> list[NextStep]:
-    """What lowers the expected regret, most per second first."""
+    """Runs that lower the expected regret, most per second first."""
     net, margin, unit = results.net, results.margin, results.net_unit
     if net is None:
         return []

@@ -28,7 +28,7 @@ POSTERIOR_DRAWS = 4000
 UNIT = 0.02  # Two points, or 0.02 nats per token: the scale of every constant of the prior below
 LEVELS = (0.5, 2.0, 8.0, 32.0)  # Standard deviations of the level
 HEIGHTS = (0.0625, 0.25, 1.0, 4.0, 16.0)
-"""Of the smooth function and of a kind's offset; one of h is 1 / (1 + h^2) times as likely."""
+"""Heights of the smooth function and of a kind's offset; h has a weight of 1 / (1 + h^2)."""
 LENGTHS = (1.5, 5.0)  # Distances over which changes are alike, in units of ``AXIS_LENGTHS``
 ROUGHNESS = (0.03, 0.2, 1.0)  # What is not smooth, as a share of the height
 GROWTHS = (0.0, 1.0, 4.0)  # Of what all arms of one number of rows share
@@ -50,7 +50,7 @@ MOST_WORK = 4e8  # A^3 x K: with more arms, only the likeliest scales are averag
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What was measured of A arms on one task; their settings tell which should be alike."""
+    """Measured changes of A arms on one task; their settings tell which should be alike."""
 
     means: Array  # Measured changes against the base, (A,)
     item_covariance: Array  # Of their errors due to the choice of items, (A, A)
@@ -179,7 +179,7 @@ def _drawn(
 
 
 def flat_posterior(evidence: Changes, luck: Array, stream: int = 0) -> Posterior:
-    """What the arms' own scores say of them, without a prior; for evidence that none fits."""
+    """Draws by each arm's own scores, without a prior; for evidence that none fits."""
     means = np.where(np.isfinite(evidence.means), evidence.means, 0.0)[:, None]
     typical = _own_squares(evidence, (evidence.typical_spread * UNIT) ** 2)
     common = float(np.median(typical / (OWN_FREEDOM + evidence.seeds - 1)))
