@@ -295,7 +295,8 @@ def _training_share(trials: Sequence[TrialRecords]) -> float:
 def near_guessing(results: TaskResults, arm: ArmSummary | None) -> str:
     """Scores of guessing and of the most frequent answer, if the base or the arm is hardly better;
     empty otherwise."""
-    golds = Counter(i.gold for i in results.study.results.get((BASE, results.task, "test"), ()))
+    items = results.study.results.get((BASE, results.task, "test"), ())
+    golds = Counter(item.gold for item in items if item.gold)
     levels = {"guessing": results.record.chance or 0.0}
     if golds and golds.most_common(1)[0][1] > 1:
         levels["the most frequent answer"] = golds.most_common(1)[0][1] / golds.total()
