@@ -67,9 +67,6 @@ def again(original: StudyRecords, tmp_path_factory: pytest.TempPathFactory) -> P
     return source.parent / "out"
 
 
-"""Figures of an arm that the table has no column for, or the original study no need of."""
-
-
 def test_a_finished_study_that_is_imported_has_the_same_answer(
     original: StudyRecords, again: Path
 ) -> None:
