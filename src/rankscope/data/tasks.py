@@ -313,8 +313,7 @@ def _make_items(
 
 
 def _content_keys(rows: Sequence[tuple[RawRow, Item]]) -> list[str]:
-    """A hash of each row's content. Copies of a row have ``.2``, ``.3``, ... after it, rows that
-    differ in fields of a template alone ``-2``, ``-3``, ..."""
+    """A hash of each row's content; copies of a row have it with ``.2``, ``.3``, ... after it."""
     copies: dict[str, list[int]] = defaultdict(list)
     for position, (_, content) in enumerate(rows):
         turns = [[message.role, message.content] for message in content.messages]
@@ -323,14 +322,10 @@ def _content_keys(rows: Sequence[tuple[RawRow, Item]]) -> list[str]:
         copies[sha256_json([*parts, *others])[:KEY_LENGTH]].append(position)
     keys = [""] * len(rows)
     for key, positions in copies.items():
-        # Rows can differ in fields that only a prompt template shows; they are no copies then.
-        of_fields = defaultdict[str, list[int]](list)
-        for position in positions:
-            of_fields[repr(sorted(rows[position][0].fields.items()))].append(position)
-        for place, (_, alike) in enumerate(sorted(of_fields.items()), start=1):
-            own = key if place == 1 else f"{key}-{place}"
-            for number, position in enumerate(alike, start=1):
-                keys[position] = own if number == 1 else f"{own}.{number}"
+        # Copies can differ in fields that only a prompt template shows.
+        positions.sort(key=lambda position: repr(sorted(rows[position][0].fields.items())))
+        for number, position in enumerate(positions, start=1):
+            keys[position] = key if number == 1 else f"{key}.{number}"
     return keys
 
 
