@@ -8,16 +8,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 LIMITS = {
-    "code lines of the core": 36_222,
+    "code lines of the core": 36_220,
     "code lines of extensions": 7_000,  # a cap: room that the core's own lines do not have
-    "lines of tests": 39_991,
-    "words of docs and README": 67_779,
+    "lines of tests": 39_992,
+    "words of docs and README": 67_800,
     "words of README": 891,
     "sentences over 40 words": 84,
     "data types": 182,
     "public definitions": 1_243,
     "functions over 60 lines": 7,
-    "headless docstrings": 272,
+    "headless docstrings": 266,
     "modules with one importer": 46,
     "modules in the largest circle": 116,  # imports inside functions count
     "modules that prepare.py imports": 16,  # run/prepare.py itself, not what those import

@@ -159,6 +159,7 @@ def test_a_rival_at_the_end_of_its_rates_is_open_too() -> None:
     assert advice.chosen.rank == 2
     (check,) = (c for c in advice.checks if c.name == "learning_rate")
     assert (check.status, check.value) == ("weak", "r=8 at the highest rate tried")
+    assert advice.next_steps[0].command.endswith("--set arms.0.lr=[0.0001,0.001,0.01,0.02]")
 
 
 def test_answers_that_are_right_for_one_question_each_are_not_named() -> None:

@@ -135,7 +135,7 @@ def _stopping(
 def _heading(
     measured: Measured, before: StudyRecords | None, task: str, arms: Sequence[Arm]
 ) -> Measured:
-    """What a task's changes are heading for, with the doubt of it; at the start of training an arm
+    """Changes that a task's arms head for, with the doubt of it; at the start of training an arm
     is the base."""
     changes, earlier = measured.changes, np.zeros(len(measured.places))
     if before is not None:

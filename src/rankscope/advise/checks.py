@@ -1,4 +1,4 @@
-"""What the probabilities do not account for: overlap, open ends of lists, a loss that still falls.
+"""Facts that the probabilities do not account for: overlap, ends of lists, a loss that still falls.
 
 One line per fact, with a status: *weak* is open and could change the answer, *bad* has to be mended
 before anything is decided.

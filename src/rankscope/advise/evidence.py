@@ -136,7 +136,7 @@ def rung_items(point: CurvePoint, base: ItemScores) -> ItemScores:
 def measure(
     study: StudyRecords, part: Part, arms: Sequence[Sequence[TrialRecords]]
 ) -> Measured | None:
-    """What the arms that have a score changed; None without any, or if no error is known.
+    """Measured changes of the arms that have a score; None without any, or if no error is known.
 
     An arm whose trials were all stopped stands by its scores at the last rung that it reached,
     moved by what arms that trained to their end gained from there, and by how much that varied.

@@ -38,7 +38,7 @@ class NetGains:
 
     @cached_property
     def _lost(self) -> Array:
-        """By draw, net gain below that of the best, (D, 1 + A); the base first."""
+        """Net gain below that of the best in each draw, (D, 1 + A); the base first."""
         net = np.column_stack([np.zeros(len(self.draws)), self.draws])
         lost: Array = self.best[:, None] - net
         return lost

@@ -7,11 +7,11 @@ from math import ceil
 import numpy as np
 
 from rankscope.advise.arms import Arm
-from rankscope.advise.checks import FEWEST_UPDATES
+from rankscope.advise.checks import FEWEST_UPDATES, RIVAL
 from rankscope.advise.decide import Answer
 from rankscope.advise.evidence import axes_of
 from rankscope.advise.net_gains import draw_changes
-from rankscope.advise.results import TaskResults, weighed
+from rankscope.advise.results import TaskResults, expected, weighed
 from rankscope.advise.value import Untried, value_of_items, values_of_trials, with_untried
 from rankscope.formatting import amount, count, duration
 from rankscope.records import NextStep, TrialRecords, TrialSpec, TrustCheck, finished_trials
@@ -70,14 +70,16 @@ def _required(
 def _open_ends(
     results: TaskResults, subject: Arm, checks: Sequence[TrustCheck]
 ) -> Iterator[NextStep]:
-    """Extensions of the lists at whose ends the arm stands."""
+    """Extensions of the lists at whose ends the arm, or a rival, stands."""
     spec, open_names = subject.trials[0].spec, {c.name for c in checks if c.status == "weak"}
-    rates = results.rates_of(subject)
-    if "learning_rate" in open_names and spec.lr and spec.lr in (rates[0], rates[-1]):
-        more = [spec.lr * FACTOR] * (spec.lr == rates[-1]) + [spec.lr / FACTOR] * (
-            spec.lr == rates[0]
-        )
-        yield from _extended(results, spec, "lr", more, "Try a rate beyond the end of the list")
+    rivals = [arm for arm in results.candidates if expected(arm.summary).p_within_margin >= RIVAL]
+    for arm in (subject, *rivals) if "learning_rate" in open_names else ():
+        lr, rates = arm.summary.lr, results.rates_of(arm)
+        ends = {lr * FACTOR: lr == rates[-1], lr / FACTOR: lr == rates[0]}
+        more = [rate for rate, is_beyond in ends.items() if lr and is_beyond]
+        text = "Try a rate beyond the end of the list"
+        if more:
+            yield from _extended(results, arm.trials[0].spec, "lr", more, text)
     if "ranks" in open_names and spec.rank:
         yield from _extended(results, spec, "rank", [2 * spec.rank], "Try a larger rank")
     if "loss" in open_names and not results.study.config.train.max_steps:

@@ -1,4 +1,4 @@
-"""What a further score is worth: the expected fall of the regret (value of information; knowledge
+"""Worth of a further score: the expected fall of the regret (value of information; knowledge
 gradient, Frazier, Powell & Dayanik 2009).
 
 A score moves the posterior means by as much as the draws of net gains and of that score vary

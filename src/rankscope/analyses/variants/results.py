@@ -145,7 +145,7 @@ def _gain_and_forgetting(study: StudyRecords, task: str, model: str) -> tuple[fl
 
 
 def _net_gain(study: StudyRecords, parts: Sequence[Part], model: str) -> float:
-    """By the study's weights, on the validation split; minus infinity without a score."""
+    """Net gain by the study's weights on the validation split; minus infinity without a score."""
     changes = [_change(study, model, p.task, "validation") for p in parts]
     known = [p.weight * c for p, c in zip(parts, changes, strict=True) if c is not None]
     return sum(known) if len(known) == len(parts) else -np.inf
