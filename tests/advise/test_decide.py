@@ -260,19 +260,20 @@ def test_after_few_steps_nothing_is_decided_and_an_open_end_is_no_certainty() ->
 
 
 def test_the_worst_loss_is_named_whatever_the_mean_says() -> None:
-    """One of four retention tasks falls by 44 points, three are as they were."""
+    """One of four retention tasks falls by 44 points, one by 10, two are as they were."""
     kept = ("general", "more", "maths", "law")
     study = synthetic_study(
         Truth(ranks=(8,), full_lrs=(), retention=kept, forgetting=lambda rank, lr: 0.0)
     )
+    kept_of = {"maths": 9, "more": 17}  # Of twenty items
     fallen = with_scores(
         study,
-        lambda k, s: s * (np.arange(len(s)) % 20 < 9) if k[1] == "maths" and k[0] != BASE else s,
+        lambda k, s: s if k[0] == BASE else s * (np.arange(len(s)) % 20 < kept_of.get(k[1], 20)),
     )
     advice = advice_on(fallen)
     assert "Worst loss: maths \N{MINUS SIGN}4" in advice.verdict
     (retention,) = (c for c in advice.checks if c.name == "retention")
-    assert (retention.status, retention.value) == ("weak", "maths is lost")
+    assert (retention.status, retention.value) == ("weak", "more and maths are lost")
     change = advice.arms[0].expected.changes
     assert change["maths"].high < -0.3
     assert abs(change["law"].value) < 0.03
@@ -316,6 +317,37 @@ def test_a_limit_on_forgetting_leaves_out_what_probably_exceeds_it() -> None:
     assert "every arm forgets more than the 10.0 points allowed (over 99 %" in none.verdict
     assert none.subject_label == "r=2 lr=0.001"
     assert "scaled-down adapter" in none.explanation
+
+
+def test_an_arm_that_was_stopped_is_not_recommended() -> None:
+    """Nobody can use r=8, which would gain most."""
+    results = by_hand(0.1, 0.3, 0.15)
+    trials = tuple(replace(t, status="stopped") for t in results.arms[1].trials)
+    arms = (results.arms[0], replace(results.arms[1], trials=trials), results.arms[2])
+    assert decide(results).subject.summary.rank == 8
+    assert decide(replace(results, arms=arms)).subject.summary.rank == 32
+
+
+def test_an_arm_that_probably_exceeds_the_limit_is_left_out() -> None:
+    """Two points over the limit, on few items: likelier than not, and not surely."""
+    limit = {"max_forgetting": 0.1, "retention": 0.0}
+    truth = Truth(ranks=(2, 8), full_lrs=(), num_items=60, objective=limit)
+    advice = advise(replace(truth, forgetting=lambda rank, lr: 0.0 if rank == 2 else 0.14))
+    (of,) = (arm.expected for arm in advice.arms if arm.rank == 8)
+    assert 0.55 < of.p_over_limit < 0.9
+    assert advice.candidate_labels == ("r=2 lr=0.001",)
+    assert of.p_within_margin == 0
+
+
+def test_better_is_any_gain_and_not_one_of_the_margin() -> None:
+    """A gain of 0.012 nats that items and seeds show well is half of the margin."""
+    truth = Truth(ranks=(8,), full_lrs=(), metric="log_probability", seed_spread=0.0)
+    study = with_scores(
+        synthetic_study(truth), lambda k, s: 0 * s + 0.012 * (k[:2] != (BASE, "med"))
+    )
+    (arm,) = advice_on(with_objective(study, retention=0.0)).arms
+    assert arm.expected.p_better > 0.9
+    assert arm.expected.net.value < 0.02
 
 
 def test_a_failed_trial_is_a_trial_without_gain_and_cost_is_subtracted_by_hand() -> None:

@@ -88,8 +88,9 @@ def _retention(results: TaskResults, subject: Arm | None) -> TrustCheck:
     most_lost = amount(max(0.0, of.forgetting.high), unit)
     lost = [t.name for t in tasks if t.name in of.changes and of.changes[t.name].high < -most]
     if lost:
-        text = f"{join_names(lost)} falls by more than {amount(most, unit)}."
-        return _check("retention", "weak", f"{join_names(lost)} is lost", text)
+        text = f"The change there is beyond {amount(most, unit)}, whatever the mean is."
+        were = f"{join_names(lost)} {'is' if len(lost) == 1 else 'are'} lost"
+        return _check("retention", "weak", were, text)
     if of.forgetting.high >= most:
         text = f"A loss of {amount(most, unit)} is not excluded. Score more retention items."
         return _check("retention", "weak", f"may lose {most_lost}", text)
