@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 LIMITS = {
-    "code lines of the core": 36_220,
+    "code lines of the core": 36_221,
     "code lines of extensions": 7_000,  # a cap: room that the core's own lines do not have
-    "lines of tests": 39_992,
-    "words of docs and README": 67_800,
+    "lines of tests": 40_026,
+    "words of docs and README": 67_816,
     "words of README": 891,
     "sentences over 40 words": 84,
     "data types": 182,
