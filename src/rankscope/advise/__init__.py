@@ -4,7 +4,6 @@
 """
 
 __all__ = [
-    "adaptive",
     "arms",
     "checks",
     "comparisons",
@@ -15,5 +14,6 @@ __all__ = [
     "recommend",
     "results",
     "retention",
+    "search",
     "statistics",
 ]

@@ -26,7 +26,6 @@ from rankscope.formatting import (
 from rankscope.records import (
     BASE,
     FAILED,
-    LEFT_OUT,
     ArmSummary,
     CheckName,
     CheckStatus,
@@ -254,20 +253,19 @@ def _trials(results: TaskResults) -> Iterator[TrustCheck]:
     if results.waiting:
         value = f"{results.waiting} of {trials}"
         yield _check("trials", "bad", f"{value} to run", f"{value} have not run yet.")
-    if any(t.status in LEFT_OUT for t in results.trials):
+    if any(t.status == "skipped" for t in results.trials):
         yield _left_out(results, trials)
     elif results.trials and not results.failed and not results.waiting:
         yield _check("trials", "fine", f"all {trials} finished", "Every trial finished.")
 
 
 def _left_out(results: TaskResults, trials: str) -> TrustCheck:
-    """Trials that an adaptive study stopped or never began."""
-    stopped = sum(t.status == "stopped" for t in results.trials)
+    """Trials that a search never began."""
     skipped = sum(t.status == "skipped" for t in results.trials)
     over_budget = len(results.over_budget)
     tokens = f"{100 * _training_share(results.trials):.0f} % of the grid's tokens"
-    value = f"{stopped + skipped} of {trials} stopped or not begun; trained on {tokens}"
-    text = f"It stopped {count(stopped, 'trial')} at a rung because other arms led."
+    value = f"{skipped} of {trials} not begun; trained on {tokens}"
+    text = "The search trained what it expected to learn most from."
     if over_budget:
         value = f"budget spent, {value}"
         text = f"{count(over_budget, 'trial')} that the answer asks for never began."
@@ -275,17 +273,16 @@ def _left_out(results: TaskResults, trials: str) -> TrustCheck:
 
 
 def _training_share(trials: Sequence[TrialRecords]) -> float:
-    """Training tokens of an adaptive study over those of its grid; failed trials count in neither.
+    """Training tokens of a search over those of its grid; failed trials count in neither.
 
     A trial that never began counts as much as its arm's others, or as the mean of all.
     """
     whole: dict[tuple[object, ...], float] = {}
     spent = 0
     for trial in trials:
-        if (train := trial.training) is not None and train.steps:
-            steps = train.steps if trial.stop is None else trial.stop.num_steps
-            whole[trial.spec.arm] = train.num_tokens * steps / train.steps
-            spent += train.num_tokens
+        if trial.train is not None and trial.train.steps:
+            whole[trial.spec.arm] = trial.train.num_tokens
+            spent += trial.train.num_tokens
     mean = sum(whole.values()) / max(1, len(whole))
     planned = sum(
         whole.get(t.spec.arm, mean) for t in trials if t.spec.trains and t.status not in FAILED

@@ -213,8 +213,6 @@ def _explanation(results: TaskResults, subject: Arm) -> str:
             fallen = difference(-arm.forgetting.value, results.retention_unit)
             text += f"; retention changes by {fallen}"
         text += "."
-    elif not subject.finished and any(trial.stop for trial in subject.trials):
-        text += " It was stopped before the end of its training."
     if of.p_over_limit is not None:
         limit = amount(results.objective.max_forgetting or 0.0, results.retention_unit)
         text += f" Probability of forgetting more than the {limit} allowed: "

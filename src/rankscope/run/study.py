@@ -176,12 +176,12 @@ class Study:
         self, context: "RunContext", executor: "Executor | None", retry: Collection[str]
     ) -> None:
         """Score the base and bring every group to its end, here or by the executor."""
-        from rankscope.run.adaptive import run_rounds
         from rankscope.run.begin import plan_again
         from rankscope.run.conductor import Conductor
         from rankscope.run.executors import withdraw_units
         from rankscope.run.given import store_given
         from rankscope.run.groups import BASE_GROUP
+        from rankscope.run.search import run_rounds
         from rankscope.run.workers.driver import adopt_units, run_units
         from rankscope.sources import rows_stages, use_rows
 
