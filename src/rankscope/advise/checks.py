@@ -309,24 +309,26 @@ def near_guessing(results: TaskResults, arm: ArmSummary | None) -> str:
 
 
 def notes_beforehand(config: StudyConfig, tasks: Sequence[TaskRecord]) -> list[str]:
-    """How wide the answer on each task will be, before anything is trained.
+    """How wide the answer will be on each task, and forgetting, before anything is trained.
 
     Right-or-wrong answers of two models are taken to differ on ``TYPICAL_DISCORDANCE`` of the
     items, and seeds by a typical spread; nothing is known of nats.
     """
-    notes, num_seeds = list[str](), len(config.seeds)
-    arms, budget = config.num_trials_as_written() // num_seeds, config.budget
-    if budget is not None and budget.hours is not None:
-        notes.append(
-            f"budget: after {budget.hours:g} hours no further seed begins, but the first seeds of "
-            f"all {count(arms, 'arm')} are trained, however long that takes: 'rankscope plan' "
-            "estimates it"
-        )
-    for task in tasks:
-        items = task.rows["validation"] + task.rows["test"]
-        if task.trained_on and unit_of(task.score_unit) == POINTS and items:
-            variance = TYPICAL_DISCORDANCE / items + (TYPICAL_SPREADS[0] * UNIT) ** 2 / num_seeds
-            width = amount(1.96 * sqrt(variance), POINTS)
+    num_seeds, notes = len(config.seeds), list[str]()
+    kept = [task for task in tasks if "retention" in task.roles]
+    for what, of in [("a gain", [t for t in tasks if t.trained_on]), ("its change", kept)]:
+        for task in of:
+            items = task.rows["validation"] + task.rows["test"]
+            if unit_of(task.score_unit) != POINTS or not items:
+                continue
+            of_seeds = (TYPICAL_SPREADS[0] * UNIT) ** 2 / num_seeds
+            now, more = (
+                amount(1.96 * sqrt(TYPICAL_DISCORDANCE / n + of_seeds), POINTS)
+                for n in (items, 4 * items)
+            )
             counted = f"{count(items, 'scored item')} and {count(num_seeds, 'seed')}"
-            notes.append(f"{task.name}: with {counted} a gain will be known to about ±{width}")
+            notes.append(
+                f"{task.name}: with {counted} {what} will be known to about ±{now}; four times the "
+                f"items would make it ±{more}"
+            )
     return notes

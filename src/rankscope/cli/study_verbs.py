@@ -90,6 +90,9 @@ def run_command(
     minutes: Annotated[
         float | None, Option(metavar="M", help="End the search after so many minutes.")
     ] = None,
+    anyway: Annotated[
+        bool, Option("--anyway", help="Begin although the minutes are too few for an answer.")
+    ] = False,
     retry: Retry = "",
     workers: Workers = None,
     executor: Annotated[
@@ -132,7 +135,13 @@ def run_command(
     processes = _executor_of(study.config, workers)
     with ConsoleReporter(err_console) as reporter:
         records = study.run(
-            folder, reporter, processes, again, allow_mixed=allow_mixed, take_over=take_over
+            folder,
+            reporter,
+            processes,
+            again,
+            allow_mixed=allow_mixed,
+            take_over=take_over,
+            anyway=anyway,
         )
     _, recommendation = write_outputs(folder, records)
     is_done = all(trial.status in {"done", "skipped"} for trial in records.trials)

@@ -12,14 +12,17 @@ from typing import Any
 
 from rankscope.analyses import enabled_analyses
 from rankscope.device import dtype_name, keep_freed_memory, limit_kernel_cache
+from rankscope.errors import UserError
 from rankscope.evaluate.scorers.scorer import ItemTokens
+from rankscope.formatting import count, rough_duration
 from rankscope.records import Record, TrialSpec
 from rankscope.run.costs import CostModel
 from rankscope.run.groups import Group, GroupLimit, what_limits
 from rankscope.run.kernels import planned_kernels, with_kernels
 from rankscope.run.machines import Machine, busy_notes, measured_machine
-from rankscope.run.prepared import PreparedStudy
+from rankscope.run.prepared import PreparedStudy, first_trials
 
+FEWEST_ARMS, FEWEST_UPDATES = 3, 40  # Of a study that is to have an answer
 Seconds = dict[str, float]
 """By stage: ``starting`` a process with the base's weights, ``training``, ``storing`` checkpoints
 and weights and reading these, ``scoring``, and each analysis by its name."""
@@ -128,6 +131,31 @@ def make_plan(
         **times,
         **_expected(model, times, counts["train_tokens"]),
     )
+
+
+def first_arms(inputs: PreparedStudy, machine: Machine) -> tuple[Seconds, list[Seconds]]:
+    """Seconds of the base, and of each of the first arms of a search: as few as give an answer."""
+    model, scoring = CostModel(inputs, machine), dict[tuple[object, ...], float]()
+    arms = first_trials(inputs)[:FEWEST_ARMS]
+    costs = [_trial_costs(model, (trial,), scoring)[trial.trial_id] for trial in arms]
+    return _base_cost(model, starts=True), costs
+
+
+def check_time(inputs: PreparedStudy, machine: Machine | None = None) -> None:
+    """Raise UserError if a budget of time is too short for an answer: ``FEWEST_ARMS`` arms of
+    ``FEWEST_UPDATES`` updates each, on this machine."""
+    budget, arms = inputs.search_budget, first_trials(inputs)[:FEWEST_ARMS]
+    if budget.hours is None or inputs.config.strategy == "grid":
+        return
+    steps, do = min(map(inputs.num_steps, arms)), "or take what comes of it: --anyway"
+    if steps < FEWEST_UPDATES:
+        found = f"arms of {count(steps, 'update')}"
+        raise UserError("train", found, f"{FEWEST_UPDATES} or more", f"train longer, {do}")
+    base, of_arms = first_arms(inputs, machine or measured_machine(inputs))
+    needed = sum(base.values()) + sum(sum(arm.values()) for arm in of_arms)
+    if needed > 3600 * budget.hours:
+        rule = f"{rough_duration(needed)} or more, for the base and {count(len(arms), 'arm')}"
+        raise UserError("budget", budget.text, rule, f"give that, or a smaller model, {do}")
 
 
 def _time_notes(inputs: PreparedStudy, machine: Machine) -> list[str]:

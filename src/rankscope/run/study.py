@@ -18,7 +18,7 @@ from rankscope.filesystem import user_path
 from rankscope.models.model_folder import model_folder
 from rankscope.progress import LOG, JsonlReporter, ProgressReporter
 from rankscope.records import BASE, StudyRecords
-from rankscope.store import UNITS, Ledger
+from rankscope.store import UNITS, Ledger, ledger_file
 
 if TYPE_CHECKING:
     from rankscope.run.context import RunContext
@@ -122,6 +122,7 @@ class Study:
         *,
         allow_mixed: bool = False,
         take_over: bool = False,
+        anyway: bool = False,
     ) -> StudyRecords:
         """Run the study into ``out``, or continue it there; always safe to repeat.
 
@@ -138,6 +139,7 @@ class Study:
             allow_mixed: add results to those of other versions of libraries or code.
             take_over: run in a folder on a network file system, or that a run on another machine
                 did not close.
+            anyway: begin with a budget of time that is too short for an answer.
 
         Raises:
             UserError, StudyLocked, IntegrityError, DiskFull, OutOfMemory, BaseFailed,
@@ -145,6 +147,7 @@ class Study:
         """
         from rankscope.run.begin import begin_run, interruptible, prepare_process
         from rankscope.run.executors import start_executor
+        from rankscope.run.plan import check_time
         from rankscope.run.prepare import prepare
 
         prepare_process()
@@ -153,6 +156,8 @@ class Study:
         with reporting_shortages(out), closing(executor) if executor else nullcontext():
             # Before the folder: a refused study leaves nothing.
             study = prepare(self.config, reporter, executor.num_local if executor else 1)
+            if not (anyway or ledger_file(out).exists()):
+                check_time(study)
             opened = Ledger.open(out, write=True, take_over=take_over)
             with opened as ledger, interruptible() as is_stop_requested:
 

@@ -13,7 +13,7 @@ from rankscope.store.loading import (
 )
 from rankscope.store.lock import running_process
 from rankscope.store.transfer import transfer
-from rankscope.store.verify import OUTPUT_FILES, find_problems
+from rankscope.store.verify import OUTPUT_FILES, find_problems, ledger_file
 
 __all__ = [
     "CHECKPOINTS",
@@ -27,6 +27,7 @@ __all__ = [
     "TrialFailure",
     "find_problems",
     "items_path",
+    "ledger_file",
     "parity_path",
     "rows_path",
     "running_process",
