@@ -48,10 +48,10 @@ def _required(
     if results.waiting:
         text = f"Train the remaining {count(results.waiting, 'trial')}"
         yield NextStep(text=text, command=RUN_AGAIN)
-    budget, over_budget = results.study.config.budget, len(results.over_budget)
-    if over_budget and budget is not None:
-        text = f"Raise the budget ({budget.text}) for {count(over_budget, 'trial')} more"
-        yield NextStep(text=text, command=f"{RUN_AGAIN} --set budget='N trials'")
+    if over_budget := len(results.over_budget):
+        begun = sum(t.status != "skipped" and t.spec.trains for t in results.study.trials)
+        text = f"Raise the budget for {count(over_budget, 'trial')} that the answer asks for"
+        yield NextStep(text=text, command=f"{RUN_AGAIN} --set budget='{2 * begun} trials'")
     if not finished_trials(results.trials):
         yield from _after_failures(results)
     is_short = any(check.name == "loss" and check.status == "bad" for check in checks)

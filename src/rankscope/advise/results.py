@@ -137,9 +137,11 @@ class TaskResults:
         return tuple(self.arms[i] for i in self.scored if i not in self.allowed)
 
     def rates_of(self, arm: Arm) -> tuple[float, ...]:
-        """Learning rates tried for the arm's other settings, ascending."""
+        """Learning rates tried for the arm's other settings, ascending. Those that a search left
+        out count: its probabilities account for them."""
         settings = arm.trials[0].spec.arm_without_lr
-        alike = [a for a in self.arms if a.trials[0].spec.arm_without_lr == settings]
+        counted = [a for a in self.arms if a.has_begun or self.study.config.strategy == "search"]
+        alike = [a for a in counted if a.trials[0].spec.arm_without_lr == settings]
         return tuple(sorted({a.summary.lr for a in alike}))
 
     @property

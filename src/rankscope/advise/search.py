@@ -13,14 +13,15 @@ from math import inf, nan
 import numpy as np
 
 from rankscope.advise.arms import Arm, summarize_arms
+from rankscope.advise.checks import RIVAL
 from rankscope.advise.decide import decide
 from rankscope.advise.evidence import axes_of
-from rankscope.advise.results import hopeful, task_results
-from rankscope.advise.value import value_of_round
+from rankscope.advise.results import expected, hopeful, task_results
+from rankscope.advise.value import value_of_round, values_of_trials
 from rankscope.records import SURE, StudyRecords, TrialSpec
 
 TRIALS_OF_ROUND = 3  # Adapters that train together share the base's work
-WORTH = 0.02  # Least expected fall of the regret for which a round is trained, in margins
+WORTH = 0.02  # Least expected fall of the regret for which a trial is trained, in margins
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def next_round(
         study: its trials with their statuses.
         candidates: trials that may be trained, in the order of their seeds.
         beyond: the same with rates and ranks beyond the ends of the study's lists. Of these only
-            the ones beside the best arm are considered, if it stands at an end.
+            the ones beside the best arm and its rivals are considered, where these stand at an end.
         until: probability of being within the margin of the best; by default ``SURE``.
     """
     begun = begun_arms(study, task)
@@ -90,38 +91,41 @@ def next_round(
     new = hopeful(_first_seeds(t for t in candidates if t.arm not in known), begun)
     arms = summarize_arms(study)[task]
     results = task_results(study, task, arms, new)
-    best = [arm for arm in results.candidates if arm.finished] or _lowest(begun)
+    leading = [arm for arm in results.candidates if arm.finished]
+    rivals = [a for a in leading[1:] if expected(a.summary).p_within_margin >= RIVAL]
     specs = [*(arm.trials[0].spec for arm in begun), *candidates]
-    if more := _beside(best[0].trials[0].spec, specs, beyond) if best else []:
-        new += more
+    at_ends = [*leading[:1], *rivals] or _lowest(begun)
+    if more := [t for arm in at_ends for t in _beside(arm.trials[0].spec, specs, beyond)]:
+        new += _first_seeds(more)
         results = task_results(study, task, arms, new)
     p, net = decide(results).p_within_margin, results.net
     if not any(arm.finished for arm in begun):  # all failed: from the highest rate that may do
         new.sort(key=lambda trial: -axes_of(trial, ())[-1])
         return NextRound(tuple(new[:num_trials]))
-    if net is None or p is None or results.fit_failed is not None:
+    if net is None or results.fit_failed is not None:
         return NextRound()
-    regret, leader = float(net.regret.min()), results.candidates[0].summary.label
-    if p >= (until or SURE):
+    regret = float(net.regret.min())
+    leader = results.candidates[0].summary.label if results.candidates else ""
+    if (p or 0.0) >= (until or SURE):
         return NextRound((), leader, regret, regret)
     settings = [results.arms[i].trials[0].spec.arm for i in results.allowed]
     settings += [new[i].arm for i in results.untried]
     waiting: dict[object, list[TrialSpec]] = {}
     for trial in (*candidates, *beyond):
         waiting.setdefault(trial.arm, []).append(trial)
+    can_train = [bool(waiting.get(arm)) for arm in settings]
+    if not (values_of_trials(net)[can_train] >= WORTH * net.margin).any():
+        return NextRound((), leader, regret, regret)
     best, num_begun = net.draws.argmax(axis=1), sum(len(arm.trials) for arm in begun)
     chosen, columns = list[TrialSpec](), list[int]()
     for draw in np.random.default_rng(num_begun).permutation(len(best)).tolist():
         column = int(best[draw])
-        left = waiting.get(settings[column])
-        if left and column not in columns and net.draws[draw, column] > 0:
-            chosen.append(left[0])
+        if can_train[column] and column not in columns and net.draws[draw, column] > 0:
+            chosen.append(waiting[settings[column]][0])
             columns.append(column)
         if len(chosen) == num_trials:
             break
     fall = value_of_round(net, columns) if columns else 0.0
-    if fall < WORTH * net.margin:
-        return NextRound((), leader, regret, regret)
     return NextRound(tuple(chosen), leader, regret, max(0.0, regret - fall))
 
 

@@ -18,7 +18,7 @@ from rankscope.filesystem import user_path
 from rankscope.models.model_folder import model_folder
 from rankscope.progress import LOG, JsonlReporter, ProgressReporter
 from rankscope.records import BASE, StudyRecords
-from rankscope.store import UNITS, Ledger, ledger_file
+from rankscope.store import LEDGER, UNITS, Ledger
 
 if TYPE_CHECKING:
     from rankscope.run.context import RunContext
@@ -156,7 +156,7 @@ class Study:
         with reporting_shortages(out), closing(executor) if executor else nullcontext():
             # Before the folder: a refused study leaves nothing.
             study = prepare(self.config, reporter, executor.num_local if executor else 1)
-            if not (anyway or ledger_file(out).exists()):
+            if not (anyway or (out / LEDGER).exists()):
                 check_time(study)
             opened = Ledger.open(out, write=True, take_over=take_over)
             with opened as ledger, interruptible() as is_stop_requested:
