@@ -28,7 +28,7 @@ TESTS = {
 }
 """By module of ``rankscope.advise``, the files of tests/advise that are aimed at it."""
 MUTATIONS = (
-    ("a stopped arm may be recommended", "decide", "if arm.finished)]", "if arm)]"),
+    ("an arm without a result may be recommended", "decide", "if arm.finished)]", "if arm)]"),
     ("a margin in place of a quarter of it", "decide", "CLOSE = 0.25", "CLOSE = 1.0"),
     ("no fewer parameters at equal regret", "decide", "key=lambda k: (sizes[k], regrets[k])",
      "key=lambda k: regrets[k]"),

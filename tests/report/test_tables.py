@@ -11,7 +11,6 @@ from report_studies import ATTACKS, HOSTILE, hostile_study, ordinary_study, stud
 from synthetic_study import Truth
 
 from rankscope.formatting import POINTS, Unit, markdown_text
-from rankscope.records import StopRecord
 from rankscope.report.columns import Column, shown_rows
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import (
@@ -30,7 +29,6 @@ from rankscope.report.tables import (
     arms_table,
     failed_trials_table,
     paper_table,
-    stopped_trials_table,
     study_tables,
     tasks_table,
     training_table,
@@ -62,27 +60,6 @@ def test_overflows_are_listed_of_a_base_in_float16() -> None:
     row = training_table(StudyView(study, advice)).set_index("training_task").loc["med"]
     assert tuple(row.iloc[-2:]) == (0, 3)
     assert [*row.index[-2:]] == ["loss_scale_halvings_smallest", "loss_scale_halvings_largest"]
-
-
-def test_differences_at_a_rung_are_in_points() -> None:
-    study, advice = ordinary_study()
-    first, *others = study.trials
-    stop = StopRecord(
-        trial_id=first.spec.trial_id,
-        num_steps=80,
-        rival="r=8",
-        p=0.004,
-        difference=0.0,
-        heading=-0.125,
-        low=-0.39,
-        high=-0.01,
-        train=first.train,
-    )
-    study = replace(study, trials=(replace(first, status="stopped", stop=stop), *others))
-    stopped = stopped_trials_table(StudyView(study, advice))
-    (row,) = frame_rows(shown(stopped))
-    assert row[1:] == (40, 80, "r=8", 0.004, 0.0, -12.5, -39.0, -1.0, "points")
-    assert "| under 1 % |" in markdown(stopped)
 
 
 def test_the_paper_table_has_a_row_per_rank_and_a_column_per_task(view: StudyView) -> None:

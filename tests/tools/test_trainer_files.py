@@ -93,7 +93,7 @@ def test_a_study_has_their_settings_in_its_middle(place: Path, name: str) -> Non
     assert [arm.rank, arm.alpha, arm.lr, arm.targets, arm.dropout] == facts
     assert arm.method == ["rslora" if name == "adapter" else "lora"]
     assert {key: getattr(study.train, key) for key in protocol} == protocol
-    assert (study.strategy, study.quantize) == ("adaptive", "none")
+    assert (study.strategy, study.quantize) == ("search", "none")
     text = (place / "s.yaml").read_text("utf-8")
     assert text.startswith(f"# Made from {name}, a file of ")
     assert "Not understood" not in text

@@ -292,7 +292,8 @@ def failed_trials_table(view: StudyView) -> pd.DataFrame:
 
 
 def rounds_table(view: StudyView) -> pd.DataFrame:
-    """What a search decided to train in each round, and what it expected of that."""
+    """What a search trained in each round, and what it expected of that."""
+    left_out = {t.spec.trial_id for t in view.study.trials if t.status == "skipped"}
     rows: list[TableRow] = [
         {
             "round": of.number,
@@ -302,9 +303,12 @@ def rounds_table(view: StudyView) -> pd.DataFrame:
             "regret": of.regret,
             "after": of.after,
             "regret_unit": _score_unit(view.net_unit(of.task)) if of.task else None,
-            "trained": ", ".join(of.labels),
+            "trained": ", ".join(labels),
         }
         for of in view.study.rounds
+        if (
+            labels := [t for i, t in zip(of.trial_ids, of.labels, strict=True) if i not in left_out]
+        )
     ]
     return table(rows, columns_of(view, "regret", "after"))
 

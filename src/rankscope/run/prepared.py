@@ -222,17 +222,10 @@ class PreparedStudy:
 
 
 def first_trials(study: PreparedStudy) -> list[TrialSpec]:
-    """The first design of a search, as far as trials and tokens of its budget pay for it."""
-    kept, tokens = list[TrialSpec](), 0
+    """The first design of a search: the most telling trials of all tasks first."""
     of_task = ([t for t in study.trials if t.task == task and t.trains] for task in study.data.rows)
-    designs = [first_design(trials) for trials in of_task]
-    # The most telling ones of all tasks first.
-    for trial in filter(None, (t for of in zip_longest(*designs) for t in of)):
-        tokens += study.training_tokens(trial)
-        if not study.search_budget.pays_for(len(kept) + 1, tokens):
-            break
-        kept.append(trial)
-    return kept
+    designs = zip_longest(*(first_design(trials) for trials in of_task))
+    return [trial for of in designs for trial in of if trial is not None]
 
 
 def check_prepared(study: PreparedStudy) -> None:
@@ -251,6 +244,6 @@ def _check_search(study: PreparedStudy) -> None:
             f"method {nested!r}, which trains all its ranks in one run, so none can be chosen",
             "'strategy: grid'",
         )
-    if not first_trials(study):
-        tokens = study.training_tokens(next(t for t in study.trials if t.trains))
+    tokens = study.training_tokens(first_trials(study)[0])
+    if not study.search_budget.pays_for(1, tokens):
         raise UserError("budget", "less than one trial", f"at least {tokens:,} tokens")

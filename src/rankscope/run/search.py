@@ -64,15 +64,19 @@ class _Search:
                 f"search: trains at most {self.budget.text} of the {len(self.declared.trials)} "
                 "trials of the lists and those beyond their ends; 'budget' changes that"
             )
-            self.put_round([])
+            self.put_round()
         while True:
-            # A round that was killed is finished before anything is decided anew.
-            waiting = {i for of in self.ledger.rounds() for i in of.trial_ids}
-            trials = [t for t in self.declared.candidates if t.trial_id in waiting]
-            number = max(of.number for of in self.ledger.rounds())
-            label = f"round {number}," if number else ""
+            # What a kill or a smaller budget left of a round comes before the next one.
+            records, rounds = self.validated(), self.ledger.rounds()
+            asked, planned = self.asked_for(rounds), set(self.waiting())
+            left = [trial for trial in asked if trial in planned]
+            paid = self.affordable(left, records)
+            self.over_budget = {t.trial_id for t in left if t not in paid}
+            self.say(rounds, paid, records)
+            trials = [t for t in asked if t.trial_id not in self.over_budget]
+            label = f"round {rounds[-1].number}," if rounds[-1].number else ""
             self.round([*trials, *prompts], Round(is_last=False, label=label))
-            if not self.put_round([t for t in first_trials(self.declared) if t not in trials]):
+            if not paid if self.over_budget else not self.put_round():
                 break
         others = [t for t in self.declared.trials if not t.trains]
         last = [*others, *(trial for arm in self.finalists() for trial in arm)]
@@ -100,65 +104,70 @@ class _Search:
 
     # --- decisions
 
-    def put_round(self, design: Sequence[TrialSpec]) -> bool:
-        """Decide and store what is trained next: the rest of the first design, or what the scores
-        ask for. False if nothing is, or nothing that the budget pays for."""
+    def put_round(self) -> bool:
+        """Decide and store what is trained next: the first design, or what the scores ask for.
+        False if nothing is."""
         rounds, records = self.ledger.rounds(), self.validated()
-        number = 1 + max((of.number for of in rounds), default=-1)
-        if not rounds:
-            asked = {"": NextRound(tuple(first_trials(self.declared)))}
-        elif design:
-            asked = {"": NextRound(tuple(design))}
+        number, known = rounds[-1].number + 1 if rounds else 0, self.asked_for(rounds)
+        # Its lists may have become longer since.
+        if design := tuple(t for t in first_trials(self.declared) if t not in known):
+            asked = {"": NextRound(design)}
         else:
             asked = {task: self.asked(records, task) for task in self.declared.data.rows}
-        wanted = [trial for of in asked.values() for trial in of.trials]
-        paid = self.affordable(wanted, records)
-        self.over_budget = {t.trial_id for t in wanted if t not in paid}
-        known = self.ledger.statuses()
-        new = {t.trial_id for t in paid} - known.keys()
-        shown = [t for t in self.declared.candidates if t.trial_id in known.keys() | new]
-        self.ledger.put_trials(shown)
-        for task, of in asked.items():
-            trials = [trial for trial in of.trials if trial in paid]
-            if trials or not rounds:
-                record = RoundRecord(
-                    number=number,
-                    task=task,
-                    trial_ids=tuple(trial.trial_id for trial in trials),
-                    labels=tuple(f"{t.arm_label} seed={t.seed}" for t in trials),
-                    seconds=records.total_seconds,
-                    leader=of.leader,
-                    regret=None if of.regret == inf else of.regret,
-                    after=None if of.after == inf else of.after,
-                )
-                rounds.append(record)
-                self.say(record, sum(map(self.pace(records), trials)))
-        self.ledger.put_rounds(rounds)
-        return bool(paid)
+        new = [
+            RoundRecord(
+                number=number,
+                task=task,
+                trial_ids=tuple(trial.trial_id for trial in of.trials),
+                labels=tuple(f"{t.arm_label} seed={t.seed}" for t in of.trials),
+                seconds=records.total_seconds,
+                leader=of.leader,
+                regret=None if of.regret == inf else of.regret,
+                after=None if of.after == inf else of.after,
+            )
+            for task, of in asked.items()
+            if of.trials
+        ]
+        shown = self.ledger.statuses().keys() | {i for of in new for i in of.trial_ids}
+        self.ledger.put_trials([t for t in self.declared.candidates if t.trial_id in shown])
+        self.ledger.put_rounds([*rounds, *new])
+        return bool(new)
 
-    def say(self, record: RoundRecord, seconds: float) -> None:
-        if record.regret is None or record.after is None:
-            return
+    def asked_for(self, rounds: Sequence[RoundRecord]) -> list[TrialSpec]:
+        """The trials of all rounds, in order."""
+        by_id = {trial.trial_id: trial for trial in self.declared.candidates}
+        return [by_id[i] for of in rounds for i in of.trial_ids if i in by_id]
+
+    def say(
+        self, rounds: Sequence[RoundRecord], paid: Sequence[TrialSpec], records: StudyRecords
+    ) -> None:
+        """Tell what is trained now, and why."""
         unit = unit_of(next(t.score_unit for t in self.declared.task_records))
-        took = f", {rough_duration(seconds)}" if seconds else ""
-        fall = f"{amount(record.regret, unit)} -> {amount(record.after, unit)}"
-        text = f"round {record.number}: {', '.join(record.labels)}{took}: expected regret {fall}"
-        self.context.reporter.note(text)
+        for of in rounds:
+            trials = [trial for trial in paid if trial.trial_id in of.trial_ids]
+            if not trials or of.regret is None or of.after is None:
+                continue
+            labels = ", ".join(f"{t.arm_label} seed={t.seed}" for t in trials)
+            seconds = sum(map(self.pace(records), trials))
+            took = f", {rough_duration(seconds)}" if seconds else ""
+            fall = f"{amount(of.regret, unit)} -> {amount(of.after, unit)}"
+            text = f"round {of.number}: {labels}{took}: expected regret {fall}"
+            self.context.reporter.note(text)
 
     def asked(self, records: StudyRecords, task: str) -> NextRound:
-        statuses = self.ledger.statuses()
         declared = {trial.trial_id for trial in self.declared.trials}
-        waiting = [
-            trial
-            for trial in self.declared.candidates
-            if trial.task == task
-            and trial.trains
-            and statuses.get(trial.trial_id, "planned") in ("planned", "skipped")
-        ]
+        waiting = [trial for trial in self.waiting() if trial.task == task]
         begun = {t.spec.arm for t in records.trials if t.status not in ("planned", "skipped")}
         own = [t for t in waiting if t.trial_id in declared or t.arm in begun]
         beyond = [t for t in waiting if t not in own]
         return next_round(records, task, own, beyond, self.declared.config.until)
+
+    def waiting(self) -> list[TrialSpec]:
+        """The trials that may be trained and have not begun."""
+        statuses = self.ledger.statuses()
+        trials = [trial for trial in self.declared.candidates if trial.trains]
+        known = [statuses.get(trial.trial_id, "planned") for trial in trials]
+        return [t for t, s in zip(trials, known, strict=True) if s in ("planned", "skipped")]
 
     def finalists(self) -> list[list[TrialSpec]]:
         """By finalist, its trials that were trained."""
