@@ -95,8 +95,9 @@ def next_round(
     rivals = [a for a in leading[1:] if expected(a.summary).p_within_margin >= RIVAL]
     specs = [*(arm.trials[0].spec for arm in begun), *candidates]
     at_ends = [*leading[:1], *rivals] or _lowest(begun)
-    if more := [t for arm in at_ends for t in _beside(arm.trials[0].spec, specs, beyond)]:
-        new += _first_seeds(more)
+    more = [t for arm in at_ends for t in _beside(arm.trials[0].spec, specs, beyond)]
+    if more := hopeful(_first_seeds(more), begun):
+        new += more
         results = task_results(study, task, arms, new)
     p, net = decide(results).p_within_margin, results.net
     if not any(arm.finished for arm in begun):  # all failed: from the highest rate that may do

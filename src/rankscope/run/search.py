@@ -67,13 +67,19 @@ class _Search:
             self.put_round()
         while True:
             # What a kill or a smaller budget left of a round comes before the next one.
-            records, rounds = self.validated(), self.ledger.rounds()
-            asked, planned = self.asked_for(rounds), set(self.waiting())
-            left = [trial for trial in asked if trial in planned]
+            rounds = self.ledger.rounds()
+            asked = self.asked_for(rounds)
+            # Trials beyond the lists, too: a grid in between did not show them.
+            shown = self.ledger.statuses().keys() | {trial.trial_id for trial in asked}
+            self.ledger.put_trials([t for t in self.declared.candidates if t.trial_id in shown])
+            records, waiting = self.validated(), set(self.waiting())
+            left = [trial for trial in asked if trial in waiting]
             paid = self.affordable(left, records)
             self.over_budget = {t.trial_id for t in left if t not in paid}
             self.say(rounds, paid, records)
-            trials = [t for t in asked if t.trial_id not in self.over_budget]
+            # A killed grid may have begun others.
+            waiting -= set(paid)
+            trials = [t for t in self.declared.candidates if t.trains and t not in waiting]
             label = f"round {rounds[-1].number}," if rounds[-1].number else ""
             self.round([*trials, *prompts], Round(is_last=False, label=label))
             if not paid if self.over_budget else not self.put_round():
@@ -128,8 +134,6 @@ class _Search:
             for task, of in asked.items()
             if of.trials
         ]
-        shown = self.ledger.statuses().keys() | {i for of in new for i in of.trial_ids}
-        self.ledger.put_trials([t for t in self.declared.candidates if t.trial_id in shown])
         self.ledger.put_rounds([*rounds, *new])
         return bool(new)
 
