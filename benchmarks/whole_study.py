@@ -2,10 +2,11 @@
 
     python benchmarks/whole_study.py
 
-Ours is one adaptive study: ``rankscope run``, from the start of its process to its end. The scripts
-do what its grid would: train every trial with TRL's ``SFTTrainer``, score the base and every trial
-on both splits of every task with lm-evaluation-harness's ``HFLM``, and decompose every matrix that
-changed with ``torch.linalg.svd`` (the base's once). That would take hours, so each part is timed on
+Ours is one search: ``rankscope run``, from the start of its process to its end. A second side is a
+random quarter of its grid, whole, scaled from our own rates. The scripts do what the grid would:
+train every trial with TRL's ``SFTTrainer``, score the base and every trial on both splits of every
+task with lm-evaluation-harness's ``HFLM``, and decompose every matrix that changed with
+``torch.linalg.svd`` (the base's once). That would take hours, so each part is timed on
 a sample, which the result states, and scaled up by counted tokens or matrices. Of the scripts only
 that counts; loading, tokenizing and first steps do not.
 
@@ -67,7 +68,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=160, help="tokens of a row")
     parser.add_argument("--steps", type=int, default=24, help="of 4 rows")
     parser.add_argument("--items", type=int, default=40, help="of each task and split")
-    parser.add_argument("--rung-items", type=int, default=20, help="validation items at a rung")
     parser.add_argument("--sample-steps", type=int, default=8, help="TRL's, the first untimed")
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"])
     parser.add_argument("--out", type=Path, help="keep the study in this new folder")
@@ -112,7 +112,6 @@ def study_file(options: argparse.Namespace, model: Path, strategy: str) -> dict[
         "seeds": list(range(options.seeds)),
         "train": {
             "max_steps": options.steps,
-            "evaluate_items": options.rung_items,
             "max_length": options.max_length,
             **BATCH,
         },
@@ -355,7 +354,7 @@ def account(
     """
     is_full = {trial.spec.trial_id: trial.spec.is_full for trial in study.trials} | {BASE: True}
     train, score, svds = scripts.values()
-    trained = {t.spec.trial_id: t.training.num_tokens for t in study.trials if t.training}
+    trained = {t.spec.trial_id: t.train.num_tokens for t in study.trials if t.train}
     begun = {t.spec.trial_id for t in study.trials if t.status != "skipped"}
     theirs = {
         "training": sum(train[is_full[i]] * count for i, count in whole.items()),
@@ -365,7 +364,7 @@ def account(
     }
     points = [point for trial in study.trials for point in trial.curve]
     ours = {
-        "training": sum(t.training.seconds for t in study.trials if t.training),
+        "training": sum(t.train.seconds for t in study.trials if t.train),
         "scoring": sum(r.seconds for r in [*study.evals.values(), *points]),
         "spectra": sum(record.seconds for t in study.trials for record in t.analyses),
     }
@@ -376,18 +375,24 @@ def account(
     never = sum(train[is_full[i]] * count for i, count in whole.items() if i not in begun)
     saved = {
         "tokens_per_second": at_their_rate - ours["training"],
-        "stopping": theirs["training"] - never - at_their_rate,
-        "seeds": never,
+        "trials": never,
         "scoring": scoring_at_their_rate - ours["scoring"],
         "items": theirs["scoring"] - scoring_at_their_rate,
         "spectra": theirs["spectra"] - ours["spectra"],
         "rest": sum(ours.values()) - seconds,
     }
+    pace = {
+        full: sum(t.train.seconds for t in study.trials if t.train and t.spec.is_full == full)
+        / max(1, sum(count for i, count in trained.items() if is_full[i] == full))
+        for full in (False, True)
+    }
+    quarter = sum(pace[is_full[i]] * count for i, count in whole.items()) / 4
+    quarter += (ours["scoring"] + ours["spectra"]) * len(whole) / 4 / max(1, len(trained))
     total = sum(theirs.values())
     return {
         "ratio": total / seconds,
         "shares": {name: part / (total - seconds) for name, part in saved.items()},
-        "seconds": {"rankscope": seconds, **ours},
+        "seconds": {"rankscope": seconds, **ours, "random_quarter": quarter},
         "seconds_of_scripts": {"all": total, **theirs},
         "trained_tokens": {"rankscope": sum(trained.values()), "scripts": sum(whole.values())},
         "scored_tokens": {
@@ -406,7 +411,7 @@ def account(
 def race(options: argparse.Namespace, model: Path, folder: Path) -> dict[str, Any]:
     """Run the study whole and the scripts' samples; the study stays in ``folder``."""
     setting, items = setting_of(options, model), items_of(options)
-    study, seconds = run_study(study_file(options, model, "adaptive"), folder)
+    study, seconds = run_study(study_file(options, model, "search"), folder)
     adapters = [t.spec for t in study.trials if t.status == "done" and t.spec.rank is not None]
     if not adapters:
         raise RuntimeError("no adapter was trained to its end: the harness has none to score")

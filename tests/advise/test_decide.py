@@ -218,7 +218,7 @@ def check(name: CheckName, status: CheckStatus) -> TrustCheck:
             [("loss", "bad"), ("seeds", "weak")],
             "not_decided",
             "none",
-            "Not decided yet (loss is bad): LoRA r=8 leads, 95 % likely within",
+            "Not decided yet (loss is bad): LoRA r=8 leads.",
         ),
     ],
 )

@@ -12,7 +12,13 @@ from synthetic_study import Truth, synthetic_study, with_trials
 from rankscope.advise import posterior as module
 from rankscope.advise.evidence import Measured, Part
 from rankscope.advise.posterior import UNIT, Changes, posterior
-from rankscope.advise.value import Untried, value_of_items, values_of_trials, with_untried
+from rankscope.advise.value import (
+    Untried,
+    value_of_items,
+    value_of_round,
+    values_of_trials,
+    with_untried,
+)
 from rankscope.config.objective import BudgetConfig
 from rankscope.records import OVER_BUDGET, Status, TrialRecords
 
@@ -73,6 +79,15 @@ def test_values_fall_with_seeds_and_items_and_are_never_negative() -> None:
     assert value_of_items(clear) == pytest.approx(0, abs=0.01 * UNIT)
 
 
+def test_a_round_of_one_trial_is_worth_what_it_is_alone_and_of_more_no_less() -> None:
+    net = net_of(CLOSE)
+    alone = values_of_trials(net)
+    for arm in range(3):
+        assert value_of_round(net, [arm]) == pytest.approx(alone[arm], rel=0.2)
+    two, all_three = value_of_round(net, [0, 1]), value_of_round(net, [0, 1, 2])
+    assert alone[:2].max() < two < all_three < alone.sum() * 1.1
+
+
 ENDS: tuple[Untried, ...] = (  # r=1 and r=256
     ("lora", (0.0, 10.0, -2.774)),
     ("lora", (8.0, 10.0, -0.968)),
@@ -92,10 +107,10 @@ def test_an_untried_arm_takes_nothing_from_others_and_is_worth_most_where_ranks_
     level: float,
 ) -> None:
     rising = evidence([level, level + 0.05, level + 0.1], seeds=5, item=0.003)
-    more = net_of(with_more(rising))
+    more = net_of(with_more(rising), num_untried=2)
     before = posterior(rising).draws.mean(axis=0)
     assert more.draws.mean(axis=0)[:3] == pytest.approx(before, abs=0.1 * UNIT)
-    below, above = values_of_trials(more, 2)[3:]
+    below, above = values_of_trials(more)[3:]
     assert above > 3 * below
     assert 0.5 * UNIT < above < 5 * UNIT
 
@@ -105,7 +120,9 @@ def test_a_broken_arm_makes_an_untried_one_worth_no_less() -> None:
     whole = evidence([0.0, 0.05, 0.1, 0.12], seeds=3)
     five = evidence([0.0, 0.05, 0.1, 0.12, -1.0], seeds=3, ranks=(4, 16, 64, 256, 8))
     broken = replace(five, item_covariance=np.diag([1e-4, 1e-4, 1e-4, 1e-4, 1.0]))
-    alone, beside = (values_of_trials(net_of(with_more(e)), 2)[-1] for e in (whole, broken))
+    alone, beside = (
+        values_of_trials(net_of(with_more(e), num_untried=2))[-1] for e in (whole, broken)
+    )
     assert beside == pytest.approx(alone, rel=0.15)
 
 
@@ -132,7 +149,7 @@ def test_what_was_not_run_is_run_before_anything_else() -> None:
         return advice_on(replace(with_trials(study, late), config=config)).next_steps[0].text
 
     assert first("planned") == "Train the remaining 9 trials"
-    assert first("skipped", OVER_BUDGET) == "Raise the budget (10 trials) for 9 trials more"
+    assert first("skipped", OVER_BUDGET) == "Raise the budget for 9 trials that the answer asks for"
     assert "more" not in first("skipped", "not needed")
 
 

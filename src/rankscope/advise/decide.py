@@ -128,7 +128,9 @@ def no_surer_than(answer: Answer, results: TaskResults, checks: Sequence[TrustCh
     likely = f"{percent(p)} likely within {margin} of the best of {of}"
     better = f"{percent(answer.p_better or 0.0)} likely better than the base"
     name = verdict_name(subject.summary)
+    explanation = answer.explanation
     if answer.decision == "do_not_fine_tune":
+        explanation = f"Closest to it: {explanation}"
         verdict = f"{NOT_TO[confidence]} (the base is {likely})."
         name = "the base"
     else:
@@ -137,9 +139,9 @@ def no_surer_than(answer: Answer, results: TaskResults, checks: Sequence[TrustCh
     verdict += near_guessing(results, subject.summary)
     if bad:
         why = "; ".join(check.value for check in bad)
-        verdict = f"Not decided yet ({why}): {name} leads, {likely}."
+        verdict = f"Not decided yet ({why}): {name} leads."
         return replace(answer, decision="not_decided", confidence="none", verdict=verdict)
-    return replace(answer, confidence=confidence, verdict=verdict)
+    return replace(answer, confidence=confidence, verdict=verdict, explanation=explanation)
 
 
 def _worst_loss(results: TaskResults, subject: Arm) -> str:

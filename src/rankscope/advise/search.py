@@ -166,7 +166,7 @@ def _beside(
 
 
 def begun_arms(study: StudyRecords, task: str) -> list[Arm]:
-    """The arms of a task of which a trial has begun."""
+    """The arms of a task with a trial that has begun."""
     return [arm for arm in summarize_arms(study)[task] if arm.has_begun]
 
 
