@@ -337,6 +337,7 @@ def test_minutes_that_are_too_few_for_one_trial_train_none(tmp_path: Path) -> No
     assert outcome.code == 0, outcome.told
     study = loaded(out)
     assert begun(study) == []
+    assert study.rounds[0].seconds > 0.06  # The base alone took longer
     assert {trial.failure for trial in study.trials} == {OVER_BUDGET}
     assert (BASE, "pocket_med", "validation") in study.evals
     assert leftovers(out) == []
