@@ -216,7 +216,8 @@ def task_results(
     found = {part.task: measure(study, part, trials) for part in parts}
     measured = tuple(m for m in found.values() if m is not None)
     counts = [part.task for part in parts if part.weight]
-    if not counts or any(found[task] is None for task in counts):
+    having = [set(m.places) if (m := found[name]) else set() for name in counts]
+    if not having or not set.intersection(*having):  # No arm has every score that counts
         return TaskResults(study, task, tuple(arms))
     number = len(arms)
     others = [_settings(spec, arms) for spec in untried]
