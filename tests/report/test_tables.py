@@ -11,6 +11,7 @@ from report_studies import ATTACKS, HOSTILE, hostile_study, ordinary_study, stud
 from synthetic_study import Truth
 
 from rankscope.formatting import POINTS, Unit, markdown_text
+from rankscope.records import RoundRecord
 from rankscope.report.columns import Column, shown_rows
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import (
@@ -29,6 +30,7 @@ from rankscope.report.tables import (
     arms_table,
     failed_trials_table,
     paper_table,
+    rounds_table,
     study_tables,
     tasks_table,
     training_table,
@@ -60,6 +62,31 @@ def test_overflows_are_listed_of_a_base_in_float16() -> None:
     row = training_table(StudyView(study, advice)).set_index("training_task").loc["med"]
     assert tuple(row.iloc[-2:]) == (0, 3)
     assert [*row.index[-2:]] == ["loss_scale_halvings_smallest", "loss_scale_halvings_largest"]
+
+
+def test_the_path_of_a_search_has_what_was_trained_and_is_in_points() -> None:
+    """A round that the budget cut has what it began; one of which nothing began is left out."""
+    study, advice = ordinary_study()
+    first, second, *others = study.trials
+    second = replace(second, status="skipped")
+    specs = (first.spec, second.spec)
+    common = {"seconds": 90.0, "leader": "r=8", "regret": 0.031, "after": 0.004}
+    rounds = [
+        RoundRecord(
+            number=number,
+            task="med",
+            trial_ids=tuple(spec.trial_id for spec in of),
+            labels=tuple(spec.label for spec in of),
+            **common,
+        )
+        for number, of in enumerate([specs, specs[1:]], start=1)
+    ]
+    study = replace(study, trials=(first, second, *others), rounds=tuple(rounds))
+    table = rounds_table(StudyView(study, advice))
+    assert list(table["regret"]) == [0.031]
+    assert frame_rows(shown(table)) == [
+        (1, "med", 1.5, "r=8", 3.1, 0.4, "points", first.spec.label)
+    ]
 
 
 def test_the_paper_table_has_a_row_per_rank_and_a_column_per_task(view: StudyView) -> None:

@@ -138,7 +138,9 @@ def assert_alike(out: Path, other: Path) -> None:
 def test_the_answer_of_a_search_names_arms_with_test_scores(searched: Path) -> None:
     """Two ranks and full fine-tuning at the least, though not all."""
     study = loaded(searched)
-    arms = {t.spec.arm: (t.spec.trial_id, "pocket_med", "test") in study.evals for t in begun(study)}
+    arms = {
+        t.spec.arm: (t.spec.trial_id, "pocket_med", "test") in study.evals for t in begun(study)
+    }
     tested = [t.spec for t in begun(study) if arms[t.spec.arm]]
     assert {spec.rank for spec in tested} == {2, 4, None}
     assert not all(arms.values())
@@ -335,6 +337,7 @@ def test_minutes_that_are_too_few_for_one_trial_train_none(tmp_path: Path) -> No
     assert outcome.code == 0, outcome.told
     study = loaded(out)
     assert begun(study) == []
+    assert study.rounds[0].seconds > 0.06  # The base alone took longer
     assert {trial.failure for trial in study.trials} == {OVER_BUDGET}
     assert (BASE, "pocket_med", "validation") in study.evals
     assert leftovers(out) == []

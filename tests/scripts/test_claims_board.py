@@ -271,7 +271,8 @@ def test_records_of_a_study_give_its_own_numbers(tmp_path: Path) -> None:
     arms = [{"method": "lora", "rank": [2, 4], "lr": 2e-3}]
     folder = tmp_path / "study"
     evaluate = {"max_items": 8, "retention": ["pocket_cloze"]}
-    small_study(tmp_path, arms=arms, seeds=[0], evaluate=evaluate).run(folder)
+    search = {"strategy": "search", "budget": "2 trials"}
+    small_study(tmp_path, arms=arms, seeds=[0], evaluate=evaluate, **search).run(folder)
     keep(folder, tmp_path / "kept", "0123456")
     grid, study = Grid(tmp_path / "kept"), rankscope.load(folder)
     scores = study.scores.query("task == @grid.task and split == 'test'").set_index("trial")
@@ -286,6 +287,8 @@ def test_records_of_a_study_give_its_own_numbers(tmp_path: Path) -> None:
     again = rankscope.load(tmp_path / "again")
     assert again.answer.__repr__() == study.answer.__repr__()
     pd.testing.assert_frame_equal(again.arms, study.arms, rtol=1e-6)
+    assert len(again.records.rounds) >= 1
+    assert again.records.rounds == study.records.rounds
     for key, found in study.records.items.items():
         restored = again.records.items[key].gold_logprobs  # float32 in the records
         assert restored == pytest.approx(found.gold_logprobs, rel=1e-5, abs=1e-5)

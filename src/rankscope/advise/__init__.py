@@ -10,7 +10,6 @@ __all__ = [
     "decide",
     "evidence",
     "model_scores",
-    "ranks",
     "recommend",
     "results",
     "retention",

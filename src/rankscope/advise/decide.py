@@ -136,7 +136,8 @@ def no_surer_than(answer: Answer, results: TaskResults, checks: Sequence[TrustCh
     verdict += near_guessing(results, subject.summary)
     if bad:
         why = "; ".join(check.value for check in bad)
-        verdict = f"Not decided yet ({why}): {name} leads."
+        leads = "leads" if subject is results.candidates[0] else "is the smallest close to the best"
+        verdict = f"Not decided yet ({why}): {name} {leads}."
         return replace(answer, decision="not_decided", confidence="none", verdict=verdict)
     return replace(answer, confidence=confidence, verdict=verdict, explanation=explanation)
 

@@ -206,9 +206,7 @@ def task_results(
             default those that a search has not begun.
     """
     if untried is None:
-        waiting = [arm.trials[0].spec for arm in arms if not arm.has_begun]
-        is_search = study.config.strategy == "search"
-        untried = hopeful(waiting, [arm for arm in arms if arm.has_begun]) if is_search else ()
+        untried = _left_out(study, arms)
     trials = [arm.trials for arm in arms]
     parts = net_parts(study, task)
     found = {part.task: measure(study, part, trials) for part in parts}
@@ -259,6 +257,13 @@ def task_results(
         untried=tuple(places[k] - number for k in columns if places[k] >= number),
         fit_failed=failure,
     )
+
+
+def _left_out(study: StudyRecords, arms: Sequence[Arm]) -> list[TrialSpec]:
+    if study.config.strategy != "search":
+        return []
+    waiting = [arm.trials[0].spec for arm in arms if not arm.has_begun]
+    return hopeful(waiting, [arm for arm in arms if arm.has_begun])
 
 
 def _settings(spec: TrialSpec, arms: Sequence[Arm]) -> Untried:

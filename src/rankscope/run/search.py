@@ -59,6 +59,7 @@ class _Search:
 
     def run(self) -> None:
         prompts = [t for t in self.declared.trials if t.prompt is not None]
+        self.context.count_time()  # of the base's scores
         if not self.ledger.rounds():
             self.context.reporter.note(
                 f"search: trains at most {self.budget.text} of the {len(self.declared.trials)} "

@@ -141,9 +141,8 @@ class Study:
                 did not close.
             anyway: begin with a budget of time that is too short for an answer.
 
-        Raises:
-            UserError, StudyLocked, IntegrityError, DiskFull, OutOfMemory, BaseFailed,
-            Interrupted.
+        Raises UserError, StudyLocked, IntegrityError, DiskFull, OutOfMemory, BaseFailed, or
+        Interrupted.
         """
         from rankscope.run.begin import begin_run, interruptible, prepare_process
         from rankscope.run.executors import start_executor
@@ -165,10 +164,8 @@ class Study:
                     ledger.check_in_place()
                     return is_stop_requested()
 
-                reporter = JsonlReporter(reporter, out / LOG)
-                context = begin_run(
-                    study, ledger, reporter, should_stop, has_executor=executor is not None
-                )
+                log, elsewhere = JsonlReporter(reporter, out / LOG), executor is not None
+                context = begin_run(study, ledger, log, should_stop, has_executor=elsewhere)
                 context.allow_mixed, context.counted_until = allow_mixed, begun
                 try:
                     self._run_all(context, executor, retry)
