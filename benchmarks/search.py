@@ -27,7 +27,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fixtures"))
 
-from synthetic_study import Truth, synthetic_study
+from synthetic_study import Truth, synthetic_study, with_specs
 
 from rankscope.advise.arms import summarize_arms
 from rankscope.advise.decide import decide
@@ -72,6 +72,8 @@ class World:
     """Slopes of the speed over ranks and over rates; None: drawn for each study."""
     broken: bool = False
     """One LoRA arm loses all that it could."""
+    alpha: float | None = None
+    """Of every rank; None: twice the rank."""
     unlisted: tuple[int, int] = (0, 0)
     """LoRA's lowest and highest rates that the lists of the study do not have."""
     trade_off: float = 0.5
@@ -111,6 +113,7 @@ OTHERS = (
     World("narrow list of rates", lrs=RATES, unlisted=(0, 3)),
     World("narrow list, from below", lrs=RATES, unlisted=(3, 0)),
     World("wide list of rates", lrs=RATES, unlisted=(1, 1)),
+    World("one alpha for all ranks", alpha=16.0),
 )
 KINDS = {"random": RANDOM, "others": OTHERS}
 WORLDS = {w.name: w for worlds in KINDS.values() for w in worlds}
@@ -120,6 +123,8 @@ WORLDS = {w.name: w for worlds in KINDS.values() for w in worlds}
 def frame_of(world: World) -> StudyRecords:
     """Trials, settings and item ids; every score is replaced."""
     frame = synthetic_study(world.grid)
+    if world.alpha:
+        frame = with_specs(frame, lambda spec: {"alpha": spec.rank and world.alpha})
     config = frame.config.model_copy(update={"strategy": "search"})
     unknown = np.full(world.items, np.nan)
     return replace(
