@@ -205,8 +205,7 @@ def task_results(
         untried: trials of further arms that could be trained; the best of all may be among them. By
             default those that a search has not begun.
     """
-    if untried is None:
-        untried = _left_out(study, arms)
+    untried = _left_out(study, arms) if untried is None else untried
     trials = [arm.trials for arm in arms]
     parts = net_parts(study, task)
     found = {part.task: measure(study, part, trials) for part in parts}
