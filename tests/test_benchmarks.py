@@ -31,16 +31,7 @@ from random_truths import BY_NAME, draw
 from rankscope.advise.recommend import recommend
 from rankscope.data.encode import EncodedRow
 from rankscope.models.model_folder import pocket_folder
-from search import (
-    WORLDS,
-    Drawn,
-    Stored,
-    judge,
-    play_grid,
-    play_random,
-    play_search,
-    print_table,
-)
+from search import WORLDS, Drawn, Stored, judge, play_grid, play_random, play_search, print_table
 from single_runs import Loop, attention_of, concatenated, load, padded_at_labels, plain, train_alone
 from useful_work import useful_flops
 
