@@ -319,15 +319,6 @@ def test_a_limit_on_forgetting_leaves_out_what_probably_exceeds_it() -> None:
     assert "scaled-down adapter" in none.explanation
 
 
-def test_an_arm_that_was_stopped_is_not_recommended() -> None:
-    """Nobody can use r=8, which would gain most."""
-    results = by_hand(0.1, 0.3, 0.15)
-    trials = tuple(replace(t, status="stopped") for t in results.arms[1].trials)
-    arms = (results.arms[0], replace(results.arms[1], trials=trials), results.arms[2])
-    assert decide(results).subject.summary.rank == 8
-    assert decide(replace(results, arms=arms)).subject.summary.rank == 32
-
-
 def test_an_arm_that_probably_exceeds_the_limit_is_left_out() -> None:
     """Two points over the limit, on few items: likelier than not, and not surely."""
     limit = {"max_forgetting": 0.1, "retention": 0.0}

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from scipy import stats
 from synthetic_study import Truth, synthetic_study, with_trials
 
 from rankscope.advise import posterior as module
-from rankscope.advise.evidence import Measured, Part
+from rankscope.advise.arms import summarize_arms
+from rankscope.advise.evidence import Measured, Part, measure
 from rankscope.advise.posterior import UNIT, Changes, posterior
+from rankscope.advise.retention import net_parts
 from rankscope.advise.value import (
     Untried,
     value_of_items,
@@ -21,6 +24,7 @@ from rankscope.advise.value import (
 )
 from rankscope.config.objective import BudgetConfig
 from rankscope.records import OVER_BUDGET, Status, TrialRecords
+from rankscope.tools.kept_records import kept_study
 
 SEEDS = np.array([2.0, 4.0, 6.0])
 CLOSE = evidence(
@@ -28,11 +32,12 @@ CLOSE = evidence(
 )
 
 
-def test_a_seed_is_worth_what_the_regret_falls_by_when_it_is_drawn(
+def test_seeds_are_worth_what_the_regret_falls_by_when_they_are_drawn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One more seed, 4,000 times: what models change on these items, in one draw, and the seed
-    around it. Scales are known, so the new expected changes are a plain product of matrices."""
+    """One more seed of an arm, or of two, 4,000 times: what models change on these items, in one
+    draw, and the seed around it. Scales are known, so the new expected changes are a plain product
+    of matrices."""
     scales = {"LEVELS": 2, "HEIGHTS": 2, "LENGTHS": 1.5, "ROUGHNESS": 1, "SEED_SPREADS": 2}
     for name, scale in scales.items():
         monkeypatch.setattr(module, name, (float(scale),))
@@ -45,12 +50,16 @@ def test_a_seed_is_worth_what_the_regret_falls_by_when_it_is_drawn(
     net, now, rng = net_of(CLOSE), expected(CLOSE.means, SEEDS), np.random.default_rng(5)
     best = int(now.argmax())
     assert now[best] > 0
-    for arm, one in zip((0, 1), np.eye(3), strict=False):
-        seen = net.on_items[:, arm] + net.seed_variance[arm] ** 0.5 * rng.normal(size=4000)
-        moved = (seen - CLOSE.means[arm]) / (SEEDS[arm] + 1)
-        after = np.array([expected(CLOSE.means + one * by, SEEDS + one) for by in moved])
-        falls = after.max(axis=1, initial=0.0) - after[:, best]
-        assert values_of_trials(net)[arm] == pytest.approx(falls.mean(), rel=0.25)
+    alone = values_of_trials(net)
+    for arms in ([0], [1], [0, 1]):
+        luck = net.seed_variance[arms] ** 0.5 * rng.normal(size=(4000, len(arms)))
+        moved = (net.on_items[:, arms] + luck - CLOSE.means[arms]) / (SEEDS[arms] + 1)
+        more = np.eye(3)[arms]
+        after = [expected(CLOSE.means + by @ more, SEEDS + more.sum(axis=0)) for by in moved]
+        fall = np.mean([max(0.0, of.max()) - of[best] for of in after])
+        assert value_of_round(net, arms) == pytest.approx(fall, rel=0.25)
+        if len(arms) == 1:
+            assert alone[arms[0]] == pytest.approx(fall, rel=0.25)
 
 
 def test_the_value_of_a_seed_by_hand() -> None:
@@ -136,6 +145,19 @@ def test_errors_of_untried_arms_are_those_of_a_mean_arm() -> None:
         found = with_more(unequal).item_covariance
         assert np.linalg.eigvalsh(found)[0] > -1e-9
         assert found[4:, :4] == pytest.approx(np.tile((rows @ rows.T).mean(axis=0), (2, 1)))
+
+
+def test_errors_beside_untried_arms_are_a_covariance_in_a_real_study() -> None:
+    """Arms beside those of maths-grid, on its two tasks."""
+    study = kept_study(Path(__file__).parents[2] / "docs/findings/records/maths-grid")
+    arms = [arm.trials for arm in summarize_arms(study)["gsm8k"]]
+    for part in net_parts(study, "gsm8k"):
+        measured = measure(study, part, arms)
+        assert measured is not None
+        more = with_untried(measured, ENDS, len(arms)).changes.item_covariance
+        assert len(more) == len(measured.places) + len(ENDS)
+        sizes = np.linalg.eigvalsh(more)
+        assert sizes[0] > -1e-12 * sizes[-1]
 
 
 def test_what_was_not_run_is_run_before_anything_else() -> None:

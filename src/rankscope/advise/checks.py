@@ -8,8 +8,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from math import ceil, sqrt
 
+import numpy as np
+
 from rankscope.advise.arms import FEWEST_LOSSES, Arm
-from rankscope.advise.evidence import TYPICAL_SPREADS
+from rankscope.advise.evidence import SCORED_SPLITS, TYPICAL_SPREADS
 from rankscope.advise.posterior import UNIT
 from rankscope.advise.results import TaskResults, expected
 from rankscope.advise.retention import retention_tasks
@@ -98,10 +100,12 @@ def _retention(results: TaskResults, subject: Arm | None) -> TrustCheck:
 
 
 def _is_at_chance(results: TaskResults, task: TaskRecord) -> bool:
-    found = results.study.evals.get((BASE, task.name, "test"))
-    if found is None or task.score_unit != "accuracy" or not task.chance:
+    found = [results.study.items.get((BASE, task.name, split)) for split in SCORED_SPLITS]
+    known = [items.scores for items in found if items is not None]
+    if not known or task.score_unit != "accuracy" or not task.chance:
         return False
-    return found.score - task.chance <= 2 * (found.standard_error or 0.0)
+    scores = np.concatenate(known)
+    return bool(scores.mean() - task.chance <= 2 * scores.std() / len(scores) ** 0.5)
 
 
 def _contamination(results: TaskResults) -> TrustCheck:

@@ -101,31 +101,27 @@ class TaskResults:
 
     @cached_property
     def candidates(self) -> tuple[Arm, ...]:
-        """Every configuration at its rate of the highest expected net gain; highest first. One that
-        was trained to its end stands before one that was not and is less than the margin ahead."""
+        """Every configuration at its rate of the highest expected net gain; highest first."""
 
         def net(arm: Arm) -> float:
             return expected(arm.summary).net.value
 
-        def preferred(arm: Arm) -> float:
-            return net(arm) + self.margin * bool(arm.finished)
-
         first: dict[object, Arm] = {}
-        for arm in sorted((self.arms[i] for i in self.allowed), key=preferred, reverse=True):
+        for arm in sorted((self.arms[i] for i in self.allowed), key=net, reverse=True):
             first.setdefault(arm.trials[0].spec.arm_without_lr, arm)
-        return tuple(sorted(first.values(), key=net, reverse=True))
+        return tuple(first.values())
 
     @property
     def best_full(self) -> Arm | None:
-        return next((a for a in self.candidates if a.summary.is_full and a.finished), None)
+        return next((a for a in self.candidates if a.summary.is_full), None)
 
     @property
     def best_lora(self) -> Arm | None:
-        return next((a for a in self.candidates if a.summary.is_lora and a.finished), None)
+        return next((a for a in self.candidates if a.summary.is_lora), None)
 
     @property
     def best_prompt(self) -> Arm | None:
-        return next((a for a in self.candidates if not a.summary.trains and a.finished), None)
+        return next((a for a in self.candidates if not a.summary.trains), None)
 
     @cached_property
     def comparisons(self) -> tuple[ArmComparison, ...]:
@@ -216,7 +212,8 @@ def task_results(
     found = {part.task: measure(study, part, trials) for part in parts}
     measured = tuple(m for m in found.values() if m is not None)
     counts = [part.task for part in parts if part.weight]
-    if not counts or any(found[task] is None for task in counts):
+    having = [set(m.places) if (m := found[name]) else set() for name in counts]
+    if not having or not set.intersection(*having):  # No arm has every score that counts
         return TaskResults(study, task, tuple(arms))
     number = len(arms)
     others = [_settings(spec, arms) for spec in untried]

@@ -91,7 +91,7 @@ def next_round(
     new = hopeful(_first_seeds(t for t in candidates if t.arm not in known), begun)
     arms = summarize_arms(study)[task]
     results = task_results(study, task, arms, new)
-    leading = [arm for arm in results.candidates if arm.finished]
+    leading = results.candidates
     rivals = [a for a in leading[1:] if expected(a.summary).p_within_margin >= RIVAL]
     specs = [*(arm.trials[0].spec for arm in begun), *candidates]
     at_ends = [*leading[:1], *rivals] or _lowest(begun)
@@ -182,8 +182,8 @@ def finalists(study: StudyRecords, task: str) -> tuple[Arm, ...]:
     smaller = [by_label[rank.label] for rank in answer.ranks]
     ranks: dict[int | None, Arm] = {}
     for arm in results.candidates:
-        if arm.finished and arm.summary.is_lora:
+        if arm.summary.is_lora:
             ranks.setdefault(arm.summary.rank, arm)
     named = (answer.subject, *results.candidates[:1], *[*ranks.values()][:2], results.best_full)
-    kept = {a.summary.label: a for a in (*named, *smaller) if a is not None and a.finished}
+    kept = {a.summary.label: a for a in (*named, *smaller) if a is not None}
     return tuple(kept.values())

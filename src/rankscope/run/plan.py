@@ -144,9 +144,10 @@ def first_arms(inputs: PreparedStudy, machine: Machine) -> tuple[Seconds, list[S
 def check_time(inputs: PreparedStudy, machine: Machine | None = None) -> None:
     """Raise UserError if a budget of time is too short for an answer: ``FEWEST_ARMS`` arms of
     ``FEWEST_UPDATES`` updates each, on this machine."""
-    budget, arms = inputs.search_budget, first_trials(inputs)[:FEWEST_ARMS]
-    if budget.hours is None or inputs.config.strategy == "grid":
+    budget = inputs.config.budget
+    if budget is None or budget.hours is None:
         return
+    arms = first_trials(inputs)[:FEWEST_ARMS]
     steps, do = min(map(inputs.num_steps, arms)), "or take what comes of it: --anyway"
     if steps < FEWEST_UPDATES:
         found = f"arms of {count(steps, 'update')}"

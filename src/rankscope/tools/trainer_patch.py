@@ -55,7 +55,7 @@ def patch_trainer_file(
         raise UserError(file, found, "one whose settings such a file has", "choose another arm")
     facts = run.facts | {"alpha": resolved_alpha(run.facts.get("alpha", "r"), spec.rank)}
     changes: dict[str, Any] = {}
-    for fact, value in _settings(run, study, spec).items():
+    for fact, value in _settings(spec).items():
         changes |= {} if facts.get(fact) == value else run.changes(fact, value)
     absent = [f"{key} = {value}" for key, value in changes.items() if key not in run.document.spans]
     if absent:
@@ -74,12 +74,10 @@ def patch_trainer_file(
     return spec, target, diff, notes + _differences(run, study, spec)
 
 
-def _settings(run: TrainerFile, study: StudyRecords, spec: TrialSpec) -> dict[str, Any]:
+def _settings(spec: TrialSpec) -> dict[str, Any]:
     """The settings of a trial that the file may have, by their names in ``PLACES``."""
     groups = [group for group, names in TARGET_GROUPS.items() if set(names) == set(spec.targets)]
     own = {name: value for name, value in spec.overrides.items() if name in COMPARED}
-    lengths = {name: getattr(study.config.train, name) for name in ("max_steps", "epochs")}
-    length = next({name: value} for name, value in lengths.items() if value)
     return {
         "rank": spec.rank,
         "alpha": spec.alpha,
@@ -87,7 +85,6 @@ def _settings(run: TrainerFile, study: StudyRecords, spec: TrialSpec) -> dict[st
         "targets": groups[0] if groups else sorted(spec.targets),
         "dropout": spec.dropout,
         **({} if spec.lr_ratio is None else {"lr_ratio": spec.lr_ratio}),
-        **{name: value for name, value in length.items() if name in run.sources},
         **own,
     }
 
@@ -100,7 +97,8 @@ def _differences(run: TrainerFile, study: StudyRecords, spec: TrialSpec) -> list
     base, own = run.path_of(run.facts.get("model", "")), config.model.path
     if base is None or own is None or base.resolve() != Path(own).resolve():
         pairs["model"] = config.model.label
-    notes = [f"the study trained {config.train.tokens:g} tokens"] if config.train.tokens else []
+    notes = ["the file keeps its own length: the study's is what it could afford"]
+    notes += [f"the study trained {config.train.tokens:g} tokens"] if config.train.tokens else []
     if "warmup_fraction" in spec.overrides:
         share = spec.overrides["warmup_fraction"]
         notes.append(f"the arm has a warm-up of {share} of the steps, the file keeps its own")
