@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 LIMITS = {
-    "code lines of the core": 36_053,
+    "code lines of the core": 36_104,
     "code lines of extensions": 7_000,  # a cap: room that the core's own lines do not have
-    "lines of tests": 39_993,
-    "words of docs and README": 65_996,
+    "lines of tests": 40_006,
+    "words of docs and README": 65_984,
     "words of README": 877,
     "sentences over 40 words": 80,
     "data types": 182,
