@@ -353,14 +353,14 @@ def account(
         scripts: what ``samples`` found.
     """
     is_full = {trial.spec.trial_id: trial.spec.is_full for trial in study.trials} | {BASE: True}
+    listed = [is_full[i] for i in (*whole, BASE)]
     train, score, svds = scripts.values()
     trained = {t.spec.trial_id: t.train.num_tokens for t in study.trials if t.train}
-    begun = {t.spec.trial_id for t in study.trials if t.status != "skipped"}
     theirs = {
         "training": sum(train[is_full[i]] * count for i, count in whole.items()),
-        "scoring": sum(map(score.__getitem__, is_full.values()))
+        "scoring": sum(map(score.__getitem__, listed))
         * sum(sum(of_split) for of_split in tokens.values()),
-        "spectra": sum(map(svds.__getitem__, is_full.values())),
+        "spectra": sum(map(svds.__getitem__, listed)),
     }
     points = [point for trial in study.trials for point in trial.curve]
     ours = {
@@ -372,10 +372,9 @@ def account(
     scored += [(p.trial_id, sum(tokens[p.task, "validation"][: p.n])) for p in points]
     at_their_rate = sum(train[is_full[i]] * count for i, count in trained.items())
     scoring_at_their_rate = sum(score[is_full[model]] * count for model, count in scored)
-    never = sum(train[is_full[i]] * count for i, count in whole.items() if i not in begun)
     saved = {
         "tokens_per_second": at_their_rate - ours["training"],
-        "trials": never,
+        "trials": theirs["training"] - at_their_rate,
         "scoring": scoring_at_their_rate - ours["scoring"],
         "items": theirs["scoring"] - scoring_at_their_rate,
         "spectra": theirs["spectra"] - ours["spectra"],
@@ -397,8 +396,8 @@ def account(
         "trained_tokens": {"rankscope": sum(trained.values()), "scripts": sum(whole.values())},
         "scored_tokens": {
             "rankscope": sum(count for _, count in scored),
-            "scripts": len(is_full) * sum(sum(of_split) for of_split in tokens.values()),
-            "scripts_on_test_items": len(is_full)
+            "scripts": len(listed) * sum(sum(of_split) for of_split in tokens.values()),
+            "scripts_on_test_items": len(listed)
             * sum(sum(of_split) for (_, split), of_split in tokens.items() if split == "test"),
         },
         "samples": {
@@ -421,7 +420,9 @@ def race(options: argparse.Namespace, model: Path, folder: Path) -> dict[str, An
     by_seed = {
         spec.seed: sum(len(row.input_ids) for row in rows.timed(spec)) for spec in setting.specs()
     }
-    whole = {trial.spec.trial_id: by_seed[trial.spec.seed] for trial in study.trials}
+    rates = {*options.rates, *options.full_rates}  # The search may have trained others
+    listed = [trial.spec for trial in study.trials if trial.spec.lr in rates]
+    whole = {spec.trial_id: by_seed[spec.seed] for spec in listed}
     found = account(study, seconds, whole, tokens_of(options, model, items), scripts)
     theirs = found["seconds_of_scripts"]
     without_recomputation = theirs["all"] - theirs["training"] * (1 - 1 / speed)

@@ -177,7 +177,7 @@ def test_a_whole_study_has_the_losses_and_scores_of_the_scripts(
     monkeypatch.setattr(evaluation_race, "run_side", run_side)
     monkeypatch.setattr(whole_study, "subprocess", SimpleNamespace(run=run))
     sizes = "--ranks 2 --rates 1e-3,3e-3 --full-rates 5e-4 --seeds 2 --rows 12 --max-length 100"
-    steps = "--steps 6 --items 8 --rung-items 8 --sample-steps 2 --dtype float32"
+    steps = "--steps 6 --items 8 --sample-steps 2 --dtype float32"
     short = shutil.copytree(beginnings, tmp_path / "data")  # Without rows beyond the context
     rows = short / "gsm8k" / "train.jsonl"
     rows.write_bytes(b"".join(sorted(rows.read_bytes().splitlines(True), key=len)[:40]))
@@ -187,7 +187,7 @@ def test_a_whole_study_has_the_losses_and_scores_of_the_scripts(
     assert result["ratio"] == pytest.approx(scripts / ours, rel=2e-3)  # all are rounded
     shares = result["shares"].values()  # each is rounded, and large where both sides take as long
     assert sum(shares) == pytest.approx(1, abs=1e-3 * sum(map(abs, shares)))
-    assert sum(result["trials"].values()) == 2 * 3
+    assert sum(result["trials"].values()) >= 2 * 3  # And those beyond the lists
     assert result["trained_tokens"]["rankscope"] <= result["trained_tokens"]["scripts"]
     assert result["scored_tokens"]["rankscope"] <= result["scored_tokens"]["scripts"]
 
