@@ -14,7 +14,7 @@ per half. Ten random halvings count both ways. Items of one subject or passage s
   hundredths of nats per token.
 - *Flat*: the share of arms whose posterior could not be fitted, and stands without a prior.
 
-A stopped arm is extrapolated in both halves. Arms that training broke count in shares alone.
+Arms that training broke count in shares alone.
 """
 
 import argparse
@@ -35,12 +35,12 @@ from rankscope.tools.kept_records import kept_study
 
 RECORDS = Path(__file__).parents[1] / "docs" / "findings" / "records"
 HALVINGS, FEWEST_ARMS, FEWEST_COUNTED, NUM_WORST = 10, 3, 60, 10
-CURVE, COVERAGE = ("item_scores", "gold_logprobs"), ["arms", "gaps", "models", "model gaps"]
+COVERAGE = ["arms", "gaps", "models", "model gaps"]
 
 
 def half_of(study: StudyRecords, seed: int, *, second: bool) -> StudyRecords:
     """The study with half of the items of every task, or half of its subjects."""
-    rng, kept, found, trials = np.random.default_rng(seed), set[tuple[str, ...]](), {}, []
+    rng, kept, found = np.random.default_rng(seed), set[tuple[str, ...]](), {}
     for task in [task.name for task in study.tasks]:
         bases = [(s, b) for s in SCORED_SPLITS if (b := study.items.get((BASE, task, s)))]
         named = [(s, *pair) for s, b in bases for pair in zip(b.item_ids, b.subjects, strict=True)]
@@ -53,16 +53,7 @@ def half_of(study: StudyRecords, seed: int, *, second: bool) -> StudyRecords:
         if rows := [i for i, item in enumerate(of.item_ids) if (*key[1:], item) in kept]:
             ids, subjects = (tuple(names[i] for i in rows) for names in (of.item_ids, of.subjects))
             found[key] = ItemScores(ids, of.scores[rows], of.gold_logprobs[rows], subjects)
-    for trial in study.trials:
-        points = []
-        for point in trial.curve:  # Its items are the first of the validation split
-            base = study.items.get((BASE, point.task, "validation"))
-            ids = base.item_ids[: point.n] if base and point.item_scores else ()
-            rows = [i for i, item in enumerate(ids) if (point.task, "validation", item) in kept]
-            halved = {name: tuple(getattr(point, name)[i] for i in rows) for name in CURVE}
-            points.append(point.model_copy(update={"n": len(rows), **halved}))
-        trials.append(replace(trial, curve=tuple(points)))
-    return replace(study, items=found, trials=tuple(trials))
+    return replace(study, items=found)
 
 
 def judged(first: Measured, second: Measured) -> dict[str, Array | bool]:
@@ -95,10 +86,9 @@ def halves(study: StudyRecords, arms: dict[str, tuple[Arm, ...]]) -> Iterator[pd
             one, other = (measure(h, Part(task, 1.0), t) for h, t in zip(both, trials, strict=True))
             if one is None or other is None or one.places != other.places:
                 continue
-            finished = ["finished" if arms[trained][i].finished else "stopped" for i in one.places]
             unit = "points" if study.task(task).score_unit == "accuracy" else "nats"
             role = "trained" if task == trained else "retention"
-            about = {"study": study.name, "role": role, "unit": unit, "arm": finished}
+            about = {"study": study.name, "role": role, "unit": unit}
             for pair in ((one, other), (other, one)) if len(one.places) >= FEWEST_ARMS else ():
                 yield pd.DataFrame(about | judged(*pair))
 
@@ -117,7 +107,7 @@ def main() -> None:
     rows = pd.concat([frame for study in studies for frame in halves(study, summarize_arms(study))])
     by_study = shown(rows, "study")
     worst = by_study[by_study["counted"] >= FEWEST_COUNTED].nsmallest(NUM_WORST, "arms")
-    tables = [shown(rows, "study", "role"), shown(rows, "role", "unit", "arm"), shown(rows, "role")]
+    tables = [shown(rows, "study", "role"), shown(rows, "role", "unit"), shown(rows, "role")]
     for table in (*tables, shown(rows.assign(all=""), "all"), worst):
         print(table.to_string(), end="\n\n")
 

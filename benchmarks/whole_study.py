@@ -2,10 +2,11 @@
 
     python benchmarks/whole_study.py
 
-Ours is one adaptive study: ``rankscope run``, from the start of its process to its end. The scripts
-do what its grid would: train every trial with TRL's ``SFTTrainer``, score the base and every trial
-on both splits of every task with lm-evaluation-harness's ``HFLM``, and decompose every matrix that
-changed with ``torch.linalg.svd`` (the base's once). That would take hours, so each part is timed on
+Ours is one search: ``rankscope run``, from the start of its process to its end. A second side is a
+random quarter of its grid, whole, scaled from our own rates. The scripts do what the grid would:
+train every trial with TRL's ``SFTTrainer``, score the base and every trial on both splits of every
+task with lm-evaluation-harness's ``HFLM``, and decompose every matrix that changed with
+``torch.linalg.svd`` (the base's once). That would take hours, so each part is timed on
 a sample, which the result states, and scaled up by counted tokens or matrices. Of the scripts only
 that counts; loading, tokenizing and first steps do not.
 
@@ -67,7 +68,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=160, help="tokens of a row")
     parser.add_argument("--steps", type=int, default=24, help="of 4 rows")
     parser.add_argument("--items", type=int, default=40, help="of each task and split")
-    parser.add_argument("--rung-items", type=int, default=20, help="validation items at a rung")
     parser.add_argument("--sample-steps", type=int, default=8, help="TRL's, the first untimed")
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"])
     parser.add_argument("--out", type=Path, help="keep the study in this new folder")
@@ -112,7 +112,6 @@ def study_file(options: argparse.Namespace, model: Path, strategy: str) -> dict[
         "seeds": list(range(options.seeds)),
         "train": {
             "max_steps": options.steps,
-            "evaluate_items": options.rung_items,
             "max_length": options.max_length,
             **BATCH,
         },
@@ -354,18 +353,18 @@ def account(
         scripts: what ``samples`` found.
     """
     is_full = {trial.spec.trial_id: trial.spec.is_full for trial in study.trials} | {BASE: True}
+    listed = [is_full[i] for i in (*whole, BASE)]
     train, score, svds = scripts.values()
-    trained = {t.spec.trial_id: t.training.num_tokens for t in study.trials if t.training}
-    begun = {t.spec.trial_id for t in study.trials if t.status != "skipped"}
+    trained = {t.spec.trial_id: t.train.num_tokens for t in study.trials if t.train}
     theirs = {
         "training": sum(train[is_full[i]] * count for i, count in whole.items()),
-        "scoring": sum(map(score.__getitem__, is_full.values()))
+        "scoring": sum(map(score.__getitem__, listed))
         * sum(sum(of_split) for of_split in tokens.values()),
-        "spectra": sum(map(svds.__getitem__, is_full.values())),
+        "spectra": sum(map(svds.__getitem__, listed)),
     }
     points = [point for trial in study.trials for point in trial.curve]
     ours = {
-        "training": sum(t.training.seconds for t in study.trials if t.training),
+        "training": sum(t.train.seconds for t in study.trials if t.train),
         "scoring": sum(r.seconds for r in [*study.evals.values(), *points]),
         "spectra": sum(record.seconds for t in study.trials for record in t.analyses),
     }
@@ -373,27 +372,32 @@ def account(
     scored += [(p.trial_id, sum(tokens[p.task, "validation"][: p.n])) for p in points]
     at_their_rate = sum(train[is_full[i]] * count for i, count in trained.items())
     scoring_at_their_rate = sum(score[is_full[model]] * count for model, count in scored)
-    never = sum(train[is_full[i]] * count for i, count in whole.items() if i not in begun)
     saved = {
         "tokens_per_second": at_their_rate - ours["training"],
-        "stopping": theirs["training"] - never - at_their_rate,
-        "seeds": never,
+        "trials": theirs["training"] - at_their_rate,
         "scoring": scoring_at_their_rate - ours["scoring"],
         "items": theirs["scoring"] - scoring_at_their_rate,
         "spectra": theirs["spectra"] - ours["spectra"],
         "rest": sum(ours.values()) - seconds,
     }
+    pace = {
+        full: sum(t.train.seconds for t in study.trials if t.train and t.spec.is_full == full)
+        / max(1, sum(count for i, count in trained.items() if is_full[i] == full))
+        for full in (False, True)
+    }
+    quarter = sum(pace[is_full[i]] * count for i, count in whole.items()) / 4
+    quarter += (ours["scoring"] + ours["spectra"]) * len(whole) / 4 / max(1, len(trained))
     total = sum(theirs.values())
     return {
         "ratio": total / seconds,
         "shares": {name: part / (total - seconds) for name, part in saved.items()},
-        "seconds": {"rankscope": seconds, **ours},
+        "seconds": {"rankscope": seconds, **ours, "random_quarter": quarter},
         "seconds_of_scripts": {"all": total, **theirs},
         "trained_tokens": {"rankscope": sum(trained.values()), "scripts": sum(whole.values())},
         "scored_tokens": {
             "rankscope": sum(count for _, count in scored),
-            "scripts": len(is_full) * sum(sum(of_split) for of_split in tokens.values()),
-            "scripts_on_test_items": len(is_full)
+            "scripts": len(listed) * sum(sum(of_split) for of_split in tokens.values()),
+            "scripts_on_test_items": len(listed)
             * sum(sum(of_split) for (_, split), of_split in tokens.items() if split == "test"),
         },
         "samples": {
@@ -406,7 +410,7 @@ def account(
 def race(options: argparse.Namespace, model: Path, folder: Path) -> dict[str, Any]:
     """Run the study whole and the scripts' samples; the study stays in ``folder``."""
     setting, items = setting_of(options, model), items_of(options)
-    study, seconds = run_study(study_file(options, model, "adaptive"), folder)
+    study, seconds = run_study(study_file(options, model, "search"), folder)
     adapters = [t.spec for t in study.trials if t.status == "done" and t.spec.rank is not None]
     if not adapters:
         raise RuntimeError("no adapter was trained to its end: the harness has none to score")
@@ -416,7 +420,9 @@ def race(options: argparse.Namespace, model: Path, folder: Path) -> dict[str, An
     by_seed = {
         spec.seed: sum(len(row.input_ids) for row in rows.timed(spec)) for spec in setting.specs()
     }
-    whole = {trial.spec.trial_id: by_seed[trial.spec.seed] for trial in study.trials}
+    rates = {*options.rates, *options.full_rates}  # The search may have trained others
+    listed = [trial.spec for trial in study.trials if trial.spec.lr in rates]
+    whole = {spec.trial_id: by_seed[spec.seed] for spec in listed}
     found = account(study, seconds, whole, tokens_of(options, model, items), scripts)
     theirs = found["seconds_of_scripts"]
     without_recomputation = theirs["all"] - theirs["training"] * (1 - 1 / speed)

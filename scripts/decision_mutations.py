@@ -16,19 +16,28 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TESTS = {
+    "search": ("test_search.py",),
     "decide": ("test_decide.py", "test_irrelevance.py"),
     "checks": ("test_sentences.py", "test_decide.py"),
     "evidence": ("test_evidence.py", "test_irrelevance.py"),
     "posterior": ("test_posterior.py", "test_irrelevance.py", "test_evidence.py", "test_value.py"),
     "net_gains": ("test_evidence.py", "test_irrelevance.py", "test_retention.py", "test_decide.py"),
-    "results": ("test_decide.py", "test_retention.py"),
+    "results": ("test_decide.py", "test_retention.py", "test_search.py"),
     "retention": ("test_retention.py", "test_decide.py"),
     "value": ("test_value.py",),
     "statistics/matching": ("test_arms.py", "test_irrelevance.py", "test_evidence.py"),
 }
 """By module of ``rankscope.advise``, the files of tests/advise that are aimed at it."""
 MUTATIONS = (
-    ("a stopped arm may be recommended", "decide", "if arm.finished)]", "if arm)]"),
+    ("an arm may come twice in a round", "search", "column not in columns and ", ""),
+    ("rates above one that failed are tried", "search",
+     "new = hopeful(_first_seeds(t for t in candidates if t.arm not in known), begun)",
+     "new = _first_seeds(t for t in candidates if t.arm not in known)"),
+    ("lists are extended wherever the best stands", "search",
+     "if not any(value > own for value in known)", "if True"),
+    ("a sure search goes on", "search", "if (p or 0.0) >= (until or SURE)", "if False"),
+    ("arms that nobody trained cannot be the best", "results",
+     "_left_out(study, arms) if untried is None", "() if untried is None"),
     ("a margin in place of a quarter of it", "decide", "CLOSE = 0.25", "CLOSE = 1.0"),
     ("no fewer parameters at equal regret", "decide", "key=lambda k: (sizes[k], regrets[k])",
      "key=lambda k: regrets[k]"),
@@ -44,8 +53,7 @@ MUTATIONS = (
      "over.get(i, 0.0) <= 0.95"),
     ("forgetting with the other sign", "results", "place: -np.mean(", "place: np.mean("),
     ("failed trials count in full", "results", "done / (done + failed) if done else 1.0", "1.0"),
-    ("cost is added", "results", "_shares_finished(summaries), costs)",
-     "_shares_finished(summaries), -costs)"),
+    ("cost is added", "results", "net.changed(shares, costs)", "net.changed(shares, -costs)"),
     ("the net where the gain is meant", "results", "for of in (results.net.draws, results.gain)",
      "for of in (results.net.draws, results.net.draws)"),
     ("better by the margin", "results", "p_better=float((draws > 0).mean())",

@@ -40,10 +40,10 @@ def restore(folder: Path, out: Path) -> None:
         ledger.put_notes([*study.notes, f"restored from the records in {folder.name}"])
         ledger.add_seconds(study.total_seconds)
         ledger.put_trials([trial.spec for trial in trials])
+        ledger.put_rounds(study.rounds)
         ledger.commit(
             [
                 *(trial.train for trial in trials if trial.train),
-                *(trial.stop for trial in trials if trial.stop),
                 *(point for trial in trials for point in trial.curve),
                 *analyses,
             ],

@@ -218,7 +218,7 @@ def check(name: CheckName, status: CheckStatus) -> TrustCheck:
             [("loss", "bad"), ("seeds", "weak")],
             "not_decided",
             "none",
-            "Not decided yet (loss is bad): LoRA r=8 leads, 95 % likely within",
+            "Not decided yet (loss is bad): LoRA r=8 leads.",
         ),
     ],
 )
@@ -317,15 +317,6 @@ def test_a_limit_on_forgetting_leaves_out_what_probably_exceeds_it() -> None:
     assert "every arm forgets more than the 10.0 points allowed (over 99 %" in none.verdict
     assert none.subject_label == "r=2 lr=0.001"
     assert "scaled-down adapter" in none.explanation
-
-
-def test_an_arm_that_was_stopped_is_not_recommended() -> None:
-    """Nobody can use r=8, which would gain most."""
-    results = by_hand(0.1, 0.3, 0.15)
-    trials = tuple(replace(t, status="stopped") for t in results.arms[1].trials)
-    arms = (results.arms[0], replace(results.arms[1], trials=trials), results.arms[2])
-    assert decide(results).subject.summary.rank == 8
-    assert decide(replace(results, arms=arms)).subject.summary.rank == 32
 
 
 def test_an_arm_that_probably_exceeds_the_limit_is_left_out() -> None:

@@ -13,13 +13,10 @@ from synthetic_study import Truth, synthetic_study, with_scores
 from rankscope.advise.evidence import Measured, Part, axes_of, measure, pooled, seed_correlation
 from rankscope.advise.net_gains import draw_changes, net_gains
 from rankscope.advise.posterior import Changes, posterior
-from rankscope.advise.results import task_results
 from rankscope.records import (
     BASE,
-    CurvePoint,
     EvalKey,
     ItemScores,
-    StopRecord,
     StudyRecords,
     TrialRecords,
     finished_trials,
@@ -290,65 +287,6 @@ def test_means_without_items_are_as_sure_as_the_number_of_items_behind_them() ->
     assert measure(of_means(one, 400, None), GAIN, arms_of(one)) is None
 
 
-def with_rungs(
-    heights: Sequence[float], ends: Sequence[float | None], truth: Truth = TRUTH
-) -> StudyRecords:
-    """Arms, by default ranks, that gained ``heights`` at step 10 of 40 on five items and ``ends``
-    at the end on all; None: stopped there."""
-    ranks = (2, 8, 32)[: len(ends)] if truth is TRUTH else truth.ranks
-    truth = replace(truth, metric="log_probability", retention=(), seeds=(0,), ranks=ranks)
-    study = synthetic_study(truth)
-    end = {t.spec.trial_id: e for t, e in zip(study.trials, ends, strict=True)}
-    study = with_scores(study, lambda k, s: 0 * s - 2 + (end.get(k[0]) or 0.0))
-    trials = []
-    for trial, height in zip(study.trials, heights, strict=True):
-        at_rung = {"task": "med", "step": 10, "n": 5}
-        scores = (height - 2,) * 5
-        point = CurvePoint.model_construct(**at_rung, item_scores=scores, gold_logprobs=scores)
-        changes = {"curve": (point,)}
-        if end[trial.spec.trial_id] is None:
-            train = trial.train.model_copy(update={"steps": 10})
-            stop = StopRecord.model_construct(num_steps=40, train=train)
-            changes |= {"status": "stopped", "train": None, "stop": stop}
-        trials.append(replace(trial, **changes))
-    items = {k: v for k, v in study.items.items() if end.get(k[0], 0.0) is not None}
-    return replace(study, trials=tuple(trials), items=items)
-
-
-@pytest.mark.parametrize(
-    ("heights", "ends", "net", "variance"),
-    [
-        # Rises of 0.2 and 0.4: their mean; 2 x 0.3^2 and 0.02 of squares over 3, for one more.
-        ((0.3, 0.1, 0.2), (0.5, 0.5, None), 0.5, (2 * 0.09 + 0.02) / 3 * 1.5),
-        ((0.3, 0.2), (0.4, None), 0.3, 0.01 * 2),  # one curve: as uncertain as it is steep
-        ((0.1, 0.3), (None, None), 0.3, 0.09),  # none: as much again, either way
-    ],
-)
-def test_a_stopped_arm_is_where_its_rung_heads_by_hand(
-    heights: tuple[float, ...], ends: tuple[float | None, ...], net: float, variance: float
-) -> None:
-    study = with_rungs(heights, ends)
-    found = changes_of(study)
-    assert found.means[-1] == pytest.approx(net)
-    assert found.extra[-1] == pytest.approx(variance, rel=1e-4)
-    assert [e > 0 for e in found.extra] == [end is None for end in ends]
-    flat = with_rungs([0.0] * len(ends), ends)  # A rung that shows nothing is not a certain end
-    assert changes_of(flat).extra[-1] > 0
-
-
-@pytest.mark.parametrize(("height", "chosen"), [(0.40, "r=8 lr=0.0001"), (2.0, "r=8 lr=0.001")])
-def test_an_arm_that_was_trained_stands_for_its_rank(height: float, chosen: str) -> None:
-    """Unless a stopped rate is expected to be ahead by the margin."""
-    truth = replace(TRUTH, ranks=(8,), lrs=(1e-4, 1e-3))
-    study = with_rungs((0.3, height), (0.5, None), truth)
-    results = task_results(study, "med", [*arms_by_label(study).values()])
-    trained, stopped = (arm.summary.expected for arm in results.arms)
-    assert trained is not None
-    assert stopped is not None
-    assert stopped.net.value > trained.net.value
-    assert [arm.summary.label for arm in results.candidates] == [chosen]
-
-
 def test_few_items_that_agree_are_no_certainty_by_hand() -> None:
     """All 8 items gained: 2 / (8 + 2)^2 of variance, times (2.365 / 1.960)^2 for Student's t of 7,
     and no covariance. A single item: 1."""
@@ -453,7 +391,7 @@ def test_a_rate_counts_by_what_it_does_at_an_alpha_of_1() -> None:
     assert at(method="rslora") == pytest.approx(at(alpha=64.0))
     assert at(method="full", rank=None, alpha=None) == pytest.approx((0, 5, -3))
     assert at(lr=0.0) == pytest.approx((4, 5, np.log10(8)))
-    assert at(rows=None)[1] == pytest.approx(np.log2(one[0].training.rows))
+    assert at(rows=None)[1] == pytest.approx(np.log2(one[0].train.rows))
 
 
 def test_errors_beside_those_of_a_broken_arm_are_a_covariance() -> None:

@@ -58,6 +58,9 @@ UNDECIDED: dict[str, Callable[[], StudyRecords]] = {
     "base not finite": lambda: scored(lambda key, s: s * np.nan if key[0] == BASE else s),
     "nothing counts": lambda: with_objective(of(), **NOTHING),
     "no retention score": lambda: kept(lambda key: key[0] == BASE or key[1] != "general"),
+    "no arm with both scores": lambda: kept(
+        lambda key: key[0] == BASE or ("-8-" in key[0]) == (key[1] == "general")
+    ),
 }
 
 

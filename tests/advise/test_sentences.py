@@ -132,7 +132,7 @@ CHECKS = [
     ("trials fine all 6 trials finished", of(), "Every trial finished."),
     ("trials weak 1 of 6 trials failed", of(failed={(2, MID, 1): "oom"}), "seed=1: oom). A failed"),
     ("trials bad 2 of 6 trials to run", ended("planned"), "2 of 6 trials have not run yet."),
-    ("trials fine 2 of 6 trials stopped", ended("skipped", "-"), "because other arms led"),
+    ("trials fine 2 of 6 trials not begun", ended("skipped", "-"), "learn most from"),
     ("trials weak budget spent, 2 of 6", ended("skipped", OVER_BUDGET), "2 trials that the answer"),
 ]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +11,20 @@ from scipy import stats
 from synthetic_study import Truth, synthetic_study, with_trials
 
 from rankscope.advise import posterior as module
-from rankscope.advise.evidence import Measured, Part
+from rankscope.advise.arms import summarize_arms
+from rankscope.advise.evidence import Measured, Part, measure
 from rankscope.advise.posterior import UNIT, Changes, posterior
-from rankscope.advise.value import Untried, value_of_items, values_of_trials, with_untried
+from rankscope.advise.retention import net_parts
+from rankscope.advise.value import (
+    Untried,
+    value_of_items,
+    value_of_round,
+    values_of_trials,
+    with_untried,
+)
 from rankscope.config.objective import BudgetConfig
 from rankscope.records import OVER_BUDGET, Status, TrialRecords
+from rankscope.tools.kept_records import kept_study
 
 SEEDS = np.array([2.0, 4.0, 6.0])
 CLOSE = evidence(
@@ -22,11 +32,12 @@ CLOSE = evidence(
 )
 
 
-def test_a_seed_is_worth_what_the_regret_falls_by_when_it_is_drawn(
+def test_seeds_are_worth_what_the_regret_falls_by_when_they_are_drawn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One more seed, 4,000 times: what models change on these items, in one draw, and the seed
-    around it. Scales are known, so the new expected changes are a plain product of matrices."""
+    """One more seed of an arm, or of two, 4,000 times: what models change on these items, in one
+    draw, and the seed around it. Scales are known, so the new expected changes are a plain product
+    of matrices."""
     scales = {"LEVELS": 2, "HEIGHTS": 2, "LENGTHS": 1.5, "ROUGHNESS": 1, "SEED_SPREADS": 2}
     for name, scale in scales.items():
         monkeypatch.setattr(module, name, (float(scale),))
@@ -39,12 +50,16 @@ def test_a_seed_is_worth_what_the_regret_falls_by_when_it_is_drawn(
     net, now, rng = net_of(CLOSE), expected(CLOSE.means, SEEDS), np.random.default_rng(5)
     best = int(now.argmax())
     assert now[best] > 0
-    for arm, one in zip((0, 1), np.eye(3), strict=False):
-        seen = net.on_items[:, arm] + net.seed_variance[arm] ** 0.5 * rng.normal(size=4000)
-        moved = (seen - CLOSE.means[arm]) / (SEEDS[arm] + 1)
-        after = np.array([expected(CLOSE.means + one * by, SEEDS + one) for by in moved])
-        falls = after.max(axis=1, initial=0.0) - after[:, best]
-        assert values_of_trials(net)[arm] == pytest.approx(falls.mean(), rel=0.25)
+    alone = values_of_trials(net)
+    for arms in ([0], [1], [0, 1]):
+        luck = net.seed_variance[arms] ** 0.5 * rng.normal(size=(4000, len(arms)))
+        moved = (net.on_items[:, arms] + luck - CLOSE.means[arms]) / (SEEDS[arms] + 1)
+        more = np.eye(3)[arms]
+        after = [expected(CLOSE.means + by @ more, SEEDS + more.sum(axis=0)) for by in moved]
+        fall = np.mean([max(0.0, of.max()) - of[best] for of in after])
+        assert value_of_round(net, arms) == pytest.approx(fall, rel=0.25)
+        if len(arms) == 1:
+            assert alone[arms[0]] == pytest.approx(fall, rel=0.25)
 
 
 def test_the_value_of_a_seed_by_hand() -> None:
@@ -73,6 +88,15 @@ def test_values_fall_with_seeds_and_items_and_are_never_negative() -> None:
     assert value_of_items(clear) == pytest.approx(0, abs=0.01 * UNIT)
 
 
+def test_a_round_of_one_trial_is_worth_what_it_is_alone_and_of_more_no_less() -> None:
+    net = net_of(CLOSE)
+    alone = values_of_trials(net)
+    for arm in range(3):
+        assert value_of_round(net, [arm]) == pytest.approx(alone[arm], rel=0.2)
+    two, all_three = value_of_round(net, [0, 1]), value_of_round(net, [0, 1, 2])
+    assert alone[:2].max() < two < all_three < alone.sum() * 1.1
+
+
 ENDS: tuple[Untried, ...] = (  # r=1 and r=256
     ("lora", (0.0, 10.0, -2.774)),
     ("lora", (8.0, 10.0, -0.968)),
@@ -92,10 +116,10 @@ def test_an_untried_arm_takes_nothing_from_others_and_is_worth_most_where_ranks_
     level: float,
 ) -> None:
     rising = evidence([level, level + 0.05, level + 0.1], seeds=5, item=0.003)
-    more = net_of(with_more(rising))
+    more = net_of(with_more(rising), num_untried=2)
     before = posterior(rising).draws.mean(axis=0)
     assert more.draws.mean(axis=0)[:3] == pytest.approx(before, abs=0.1 * UNIT)
-    below, above = values_of_trials(more, 2)[3:]
+    below, above = values_of_trials(more)[3:]
     assert above > 3 * below
     assert 0.5 * UNIT < above < 5 * UNIT
 
@@ -105,7 +129,9 @@ def test_a_broken_arm_makes_an_untried_one_worth_no_less() -> None:
     whole = evidence([0.0, 0.05, 0.1, 0.12], seeds=3)
     five = evidence([0.0, 0.05, 0.1, 0.12, -1.0], seeds=3, ranks=(4, 16, 64, 256, 8))
     broken = replace(five, item_covariance=np.diag([1e-4, 1e-4, 1e-4, 1e-4, 1.0]))
-    alone, beside = (values_of_trials(net_of(with_more(e)), 2)[-1] for e in (whole, broken))
+    alone, beside = (
+        values_of_trials(net_of(with_more(e), num_untried=2))[-1] for e in (whole, broken)
+    )
     assert beside == pytest.approx(alone, rel=0.15)
 
 
@@ -121,6 +147,19 @@ def test_errors_of_untried_arms_are_those_of_a_mean_arm() -> None:
         assert found[4:, :4] == pytest.approx(np.tile((rows @ rows.T).mean(axis=0), (2, 1)))
 
 
+def test_errors_beside_untried_arms_are_a_covariance_in_a_real_study() -> None:
+    """Arms beside those of maths-grid, on its two tasks."""
+    study = kept_study(Path(__file__).parents[2] / "docs/findings/records/maths-grid")
+    arms = [arm.trials for arm in summarize_arms(study)["gsm8k"]]
+    for part in net_parts(study, "gsm8k"):
+        measured = measure(study, part, arms)
+        assert measured is not None
+        more = with_untried(measured, ENDS, len(arms)).changes.item_covariance
+        assert len(more) == len(measured.places) + len(ENDS)
+        sizes = np.linalg.eigvalsh(more)
+        assert sizes[0] > -1e-12 * sizes[-1]
+
+
 def test_what_was_not_run_is_run_before_anything_else() -> None:
     study = synthetic_study(Truth(lrs=(3e-4, 1e-3, 3e-3), full_lrs=(), num_items=36, seeds=(0, 1)))
     config = study.config.model_copy(update={"budget": BudgetConfig(trials=10)})
@@ -132,7 +171,7 @@ def test_what_was_not_run_is_run_before_anything_else() -> None:
         return advice_on(replace(with_trials(study, late), config=config)).next_steps[0].text
 
     assert first("planned") == "Train the remaining 9 trials"
-    assert first("skipped", OVER_BUDGET) == "Raise the budget (10 trials) for 9 trials more"
+    assert first("skipped", OVER_BUDGET) == "Raise the budget for 9 trials that the answer asks for"
     assert "more" not in first("skipped", "not needed")
 
 

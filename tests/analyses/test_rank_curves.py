@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from synthetic_study import Truth, synthetic_study, with_specs
 
-from rankscope.advise.ranks import area_weights
 from rankscope.advise.recommend import recommend
 from rankscope.analyses.rank_curves.figures import (
     CURVES,
     area_under,
+    area_weights,
     draw_rank_curves,
     rank_curves,
 )

@@ -12,7 +12,7 @@ from command_line import rankscope as command
 from rankscope.cli import setup_verbs
 from rankscope.config.loader import load_study_file, published_schema
 from rankscope.config.presets import PRESETS
-from rankscope.tools.new_study import CUTS, cut_text, study_template, takes_own_rows
+from rankscope.run.study import Study
 
 CHAT = [{"from": "human", "value": "ba"}, {"from": "gpt", "value": "do"}]
 
@@ -187,57 +187,46 @@ def test_init_names_the_labels_and_the_columns_that_nothing_uses(labeled: Path) 
     assert "rows: nothing uses the columns 'source'" in wrote.out
 
 
-def planned_seconds(file: str) -> float:
-    return float(json.loads(command("plan", file, "--json").out)["wall_seconds"])
-
-
-def test_init_writes_the_largest_study_that_fits_a_time(labeled: Path) -> None:
-    """Cuts come in order, each is named, and one cut less would take too long."""
+def test_init_writes_a_search_that_spends_a_time(labeled: Path) -> None:
     asked = ("--model", "pocket", "--data", labeled, "--json", "--force")
     command("init", "whole.yaml", *asked)
-    fitted = json.loads(command("init", "s.yaml", *asked, "--minutes", "600").out)
-    assert fitted["cuts"] == []
-    whole = (labeled.parent / "whole.yaml").read_text("utf-8")
-    assert (labeled.parent / "s.yaml").read_text("utf-8") == whole
-    minutes = fitted["planned_seconds"] / 60 / 4
-    cut = json.loads(command("init", "s.yaml", *asked, "--minutes", f"{minutes:.6f}").out)
-    assert cut["planned_seconds"] <= 60 * minutes
-    assert 0 < len(cut["cuts"]) < len(CUTS)
-    text = (labeled.parent / "s.yaml").read_text("utf-8")
-    assert "  max_items: 50  # was max_items: 500" in text
-    assert len(text.splitlines()) == len(whole.splitlines())
-    config = load_study_file(labeled.parent / "s.yaml")
-    assert len(config.arms[0].lr) == 1
-    told = command("init", "s.yaml", *asked[:-2], "--force", "--minutes", f"{minutes:.6f}").told
-    assert "cut: 200 items a split, so gains are known less well" in told
-    assert "planned: about" in told
+    assert json.loads(command("init", "s.yaml", *asked, "--minutes", "600").out)["cuts"] == []
+    whole, timed = (load_study_file(labeled.parent / name) for name in ("whole.yaml", "s.yaml"))
+    assert timed.strategy == "search"
+    assert timed.budget is not None
+    assert timed.budget.text == "10 hours"
+    assert timed.model_copy(update={"budget": whole.budget}) == whole
 
 
-def test_a_time_that_no_study_fits_writes_nothing(labeled: Path) -> None:
-    refused = command(
-        "init", "t.yaml", "--model", "pocket", "--data", labeled, "--minutes", "0.0001"
-    )
+def test_a_time_too_short_for_an_answer_writes_nothing_unless_asked_to(labeled: Path) -> None:
+    """Then arms are as short, and items as few, as an answer may have them."""
+    asked = ("init", "t.yaml", "--model", "pocket", "--data", labeled, "--minutes", "0.0001")
+    refused = command(*asked)
     assert refused.code == 2
-    assert "or more, which the smallest study takes: 200 items a split" in refused.told
-    assert "the lowest and the highest rank alone" in refused.told
+    assert "budget: found 0.0001 minutes, expected" in refused.told
+    assert "or more, for the base and 3 arms" in refused.told
     assert sorted(path.name for path in labeled.parent.glob("*.yaml")) == []
+    told = command(*asked, "--anyway").told
+    assert "cut: 50 items a split, so gains are known less well" in told
+    assert "another length may change the order of arms" in told
+    study = Study.load(labeled.parent / "t.yaml")
+    assert study.config.evaluate.max_items == 50
+    prepared = study.check()
+    assert {prepared.num_steps(trial) for trial in prepared.trials} <= {40, 41}
 
 
-def test_every_cut_applies_to_a_preset_and_leaves_a_study(tmp_path: Path) -> None:
-    applied = set()
-    for preset in PRESETS:
-        if not takes_own_rows(preset):
-            continue
-        text = study_template(preset, "pocket", {"name": "mine", "train": "rows.jsonl"})
-        for place, (pattern, to, _) in enumerate(CUTS):
-            shorter = cut_text(text, pattern, to)
-            if shorter != text:
-                applied.add(place)
-            text = shorter
-        file = tmp_path / f"{preset}.yaml"
-        file.write_text(text, "utf-8")
-        assert load_study_file(file).arms, preset
-    assert len(applied) >= len(CUTS) - 2
+def test_rates_are_around_the_usual_one_of_a_model_of_that_size(place: Path) -> None:
+    """Hidden sizes 2,000, as of the preset's rates, and 128; unknown of a model on the hub."""
+    (place / "large").mkdir()
+    (place / "large" / "config.json").write_text('{"hidden_size": 2000}', "utf-8")
+    for model, lora in (
+        ("./large", [2.5e-4, 5e-4, 1e-3]),
+        ("owner/name", [2.5e-4, 5e-4, 1e-3]),
+        ("pocket", [2e-3, 4e-3, 8e-3]),  # 5e-4 x (2000 / 128) ** 0.775 = 4.2e-3
+    ):
+        command("init", "s.yaml", "--model", model, "--data", "choices.jsonl", "--force")
+        arms = load_study_file(place / "s.yaml").arms
+        assert [arm.lr for arm in arms] == [lora, pytest.approx([lr / 10 for lr in lora])]
 
 
 def answered(monkeypatch: pytest.MonkeyPatch, *answers: str) -> Outcome:

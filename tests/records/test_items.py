@@ -9,15 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from rankscope.records import (
-    BASE,
     GOLD_COLUMNS,
-    EvalRecord,
     ItemResult,
     gold_logprobs_per_token,
     items_table,
     write_items,
 )
-from rankscope.run.stages.train import curve_point
 
 PLAIN = ItemResult(item_id="a", subject=None, score=1.0, gold="x", prediction="x")
 
@@ -74,7 +71,7 @@ def test_what_all_options_gain_or_lose_alike_changes_nothing(shift: float) -> No
         assert value(with_texts(moved, answer)) == pytest.approx(value(with_texts(logits, answer)))
 
 
-def test_tables_and_points_of_a_curve_agree_with_one_item_at_a_time(tmp_path: Path) -> None:
+def test_tables_agree_with_one_item_at_a_time(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     makers = (lettered, with_texts)
     items = [makers[k % 2](tuple(rng.normal(-5, 3, 2 + k % 4).tolist()), k % 2) for k in range(50)]
@@ -83,21 +80,6 @@ def test_tables_and_points_of_a_curve_agree_with_one_item_at_a_time(tmp_path: Pa
     table = pq.ParquetFile(tmp_path / "items.parquet").read(columns=list(GOLD_COLUMNS))
     slow = [one_at_a_time(item) for item in items]
     assert gold_logprobs_per_token(table) == pytest.approx(np.array(slow, dtype=float), nan_ok=True)
-    record = EvalRecord(
-        trial_id=BASE,
-        task="t",
-        split="validation",
-        metric="letter",
-        score=1.0,
-        standard_error=None,
-        n=len(items),
-        metrics={},
-        seconds=0.0,
-        num_tokens=0,
-    )
-    point = curve_point(record, 4, items)
-    assert point.gold_logprobs[7] is None
-    assert point.gold_logprobs == pytest.approx(slow)
 
 
 def one_at_a_time(item: ItemResult) -> float | None:

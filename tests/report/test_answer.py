@@ -143,7 +143,7 @@ def test_measured_numbers_stay_in_the_table_and_the_card_has_what_an_arm_costs(
 
 @pytest.mark.parametrize("counted", [True, False])
 def test_a_prompt_is_shown_whole_and_with_what_both_models_read(counted: bool) -> None:
-    """Of validation items, as an adaptive study scores test items of some models only."""
+    """Of validation items, as a search scores test items of some models only."""
     system = ("Answer with one letter. " * 2000).strip()
     alike = Truth(num_items=60, ranks=(2, 8), full_lrs=(), accuracy=lambda rank, lr: 0.8)
     study = with_prompt(synthetic_study(alike), 2, system=system, num_fewshot=None)

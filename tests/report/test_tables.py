@@ -11,7 +11,7 @@ from report_studies import ATTACKS, HOSTILE, hostile_study, ordinary_study, stud
 from synthetic_study import Truth
 
 from rankscope.formatting import POINTS, Unit, markdown_text
-from rankscope.records import StopRecord
+from rankscope.records import RoundRecord
 from rankscope.report.columns import Column, shown_rows
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import (
@@ -30,7 +30,7 @@ from rankscope.report.tables import (
     arms_table,
     failed_trials_table,
     paper_table,
-    stopped_trials_table,
+    rounds_table,
     study_tables,
     tasks_table,
     training_table,
@@ -64,25 +64,29 @@ def test_overflows_are_listed_of_a_base_in_float16() -> None:
     assert [*row.index[-2:]] == ["loss_scale_halvings_smallest", "loss_scale_halvings_largest"]
 
 
-def test_differences_at_a_rung_are_in_points() -> None:
+def test_the_path_of_a_search_has_what_was_trained_and_is_in_points() -> None:
+    """A round that the budget cut has what it began; one of which nothing began is left out."""
     study, advice = ordinary_study()
-    first, *others = study.trials
-    stop = StopRecord(
-        trial_id=first.spec.trial_id,
-        num_steps=80,
-        rival="r=8",
-        p=0.004,
-        difference=0.0,
-        heading=-0.125,
-        low=-0.39,
-        high=-0.01,
-        train=first.train,
-    )
-    study = replace(study, trials=(replace(first, status="stopped", stop=stop), *others))
-    stopped = stopped_trials_table(StudyView(study, advice))
-    (row,) = frame_rows(shown(stopped))
-    assert row[1:] == (40, 80, "r=8", 0.004, 0.0, -12.5, -39.0, -1.0, "points")
-    assert "| under 1 % |" in markdown(stopped)
+    first, second, *others = study.trials
+    second = replace(second, status="skipped")
+    specs = (first.spec, second.spec)
+    common = {"seconds": 90.0, "leader": "r=8", "regret": 0.031, "after": 0.004}
+    rounds = [
+        RoundRecord(
+            number=number,
+            task="med",
+            trial_ids=tuple(spec.trial_id for spec in of),
+            labels=tuple(spec.label for spec in of),
+            **common,
+        )
+        for number, of in enumerate([specs, specs[1:]], start=1)
+    ]
+    study = replace(study, trials=(first, second, *others), rounds=tuple(rounds))
+    table = rounds_table(StudyView(study, advice))
+    assert list(table["regret"]) == [0.031]
+    assert frame_rows(shown(table)) == [
+        (1, "med", 1.5, "r=8", 3.1, 0.4, "points", first.spec.label)
+    ]
 
 
 def test_the_paper_table_has_a_row_per_rank_and_a_column_per_task(view: StudyView) -> None:

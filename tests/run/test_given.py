@@ -95,15 +95,19 @@ def test_given_models_beside_trained_ones_move_nothing_of_these(
     )
 
 
-def test_an_adaptive_study_expects_nothing_of_given_models(
+def test_a_search_trains_none_of_given_models_and_scores_them(
     given_models: Path, tmp_path: Path
 ) -> None:
-    arms = [{"method": "lora", "rank": [2, 4], "lr": [1e-3]}]
-    alone = small_study(tmp_path, arms=arms, strategy="adaptive")
-    beside = small_study(
-        tmp_path, arms=arms, strategy="adaptive", given=[str(given_models / "lora")]
-    )
+    arms, given = [{"method": "lora", "rank": [2, 4], "lr": [1e-3]}], [str(given_models / "lora")]
+    search = {"arms": arms, "seeds": [0], "strategy": "search", "budget": "1 trial"}
+    alone, beside = small_study(tmp_path, **search), small_study(tmp_path, **search, given=given)
     assert beside.plan().expected_tokens == alone.plan().expected_tokens
+    records = beside.run(tmp_path / "out")
+    statuses = {trial.spec.arm_label: trial.status for trial in records.trials}
+    assert sorted(statuses.values()) == ["done", "done", "skipped"]
+    (lora,) = [trial.spec for trial in records.trials if trial.spec.given]
+    assert statuses[lora.arm_label] == "done"
+    assert (lora.trial_id, "pocket_med", "test") in records.evals
 
 
 def test_variants_are_scored_on_the_split_of_their_models(

@@ -156,9 +156,10 @@ def test_it_is_shown_and_not_exported(prompted: Path, tmp_path: Path) -> None:
     assert "tokens an item, the base" in plan
 
 
-def test_an_adaptive_study_stops_none_and_scores_its_test_items(tmp_path: Path) -> None:
+def test_a_search_leaves_none_out_and_scores_its_test_items(tmp_path: Path) -> None:
     arms = [{**LORA, "rank": [2, 8], "lr": [1e-4, 2e-3]}, SHOTS]
-    study = small_study(tmp_path, **SHORT | {"arms": arms, "seeds": [0, 1], "strategy": "adaptive"})
+    search = {"arms": arms, "seeds": [0, 1], "strategy": "search", "budget": "2 trials"}
+    study = small_study(tmp_path, **SHORT | search)
     records = study.run(tmp_path / "out")
     (prompt,) = [t for t in records.trials if t.spec.prompt]
     assert prompt.status == "done"

@@ -31,9 +31,8 @@ def nested(*ranks: int) -> dict[str, Any]:
     return {"arms": [{"method": "nested", "rank": list(ranks), "lr": 1e-3}]}
 
 
-def adaptive(**changes: Any) -> dict[str, Any]:
-    train, evaluate = changed("train", evaluate_items=24), changed("evaluate", max_items=24)
-    return train | evaluate | {"strategy": "adaptive", "rungs": [0.5], **changes}
+def search(**changes: Any) -> dict[str, Any]:
+    return {"strategy": "search", **changes}
 
 
 def on_two(**changes: Any) -> dict[str, Any]:
@@ -91,17 +90,22 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"quantize": "4bit", "device": "cpu"}, "expected a CUDA device"),
     (nested(8), "found rank [8], expected two"),
     (nested(8, 256), "found rank 256, expected at most 128"),
-    (nested(2, 8) | {"strategy": "adaptive", "evaluate": {}},
-     "trains all its ranks in one run, so none can be"),
+    (search(**nested(2, 8), evaluate={}), "trains all its ranks in one run, so none can be"),
     ({"analyze": {"heads": {"enabled": True, "ablate": ["pocket_law"]}}}, "pocket_law"),
-    # adaptive studies
-    (adaptive(budget="0 trials"), "budget.trials: found 0, expected greater than or equal to 1"),
-    (adaptive(budget="10 tokens"), "budget: found less than one trial"),
-    (adaptive(rungs=[1.0]), "less than 1"),
-    (adaptive(rungs=[0.5, 0.2]), "each larger than the one before"),
-    (adaptive(rungs=[0.2, 0.25]), "rungs: found 2, 2 as the steps"),
-    (adaptive(rungs=[0.01]), "rungs: found 0 as the steps"),
-    *[(adaptive(until=p), "until: found") for p in (0, 1, 1.5)],
+    # searches
+    (search(budget="0 trials"), "budget.trials: found 0, expected greater than or equal to 1"),
+    (search(budget="10 tokens"), "budget: found less than one trial, expected at least"),
+    (search(budget="-3 trials"), "budget: found '-3 trials', expected a text such as '24 trials'"),
+    (search(budget={"hours": -1}), "budget.hours: found -1, expected greater than 0"),
+    (search(budget={}), "budget: found no limit"),
+    (search(budget="9 minutes"), "train: found arms of 8 updates, expected 40 or more"),
+    (search(budget="0.01 minutes", **changed("train", max_steps=40)),
+     "budget: found 0.01 minutes, expected"),
+    *[(search(until=p), "until: found") for p in (0, 1, 1.5)],
+    ({"budget": "9 trials"}, "found 'budget' with 'strategy: grid', expected a search"),
+    ({"until": 0.9}, "found 'until' with 'strategy: grid', expected a search"),
+    (search(arms=[{"method": "prompt", "num_fewshot": 2}]),
+     "found 'strategy: search' without 'arms' that train"),
     # several devices
     (on_two(device="auto"), "train.devices: 2: found 0 GPUs, expected at least 2"),
     (on_two(**arm(method="dora")),

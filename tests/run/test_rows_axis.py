@@ -54,13 +54,6 @@ def test_all_is_every_row_and_each_number_is_an_arm_of_a_plan(tmp_path: Path) ->
     assert study.num_steps(study.trials[0]) == 3
 
 
-def test_adaptive_rungs_are_shares_of_the_steps_that_the_rows_give(tmp_path: Path) -> None:
-    arms = [{**LORA, "rows": [160, 320]}]
-    config = small_study(tmp_path, **(SHORT | {"arms": arms, "strategy": "adaptive"})).config
-    study = prepare(config)
-    assert [study.rung_steps(trial) for trial in study.trials] == [(4, 10), (8, 20)]
-
-
 @pytest.mark.parametrize(
     ("rows", "found"), [(513, "513 of task"), (0, "0"), ([32, "some"], "some")]
 )

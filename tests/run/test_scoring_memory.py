@@ -18,7 +18,7 @@ from rankscope.evaluate.scorers.scorer import ItemTokens, Question
 from rankscope.models.attention.varlen import KVCache
 from rankscope.models.base import Base
 from rankscope.models.parameters import model_on_meta, nbytes
-from rankscope.run.scoring_memory import scoring_memory
+from rankscope.run.prepared import scoring_memory
 from rankscope.train.memory import MemoryModel
 from rankscope.train.pass_memory import AllocationCounter, shaped_adapter
 

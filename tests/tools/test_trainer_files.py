@@ -5,6 +5,7 @@ The files in ``trainer_files/`` are typical ones of each trainer, by their docum
 
 import ast
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from rankscope.config.loader import load_study_file
 from rankscope.config.task import TaskConfig
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import read_task_items
+from rankscope.errors import UserError
 from rankscope.models.model_folder import pocket_folder
 from rankscope.tools.trainer_documents import as_literal, read_document
+from rankscope.tools.trainer_files import read_trainer_file
 
 FILES = Path(__file__).with_name("trainer_files")
 WORDS = "ba do ma ti lo ku se ra".split()
@@ -93,7 +96,7 @@ def test_a_study_has_their_settings_in_its_middle(place: Path, name: str) -> Non
     assert [arm.rank, arm.alpha, arm.lr, arm.targets, arm.dropout] == facts
     assert arm.method == ["rslora" if name == "adapter" else "lora"]
     assert {key: getattr(study.train, key) for key in protocol} == protocol
-    assert (study.strategy, study.quantize) == ("adaptive", "none")
+    assert (study.strategy, study.quantize) == ("search", "none")
     text = (place / "s.yaml").read_text("utf-8")
     assert text.startswith(f"# Made from {name}, a file of ")
     assert "Not understood" not in text
@@ -292,74 +295,162 @@ def test_rows_have_the_tokens_of_trl(place: Path, tmp_path: Path, name: str) -> 
 
 # --- back -----------------------------------------------------------------------------------------
 
-CHANGED = {
-    # r=2, alpha 4, rate 2e-3 on attention; the study trained 8 steps.
-    "axolotl.yml": {
-        "lora_r: 2        # was 8 before", "lora_alpha: 4", "lora_dropout: 0",
-        "learning_rate: 0.002   # two in ten thousand",
-    },
-    "trl.yaml": {
-        "lora_r: 2", "lora_alpha: 4", "learning_rate: 0.002",
-        "lora_target_modules: [k_proj, o_proj, q_proj, v_proj]   # as PEFT does",
-    },
-    "trl_script.py": {
-        "    r=2,  # chosen by habit", "    lora_alpha=4,", "    learning_rate=0.002,",
-        "    max_steps=8,",
-    },
-}  # fmt: skip
+WRITTEN = r"(lora_(r|rank|alpha|dropout|target\w*)|r|target_modules|learning_rate)"
+LINE = re.compile(rf'\s*(" *)?{WRITTEN}(: |=|:$)| *- \w+_proj')
+"""Beginning of a line with one of the five settings that are written."""
+RUNS = [name for name in STUDIES if name != "adapter"]
 
 
-@pytest.mark.parametrize("name", CHANGED)
-def test_a_file_gets_the_arms_settings_and_keeps_the_rest(
-    place: Path, small: Path, name: str
+def other_lines(text: str) -> list[str]:
+    return [line for line in text.splitlines(keepends=True) if not LINE.match(line)]
+
+
+@pytest.mark.parametrize("is_bare", [False, True], ids=["with the keys", "without them"])
+@pytest.mark.parametrize("name", RUNS)
+def test_a_file_gets_the_arms_five_settings_and_keeps_every_other_line(
+    place: Path, small: Path, name: str, is_bare: bool
 ) -> None:
-    before = (place / name).read_bytes()
-    if name == "trl.yaml":
-        (place / name).write_bytes(before + b"lora_dropout: 0.0\n")
-    outcome = command("export", small, "r=2 lr=0.002", "--patch", name, "--out", "new")
+    """r=2, alpha 4, rate 2e-3 on attention without dropout; the study trained 8 steps."""
+    file, new = place / name, place / f"new-{name}"
+    before = file.read_text("utf-8")
+    if is_bare:
+        file.write_text("".join(other_lines(before)), "utf-8")
+    old = file.read_text("utf-8")
+    outcome = command("export", small, "r=2 lr=0.002", "--patch", name, "--out", new.name)
     assert outcome.code == 0, outcome.told
-    old = (place / name).read_text("utf-8").splitlines()
-    new = (place / "new").read_text("utf-8").splitlines()
-    added = {line for line in new if line not in old}
-    if name == "axolotl.yml":  # a list of dashes keeps its margin
-        dashes = [line for line in new if line.strip().startswith("- ") and "_proj" in line]
-        assert dashes == ["  - k_proj", "  - o_proj", "  - q_proj", "  - v_proj"]
-        added = {line for line in added if "_proj" not in line}
-        old, new = ([line for line in file if "_proj" not in line] for file in (old, new))
-    assert added == CHANGED[name]
-    kept = [line for line in old if line in new]
-    assert kept == [line for line in new if line in old]
-    assert all(f"+{line}" in outcome.out.splitlines() for line in added)
-    assert "the study had pocket" in outcome.told
-    again = command("export", small, "r=2 lr=0.002", "--patch", name, "--out", "new")
+    assert other_lines(new.read_text("utf-8")) == other_lines(old) == other_lines(before)
+    run = read_trainer_file(new)
+    found = [run.facts[fact] for fact in ("rank", "alpha", "lr", "targets", "dropout")]
+    assert found == [2, 4, 2e-3, "attention", 0]
+    assert not {"rank", "alpha", "lr", "targets", "dropout"} - run.sources.keys()  # all written
+    added = set(new.read_text("utf-8").splitlines()) - set(old.splitlines())
+    assert {f"+{line}" for line in added} <= {*outcome.out.splitlines()}
+    again = command("export", small, "r=2 lr=0.002", "--patch", name, "--out", new.name)
     assert (again.code, "found a file of that name" in again.told) == (2, True)
 
 
-def test_a_notebook_changes_in_its_cells_alone(place: Path, small: Path) -> None:
-    outcome = command(
-        "export", small, "r=2 lr=0.002", "--patch", "unsloth.ipynb", "--out", "n.ipynb"
-    )
-    assert outcome.code == 0, outcome.told
-    assert '+    "    r=2,  # é: any number above 0\\n",' in outcome.out.replace("+    ", "+    ")
-    old = (place / "unsloth.ipynb").read_text("utf-8").splitlines()
-    new = (place / "n.ipynb").read_text("utf-8").splitlines()
-    assert len(old) == len(new)
-    assert sum(a != b for a, b in zip(old, new, strict=True)) == 5
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("a.py", "LoraConfig(task_type='é', r=4)", "LoraConfig(task_type='é', r=4, lora_alpha=8)"),
+        ("a.py", "LoraConfig(\n  r=(\n  4)  # é\n)",
+         "LoraConfig(\n  r=(\n  4),  # é\n  lora_alpha=8\n)"),
+        ("a.py", "LoraConfig(\n  r=4,  # é\n)", "LoraConfig(\n  r=4,  # é\n  lora_alpha=8,\n)"),
+        ("a.py", "LoraConfig(\n  lora_dropout=0,\n  r=4)",
+         "LoraConfig(\n  lora_dropout=0,\n  lora_alpha=8,\n  r=4)"),
+        ("a.json", '{\n\t"r": 4\n}', '{\n\t"r": 4,\n\t"lora_alpha": 8\n}'),
+        ("a.json", '{"lora_r": 4, "b": 1}', '{"lora_r": 4, "lora_alpha": 8, "b": 1}'),
+        ("a.yaml", "{r: 4, # é\n b: 1}", '{r: 4, # é\n b: 1, "lora_alpha": 8}'),
+        ("a.yaml", "lora_r: 4 # é\r\nb: 1", "lora_r: 4 # é\r\nlora_alpha: 8\r\nb: 1"),
+        ("a.yaml", "r: 4\nb: |\n  c\n\n# é\n", "r: 4\nb: |\n  c\nlora_alpha: 8\n\n# é\n"),
+        ("a.yaml", "r: 4\nb:", "r: 4\nb:\nlora_alpha: 8"),
+        ("a.yaml", "lora_target:\n- q_proj # é\n- o_proj\nb: 1",
+         "lora_target:\n- q_proj # é\n- o_proj\nlora_alpha: 8\nb: 1"),
+    ],
+)  # fmt: skip
+def test_a_missing_key_is_added_in_the_layout_of_its_neighbor(
+    tmp_path: Path, name: str, old: str, new: str
+) -> None:
+    (tmp_path / name).write_text(old, "utf-8", newline="")
+    document = read_document(tmp_path / name, {"LoraConfig": []})
+    call = "LoraConfig." if name == "a.py" else ""
+    assert document.patched({f"{call}lora_alpha": 8}) == new
+    with pytest.raises(UserError, match="no call that takes"):
+        document.patched({"SFTConfig.learning_rate": 1})
+
+
+@pytest.mark.parametrize("indent", [None, 1, "\t"])
+@pytest.mark.parametrize("is_list", [True, False])
+@pytest.mark.parametrize("text", ["é", "\\u00e9"])
+def test_a_notebook_keeps_its_layout(
+    tmp_path: Path, indent: int | str | None, is_list: bool, text: str
+) -> None:
+    """All but the changed strings is the same to the byte, numbers and escapes included."""
+
+    code = "# SIGN\na = LoraConfig(\n    r=4,\n    bias='none',  # SIGN\n)\n"
+
+    def written(changed: str) -> str:
+        cells = [changed, "x = 'SIGN'\n", code.replace("Lora", "Other")]
+        sources: list[Any] = [cell.splitlines(keepends=True) if is_list else cell for cell in cells]
+        book = {"nbformat": 4, "cells": [
+            {"source": "LoraConfig(r=4)", "cell_type": "markdown"},
+            *({"source": source, "outputs": [{"data": {"source": ["LoraConfig(r=4)"], "n": 0.5}}],
+               "cell_type": "code"} for source in sources)]}  # fmt: skip
+        mixed = json.dumps(book, indent=indent, separators=(",", ": "))
+        return mixed.replace("0.5", "5e-1").replace("SIGN", text) + "\r\n"
+
+    new = code.replace("r=4", "r=8").replace("  # SIGN\n)", "  # SIGN\n    lora_alpha=16,\n)")
+    (tmp_path / "n.ipynb").write_text(written(code), "utf-8", newline="")
+    document = read_document(tmp_path / "n.ipynb", {"LoraConfig": []})
+    assert document.patched({"LoraConfig.r": 8, "LoraConfig.lora_alpha": 16}) == written(new)
+    assert document.patched({}) == written(code)
+
+
+def test_all_linear_layers_beside_named_ones_give_way_to_the_arms(place: Path, small: Path) -> None:
+    text = (place / "axolotl.yml").read_text("utf-8")
+    both = text.replace("lora_target_modules:", "lora_target_linear: true\nlora_target_modules:")
+    (place / "axolotl.yml").write_text(both, "utf-8")
+    done = command("export", small, "r=2 lr=0.002", "--patch", "axolotl.yml", "--out", "new.yml")
+    assert done.code == 0, done.told
+    assert read_trainer_file(place / "new.yml").facts["targets"] == "attention"
+
+
+def test_of_full_fine_tuning_the_rate_is_written_alone(place: Path, small: Path) -> None:
+    for name in RUNS:
+        done = command("export", small, "full", "--patch", name, "--out", f"new-{name}")
+        assert done.code == 0, done.told
+        old, new = read_trainer_file(place / name), read_trainer_file(place / f"new-{name}")
+        assert new.facts == old.facts | {"lr": 5e-4}
+        assert "note: the LoRA keys are left, remove them to train in full: " in done.told
+        assert f"{old.sources['rank']}, " in done.told
 
 
 def test_what_cannot_be_patched_is_refused(place: Path, small: Path) -> None:
-    (place / "y.yaml").write_text("use_peft: true\nlora_r: 4\n", "utf-8")
+    (place / "y.yaml").write_text("learning_rate: 1e-4\nmax_length: 9\n", "utf-8")
     (place / "z.yaml").write_text("use_peft: true\nlora_r: 4\nuse_dora: true\n", "utf-8")
+    (place / "c.json").write_text((place / "adapter" / "adapter_config.json").read_text("utf-8"))
+    arm = "r=2 lr=0.002"
     for name, words, part in (
-        ("adapter", ("r=2 lr=0.002",), "found an adapter's folder"),
-        ("y.yaml", ("r=2 lr=0.002",), "add these keys to it first"),
-        ("z.yaml", ("r=2 lr=0.002",), "expected an arm of method dora"),
-        ("axolotl.yml", ("full",), "of method full, expected an arm of method lora"),
-        ("axolotl.yml", ("r=2 lr=0.002", "--merge"), "found an option for weights"),
+        ("adapter", (arm,), "found a stored adapter"),
+        ("c.json", (arm,), "found a stored adapter"),
+        ("y.yaml", (arm,), "found full fine-tuning, expected a LoRA adapter"),
+        ("z.yaml", (arm,), "expected an arm of method dora"),
+        ("axolotl.yml", (), "found no recommended arm: Not decided yet"),
+        ("axolotl.yml", (), "add 'r=2 lr=0.002' to the command"),
+        ("axolotl.yml", (arm, "--merge"), "found an option for weights"),
     ):
         outcome = command("export", small, *words, "--patch", name, "--out", "new")
         assert (outcome.code, part in outcome.told) == (2, True), outcome.told
     assert "new" not in files_below(place)
+
+
+def test_what_the_study_had_otherwise_is_listed_and_another_origin_is_warned_of(
+    place: Path,
+) -> None:
+    """A study of the file itself has no warning, even of fewer steps; its length stays."""
+    shutil.copytree(pocket_folder(), place / "base")
+    text = (place / "axolotl.yml").read_text("utf-8")
+    (place / "mine.yml").write_text(re.sub("base_model: .*", "base_model: ./base", text), "utf-8")
+    assert command("init", "s.yaml", "--from", "mine.yml").code == 0
+    short = settings(
+        "train.max_steps=2", "train.batch_size=1", "train.max_length=64", "strategy=grid",
+        "seeds=[0]", "arms.0.rank=4", "arms.0.lr=1e-3", "evaluate.max_items=4",
+        "evaluate.retention=[]",
+    )  # fmt: skip
+    assert command("run", "s.yaml", "--out", "st", *short).code == 0
+    for name in ("mine.yml", "axolotl.yml", "trl.yaml"):
+        done = command("export", "st", "r=4", "--patch", name, "--out", f"new-{name}")
+        assert done.code == 0, done.told
+        warned = [line for line in done.err.splitlines() if "not made from this file" in line]
+        assert len(warned) == {"mine.yml": 0, "axolotl.yml": 1, "trl.yaml": 2}[name], done.err
+        if name == "mine.yml":
+            assert [line for line in done.err.splitlines() if line.startswith("note: ")] == [
+                "note: micro_batch_size stays 2, the study had 1",
+                "note: sequence_len stays 512, the study had 64",
+                "note: num_epochs stays 3.0, the study had max_steps 2",
+                "note: these stay: export writes rank, alpha, targets, dropout and rate; a study's "
+                "length is what it could afford",
+            ]
 
 
 @pytest.mark.filterwarnings("ignore")  # of TRL's own imports
@@ -382,8 +473,6 @@ def test_trl_trains_with_the_patched_file(place: Path, small: Path, tmp_path: Pa
     )
     done = command("export", small, "r=2 lr=0.002", "--patch", "mine.yaml", "--out", "new.yaml")
     assert done.code == 0, done.told
-    text = (place / "new.yaml").read_text("utf-8").replace("max_steps: 8", "max_steps: 1")
-    (place / "new.yaml").write_text(text, "utf-8")
     parser = TrlParser((ScriptArguments, SFTConfig, ModelConfig))
     script, args, model = parser.parse_args_and_config(["--config", "new.yaml"])
     assert (model.lora_r, model.lora_alpha, args.learning_rate) == (2, 4, 0.002)

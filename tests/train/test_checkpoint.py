@@ -87,12 +87,6 @@ def test_an_adapter_that_is_continued_resumes_bit_for_bit(tmp_path: Path) -> Non
     assert bits(trained(group, checkpoint=checkpoint)) == bits(trained(group))
 
 
-def test_a_pause_without_a_checkpoint_is_no_end() -> None:
-    result = trained(LORA, pause_at=3)
-    assert result.is_paused
-    assert [state.steps_done for state in result.states] == [3, 3]
-
-
 def test_a_stop_while_resuming_trains_no_further_step(tmp_path: Path) -> None:
     """Callbacks return early then, so the next run must find this step to call them for it."""
     checkpoint = GroupCheckpoint(tmp_path)
@@ -114,7 +108,8 @@ def test_a_resumed_trial_keeps_nothing_of_the_file_in_memory(
     """Its tensors share the storage of the file: one that stays would keep all of it."""
     checkpoint = GroupCheckpoint(tmp_path)
     options: dict[str, Any] = {"callbacks": [lambda n, _, states: states[0].observe_score(n, 1.0)]}
-    trained([spec], checkpoint=checkpoint, pause_at=3, **options)
+    with pytest.raises(Interrupted):
+        trained([spec], checkpoint=checkpoint, should_stop=stop_after(3), **options)
     stored = checkpoint.load()
     assert stored is not None
     _, tensors, meta = stored

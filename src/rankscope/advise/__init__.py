@@ -4,16 +4,15 @@
 """
 
 __all__ = [
-    "adaptive",
     "arms",
     "checks",
     "comparisons",
     "decide",
     "evidence",
     "model_scores",
-    "ranks",
     "recommend",
     "results",
     "retention",
+    "search",
     "statistics",
 ]

@@ -67,6 +67,10 @@ class Arm:
         return finished_trials(self.trials)
 
     @property
+    def has_begun(self) -> bool:
+        return any(t.status not in ("planned", "skipped") for t in self.trials)
+
+    @property
     def steps(self) -> int:
         """Fewest optimizer steps of its trained trials; 0 without any."""
         return min((t.train.steps for t in self.trials if t.train is not None), default=0)
@@ -137,10 +141,8 @@ def summarize(study: StudyRecords, trials: Sequence[TrialRecords]) -> ArmSummary
     """The figures of an arm's trials; of a single one, intervals are over items only."""
     spec = trials[0].spec
     done = finished_trials(trials)
-    trained = [t.training for t in trials if t.training is not None]
-    # A stopped trial stands for the time of the whole training.
-    whole = [t.stop.num_steps / t.stop.train.steps if t.stop else 1.0 for t in trials if t.training]
-    seconds = [record.seconds * share for record, share in zip(trained, whole, strict=True)]
+    trained = [t.train for t in trials if t.train is not None]
+    seconds = [record.seconds for record in trained]
     retained = retention_tasks(study, spec.task)
     names, others = {t.name for t in retained}, {t.name for t in _transfer_tasks(study, spec.task)}
     changes = {

@@ -25,7 +25,7 @@ def axis_texts(results: TaskResults) -> Iterator[str]:
     """A sentence for every axis with at least two values; none before an arm was scored."""
     if results.net is None:
         return
-    arms = [arm for arm in results.candidates if arm.finished]
+    arms = results.candidates
     for name, value_of in _AXES.items():
         if name == "alpha" and not _several_alphas(arms):
             continue

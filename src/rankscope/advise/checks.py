@@ -8,8 +8,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from math import ceil, sqrt
 
+import numpy as np
+
 from rankscope.advise.arms import FEWEST_LOSSES, Arm
-from rankscope.advise.evidence import TYPICAL_SPREADS
+from rankscope.advise.evidence import SCORED_SPLITS, TYPICAL_SPREADS
 from rankscope.advise.posterior import UNIT
 from rankscope.advise.results import TaskResults, expected
 from rankscope.advise.retention import retention_tasks
@@ -26,7 +28,6 @@ from rankscope.formatting import (
 from rankscope.records import (
     BASE,
     FAILED,
-    LEFT_OUT,
     ArmSummary,
     CheckName,
     CheckStatus,
@@ -99,10 +100,12 @@ def _retention(results: TaskResults, subject: Arm | None) -> TrustCheck:
 
 
 def _is_at_chance(results: TaskResults, task: TaskRecord) -> bool:
-    found = results.study.evals.get((BASE, task.name, "test"))
-    if found is None or task.score_unit != "accuracy" or not task.chance:
+    found = [results.study.items.get((BASE, task.name, split)) for split in SCORED_SPLITS]
+    known = [items.scores for items in found if items is not None]
+    if not known or task.score_unit != "accuracy" or not task.chance:
         return False
-    return found.score - task.chance <= 2 * (found.standard_error or 0.0)
+    scores = np.concatenate(known)
+    return bool(scores.mean() - task.chance <= 2 * scores.std() / len(scores) ** 0.5)
 
 
 def _contamination(results: TaskResults) -> TrustCheck:
@@ -254,20 +257,19 @@ def _trials(results: TaskResults) -> Iterator[TrustCheck]:
     if results.waiting:
         value = f"{results.waiting} of {trials}"
         yield _check("trials", "bad", f"{value} to run", f"{value} have not run yet.")
-    if any(t.status in LEFT_OUT for t in results.trials):
+    if any(t.status == "skipped" for t in results.trials):
         yield _left_out(results, trials)
     elif results.trials and not results.failed and not results.waiting:
         yield _check("trials", "fine", f"all {trials} finished", "Every trial finished.")
 
 
 def _left_out(results: TaskResults, trials: str) -> TrustCheck:
-    """Trials that an adaptive study stopped or never began."""
-    stopped = sum(t.status == "stopped" for t in results.trials)
+    """Trials that a search never began."""
     skipped = sum(t.status == "skipped" for t in results.trials)
     over_budget = len(results.over_budget)
     tokens = f"{100 * _training_share(results.trials):.0f} % of the grid's tokens"
-    value = f"{stopped + skipped} of {trials} stopped or not begun; trained on {tokens}"
-    text = f"It stopped {count(stopped, 'trial')} at a rung because other arms led."
+    value = f"{skipped} of {trials} not begun; trained on {tokens}"
+    text = "The search trained what it expected to learn most from."
     if over_budget:
         value = f"budget spent, {value}"
         text = f"{count(over_budget, 'trial')} that the answer asks for never began."
@@ -275,17 +277,16 @@ def _left_out(results: TaskResults, trials: str) -> TrustCheck:
 
 
 def _training_share(trials: Sequence[TrialRecords]) -> float:
-    """Training tokens of an adaptive study over those of its grid; failed trials count in neither.
+    """Training tokens of a search over those of its grid; failed trials count in neither.
 
     A trial that never began counts as much as its arm's others, or as the mean of all.
     """
     whole: dict[tuple[object, ...], float] = {}
     spent = 0
     for trial in trials:
-        if (train := trial.training) is not None and train.steps:
-            steps = train.steps if trial.stop is None else trial.stop.num_steps
-            whole[trial.spec.arm] = train.num_tokens * steps / train.steps
-            spent += train.num_tokens
+        if trial.train is not None and trial.train.steps:
+            whole[trial.spec.arm] = trial.train.num_tokens
+            spent += trial.train.num_tokens
     mean = sum(whole.values()) / max(1, len(whole))
     planned = sum(
         whole.get(t.spec.arm, mean) for t in trials if t.spec.trains and t.status not in FAILED
@@ -312,24 +313,26 @@ def near_guessing(results: TaskResults, arm: ArmSummary | None) -> str:
 
 
 def notes_beforehand(config: StudyConfig, tasks: Sequence[TaskRecord]) -> list[str]:
-    """How wide the answer on each task will be, before anything is trained.
+    """How wide the answer will be on each task, and forgetting, before anything is trained.
 
     Right-or-wrong answers of two models are taken to differ on ``TYPICAL_DISCORDANCE`` of the
     items, and seeds by a typical spread; nothing is known of nats.
     """
-    notes, num_seeds = list[str](), len(config.seeds)
-    arms, budget = config.num_trials_as_written() // num_seeds, config.budget
-    if budget is not None and budget.hours is not None:
-        notes.append(
-            f"budget: after {budget.hours:g} hours no further seed begins, but the first seeds of "
-            f"all {count(arms, 'arm')} are trained, however long that takes: 'rankscope plan' "
-            "estimates it"
-        )
-    for task in tasks:
-        items = task.rows["validation"] + task.rows["test"]
-        if task.trained_on and unit_of(task.score_unit) == POINTS and items:
-            variance = TYPICAL_DISCORDANCE / items + (TYPICAL_SPREADS[0] * UNIT) ** 2 / num_seeds
-            width = amount(1.96 * sqrt(variance), POINTS)
+    num_seeds, notes = len(config.seeds), list[str]()
+    kept = [task for task in tasks if "retention" in task.roles]
+    for what, of in [("a gain", [t for t in tasks if t.trained_on]), ("its change", kept)]:
+        for task in of:
+            items = task.rows["validation"] + task.rows["test"]
+            if unit_of(task.score_unit) != POINTS or not items:
+                continue
+            of_seeds = (TYPICAL_SPREADS[0] * UNIT) ** 2 / num_seeds
+            now, more = (
+                amount(1.96 * sqrt(TYPICAL_DISCORDANCE / n + of_seeds), POINTS)
+                for n in (items, 4 * items)
+            )
             counted = f"{count(items, 'scored item')} and {count(num_seeds, 'seed')}"
-            notes.append(f"{task.name}: with {counted} a gain will be known to about ±{width}")
+            notes.append(
+                f"{task.name}: with {counted} {what} will be known to about ±{now}; four times the "
+                f"items would make it ±{more}"
+            )
     return notes

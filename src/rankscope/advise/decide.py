@@ -5,8 +5,8 @@ of all arms and the base, expected over the draws (``net_gains.py``). *Do not fi
 base winning. Arms that probably exceed the limit on forgetting are left out.
 
 The verb follows the probability of being within the margin of the best, and no answer is surer than
-what is open (``checks.py``). Few items, few seeds and stopped trials widen the draws, so they need
-no rule of their own.
+what is open (``checks.py``). Few items and few seeds widen the draws, so they need no rule of their
+own.
 """
 
 from collections.abc import Sequence
@@ -87,10 +87,7 @@ def decide(results: TaskResults) -> Answer:
     regrets = net.regret.tolist()  # The base first
     tokens = results.study.tokens_read(BASE, results.task) or 0.0
     sizes = [(0.0, tokens), *(_size(arm.summary, tokens) for arm in arms)]
-    # Nobody can use an arm that was stopped before its end.
-    whole = [0, *(k for k, arm in enumerate(arms, start=1) if arm.finished)]
-    least = min(regrets[k] for k in whole)
-    close = [k for k in whole if regrets[k] <= least + CLOSE * net.margin]
+    close = [k for k, regret in enumerate(regrets) if regret <= min(regrets) + CLOSE * net.margin]
     taken = min(close, key=lambda k: (sizes[k], regrets[k]))
     p, subject = float(net.p_within_margin[taken]), arms[taken - 1]
     use: Decision = "use_full" if subject.summary.is_full else "use"
@@ -128,7 +125,9 @@ def no_surer_than(answer: Answer, results: TaskResults, checks: Sequence[TrustCh
     likely = f"{percent(p)} likely within {margin} of the best of {of}"
     better = f"{percent(answer.p_better or 0.0)} likely better than the base"
     name = verdict_name(subject.summary)
+    explanation = answer.explanation
     if answer.decision == "do_not_fine_tune":
+        explanation = f"Closest to it: {explanation}"
         verdict = f"{NOT_TO[confidence]} (the base is {likely})."
         name = "the base"
     else:
@@ -137,9 +136,10 @@ def no_surer_than(answer: Answer, results: TaskResults, checks: Sequence[TrustCh
     verdict += near_guessing(results, subject.summary)
     if bad:
         why = "; ".join(check.value for check in bad)
-        verdict = f"Not decided yet ({why}): {name} leads, {likely}."
+        leads = "leads" if subject is results.candidates[0] else "is the smallest close to the best"
+        verdict = f"Not decided yet ({why}): {name} {leads}."
         return replace(answer, decision="not_decided", confidence="none", verdict=verdict)
-    return replace(answer, confidence=confidence, verdict=verdict)
+    return replace(answer, confidence=confidence, verdict=verdict, explanation=explanation)
 
 
 def _worst_loss(results: TaskResults, subject: Arm) -> str:
@@ -213,8 +213,6 @@ def _explanation(results: TaskResults, subject: Arm) -> str:
             fallen = difference(-arm.forgetting.value, results.retention_unit)
             text += f"; retention changes by {fallen}"
         text += "."
-    elif not subject.finished and any(trial.stop for trial in subject.trials):
-        text += " It was stopped before the end of its training."
     if of.p_over_limit is not None:
         limit = amount(results.objective.max_forgetting or 0.0, results.retention_unit)
         text += f" Probability of forgetting more than the {limit} allowed: "

@@ -16,8 +16,6 @@ from rankscope.advise.posterior import Array, Changes, broken_arms
 from rankscope.advise.statistics.matching import cluster_labels
 from rankscope.records import (
     BASE,
-    CurvePoint,
-    ItemScores,
     Split,
     StudyRecords,
     TrialRecords,
@@ -29,13 +27,10 @@ SCORED_SPLITS: tuple[Split, ...] = ("validation", "test")
 UNANIMOUS = 2.0
 """Right-or-wrong items that are added to every arm, one for each side, so that few items that
 agree are not taken for certainty (Agresti & Min 2005)."""
-LEAST_DOUBT = 1e-6  # Variance that a score before the end has over one at the end, at the least
 LEVELED = 0.5  # ``share`` of :func:`pooled` in nats, below 1: some errors are really larger
 ALPHA_POWER = 0.75
 """A rate of 1e-3 at alpha 16 counts as 1e-3 / 4^.75 at alpha 64, whatever the rank. Of 0, .5, .75
 and 1 the likeliest power over kept studies: docs/findings/2026-11-29-posterior.md."""
-RUNG_FREEDOM = 2.0
-"""Of the prior by which scores before the end of training vary around where they are heading."""
 TYPICAL_SPREADS = 0.35, 3.0  # Between seeds, in ``UNIT``: of supervised training, of any other
 SHRUNK = 4.0  # Seeds without a correlation that are added, see :func:`seed_correlation`
 FORGOTTEN = -0.5  # Expected change of a task that is not trained on, in ``UNIT``
@@ -86,7 +81,7 @@ class _Items:
             cluster_labels(subjects, tuple(i for _, items in known for i in items.item_ids)),
         )
 
-    def changes(self, model: str, rung: CurvePoint | None = None, *, tested: bool = False) -> Array:
+    def changes(self, model: str, *, tested: bool = False) -> Array:
         """A model's scores minus the base's, (N,); NaN for items that it did not answer.
 
         Args:
@@ -99,10 +94,6 @@ class _Items:
             items = self.study.items.get((model, self.task, split))
             if tested and split == "validation":
                 items = None
-            if rung is not None:
-                items = None
-                if split == "validation" and rung.item_scores:
-                    items = rung_items(rung, self.study.items[BASE, self.task, split])
             if items is None:
                 rows.append(np.full(len(ids), nan))
             elif items.item_ids == ids:
@@ -122,39 +113,15 @@ class _Items:
         return float(np.mean(np.square(own))) if own else nan, base**2
 
 
-def rung_items(point: CurvePoint, base: ItemScores) -> ItemScores:
-    """The items of a point, named as the base's: both follow the order of the split."""
-    gold = [nan if logprob is None else logprob for logprob in point.gold_logprobs]
-    return ItemScores(
-        item_ids=base.item_ids[: point.n],
-        scores=np.array(point.item_scores),
-        gold_logprobs=np.array(gold),
-        subjects=base.subjects[: point.n],
-    )
-
-
 def measure(
     study: StudyRecords, part: Part, arms: Sequence[Sequence[TrialRecords]]
 ) -> Measured | None:
-    """Measured changes of the arms that have a score; None without any, or if no error is known.
-
-    An arm whose trials were all stopped stands by its scores at the last rung that it reached,
-    moved by what arms that trained to their end gained from there, and by how much that varied.
-    """
+    """Measured changes of the arms that have a score; None without any, or if no error is known."""
     items = _Items.of(study, part.task)
     rows: dict[int, dict[str, Array]] = {}
     for place, trials in enumerate(arms):
         if ended := _ended(items, trials):
             rows[place] = ended
-    moved, rises = dict[int, tuple[float, float]](), dict[float, list[float]]()
-    for place, trials in enumerate(arms):
-        stopped = [t for t in trials if t.stop is not None] if place not in rows else []
-        if stopped and (at_rung := _at_rung(items, stopped, _share_done(stopped[0]))):
-            rows[place] = at_rung
-            share = _share_done(stopped[0])
-            if share not in rises:
-                rises[share] = _rises(items, arms, share)
-            moved[place] = _heading(rises[share], _net(at_rung))
     if not rows:
         return None
     places = sorted(rows)
@@ -167,11 +134,10 @@ def measure(
         return None
     means, covariance = found
     squares, noise = zip(*map(_over_seeds, models), strict=True)
-    rise, extra = zip(*(moved.get(i, (0.0, 0.0)) for i in places), strict=True)
     is_plain = all(objective.name == "sft" for objective in study.config.objectives())
     is_trained = arms[places[0]][0].spec.task == part.task
     changes = Changes(
-        means=means + np.array(rise),
+        means=means,
         item_covariance=covariance,
         seeds=np.array([len(of_arm) for of_arm in models], dtype=np.float64),
         varies=np.array([float(arms[i][0].spec.prompt is None) for i in places]),
@@ -179,7 +145,7 @@ def measure(
         answer_noise=np.array(noise),
         kinds=[arms[i][0].spec.kind for i in places],
         axes=np.array([axes_of(arms[i][0].spec, arms[i]) for i in places]),
-        extra=np.array(extra),
+        extra=np.zeros(len(places)),
         typical_spread=TYPICAL_SPREADS[not is_plain],
         prior_mean=0.0 if is_trained else FORGOTTEN,
     )
@@ -189,7 +155,7 @@ def measure(
 def axes_of(spec: TrialSpec, trials: Sequence[TrialRecords]) -> tuple[float, float, float]:
     """Where settings of an arm are on the axes of the posterior, as in :class:`Changes`. A missing
     alpha counts as 1, and so does a rate that is 0 or unknown."""
-    rows = spec.rows or next((t.training.rows for t in trials if t.training is not None), 1)
+    rows = spec.rows or next((t.train.rows for t in trials if t.train is not None), 1)
     alpha = spec.scaling * spec.rank if spec.alpha and spec.rank else 1.0  # LoRA's, of any scaling
     return log2(spec.rank or 1), log2(rows or 1), log10((spec.lr or 1.0) * alpha**ALPHA_POWER)
 
@@ -208,54 +174,6 @@ def _common(models: Mapping[str, Array]) -> dict[str, Array]:
         return {}
     known = np.isfinite(np.stack(list(found.values()))).all(axis=0)
     return {m: np.where(known, row, nan) for m, row in found.items()} if known.any() else {}
-
-
-def _share_done(trial: TrialRecords) -> float:
-    assert trial.stop is not None
-    return trial.stop.train.steps / trial.stop.num_steps
-
-
-def _at_rung(items: _Items, trials: Sequence[TrialRecords], share: float) -> dict[str, Array]:
-    """The same at the rung after that share of the steps."""
-    models = {}
-    for trial in trials:
-        train = trial.training
-        steps = trial.stop.num_steps if trial.stop else train.steps if train else 0
-        for point in trial.curve:
-            is_there = point.task == items.task and abs(point.step - share * steps) < 1
-            if is_there and point.item_scores:
-                models[trial.spec.trial_id] = items.changes(trial.spec.trial_id, point)
-    return _common(models)
-
-
-def _rises(items: _Items, arms: Sequence[Sequence[TrialRecords]], share: float) -> list[float]:
-    """How much changes rose from the rung after that share of the steps to the end of training,
-    of the arms that trained to their end."""
-    found = []
-    for trials in arms:
-        before, after = _at_rung(items, finished_trials(trials), share), _ended(items, trials)
-        if before and after:
-            found.append(_net(after) - _net(before))
-    return found
-
-
-def _heading(rises: Sequence[float], change: float) -> tuple[float, float]:
-    """The expected rise of an arm that had a change at a rung, and its variance.
-
-    Without arms that ended, it may rise or fall by as much again. At a rung no arm has ended, so
-    ``adaptive.py`` goes by each arm's own last rise.
-    """
-    if not rises:
-        return 0.0, change**2 + LEAST_DOUBT
-    mean = float(np.mean(rises))
-    spread = float(np.square(np.array(rises) - mean).sum())
-    # Before any spread is seen, a curve is as uncertain as it is steep.
-    variance = (RUNG_FREEDOM * mean**2 + spread) / (RUNG_FREEDOM + len(rises) - 1)
-    return mean, variance * (1 + 1 / len(rises)) + LEAST_DOUBT
-
-
-def _net(models: Mapping[str, Array]) -> float:
-    return float(np.nanmean(np.stack(list(models.values()))))
 
 
 def _of_means(
@@ -357,7 +275,7 @@ def _deviations(arms: Iterable[Mapping[str, Array]]) -> dict[str, float]:
     found = dict[str, float]()
     for models in arms:
         if len(models) > 1:
-            mean = _net(models)
+            mean = float(np.nanmean(np.stack(list(models.values()))))
             found |= {model: float(np.nanmean(row)) - mean for model, row in models.items()}
     return found
 

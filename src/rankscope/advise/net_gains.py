@@ -22,13 +22,22 @@ from rankscope.advise.posterior import (
 
 @dataclass(frozen=True)
 class NetGains:
-    """Draws of the true net gains of some arms, what they say of each, and what others would."""
+    """Draws of the true net gains of some arms, what they say of each, and what others would.
+
+    The last columns may be arms that were never trained: they may be the best, but nobody can use
+    them, so nothing is said of them.
+    """
 
     draws: Array  # (D, A)
     on_items: Array  # Net gains of many seeds on the items that were scored, (D, A)
     seed_variance: Array  # Of one more seed's net gain on these items, (A,)
     item_covariance: Array  # Of errors due to the choice of items, (A, A)
     margin: float
+    num_untried: int = 0
+
+    @property
+    def num_tried(self) -> int:
+        return len(self.seed_variance) - self.num_untried
 
     @cached_property
     def best(self) -> Array:
@@ -38,8 +47,9 @@ class NetGains:
 
     @cached_property
     def _lost(self) -> Array:
-        """Net gain below that of the best in each draw, (D, 1 + A); the base first."""
-        net = np.column_stack([np.zeros(len(self.draws)), self.draws])
+        """Net gain below that of the best in each draw, (D, 1 + A); the base first, then arms that
+        were tried."""
+        net = np.column_stack([np.zeros(len(self.draws)), self.draws[:, : self.num_tried]])
         lost: Array = self.best[:, None] - net
         return lost
 
@@ -58,9 +68,8 @@ class NetGains:
     @cached_property
     def p_best(self) -> Array:
         """Probability of being the best, (1 + A,)."""
-        p: Array = np.bincount(self._lost.argmin(axis=1), minlength=self._lost.shape[1]) / len(
-            self._lost
-        )
+        first = self._lost.argmin(axis=1)[self._lost.min(axis=1) <= 0]
+        p: Array = np.bincount(first, minlength=self._lost.shape[1]) / len(self._lost)
         return p
 
     def of(self, columns: Sequence[int]) -> "NetGains":
@@ -72,6 +81,7 @@ class NetGains:
             self.seed_variance[kept],
             self.item_covariance[np.ix_(kept, kept)],
             self.margin,
+            int((kept >= self.num_tried).sum()),
         )
 
     def changed(self, shares: Array, costs: Array) -> "NetGains":
@@ -82,6 +92,7 @@ class NetGains:
             self.seed_variance * shares**2,
             self.item_covariance * np.outer(shares, shares),
             self.margin,
+            self.num_untried,
         )
 
 

@@ -10,9 +10,8 @@ from rankscope.advise.arms import Arm
 from rankscope.advise.checks import FEWEST_UPDATES, RIVAL
 from rankscope.advise.decide import Answer
 from rankscope.advise.evidence import axes_of
-from rankscope.advise.net_gains import draw_changes
-from rankscope.advise.results import TaskResults, expected, weighed
-from rankscope.advise.value import Untried, value_of_items, values_of_trials, with_untried
+from rankscope.advise.results import TaskResults, expected, task_results
+from rankscope.advise.value import value_of_items, values_of_trials
 from rankscope.formatting import amount, count, duration
 from rankscope.records import NextStep, TrialRecords, TrialSpec, TrustCheck, finished_trials
 
@@ -49,10 +48,10 @@ def _required(
     if results.waiting:
         text = f"Train the remaining {count(results.waiting, 'trial')}"
         yield NextStep(text=text, command=RUN_AGAIN)
-    budget, over_budget = results.study.config.budget, len(results.over_budget)
-    if over_budget and budget is not None:
-        text = f"Raise the budget ({budget.text}) for {count(over_budget, 'trial')} more"
-        yield NextStep(text=text, command=f"{RUN_AGAIN} --set budget='N trials'")
+    if over_budget := len(results.over_budget):
+        begun = sum(t.status != "skipped" and t.spec.trains for t in results.study.trials)
+        text = f"Raise the budget for {count(over_budget, 'trial')} that the answer asks for"
+        yield NextStep(text=text, command=f"{RUN_AGAIN} --set budget='{2 * begun} trials'")
     if not finished_trials(results.trials):
         yield from _after_failures(results)
     is_short = any(check.name == "loss" and check.status == "bad" for check in checks)
@@ -121,7 +120,7 @@ def _priced(results: TaskResults) -> list[NextStep]:
     step = NextStep(text="Train a further seed", command=command)
     found.append((float(values.max(initial=0.0)), seconds, step))
     untried = _untried(results, arms)
-    for (spec, _, key), value in zip(untried, _untried_values(results, untried), strict=True):
+    for (spec, key), value in zip(untried, _untried_values(results, untried), strict=True):
         took = next((a.summary.seconds for a in trained if a.summary.rank == spec.rank), None)
         of = f"{'r=' + str(spec.rank) if spec.rank else spec.method} at {spec.lr:.2g}"
         setting = spec.lr if key == "lr" else float(spec.rank or 0)
@@ -139,29 +138,25 @@ def _priced(results: TaskResults) -> list[NextStep]:
     ]
 
 
-def _untried_values(
-    results: TaskResults, untried: Sequence[tuple[TrialSpec, Untried, str]]
-) -> list[float]:
+def _untried_values(results: TaskResults, untried: Sequence[tuple[TrialSpec, str]]) -> list[float]:
     if not untried:
         return []
-    arms = [of for _, of, _ in untried]
-    parts = [with_untried(m, arms, len(results.arms)) for m in results.measured if m.part.weight]
-    further = [results.arms[results.allowed[0]]] * len(untried)
-    net, places = weighed(results.study, [*results.arms, *further], parts, draw_changes(parts)[0])
-    allowed = {*results.allowed, *range(len(results.arms), len(results.arms) + len(untried))}
-    net = net.of([k for k, place in enumerate(places) if place in allowed])
-    return [float(value) for value in values_of_trials(net, len(untried))[-len(untried) :]]
+    found = task_results(results.study, results.task, results.arms, [of for of, _ in untried])
+    assert found.net is not None
+    values = values_of_trials(found.net)[found.net.num_tried :].tolist()
+    of_place = dict(zip(found.untried, values, strict=True))
+    return [of_place.get(place, 0.0) for place in range(len(untried))]
 
 
-def _untried(results: TaskResults, arms: Sequence[Arm]) -> list[tuple[TrialSpec, Untried, str]]:
-    """Ranks and rates beside those of the two best configurations: settings, axes, and the list
-    that would be longer."""
+def _untried(results: TaskResults, arms: Sequence[Arm]) -> list[tuple[TrialSpec, str]]:
+    """Ranks and rates beside those of the two best configurations, and the list that would be
+    longer."""
     tried = {
         (spec.arm_without_rank, spec.rank, round(axes_of(spec, arm.trials)[-1], 2))
         for arm in arms
         if (spec := arm.trials[0].spec).lr
     }
-    found = list[tuple[TrialSpec, Untried, str]]()
+    found = list[tuple[TrialSpec, str]]()
     for arm in results.candidates[:2]:
         spec = arm.trials[0].spec
         changes = [{"lr": spec.lr * f} for f in (FACTOR, 1 / FACTOR)] if spec.lr else []
@@ -176,7 +171,7 @@ def _untried(results: TaskResults, arms: Sequence[Arm]) -> list[tuple[TrialSpec,
             axes = axes_of(beside, arm.trials)
             if (spec.arm_without_rank, beside.rank, round(axes[-1], 2)) not in tried:
                 key = "lr" if "lr" in change else "rank"
-                found.append((beside, (beside.kind, axes), key))
+                found.append((beside, key))
     return found
 
 

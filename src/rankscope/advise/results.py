@@ -2,19 +2,20 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from math import log
+from math import inf, log
 from sys import maxsize
 
 import numpy as np
 
 from rankscope.advise.arms import Arm
-from rankscope.advise.evidence import Measured, measure
+from rankscope.advise.evidence import Measured, axes_of, measure
 from rankscope.advise.net_gains import NetGains, draw_changes, net_gains
 from rankscope.advise.posterior import Array, Posterior
 from rankscope.advise.retention import net_parts, retention_tasks
+from rankscope.advise.value import Untried, with_untried
 from rankscope.config.objective import ObjectiveConfig
 from rankscope.formatting import Unit, mean_unit, unit_of
 from rankscope.records import (
@@ -28,6 +29,7 @@ from rankscope.records import (
     StudyRecords,
     TaskRecord,
     TrialRecords,
+    TrialSpec,
 )
 
 
@@ -43,6 +45,8 @@ class TaskResults:
     gain: Array | None = None  # Draws of the change of the training task, of ``allowed``
     scored: tuple[int, ...] = ()  # Places in ``arms``
     allowed: tuple[int, ...] = ()  # Of those that probably keep the limit on forgetting
+    untried: tuple[int, ...] = ()
+    """Of the arms that could be trained, those in the last columns of ``net``."""
     fit_failed: str | None = None  # Why the posterior is that of the flat prior
 
     @property
@@ -88,7 +92,7 @@ class TaskResults:
 
     @property
     def over_budget(self) -> tuple[TrialRecords, ...]:
-        """Trials of an adaptive study that the answer asked for, and the budget did not pay for."""
+        """Trials that the answer of a search asked for, and the budget did not pay for."""
         return tuple(t for t in self.trials if t.status == "skipped" and t.failure == OVER_BUDGET)
 
     @property
@@ -97,31 +101,27 @@ class TaskResults:
 
     @cached_property
     def candidates(self) -> tuple[Arm, ...]:
-        """Every configuration at its rate of the highest expected net gain; highest first. One that
-        was trained to its end stands before one that was not and is less than the margin ahead."""
+        """Every configuration at its rate of the highest expected net gain; highest first."""
 
         def net(arm: Arm) -> float:
             return expected(arm.summary).net.value
 
-        def preferred(arm: Arm) -> float:
-            return net(arm) + self.margin * bool(arm.finished)
-
         first: dict[object, Arm] = {}
-        for arm in sorted((self.arms[i] for i in self.allowed), key=preferred, reverse=True):
+        for arm in sorted((self.arms[i] for i in self.allowed), key=net, reverse=True):
             first.setdefault(arm.trials[0].spec.arm_without_lr, arm)
-        return tuple(sorted(first.values(), key=net, reverse=True))
+        return tuple(first.values())
 
     @property
     def best_full(self) -> Arm | None:
-        return next((a for a in self.candidates if a.summary.is_full and a.finished), None)
+        return next((a for a in self.candidates if a.summary.is_full), None)
 
     @property
     def best_lora(self) -> Arm | None:
-        return next((a for a in self.candidates if a.summary.is_lora and a.finished), None)
+        return next((a for a in self.candidates if a.summary.is_lora), None)
 
     @property
     def best_prompt(self) -> Arm | None:
-        return next((a for a in self.candidates if not a.summary.trains and a.finished), None)
+        return next((a for a in self.candidates if not a.summary.trains), None)
 
     @cached_property
     def comparisons(self) -> tuple[ArmComparison, ...]:
@@ -133,9 +133,11 @@ class TaskResults:
         return tuple(self.arms[i] for i in self.scored if i not in self.allowed)
 
     def rates_of(self, arm: Arm) -> tuple[float, ...]:
-        """Learning rates tried for the arm's other settings, ascending."""
+        """Learning rates tried for the arm's other settings, ascending. Those that a search left
+        out count: its probabilities account for them."""
         settings = arm.trials[0].spec.arm_without_lr
-        alike = [a for a in self.arms if a.trials[0].spec.arm_without_lr == settings]
+        counted = [a for a in self.arms if a.has_begun or self.study.config.strategy == "search"]
+        alike = [a for a in counted if a.trials[0].spec.arm_without_lr == settings]
         return tuple(sorted({a.summary.lr for a in alike}))
 
     @property
@@ -194,25 +196,38 @@ def expected(arm: ArmSummary) -> ExpectedGain:
     return arm.expected
 
 
-def task_results(study: StudyRecords, task: str, arms: Sequence[Arm]) -> TaskResults:
-    """Draw the posteriors of a training task's arms, and what they say of each."""
+def task_results(
+    study: StudyRecords, task: str, arms: Sequence[Arm], untried: Sequence[TrialSpec] | None = None
+) -> TaskResults:
+    """Draw the posteriors of a training task's arms, and what they say of each.
+
+    Args:
+        untried: trials of further arms that could be trained; the best of all may be among them. By
+            default those that a search has not begun.
+    """
+    untried = _left_out(study, arms) if untried is None else untried
     trials = [arm.trials for arm in arms]
     parts = net_parts(study, task)
     found = {part.task: measure(study, part, trials) for part in parts}
     measured = tuple(m for m in found.values() if m is not None)
     counts = [part.task for part in parts if part.weight]
-    if not counts or any(found[task] is None for task in counts):
+    having = [set(m.places) if (m := found[name]) else set() for name in counts]
+    if not having or not set.intersection(*having):  # No arm has every score that counts
         return TaskResults(study, task, tuple(arms))
-    posteriors, failure = draw_changes(measured)
+    number = len(arms)
+    others = [_settings(spec, arms) for spec in untried]
+    candidates = [with_untried(m, others, number) for m in measured]
+    posteriors, failure = draw_changes(candidates)
     limit = study.config.objective.max_forgetting
-    net, scored = weighed(study, arms, measured, posteriors)
-    changes = changes_by_place(measured, posteriors)
+    net, places = weighed(study, arms, candidates, posteriors)
+    changes = changes_by_place(candidates, posteriors)
     forgetting = forgotten(changes, task, study)
     over = {i: float((d > limit).mean()) for i, d in forgetting.items() if limit is not None}
-    columns = [k for k, i in enumerate(scored) if over.get(i, 0.0) <= 0.5]
+    columns = [k for k, i in enumerate(places) if over.get(i, 0.0) <= 0.5]
     kept, judged = net.of(columns), list(arms)
     # A place is one in ``arms``, a column one in ``scored``; ``kept`` has ``columns`` alone.
     place_of = {column: k + 1 for k, column in enumerate(columns)}
+    scored = tuple(place for place in places if place < number)
     for column, place in enumerate(scored):
         draws, at = net.draws[:, column], place_of.get(column)
         lost = forgetting.get(place)
@@ -227,7 +242,7 @@ def task_results(study: StudyRecords, task: str, arms: Sequence[Arm]) -> TaskRes
             p_over_limit=over.get(place),
         )
         judged[place] = arms[place].updated(expected=gained)
-    allowed = tuple(scored[k] for k in columns)
+    allowed = tuple(places[k] for k in columns if places[k] < number)
     gains = [changes[i][task] for i in allowed if task in changes[i]]
     return TaskResults(
         study=study,
@@ -238,8 +253,34 @@ def task_results(study: StudyRecords, task: str, arms: Sequence[Arm]) -> TaskRes
         gain=np.stack(gains, axis=1) if gains and len(gains) == len(allowed) else None,
         scored=scored,
         allowed=allowed,
+        untried=tuple(places[k] - number for k in columns if places[k] >= number),
         fit_failed=failure,
     )
+
+
+def _left_out(study: StudyRecords, arms: Sequence[Arm]) -> list[TrialSpec]:
+    if study.config.strategy != "search":
+        return []
+    waiting = [arm.trials[0].spec for arm in arms if not arm.has_begun]
+    return hopeful(waiting, [arm for arm in arms if arm.has_begun])
+
+
+def _settings(spec: TrialSpec, arms: Sequence[Arm]) -> Untried:
+    """Where an arm would lie among others, with as many training rows."""
+    alike = [t for arm in arms for t in arm.trials if t.spec.rows == spec.rows]
+    return spec.kind, axes_of(spec, alike)
+
+
+def hopeful(untried: Sequence[TrialSpec], begun: Sequence[Arm]) -> list[TrialSpec]:
+    """Trials without those at rates as high as one that failed: without a score it says nothing of
+    its neighbors to a posterior."""
+    failed: dict[object, float] = {}
+    for arm in begun:
+        spec = arm.trials[0].spec
+        if not arm.finished and any(t.status in FAILED for t in arm.trials):
+            rate = axes_of(spec, ())[-1]
+            failed[spec.kind] = min(rate, failed.get(spec.kind, inf))
+    return [t for t in untried if axes_of(t, ())[-1] < failed.get(t.kind, inf)]
 
 
 def weighed(
@@ -248,18 +289,23 @@ def weighed(
     measured: Sequence[Measured],
     posteriors: Sequence[Posterior],
 ) -> tuple[NetGains, tuple[int, ...]]:
-    """Net gains of the arms with all scores that count, and their places.
+    """Net gains of the arms with all scores that count, and their places; those of arms that were
+    never trained follow.
 
-    A trial that failed has gained nothing; cost is taken off by the study's weight.
+    A trial that failed has gained nothing; cost is taken off by the study's weight. An arm that was
+    never trained costs what the first one does.
     """
     objective = study.config.objective
     counts = [k for k, m in enumerate(measured) if m.part.weight]
-    net, scored = net_gains(
+    net, places = net_gains(
         [measured[k] for k in counts], [posteriors[k] for k in counts], objective.margin
     )
-    summaries = [arms[i].summary for i in scored]
+    summaries = [arms[i if i < len(arms) else places[0]].summary for i in places]
+    untried = sum(i >= len(arms) for i in places)
+    shares = _shares_finished(summaries)
+    shares[len(places) - untried :] = 1.0
     costs = objective.cost_weight * _costs(summaries)
-    return net.changed(_shares_finished(summaries), costs), scored
+    return replace(net.changed(shares, costs), num_untried=untried), places
 
 
 def changes_by_place(

@@ -55,17 +55,12 @@ def with_untried(measured: Measured, untried: Sequence[Untried], number: int) ->
     return replace(measured, changes=changes, places=places)
 
 
-def values_of_trials(net: NetGains, num_untried: int = 0) -> Array:
-    """Expected fall of the regret by one more seed of every arm, (A,); of one that was stopped or
-    never tried, by its first whole one.
-
-    Args:
-        num_untried: the last arms, which were never tried.
-    """
+def values_of_trials(net: NetGains) -> Array:
+    """Expected fall of the regret by one more seed of every arm, (A,); of one that was never tried,
+    by its first."""
     mean = net.draws.mean(axis=0)
-    tried = len(mean) - num_untried
-    best = np.argsort(-mean[:tried], kind="stable")[:MOST_VALUED]
-    kept = np.append(best, np.arange(tried, len(mean)))
+    best = np.argsort(-mean[: net.num_tried], kind="stable")[:MOST_VALUED]
+    kept = np.append(best, np.arange(net.num_tried, len(mean)))
     together = _covariance(net.draws[:, kept], net.on_items[:, kept])
     seen = net.on_items[:, kept].var(axis=0) + net.seed_variance[kept]
     values = np.zeros(len(mean))
@@ -74,19 +69,35 @@ def values_of_trials(net: NetGains, num_untried: int = 0) -> Array:
     return values
 
 
+def value_of_round(net: NetGains, columns: Sequence[int]) -> float:
+    """Expected fall of the regret by one more seed of each of some arms, together."""
+    of = net.on_items[:, list(columns)]
+    seen = _covariance(of, of) + np.diag(net.seed_variance[list(columns)])
+    return _expected_fall(net.draws, _covariance(net.draws, of), seen)
+
+
 def value_of_items(net: NetGains) -> float:
     """Expected fall of the regret by as many items again, of the same models."""
-    mean = net.draws.mean(axis=0)
-    kept = np.argsort(-mean)[:MOST_VALUED]
+    kept = np.argsort(-net.draws.mean(axis=0))[:MOST_VALUED]
     part = net.of(kept.tolist())
     # What these models change on all items is what they were measured to, less the items' error.
     models = part.draws - part.on_items
-    together = _covariance(part.draws, models)
     seen = _covariance(models, models) + part.item_covariance
+    return _expected_fall(part.draws, _covariance(part.draws, models), seen)
+
+
+def _expected_fall(draws: Array, together: Array, seen: Array) -> float:
+    """Expected fall of the regret by several scores.
+
+    Args:
+        together: covariance of the draws (D, A) with the scores, (A, S).
+        seen: covariance of the scores, (S, S).
+    """
+    mean = draws.mean(axis=0)
     moved = together @ np.linalg.lstsq(seen, together.T, rcond=None)[0]
     sizes, vectors = np.linalg.eigh((moved + moved.T) / 2)
-    normal = np.random.default_rng(0).standard_normal((2000, len(kept)))
-    means = mean[kept] + normal @ (vectors * np.sqrt(np.maximum(0.0, sizes))).T
+    normal = np.random.default_rng(0).standard_normal((2000, len(mean)))
+    means = mean + normal @ (vectors * np.sqrt(np.maximum(0.0, sizes))).T
     best = max(0.0, float(mean.max()))
     return max(0.0, float(means.max(axis=1, initial=0.0).mean()) - best)
 

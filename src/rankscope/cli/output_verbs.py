@@ -111,8 +111,8 @@ def _export_command(
 
     Writes the weights, the tokenizer with its chat template, a model card with the commands to
     load and serve them, and the scores in the hub's format, after comparing all hashes. With
-    --patch, no weights: a copy of the file that 'init --from' read, with the rank, alpha, rate,
-    targets and length of the arm.
+    --patch, no weights: a copy of the file that 'init --from' read, with the rank, alpha, targets,
+    dropout and rate of the arm.
 
     Example: rankscope export studies/pocket --best-lora --out ./adapter
     """

@@ -15,7 +15,6 @@ from rankscope.cli.terminal import Reply, err_console, print_line, print_message
 from rankscope.config.presets import PRESETS
 from rankscope.errors import OK, UNFINISHED, UserError
 from rankscope.filesystem import make_folder, replace_text, user_path
-from rankscope.formatting import rough_duration
 from rankscope.progress import ConsoleReporter
 
 PRESET_LINES = "\n".join(f"  {name}: {purpose}" for name, purpose in PRESETS.items())
@@ -63,8 +62,11 @@ def _init_command(
         float | None, Option(metavar="POINTS", min=0, max=100, help="What may be lost there.")
     ] = None,
     minutes: Annotated[
-        float | None, Option(metavar="N", min=0, help="Cut the study until it ends here in time.")
+        float | None, Option(metavar="N", min=0, help="What the search may spend here.")
     ] = None,
+    anyway: Annotated[
+        bool, Option("--anyway", help="Write it although the minutes are too few for an answer.")
+    ] = False,
     source: Annotated[
         Path | None,
         Option("--from", metavar="FILE", help="Your run, in another trainer's file."),
@@ -102,7 +104,7 @@ def _init_command(
     text, fit = around(text), dict[str, object]()
     if minutes is not None:
         with ConsoleReporter(err_console) as reporter:
-            text, fit = new_study.fit_to_minutes(text, file, minutes, reporter)
+            text, fit = new_study.fit_to_minutes(text, file, minutes, reporter, anyway=anyway)
     config = new_study.write_study(file, text)
     missing = new_study.missing_pieces(config)
     missing += [problem] if problem else []
@@ -199,8 +201,6 @@ def _show_written(data: Mapping[str, Any], summary: str) -> None:
         print_line(summary)
     for cut in data.get("cuts", ()):
         print_line(f"cut: {cut}")
-    if "planned_seconds" in data:
-        print_line(f"planned: about {rough_duration(data['planned_seconds'])} on this machine")
         for note in data["notes"]:
             print_line(f"note: {note}")
     if data["from_hub"]:

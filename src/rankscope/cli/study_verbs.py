@@ -85,8 +85,14 @@ def run_command(
     trust_task_code: TrustTaskCode = False,
     until: Annotated[
         float | None,
-        Option(metavar="P", help="Train seeds until the answer has this probability (adaptive)."),
+        Option(metavar="P", help="Search until the answer has this probability."),
     ] = None,
+    minutes: Annotated[
+        float | None, Option(metavar="M", help="End the search after so many minutes.")
+    ] = None,
+    anyway: Annotated[
+        bool, Option("--anyway", help="Begin although the minutes are too few for an answer.")
+    ] = False,
     retry: Retry = "",
     workers: Workers = None,
     executor: Annotated[
@@ -115,8 +121,9 @@ def run_command(
     from rankscope.run.study import Study
 
     again = [word.strip() for word in retry.split(",") if word.strip()]
-    study = Study.load(file, [*(overrides or []), *([] if until is None else [f"until={until}"])])
-    from rankscope.records import LEFT_OUT
+    limits = {"until": until, "budget": None if minutes is None else f"{minutes:g} minutes"}
+    given = [f"{key}={value}" for key, value in limits.items() if value is not None]
+    study = Study.load(file, [*(overrides or []), *given])
     from rankscope.run.executors import with_executor
     from rankscope.run.outputs import write_outputs
 
@@ -128,10 +135,16 @@ def run_command(
     processes = _executor_of(study.config, workers)
     with ConsoleReporter(err_console) as reporter:
         records = study.run(
-            folder, reporter, processes, again, allow_mixed=allow_mixed, take_over=take_over
+            folder,
+            reporter,
+            processes,
+            again,
+            allow_mixed=allow_mixed,
+            take_over=take_over,
+            anyway=anyway,
         )
     _, recommendation = write_outputs(folder, records)
-    is_done = all(trial.status in {"done", *LEFT_OUT} for trial in records.trials)
+    is_done = all(trial.status in {"done", "skipped"} for trial in records.trials)
     return Reply(
         recommendation,
         lambda: show_results(folder, records, recommendation, with_reasons=True),

@@ -1,4 +1,4 @@
-"""What the recommendation of a study trades off, and the most that an adaptive study spends."""
+"""What the recommendation of a study trades off, and the most that a search spends."""
 
 import re
 from typing import Annotated, Any, Self
@@ -77,15 +77,14 @@ class ObjectiveConfig(ConfigSection):
 
 
 class BudgetConfig(ConfigSection):
-    """At least one limit; a text is a short form: ``24 trials``, ``5e6 tokens``, ``12 hours``."""
+    """At least one limit; a text is a short form: ``24 trials``, ``5e6 tokens``, ``15 minutes``."""
 
     trials: int | None = Field(None, ge=1)
     """Trials that begin."""
     tokens: float | None = Field(None, gt=0)
     """Training tokens of all trials; one begins only if the whole of it fits."""
     hours: float | None = Field(None, gt=0)
-    """Wall time. When it is over, no seed after an arm's first begins. First seeds are trained to
-    their end, unless a rung stops them, and trials that have begun are finished."""
+    """Wall time. What would not end in time by the measured pace is not begun."""
 
     @model_validator(mode="after")
     def check_not_empty(self) -> Self:
@@ -96,8 +95,11 @@ class BudgetConfig(ConfigSection):
     @property
     def text(self) -> str:
         """All limits, such as ``24 trials, 12 hours``."""
-        limits = {"trials": self.trials, "tokens": self.tokens, "hours": self.hours}
-        return ", ".join(f"{n:,.12g} {name}" for name, n in limits.items() if n is not None)
+        limits = {"trials": self.trials, "tokens": self.tokens}
+        if self.hours is not None:
+            is_short = self.hours < 2
+            limits["minutes" if is_short else "hours"] = self.hours * (60 if is_short else 1)
+        return ", ".join(f"{n:,.6g} {name}" for name, n in limits.items() if n is not None)
 
     def pays_for(self, trials: int, tokens: float) -> bool:
         """Whether that many trials of that many tokens together are within the budget."""
@@ -111,10 +113,15 @@ def _parse_budget(value: Any) -> Any:
     if not isinstance(value, str | int | float):
         return value
     match = re.fullmatch(
-        r"([0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?) ?(trial|token|hour)s?", str(value).strip()
+        r"([0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?) ?(trial|token|minute|hour)s?", str(value).strip()
     )
     if match is None:
-        raise Unfit(short_repr(value), "a text such as '24 trials', '5e6 tokens' or '12 hours'")
+        raise Unfit(
+            short_repr(value),
+            "a text such as '24 trials', '5e6 tokens', '15 minutes' or '12 hours'",
+        )
+    if match[2] == "minute":
+        return {"hours": float(match[1]) / 60}
     is_count = match[2] == "trial" and match[1].isdecimal()
     return {f"{match[2]}s": int(match[1]) if is_count else float(match[1])}
 

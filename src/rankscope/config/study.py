@@ -20,7 +20,6 @@ from rankscope.config.section import (
     Interval,
     Kernels,
     Name,
-    OneOrMore,
     PathText,
     PlainText,
     Seed,
@@ -264,17 +263,15 @@ class StudyConfig(ConfigSection):
     """Models that were trained elsewhere: scored and analyzed as trials are."""
     seeds: Seeds = [0, 1, 2]
     """One trial per seed: row order and adapter initialization."""
-    strategy: Literal["grid", "adaptive"] = "grid"
-    """``grid`` trains every trial to its end. ``adaptive`` stops arms that are hardly the best at a
-    rung, and then trains the seeds that are worth most, until it is sure."""
-    rungs: OneOrMore[Annotated[float, Field(gt=0, lt=1)]] | None = None
-    """Shares of its own steps after which ``adaptive`` may stop a trial, rising, each below 1. By
-    default 1/5 and 1/2; one that falls on the step of another or on the last step is left out."""
+    strategy: Literal["grid", "search"] = "grid"
+    """``grid`` trains every trial. ``search`` trains a few, and then round by round those that may
+    be the best, also beyond the ends of the lists, until it is sure or its budget is spent."""
     until: float | None = Field(None, gt=0, lt=1)
-    """``adaptive`` trains further seeds until its answer is within the margin of the best with this
-    probability. By default, until .95, or until no further seed is worth it."""
+    """``search`` goes on until its answer is within the margin of the best with this probability;
+    by default .95."""
     budget: Budget = None
-    """The most that ``adaptive`` spends: ``24 trials``, ``5e6 tokens`` or ``12 hours``."""
+    """The most that ``search`` spends: ``24 trials``, ``5e6 tokens``, ``15 minutes`` or ``12
+    hours``; by default a quarter of the grid, and 12 trials a task at least."""
     train: TrainConfig = TrainConfig()
     """The training protocol."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -352,13 +349,10 @@ class StudyConfig(ConfigSection):
     def _check_strategy(self) -> None:
         for name in ("budget", "until") if self.strategy == "grid" else ():
             if getattr(self, name) is not None:
-                do = f"set 'strategy: adaptive', or '{name}: null'"
-                raise Unfit(f"'{name}' with 'strategy: grid'", "an adaptive study", do)
-        if self.strategy == "adaptive" and not any(arm.trains for arm in self.arms):
-            raise Unfit("'strategy: adaptive' without 'arms' that train", "arms to choose among")
-        if self.rungs is not None and self.rungs != sorted(set(self.rungs)):
-            rule = "shares of the steps, each larger than the one before"
-            raise Unfit(f"rungs {short_repr(self.rungs)}", rule)
+                do = f"set 'strategy: search', or '{name}: null'"
+                raise Unfit(f"'{name}' with 'strategy: grid'", "a search", do)
+        if self.strategy == "search" and not any(arm.trains for arm in self.arms):
+            raise Unfit("'strategy: search' without 'arms' that train", "arms to choose among")
 
     def _check_mixtures(self) -> None:
         """A mixture is trained on, and combines plain tasks."""

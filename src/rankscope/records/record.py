@@ -12,13 +12,11 @@ BASE = "base"  # Used in place of a trial id for the untuned base model
 Split = Literal["validation", "test"]
 Role = Literal["in_domain", "cross_domain", "retention"]
 MethodName = Annotated[str, AfterValidator(lambda name: get_method(name).name)]
-Status = Literal["planned", "trained", "done", "diverged", "oom", "failed", "stopped", "skipped"]
+Status = Literal["planned", "trained", "done", "diverged", "oom", "failed", "skipped"]
 WAITING: frozenset[Status] = frozenset({"planned", "trained"})
 FAILED: frozenset[Status] = frozenset({"diverged", "oom", "failed"})
-LEFT_OUT: frozenset[Status] = frozenset({"stopped", "skipped"})
-"""By an adaptive study: ended at a rung, and never begun."""
 OVER_BUDGET = "the budget of the study was spent"
-"""Why an adaptive study never began a trial that its answer asked for."""
+"""Why a search never began a trial that its answer asked for."""
 
 
 class Record(BaseModel):

@@ -46,7 +46,7 @@ class CurvePoint(Record):
     """One trial scored during training, on the first items of a task's validation split.
 
     Its points over steps form the learning-forgetting curve (Biderman et al., arXiv 2405.09673).
-    Nothing is chosen by them, but an adaptive study stops trials by those of its rungs.
+    Nothing is chosen by them.
     """
 
     trial_id: str
@@ -58,8 +58,6 @@ class CurvePoint(Record):
     n: int  # Items scored: the first of the validation split
     seconds: float
     num_tokens: int
-    item_scores: tuple[float, ...] = ()  # By item; at the rungs of an adaptive study only
-    gold_logprobs: tuple[float | None, ...] = ()  # Likewise, by ``gold_logprobs_per_token``
 
 
 class ModelScore(Record):

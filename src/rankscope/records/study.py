@@ -8,7 +8,7 @@ from rankscope.config.study import StudyConfig
 from rankscope.records.items import ItemResult
 from rankscope.records.record import FAILED, AnalysisRecord, Record, Role, Status
 from rankscope.records.scores import CurvePoint, EvalKey, EvalRecord, ItemScores
-from rankscope.records.trials import StopRecord, TrainRecord, TrialSpec
+from rankscope.records.trials import TrainRecord, TrialSpec
 
 Analyzed = TypeVar("Analyzed", bound=AnalysisRecord)
 
@@ -88,16 +88,23 @@ class TrialRecords:
     train: TrainRecord | None = None
     analyses: tuple[AnalysisRecord, ...] = ()  # At most one of each analysis
     curve: tuple[CurvePoint, ...] = ()  # By step; empty if the study asks for none
-    stop: StopRecord | None = None  # Of a stopped trial
-
-    @property
-    def training(self) -> TrainRecord | None:
-        """Its training, of a stopped trial as far as it went."""
-        return self.train if self.stop is None else self.stop.train
 
     def analysis(self, kind: type[Analyzed]) -> Analyzed | None:
         """Its record of one analysis; None if it was not analyzed."""
         return next((record for record in self.analyses if isinstance(record, kind)), None)
+
+
+class RoundRecord(Record):
+    """What a search decided to train next on one task, and why."""
+
+    number: int  # Of the round; the first design is 0
+    task: str  # '' for the first design
+    trial_ids: tuple[str, ...]
+    labels: tuple[str, ...]  # Of the trials
+    seconds: float  # Wall time of the study until then
+    leader: str  # Arm of the highest expected net gain until then
+    regret: float | None  # Expected of the answer until then; None before anything was scored
+    after: float | None  # The same once the round is trained, as expected before
 
 
 def finished_trials(trials: Iterable[TrialRecords]) -> list[TrialRecords]:
@@ -118,6 +125,7 @@ class StudyRecords:
     provenance: Provenance
     total_seconds: float  # Wall time spent on the study so far
     notes: tuple[str, ...] = field(default=())  # What a reader has to know, such as dropped rows
+    rounds: tuple[RoundRecord, ...] = ()  # Of a search, in order
     results: Mapping[EvalKey, Sequence[ItemResult]] = field(default_factory=dict)
     """The whole item tables behind ``items``, with prompts and answers; read on demand."""
 
@@ -130,7 +138,7 @@ class StudyRecords:
     def tokens_read(self, model: str, task: str) -> float | None:
         """Mean tokens that a model reads for an item; None if that is not known.
 
-        Of validation items first: an adaptive study scores test items of some models only.
+        Of validation items first: a search scores test items of some models only.
         """
         found = (self.evals.get((model, task, "validation")), self.evals.get((model, task, "test")))
         return next((r.num_read / r.n for r in found if r is not None and r.num_read), None)

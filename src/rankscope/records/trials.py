@@ -300,32 +300,3 @@ class TrainRecord(Record):
     num_replay_tokens: int = 0  # The part of ``num_tokens`` in replayed rows
     loss_scale_halvings: int = 0  # In float16, by gradients not finite
     best_step: int | None = None  # Only with early stopping: the step whose weights were kept
-
-
-class RungRecord(Record):
-    """A trial of an adaptive study that trained as far as a rung."""
-
-    trial_id: str
-    step: int  # Of the rung
-    train: TrainRecord  # As far as it went; no weights are stored
-
-
-class StopRecord(Record):
-    """Why an adaptive study ended a trial at a rung."""
-
-    trial_id: str
-    num_steps: int  # Of the whole training
-    rival: str  # Arm that was expected to end better
-    p: float
-    """Probability that its arm is the best rate of its configuration, or that it ends within the
-    margin of the best arm of all: the one for which it stopped."""
-    difference: float  # Its net gain minus the rival's, on the validation items of the rung
-    heading: float  # The same at the end of training, as expected at the rung
-    low: float  # Ends of the 95 % interval of that
-    high: float
-    train: TrainRecord  # As far as it went; no weights are stored
-
-    @property
-    def text(self) -> str:
-        """Where and why, in one sentence."""
-        return f"after step {self.train.steps} of {self.num_steps} behind {self.rival}"

@@ -152,8 +152,8 @@ def answer_html(view: StudyView) -> str:
 def missing(view: StudyView) -> list[str]:
     """What a reader might look for and will not find, one sentence each."""
     study = view.study
-    statuses = Counter(trial.status for trial in study.trials)
-    total, done = len(study.trials), statuses.pop("done", 0)
+    statuses = Counter(t.status for t in study.trials if t.status != "skipped")  # by a search
+    total, done = statuses.total(), statuses.pop("done", 0)
     rest = ", ".join(f"{number} {status}" for status, number in statuses.items())
     unscored = [t.name for t in study.tasks if (BASE, t.name, "test") not in study.evals]
     seeds = max((a.seeds for task in view.training_tasks for a in view.arms(task)), default=0)

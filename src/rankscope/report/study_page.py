@@ -21,7 +21,7 @@ from rankscope.report.tables import (
     contamination_table,
     failed_trials_table,
     given_table,
-    stopped_trials_table,
+    rounds_table,
     tasks_table,
     training_table,
 )
@@ -55,7 +55,7 @@ def render_study(whole: StudyView, folder: str = "DIR", view: StudyView | None =
         sections=sections,
         failed=failed.head(MAX_FAILED),
         num_failed=len(failed),
-        stopped=stopped_trials_table(whole),
+        rounds=rounds_table(whole),
         num_skipped=sum(trial.status == "skipped" for trial in whole.study.trials),
         given=given_table(view.recommendation.given),
         tasks=tasks_table(view),

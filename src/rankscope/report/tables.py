@@ -22,7 +22,6 @@ STUDY_COLUMNS = {
     "gain": Column(unit_from="score_unit"),
     "change": Column(unit_from="difference_unit"),
     "difference": Column(unit_from="difference_unit"),
-    "heading": Column("expected at the end", unit_from="difference_unit"),
     "expected_gain": Column(unit_from="score_unit"),
     "expected_retention_change": Column(unit_from="retention_unit"),
     "expected_net_gain": Column(unit_from="net_unit"),
@@ -30,7 +29,6 @@ STUDY_COLUMNS = {
     "p_better": Column("P(better)"),
     "p_within_margin": Column("P(within margin)"),
     "p_best": Column("P(best)"),
-    "p_good_enough": Column("P(good enough)"),
     "retention_change": Column(unit_from="retention_unit"),
     "score_unit": Column("unit", words={"accuracy": "%", "log_probability": NATS.score}),
     "difference_unit": Column("unit", words=_WORDS),
@@ -41,7 +39,11 @@ STUDY_COLUMNS = {
     "peak_memory_bytes": Column("peak memory, MB", Unit(1e-6, "MB", "MB", 0)),
     "label": Column("trial"),
     "failure": Column("reason"),
-    "num_steps": Column("of"),
+    "leader": Column("led before"),
+    "regret": Column("expected regret", unit_from="regret_unit"),
+    "after": Column("expected after", unit_from="regret_unit"),
+    "regret_unit": Column("unit of regret", words=_WORDS),
+    "trained": Column("trained next"),
     "chance": Column("chance score"),
     "dropped": Column("dropped on reading"),
     "contamination_exact": Column("contamination, exact"),
@@ -289,29 +291,26 @@ def failed_trials_table(view: StudyView) -> pd.DataFrame:
     return table(rows, STUDY_COLUMNS)
 
 
-def stopped_trials_table(view: StudyView) -> pd.DataFrame:
-    """Trials that an adaptive study ended at a rung: where, and behind which arm.
-
-    ``p_good_enough`` is the probability for which it stopped. The difference of the net gains is
-    measured on the rung's validation items; ``heading`` is the one expected at the end of training.
-    """
+def rounds_table(view: StudyView) -> pd.DataFrame:
+    """What a search trained in each round, and what it expected of that."""
+    left_out = {t.spec.trial_id for t in view.study.trials if t.status == "skipped"}
     rows: list[TableRow] = [
         {
-            "label": trial.spec.label,
-            "after_step": stop.train.steps,
-            "num_steps": stop.num_steps,
-            "compared_with": stop.rival,
-            "p_good_enough": stop.p,
-            "difference": stop.difference,
-            "heading": stop.heading,
-            "heading_low": stop.low,
-            "heading_high": stop.high,
-            "difference_unit": _score_unit(view.net_unit(trial.spec.task)),
+            "round": of.number,
+            "task": of.task or None,
+            "minutes": of.seconds / 60,
+            "leader": of.leader or None,
+            "regret": of.regret,
+            "after": of.after,
+            "regret_unit": _score_unit(view.net_unit(of.task)) if of.task else None,
+            "trained": ", ".join(labels),
         }
-        for trial in view.study.trials
-        if (stop := trial.stop) is not None
+        for of in view.study.rounds
+        if (
+            labels := [t for i, t in zip(of.trial_ids, of.labels, strict=True) if i not in left_out]
+        )
     ]
-    return table(rows, columns_of(view, "difference", "heading"))
+    return table(rows, columns_of(view, "regret", "after"))
 
 
 def tasks_table(view: StudyView) -> pd.DataFrame:

@@ -205,7 +205,7 @@ def steps_for_task(view: StudyView, task: str, folder: str) -> tuple[UseStep, ..
     if (prompt := trials[0].spec.prompt) is not None:
         return _prompt_steps(view, task, prompt)
     done = [trial.spec for trial in trials if trial.status == "done"]
-    if not done:  # a stopped arm leaves no weights
+    if not done:
         return ()
     spec = done[0]
     name = folder_name(f"{task}-{arm.short_label.replace('=', '')}")

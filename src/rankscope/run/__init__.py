@@ -1,7 +1,7 @@
 """How a study is run, its files by when they act.
 
 Before: ``study`` (the way in), ``prepare``, ``prepared``, ``trials``, ``groups``.
-While it runs: ``begin``, ``context``, ``given``, ``adaptive`` (rounds), ``conductor`` (one group
+While it runs: ``begin``, ``context``, ``given``, ``search`` (rounds), ``conductor`` (one group
 through all ``stages``), ``trial_weights``, ``group_ledger``, ``oom``, ``study_clock``; ``outputs``
 then writes the answer.
 In other processes: ``executors``, which say where, and ``workers``.

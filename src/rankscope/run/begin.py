@@ -84,7 +84,8 @@ def begin_run(
     ledger.put_study(config.name, values, record, study.task_records, provenance())
     replace_text(ledger.out / "study.resolved.yaml", dump_study(config))
     ledger.put_notes(study.notes)
-    num_new = ledger.put_trials(study.trials if study.chosen is None else ledger.trials())
+    shown = [*study.trials, *(t for t in study.beyond if t.trial_id in before)]
+    num_new = ledger.put_trials(shown if study.chosen is None else ledger.trials())
     if before and num_new:
         gone = len(before.keys() - ledger.statuses().keys())
         reporter.note(
@@ -117,7 +118,7 @@ def plan_again(ledger: Ledger, retry: Collection[str]) -> None:
 def check_record_settings(ledger: Ledger, study: PreparedStudy) -> None:
     """Stored records must have been made with the settings that the study file has now. Raises
     UserError: results of two definitions would be compared."""
-    trials = {trial.trial_id for trial in study.trials}
+    trials = {trial.trial_id for trial in study.candidates}
     for kind, model_id, stored in ledger.record_settings():
         if trial_of(model_id) not in trials:
             continue

@@ -11,16 +11,14 @@ from rankscope.models.svd_cache import SvdCache, svd_cache_folder
 from rankscope.progress import ProgressReporter
 from rankscope.records import ModelRecord, Record, TrialSpec
 from rankscope.run.group_ledger import GroupLedger, resolve_groups
-from rankscope.run.groups import cut_by
 from rankscope.run.prepared import PreparedStudy
 from rankscope.run.study_clock import StudyClock
 from rankscope.store import Ledger
 
 
 class Round(Record):
-    """How far the groups of a round go: to their end, unless an adaptive study decides first."""
+    """How far the groups of a round go: to their end, unless a search decides first."""
 
-    rung: int | None = None  # Pause training at this rung
     is_last: bool = True  # Score test items and analyze too
     label: str = ""
 
@@ -68,8 +66,6 @@ class RunContext:
     def begin_round(self, trials: Sequence[TrialSpec], this_round: Round) -> None:
         """Work on some trials, in the groups of the study's first run if it formed them."""
         groups = resolve_groups(self.ledger, self.study, trials)
-        if self.study.config.strategy == "adaptive":  # a rung is one step of a group
-            groups = cut_by(groups, self.study.num_steps)
         # A study that was kept from before still has the groups of an earlier round.
         self.study, self.round = replace(self.study, chosen=groups), this_round
         self.group_ledger = GroupLedger(self.ledger, self.study)

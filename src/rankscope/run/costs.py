@@ -179,14 +179,14 @@ class CostModel:
 
     def num_checkpoints(self, group: Group) -> int:
         """How often a group is stored while it trains: after each ``checkpoint_seconds`` of
-        training, or ten times the time of one save if that is longer, and at each rung."""
+        training, or ten times the time of one save if that is longer."""
         if not group[0].trains:
             return 0
         seconds = sum(self.training(group).values())
         steps = max(map(self.inputs.num_steps, group))
         pause = LEAST_PAUSE * self.checkpoint_bytes(group) / DISK_RATE
         due = int(seconds / max(self.inputs.config.train.checkpoint_seconds, pause))
-        return min(due, steps) + max(len(self.inputs.rung_steps(trial)) for trial in group)
+        return min(due, steps)
 
     def storing(self, group: Group) -> float:
         """Seconds to write a group's checkpoints, weights and snapshots, hashed, and to read the

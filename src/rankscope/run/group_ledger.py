@@ -43,7 +43,7 @@ def resolve_groups(
 
 def known_groups(stored: StoredGroups, study: PreparedStudy) -> list[Group]:
     """Stored groups without the trials that the study does not have any more."""
-    trials = {trial.trial_id: trial for trial in study.trials}
+    trials = {trial.trial_id: trial for trial in study.candidates}
     groups = [tuple(trials[i] for i in ids if i in trials) for ids in stored.groups]
     return [group for group in groups if group]
 
@@ -126,8 +126,8 @@ class GroupLedger:
         groups: it gets those of the first round, as it had them.
         """
         if self.ledger.groups() is None:
-            is_adaptive = self.study.config.strategy == "adaptive"
-            first = first_trials(self.study) if is_adaptive else self.study.trials
+            is_search = self.study.config.strategy == "search"
+            first = first_trials(self.study) if is_search else self.study.trials
             resolve_groups(self.ledger, self.study, first)
         self._put(trial_ids, unit.groups, unit.batch_tokens)
 

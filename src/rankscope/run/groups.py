@@ -3,7 +3,7 @@
 import itertools
 import math
 from bisect import bisect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -107,15 +107,6 @@ def _cut_to_fit(
         groups.append(rest[:size])
         rest = rest[size:]
     return groups
-
-
-def cut_by(groups: Iterable[Group], key: Callable[[TrialSpec], object]) -> tuple[Group, ...]:
-    """Cut groups so that all trials of one have an equal ``key``; the order stays."""
-    return tuple(
-        tuple(trial for trial in group if key(trial) == value)
-        for group in groups
-        for value in dict.fromkeys(map(key, group))
-    )
 
 
 def what_limits(

@@ -7,19 +7,22 @@ tokens into time on one of the machines of ``machines.py``.
 
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 from typing import Any
 
 from rankscope.analyses import enabled_analyses
 from rankscope.device import dtype_name, keep_freed_memory, limit_kernel_cache
+from rankscope.errors import UserError
 from rankscope.evaluate.scorers.scorer import ItemTokens
+from rankscope.formatting import count, rough_duration
 from rankscope.records import Record, TrialSpec
-from rankscope.run.adaptive import expected_shares
 from rankscope.run.costs import CostModel
 from rankscope.run.groups import Group, GroupLimit, what_limits
 from rankscope.run.kernels import planned_kernels, with_kernels
 from rankscope.run.machines import Machine, busy_notes, measured_machine
 from rankscope.run.prepared import PreparedStudy, first_trials
 
+FEWEST_ARMS, FEWEST_UPDATES = 3, 40  # Of a study that is to have an answer
 Seconds = dict[str, float]
 """By stage: ``starting`` a process with the base's weights, ``training``, ``storing`` checkpoints
 and weights and reading these, ``scoring``, and each analysis by its name."""
@@ -76,13 +79,10 @@ class Plan(Record):
     basis: str  # What the estimate of time rests on
     kernels: str  # How norms, rotary embeddings and gates are taken to be computed, as a sentence
     expected_tokens: int | None = None
-    """Training tokens that an adaptive study is expected to need; the rest of the plan is that of
-    the grid, the most that it can train."""
+    """Training tokens that a search is expected to need; the rest of the plan is that of the grid
+    of its lists."""
     expected_seconds: float | None = None  # The same for its time on ``gpus`` devices
-    first_seconds: float | None = None
-    """The part of that before any further seed, which ``hours`` of a budget do not shorten."""
     budget: str | None = None  # Its limits, such as ``24 trials``
-    budget_hours: float | None = None
     notes: tuple[str, ...]
 
 
@@ -109,7 +109,7 @@ def make_plan(
     groups = tuple(_plan_group(model, group, costs) for group in inputs.groups)
     base = _base_cost(model, starts=executor is None)
     stages = _summed([base, *costs.values()])
-    times = _times(model, base, groups, gpus, executor)
+    times, counts = _times(model, base, groups, gpus, executor), _counts(inputs)
     return Plan(
         study=inputs.config.name,
         model=inputs.config.model.label,
@@ -127,10 +127,36 @@ def make_plan(
         basis=machine.basis(inputs.dtype),
         kernels=kernels,
         notes=(*inputs.notes, *_time_notes(inputs, machine), *busy),
-        **_counts(inputs),
+        **counts,
         **times,
-        **_expected(model, costs, times),
+        **_expected(model, times, counts["train_tokens"]),
     )
+
+
+def first_arms(inputs: PreparedStudy, machine: Machine) -> tuple[Seconds, list[Seconds]]:
+    """Seconds of the base, and of each of the first arms of a search: as few as give an answer."""
+    model, scoring = CostModel(inputs, machine), dict[tuple[object, ...], float]()
+    arms = first_trials(inputs)[:FEWEST_ARMS]
+    costs = [_trial_costs(model, (trial,), scoring)[trial.trial_id] for trial in arms]
+    return _base_cost(model, starts=True), costs
+
+
+def check_time(inputs: PreparedStudy, machine: Machine | None = None) -> None:
+    """Raise UserError if a budget of time is too short for an answer: ``FEWEST_ARMS`` arms of
+    ``FEWEST_UPDATES`` updates each, on this machine."""
+    budget = inputs.config.budget
+    if budget is None or budget.hours is None:
+        return
+    arms = first_trials(inputs)[:FEWEST_ARMS]
+    steps, do = min(map(inputs.num_steps, arms)), "or take what comes of it: --anyway"
+    if steps < FEWEST_UPDATES:
+        found = f"arms of {count(steps, 'update')}"
+        raise UserError("train", found, f"{FEWEST_UPDATES} or more", f"train longer, {do}")
+    base, of_arms = first_arms(inputs, machine or measured_machine(inputs))
+    needed = sum(base.values()) + sum(sum(arm.values()) for arm in of_arms)
+    if needed > 3600 * budget.hours:
+        rule = f"{rough_duration(needed)} or more, for the base and {count(len(arms), 'arm')}"
+        raise UserError("budget", budget.text, rule, f"give that, or a smaller model, {do}")
 
 
 def _time_notes(inputs: PreparedStudy, machine: Machine) -> list[str]:
@@ -149,7 +175,7 @@ def _counts(inputs: PreparedStudy) -> dict[str, Any]:
     for trial in inputs.trials:
         evaluations += len(inputs.wanted_evals(trial.trial_id, trial.task))
         evaluations += len(inputs.analysis_evals(trial))
-        curve += len(inputs.scored_steps(trial)) * len(inputs.curve_tasks(trial.task))
+        curve += len(inputs.curve_steps(trial)) * len(inputs.curve_tasks(trial.task))
         kind = _scored_alike(inputs, trial)
         if kind not in counted:
             counted[kind] = sum(item.total for item in _evaluated_items(inputs, trial))
@@ -186,33 +212,19 @@ def _times(
     }
 
 
-def _expected(
-    model: CostModel, costs: Mapping[str, Seconds], times: Mapping[str, float]
-) -> dict[str, Any]:
-    """Fields of a plan that only an adaptive study has: trials take a share of what they take in
-    its grid, and so does the time of all together."""
+def _expected(model: CostModel, times: Mapping[str, float], tokens: int) -> dict[str, Any]:
+    """Fields of a plan that only a search has: what its budget pays for, if trials are alike."""
     inputs = model.inputs
     if inputs.config.strategy == "grid":
         return {}
-    shares, shared = expected_shares(inputs), times["shared_seconds"]
-    whole = sum(sum(costs[trial_id].values()) for trial_id in shares)
-    spread = (times["wall_seconds"] - shared) / whole  # Over the devices
-    first = {trial.trial_id for trial in first_trials(inputs)}
-    seconds, tokens = [0.0, 0.0], [0.0, 0.0]  # Of first seeds, and of later ones
-    for trial in inputs.trials:
-        if trial.trains:
-            is_later, share = trial.trial_id not in first, shares[trial.trial_id]
-            seconds[is_later] += share * spread * sum(costs[trial.trial_id].values())
-            tokens[is_later] += share * inputs.training_tokens(trial)
-    budget, least, part = inputs.config.budget, shared + seconds[0], 1.0
-    if budget is not None and budget.hours is not None and seconds[1]:
-        part = min(1.0, max(0.0, budget.hours * 3600 - least) / seconds[1])
+    budget, trains = inputs.search_budget, sum(trial.trains for trial in inputs.trials)
+    share = min(1.0, (budget.trials or inf) / trains, (budget.tokens or inf) / max(1, tokens))
+    shared = times["shared_seconds"]
+    seconds = shared + share * (times["wall_seconds"] - shared)
     return {
-        "expected_tokens": round(tokens[0] + part * tokens[1]),
-        "expected_seconds": least + part * seconds[1],
-        "first_seconds": least,
-        "budget": budget and budget.text,
-        "budget_hours": budget and budget.hours,
+        "expected_tokens": round(share * tokens),
+        "expected_seconds": min(seconds, 3600 * (budget.hours or inf)),
+        "budget": budget.text,
     }
 
 
@@ -222,8 +234,6 @@ def disk_bytes(model: CostModel, gpus: int) -> int:
     inputs = model.inputs
     stored = sum(map(model.stored_bytes, inputs.trials))
     states = [model.checkpoint_bytes(g) for g in inputs.groups if model.num_checkpoints(g)]
-    if inputs.config.strategy == "adaptive":  # all wait with theirs for what a rung decides
-        return stored + 2 * sum(states)
     together = max(1, gpus // inputs.config.train.devices)
     return stored + 2 * sum(sorted(states, reverse=True)[:together])
 
@@ -295,7 +305,7 @@ def _base_items(inputs: PreparedStudy) -> list[ItemTokens]:
 def _scored_alike(inputs: PreparedStudy, trial: TrialSpec) -> tuple[object, ...]:
     """Equal for trials that are scored on the same items equally often."""
     is_scored = trial.given is not None and trial.given.scores_of is not None
-    num_points, num_others = len(inputs.scored_steps(trial)), len(inputs.analysis_evals(trial))
+    num_points, num_others = len(inputs.curve_steps(trial)), len(inputs.analysis_evals(trial))
     return trial.task, num_points, num_others, is_scored, trial.prompt
 
 
@@ -306,7 +316,7 @@ def _evaluated_items(inputs: PreparedStudy, trial: TrialSpec) -> list[ItemTokens
     few, items = inputs.config.train.evaluate_items, inputs.items_of(trial)
     after = inputs.wanted_evals(trial.trial_id, trial.task) + inputs.analysis_evals(trial)
     point = [i for task in inputs.curve_tasks(trial.task) for i in items[task, "validation"][:few]]
-    return point * len(inputs.scored_steps(trial)) + [
+    return point * len(inputs.curve_steps(trial)) + [
         item for _, task, split in after for item in items[task, split]
     ]
 

@@ -23,7 +23,7 @@ from rankscope.progress import ProgressReporter
 from rankscope.records import TrialSpec
 from rankscope.run.groups import USABLE_SHARE, Grouping
 from rankscope.run.machines import Machine
-from rankscope.run.prepared import Items, PreparedStudy, check_prepared, usable_rungs
+from rankscope.run.prepared import Items, PreparedStudy, check_prepared
 from rankscope.run.trials import duplicate_grid_notes, study_trials
 from rankscope.train.memory import MemoryModel, RowCounts
 
@@ -63,11 +63,10 @@ def prepare(
     )
     reporter.advance(2, "trials and groups")
     tasks, items, length_notes = scored_items(config, base, data)
-    trials, labels = study_trials(config, base, data, tasks, whole=not is_plan)
+    trials, beyond = study_trials(config, base, data, tasks, whole=not is_plan)
     prompted = {
         t.trial_id: scored_items(config, base, data.seen_by(t))[1] for t in trials if t.prompt
     }
-    rungs = usable_rungs(config, labels)
     has_kernel = None if machine is None else machine.has_attention_kernel
     memory = MemoryModel(base.config, dtype, device, config.quantize, has_kernel)
     rows = {**data.replay_rows, **data.rows}
@@ -90,7 +89,7 @@ def prepare(
         task_records=tasks,
         trials=trials,
         grouping=Grouping(memory, counts, room),
-        rungs=rungs,
+        beyond=beyond,
         prompted=prompted,
         notes=(*notes, *duplicate_grid_notes(config)),
     )

@@ -3,32 +3,38 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import zip_longest
+from math import ceil
 
 import torch
 
-from rankscope.advise.adaptive import RUNGS
+from rankscope.advise.search import first_design
 from rankscope.analyses import all_analyses, enabled_analyses
+from rankscope.config.objective import BudgetConfig
 from rankscope.config.section import Interval
-from rankscope.config.study import StudyConfig
+from rankscope.config.study import EvaluateConfig, StudyConfig
 from rankscope.data.study_data import StudyData
 from rankscope.errors import UserError
+from rankscope.evaluate.continuous_batching import writing_bytes
 from rankscope.evaluate.evaluator import wanted_splits
 from rankscope.evaluate.scorers.scorer import ItemTokens
+from rankscope.evaluate.token_trees import most_kept
 from rankscope.hashing import canonical_json
+from rankscope.models.parameters import nbytes
 from rankscope.models.study_base import StudyBase
 from rankscope.records import BASE, EvalKey, Split, TaskRecord, TrialSpec, trial_of
 from rankscope.run.groups import Group, Grouping
-from rankscope.run.scoring_memory import scoring_memory
-from rankscope.train.memory import GroupMemory
+from rankscope.train.memory import GroupMemory, MemoryModel
 from rankscope.train.objectives import objective_of
+from rankscope.train.pass_memory import PassShape, spread
 from rankscope.train.step_schedule import (
     due_steps,
     rows_per_step,
-    rung_steps,
     trial_protocol,
     trial_steps,
 )
 
+GRID_SHARE, LEAST_TRIALS = 0.25, 12  # Of a search without a budget: of all trials, by task
 SPLITS: tuple[Split, ...] = ("validation", "test")
 Items = Mapping[tuple[str, Split], Sequence[ItemTokens]]
 """By task and split that is scored, what a model does for each item."""
@@ -46,8 +52,8 @@ class PreparedStudy:
     trials: tuple[TrialSpec, ...]
     grouping: Grouping
     notes: tuple[str, ...]  # What a reader of the results must know
-    rungs: tuple[float, ...] = ()
-    """Shares of a trial's steps after which an adaptive study may stop it."""
+    beyond: tuple[TrialSpec, ...] = ()
+    """Trials beyond the ends of the lists of rates and ranks, which a search may train."""
     chosen: tuple[Group, ...] | None = None  # Groups of a round or unit; None: of all trials
     prompted: Mapping[str, Items] = field(default_factory=dict)
     """By trial that is a prompt, the items after it."""
@@ -76,12 +82,27 @@ class PreparedStudy:
         return peak <= self.grouping.room_bytes
 
     @cached_property
+    def candidates(self) -> tuple[TrialSpec, ...]:
+        """Every trial that may be trained."""
+        return (*self.trials, *self.beyond)
+
+    @cached_property
+    def search_budget(self) -> BudgetConfig:
+        """The most that a search spends: by default a quarter of the grid, and two rounds after the
+        first design at the least."""
+        if self.config.budget is not None:
+            return self.config.budget
+        trained = sum(trial.trains for trial in self.trials)
+        least = LEAST_TRIALS * len(self.data.rows)
+        return BudgetConfig(trials=min(trained, max(least, ceil(GRID_SHARE * trained))))
+
+    @cached_property
     def _by_id(self) -> dict[str, TrialSpec]:
-        return {trial.trial_id: trial for trial in self.trials}
+        return {trial.trial_id: trial for trial in self.candidates}
 
     @cached_property
     def _largest_of_nest(self) -> dict[tuple[object, ...], TrialSpec]:
-        return {trial.nest: trial for trial in self.trials if not trial.is_slice}
+        return {trial.nest: trial for trial in self.candidates if not trial.is_slice}
 
     def trained(self, group: Group) -> Group:
         """Trials to train for this group. A nested run trains once, at its largest rank."""
@@ -145,16 +166,6 @@ class PreparedStudy:
         """Optimizer steps after which its learning curve has a point; none for a slice."""
         return () if trial.is_slice else self.due_steps(trial, self.config.train.evaluate_every)
 
-    def rung_steps(self, trial: TrialSpec) -> tuple[int, ...]:
-        """Optimizer steps after which an adaptive study may stop a trial; none of later seeds."""
-        if trial.seed != self.config.seeds[0] or not trial.trains:
-            return ()
-        return rung_steps(self.rungs, self.num_steps(trial))
-
-    def scored_steps(self, trial: TrialSpec) -> tuple[int, ...]:
-        """Optimizer steps after which a trial is scored, during training, for either."""
-        return tuple(sorted({*self.curve_steps(trial), *self.rung_steps(trial)}))
-
     def own_tokens(self, trial: TrialSpec) -> int:
         """Tokens of its own task that a trial trains on, if every row has the mean length."""
         if not trial.trains:
@@ -214,61 +225,68 @@ class PreparedStudy:
 
 
 def first_trials(study: PreparedStudy) -> list[TrialSpec]:
-    """The first seed of every arm, as many as the budget pays for if none of them is stopped."""
-    budget, kept, tokens = study.config.budget, list[TrialSpec](), 0
-    seed = study.config.seeds[0]
-    for trial in (t for t in study.trials if t.seed == seed and t.trains):
-        tokens += study.training_tokens(trial)
-        if budget is not None and not budget.pays_for(len(kept) + 1, tokens):
-            break
-        kept.append(trial)
-    return kept
+    """The first design of a search: the most telling trials of all tasks first."""
+    of_task = ([t for t in study.trials if t.task == task and t.trains] for task in study.data.rows)
+    designs = zip_longest(*(first_design(trials) for trials in of_task))
+    return [trial for of in designs for trial in of if trial is not None]
 
 
 def check_prepared(study: PreparedStudy) -> None:
-    """Raise UserError for an adaptive study of nested ranks, or whose budget is too small for one
-    trial, and for settings of an analysis that do not suit the study."""
-    if study.config.strategy == "adaptive":
-        _check_adaptive(study)
+    """Raise UserError for a search of nested ranks, or whose budget is too small for one trial, and
+    for settings of an analysis that do not suit the study."""
+    if study.config.strategy == "search" and any(trial.trains for trial in study.trials):
+        _check_search(study)
     for analysis in enabled_analyses(study.config):
         analysis.check(study)
 
 
-def _check_adaptive(study: PreparedStudy) -> None:
+def _check_search(study: PreparedStudy) -> None:
     if nested := next((trial.method for trial in study.trials if trial.nested), None):
         raise UserError(
-            "strategy: adaptive",
-            f"method {nested!r}, which trains all its ranks in one run, so none can be stopped",
+            "strategy: search",
+            f"method {nested!r}, which trains all its ranks in one run, so none can be chosen",
             "'strategy: grid'",
         )
-    if not first_trials(study):
-        tokens = study.training_tokens(next(t for t in study.trials if t.trains))
+    tokens = study.training_tokens(first_trials(study)[0])
+    if not study.search_budget.pays_for(1, tokens):
         raise UserError("budget", "less than one trial", f"at least {tokens:,} tokens")
 
 
-def usable_rungs(config: StudyConfig, labels: Mapping[int, str]) -> tuple[float, ...]:
-    """The rungs that are different steps before the last, for every number of steps in the study.
+def scoring_memory(
+    model: MemoryModel, items: Sequence[ItemTokens], settings: EvaluateConfig
+) -> Callable[[Sequence[TrialSpec]], int]:
+    """Bytes of scoring a split, of at least one item, by the group of trials that is scored,
+    besides their states and their base.
 
-    Args:
-        labels: by number of steps, a trial that trains for as many.
-
-    Raises:
-        UserError: the study file names one that is not.
+    Models are scored one after another, but answers of all of them are written together. Without
+    trials it is the base that is scored.
     """
-    if config.strategy == "grid":
-        return ()
-    usable: list[float] = []
-    for rung in config.rungs or RUNGS:
-        taken = [(0, *rung_steps(usable, num_steps), num_steps) for num_steps in labels]
-        if all(rung_steps([rung], steps[-1])[0] not in steps for steps in taken):
-            usable.append(rung)
-        elif config.rungs is not None:
-            num_steps = min(labels)
-            steps = ", ".join(map(str, rung_steps(config.rungs, num_steps)))
-            raise UserError(
-                "rungs",
-                f"{steps} as the steps of {labels[num_steps]}, which trains for {num_steps}",
-                "different steps before the last",
-                "give fewer rungs, or more steps",
-            )
-    return tuple(usable)
+    lengths = [max(ceil(item.read / item.rows), item.gold) for item in items]
+    labels = [ceil(item.predicted / item.rows) for item in items]
+    num_rows = sum(item.rows for item in items)
+    total = sum(length * item.rows for length, item in zip(lengths, items, strict=True))
+    tokens = min(total, max(settings.batch_tokens, *lengths))
+    config = model.base.config.get_text_config()
+    together = max(most_kept(config.vocab_size, model.device), *labels)
+    kept = min(sum(item.predicted for item in items), together)
+    rows = ceil(tokens * num_rows / total)
+    # About the largest forward pass that the items are cut into.
+    fullest = PassShape(spread(tokens, rows), min(kept, tokens - rows))
+    written = [item for item in items if item.written]
+    answer = max(settings.max_new_tokens, *(item.written for item in items))
+    longest = max((item.read for item in written), default=0) + answer
+
+    def needed(group: Sequence[TrialSpec]) -> int:
+        adapter = None
+        if group and not group[0].is_full:
+            adapter = model.stand_in(max(group, key=lambda trial: trial.rank or 0))
+        in_pass = model.passes.scoring_bytes(adapter, fullest)
+        if group and group[0].is_full and model.dtype != torch.float32:
+            in_pass += nbytes(model.base)  # scored as a copy in the base's dtype
+        if not written:
+            return in_pass
+        num_rows = max(1, len(group)) * len(written)
+        peak = writing_bytes(model.base, num_rows, longest, settings.batch_tokens, in_pass)
+        return peak + model.fixed_bytes(group)
+
+    return needed

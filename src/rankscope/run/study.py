@@ -18,7 +18,7 @@ from rankscope.filesystem import user_path
 from rankscope.models.model_folder import model_folder
 from rankscope.progress import LOG, JsonlReporter, ProgressReporter
 from rankscope.records import BASE, StudyRecords
-from rankscope.store import UNITS, Ledger
+from rankscope.store import LEDGER, UNITS, Ledger
 
 if TYPE_CHECKING:
     from rankscope.run.context import RunContext
@@ -122,6 +122,7 @@ class Study:
         *,
         allow_mixed: bool = False,
         take_over: bool = False,
+        anyway: bool = False,
     ) -> StudyRecords:
         """Run the study into ``out``, or continue it there; always safe to repeat.
 
@@ -138,13 +139,14 @@ class Study:
             allow_mixed: add results to those of other versions of libraries or code.
             take_over: run in a folder on a network file system, or that a run on another machine
                 did not close.
+            anyway: begin with a budget of time that is too short for an answer.
 
-        Raises:
-            UserError, StudyLocked, IntegrityError, DiskFull, OutOfMemory, BaseFailed,
-            Interrupted.
+        Raises UserError, StudyLocked, IntegrityError, DiskFull, OutOfMemory, BaseFailed, or
+        Interrupted.
         """
         from rankscope.run.begin import begin_run, interruptible, prepare_process
         from rankscope.run.executors import start_executor
+        from rankscope.run.plan import check_time
         from rankscope.run.prepare import prepare
 
         prepare_process()
@@ -153,6 +155,8 @@ class Study:
         with reporting_shortages(out), closing(executor) if executor else nullcontext():
             # Before the folder: a refused study leaves nothing.
             study = prepare(self.config, reporter, executor.num_local if executor else 1)
+            if not (anyway or (out / LEDGER).exists()):
+                check_time(study)
             opened = Ledger.open(out, write=True, take_over=take_over)
             with opened as ledger, interruptible() as is_stop_requested:
 
@@ -160,10 +164,8 @@ class Study:
                     ledger.check_in_place()
                     return is_stop_requested()
 
-                reporter = JsonlReporter(reporter, out / LOG)
-                context = begin_run(
-                    study, ledger, reporter, should_stop, has_executor=executor is not None
-                )
+                log, elsewhere = JsonlReporter(reporter, out / LOG), executor is not None
+                context = begin_run(study, ledger, log, should_stop, has_executor=elsewhere)
                 context.allow_mixed, context.counted_until = allow_mixed, begun
                 try:
                     self._run_all(context, executor, retry)
@@ -176,12 +178,12 @@ class Study:
         self, context: "RunContext", executor: "Executor | None", retry: Collection[str]
     ) -> None:
         """Score the base and bring every group to its end, here or by the executor."""
-        from rankscope.run.adaptive import run_rounds
         from rankscope.run.begin import plan_again
         from rankscope.run.conductor import Conductor
         from rankscope.run.executors import withdraw_units
         from rankscope.run.given import store_given
         from rankscope.run.groups import BASE_GROUP
+        from rankscope.run.search import run_rounds
         from rankscope.run.workers.driver import adopt_units, run_units
         from rankscope.sources import rows_stages, use_rows
 

@@ -8,6 +8,7 @@ stopped early has whole arms rather than many arms with one seed each.
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rankscope.analyses import enabled_analyses
@@ -36,6 +37,8 @@ from rankscope.train.step_schedule import check_learning_rates, trial_protocol, 
 RESULTS_VERSION = 2
 """Part of every trial id: raise it when a change of the code changes training results."""
 
+BEYOND = (2, 4, 8)  # Factors of rates and ranks beyond the ends of the lists
+MOST_EXTENDED = 1000  # Trials; lists of more are long enough
 MODELS_NAMED = 12  # Models that a message names
 NOT_READ = "not read"  # The hash of a base whose weights a plan does not need
 
@@ -63,15 +66,16 @@ STOPPING = frozenset({"evaluate_every", "evaluate_items"})
 
 def study_trials(
     config: StudyConfig, base: StudyBase, data: StudyData, tasks: Sequence[TaskRecord], whole: bool
-) -> tuple[tuple[TrialSpec, ...], dict[int, str]]:
-    """Every trial of the study, given models last, and by number of steps the label of one.
+) -> tuple[tuple[TrialSpec, ...], tuple[TrialSpec, ...]]:
+    """Every trial of the study, given models last, and those beyond the ends of its lists that a
+    search may train.
 
     ``whole`` False makes ids that do not depend on training rows. Raises UserError: a trial cannot
     train on its rows, or a given model cannot be used.
     """
-    trials = make_trials(
-        config,
-        base.sha256,
+    make = partial(
+        make_trials,
+        base_sha256=base.sha256,
         data_sha256={name: rows.sha256 if whole else "" for name, rows in data.rows.items()},
         adapter_sha256=base.warm_starts,
         replay_sha256={name: rows.sha256 for name, rows in data.replay_rows.items()},
@@ -83,23 +87,56 @@ def study_trials(
         },
         solved=lambda task, num: data.tasks[task].solved(num, config.data_seed),
     )
-    labels: dict[int, str] = {}
+    trials = make(config)
     for trial in trials:
-        if not trial.trains:
-            if data.seen_by(trial) == data:
-                found, do = "the base itself, which is scored in any case", "change or remove it"
-                raise UserError(f"{trial.task}: {trial.arm_label}", found, "another prompt", do)
-            continue
-        rows = data.rows_of(trial)
-        num_steps = trial_steps(trial, len(rows.rows), rows.num_tokens, config.train)
-        labels.setdefault(num_steps, trial.label)
-        check_learning_rates(trial, num_steps, config.train)
-        get_method(trial.method).check_trial(trial, base, rows.num_tokens, num_steps)
-        objective = objective_of(trial_protocol(trial, config.train).objective)
-        if trial.nested and objective.max_new_tokens:
-            found = f"nested ranks by {objective.name!r}, whose answers would all be the largest's"
-            raise UserError(f"{trial.task}: {trial.arm_label}", found, "ranks one by one")
-    return (*trials, *_given_models(config, base, tasks)), labels
+        _check_trial(trial, config, base, data)
+    known = {trial.trial_id for trial in trials}
+    is_search = config.strategy == "search" and len(trials) <= MOST_EXTENDED
+    beyond = [t for t in make(_extended(config)) if t.trial_id not in known] if is_search else []
+    given = _given_models(config, base, tasks)
+    return (*trials, *given), tuple(t for t in beyond if _may_train(t, config, base, data))
+
+
+def _check_trial(trial: TrialSpec, config: StudyConfig, base: StudyBase, data: StudyData) -> None:
+    if not trial.trains:
+        if data.seen_by(trial) == data:
+            found, do = "the base itself, which is scored in any case", "change or remove it"
+            raise UserError(f"{trial.task}: {trial.arm_label}", found, "another prompt", do)
+        return
+    rows = data.rows_of(trial)
+    num_steps = trial_steps(trial, len(rows.rows), rows.num_tokens, config.train)
+    check_learning_rates(trial, num_steps, config.train)
+    get_method(trial.method).check_trial(trial, base, rows.num_tokens, num_steps)
+    objective = objective_of(trial_protocol(trial, config.train).objective)
+    if trial.nested and objective.max_new_tokens:
+        found = f"nested ranks by {objective.name!r}, whose answers would all be the largest's"
+        raise UserError(f"{trial.task}: {trial.arm_label}", found, "ranks one by one")
+
+
+def _may_train(trial: TrialSpec, config: StudyConfig, base: StudyBase, data: StudyData) -> bool:
+    try:
+        _check_trial(trial, config, base, data)
+    except UserError:
+        return False
+    return (trial.rank or 0) <= (base.config.hidden_size or 0)
+
+
+def _extended(config: StudyConfig) -> StudyConfig:
+    """The study with rates and ranks beyond the ends of its lists, each a factor of two on. A
+    single rank was chosen; a single rate is a guess."""
+
+    def longer(arm: ArmConfig) -> ArmConfig:
+        more: dict[str, list[Any]] = {}
+        if arm.lr:
+            low, high = min(arm.lr), max(arm.lr)
+            more["lr"] = [*arm.lr, *(high * f for f in BEYOND), *(low / f for f in BEYOND)]
+        if arm.rank and len(arm.rank) > 1 and arm.init_from is None and arm.rank_pattern is None:
+            low, high = min(arm.rank), max(arm.rank)
+            smaller = (low // f for f in BEYOND if low >= f)
+            more["rank"] = [*arm.rank, *(high * f for f in BEYOND), *smaller]
+        return arm.model_copy(update=more)
+
+    return config.model_copy(update={"arms": [longer(arm) for arm in config.arms]})
 
 
 def make_trials(

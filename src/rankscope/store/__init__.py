@@ -12,11 +12,13 @@ from rankscope.store.loading import (
     weights_path,
 )
 from rankscope.store.lock import running_process
+from rankscope.store.row_hashes import LEDGER
 from rankscope.store.transfer import transfer
 from rankscope.store.verify import OUTPUT_FILES, find_problems
 
 __all__ = [
     "CHECKPOINTS",
+    "LEDGER",
     "OUTPUT_FILES",
     "UNITS",
     "UNIT_ORDER",

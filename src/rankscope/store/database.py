@@ -29,9 +29,7 @@ from rankscope.records import (
     CurvePoint,
     EvalRecord,
     Record,
-    RungRecord,
     Status,
-    StopRecord,
     TrainRecord,
     TrialSpec,
 )
@@ -56,7 +54,7 @@ CREATE TABLE trials (
 CREATE TABLE records (
     trial_id TEXT NOT NULL,
     kind TEXT NOT NULL,  -- as of kind_of
-    key TEXT NOT NULL,  -- task/step of a curve's point, task/split of an eval, a rung's step, or ''
+    key TEXT NOT NULL,  -- task/step of a curve's point, task/split of an eval, or ''
     sha256 TEXT NOT NULL,
     settings TEXT NOT NULL,  -- what the record depends on besides its trial, canonical JSON
     body TEXT NOT NULL,  -- last, so that reading the others does not read its pages
@@ -86,7 +84,7 @@ NO_DAMAGE = frozenset(
 MOST_TRIES = 100  # Five seconds, for readers of an earlier state and of the lock
 
 PointKey = tuple[str, str, int]  # Of a learning curve: (trial id, task, optimizer steps done)
-StoredRecord = TrainRecord | CurvePoint | EvalRecord | AnalysisRecord | RungRecord | StopRecord
+StoredRecord = TrainRecord | CurvePoint | EvalRecord | AnalysisRecord
 
 UNTRAINED: tuple[Status, ...] = ("planned", *sorted(FAILED))  # From which training can end
 
@@ -113,8 +111,6 @@ _KIND_OF: dict[type[Record], str] = {
     TrainRecord: "train",
     CurvePoint: "curve",
     EvalRecord: "eval",
-    RungRecord: "rung",
-    StopRecord: "stop",
 }
 
 
@@ -132,8 +128,6 @@ def _key_of(record: StoredRecord) -> str:
             return f"{record.task}/{record.split}"
         case CurvePoint():
             return f"{record.task}/{record.step}"
-        case RungRecord():
-            return str(record.step)
     return ""
 
 

@@ -14,14 +14,12 @@ from rankscope.errors import reporting_shortages
 from rankscope.records import (
     BASE,
     FAILED,
-    LEFT_OUT,
     CurvePoint,
     EvalKey,
     ModelRecord,
     Provenance,
-    RungRecord,
+    RoundRecord,
     Status,
-    StopRecord,
     StudyRecords,
     TaskRecord,
     TrainRecord,
@@ -217,12 +215,12 @@ class Ledger:
     def groups(self) -> StoredGroups | None:
         return stored(self._db, "groups", StoredGroups)
 
-    def put_round(self, trial_ids: Sequence[str]) -> None:
-        """Store what an adaptive study has decided to train next."""
-        self._put(round=json.dumps(list(trial_ids)))
+    def put_rounds(self, rounds: Sequence[RoundRecord]) -> None:
+        """Store what a search has decided to train, round by round."""
+        self._put(rounds=json_list(rounds))
 
-    def round_trials(self) -> list[str]:
-        return stored(self._db, "round", list[str]) or []
+    def rounds(self) -> list[RoundRecord]:
+        return stored(self._db, "rounds", list[RoundRecord]) or []
 
     def add_seconds(self, seconds: float) -> None:
         self._put(seconds=repr((stored(self._db, "seconds", FiniteFloat) or 0.0) + seconds))
@@ -266,8 +264,6 @@ class Ledger:
             for record in records:
                 if isinstance(record, TrainRecord):
                     set_statuses(self._db, [record.trial_id], "trained", expected=UNTRAINED)
-                elif isinstance(record, StopRecord):
-                    set_statuses(self._db, [record.trial_id], "stopped", record.text)
             for failure in failures:
                 set_statuses(self._db, [failure.trial_id], *failure[1:], expected=UNTRAINED)
 
@@ -280,13 +276,14 @@ class Ledger:
         """Plan trials again that failed or were left out; one that was trained becomes ``trained``
         again."""
         trained = {trial_id for kind, trial_id, _ in self._record_keys() if kind == "train"}
-        named, left = set(trial_ids), FAILED | LEFT_OUT
+        named = set(trial_ids)
+        left: frozenset[Status] = FAILED | {"skipped"}
         with transaction(self._db, self.out):
             set_statuses(self._db, named & trained, "trained", expected=left)
             set_statuses(self._db, named - trained, "planned", expected=left)
 
     def skip_trials(self, trial_ids: Collection[str], reason: str) -> None:
-        """An adaptive study ends without these trials; only those that never began."""
+        """A search ends without these trials; only those that never began."""
         with transaction(self._db, self.out):
             set_statuses(self._db, trial_ids, "skipped", reason, expected={"planned", "skipped"})
 
@@ -300,15 +297,6 @@ class Ledger:
             set_statuses(self._db, [i for i in trial_ids if i != BASE], "planned")
         self._keys = None
         self._store.remove_unnamed({artifact.path for artifact in self.artifacts()})
-
-    def remove_points(self, points: Iterable[PointKey]) -> None:
-        """Remove points of learning curves, to have them computed again."""
-        with transaction(self._db, self.out):
-            self._db.executemany(
-                "DELETE FROM records WHERE trial_id = ? AND kind = 'curve' AND key = ?",
-                [(trial_id, f"{task}/{step}") for trial_id, task, step in points],
-            )
-        self._keys = None
 
     def finish_trials(self, trial_ids: Sequence[str]) -> None:
         with transaction(self._db, self.out):
@@ -342,16 +330,6 @@ class Ledger:
         trained = [t for t in trials if statuses[t.trial_id] in ("trained", "done")]
         trained = [trial for trial in trained if trial.prompt is None]
         return [trial for trial in trained if (kind, trial.trial_id, "") not in keys]
-
-    def has_reached(self, trials: Sequence[TrialSpec], step: int) -> bool:
-        """Whether all of some trials of an adaptive study trained as far as a rung at a step."""
-        keys = self._record_keys()
-        return all(("rung", trial.trial_id, str(step)) in keys for trial in trials)
-
-    def rung_trains(self, steps: Mapping[str, int]) -> dict[str, TrainRecord]:
-        """By trial that reached the rung at its step of ``steps``, its training as far as that."""
-        records = stored_records(self._db, RungRecord)
-        return {trial_id: r.train for trial_id, r in records if r.step == steps.get(trial_id)}
 
     def _record_keys(self) -> set[tuple[str, str, str]]:
         if self._keys is None:

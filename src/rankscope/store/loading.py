@@ -26,7 +26,7 @@ from rankscope.records import (
     ItemScores,
     ModelRecord,
     Provenance,
-    StopRecord,
+    RoundRecord,
     StudyRecords,
     TaskRecord,
     TrainRecord,
@@ -99,6 +99,7 @@ def load_study(
         items=_ByEvaluation(evals, cache(tables.scores)),
         results=_ByEvaluation(evals, tables.results),
         provenance=history[-1],
+        rounds=tuple(stored(db, "rounds", list[RoundRecord]) or ()),
         total_seconds=stored(db, "seconds", FiniteFloat) or 0.0,
         notes=(
             *(stored(db, "notes", list[str]) or ()),
@@ -114,7 +115,6 @@ def _trial_records(
     train = dict(stored_records(db, TrainRecord))
     types = [t for a in all_analyses() if with_analyses and (t := a.record_type()) is not None]
     analyses = [dict(stored_records(db, kind)) for kind in types]
-    stops = dict(stored_records(db, StopRecord))
     curves: dict[str, list[CurvePoint]] = {}
     for trial_id, point in stored_records(db, CurvePoint):
         if point.task in tasks:
@@ -127,7 +127,6 @@ def _trial_records(
             train=train.get(spec.trial_id),
             analyses=tuple(r[spec.trial_id] for r in analyses if spec.trial_id in r),
             curve=tuple(sorted(curves.get(spec.trial_id, ()), key=lambda point: point.step)),
-            stop=stops.get(spec.trial_id) if status == "stopped" else None,
         )
 
 

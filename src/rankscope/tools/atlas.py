@@ -87,7 +87,7 @@ def _answer(view: StudyView, task: str) -> AtlasRow:
     advice, arm, base = view.advice(task), view.focus(task), view.base(task)
     trials = [trial for trial in view.study.trials if trial.spec.task == task]
     # The slices of a nested run share one training.
-    trained = {t.spec.nest: t.training for t in trials if t.training}.values()
+    trained = {t.spec.nest: t.train for t in trials if t.train}.values()
     best, shown = view.best_lora(task), {} if arm is None else arm_row(view, arm)
     tokens, seconds = (sum(getattr(t, n) for t in trained) for n in ("num_tokens", "seconds"))
     row: AtlasRow = shown | {

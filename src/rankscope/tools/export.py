@@ -1,7 +1,6 @@
 """Export the weights of one trial: adapter or model, tokenizer, model card, scores for the hub."""
 
 import json
-import shlex
 import shutil
 import warnings
 from dataclasses import dataclass
@@ -386,10 +385,10 @@ def _trials_of_answer(
     advice = view.advice(tasks[0])
     arm = view.best_lora(advice.task) if best_lora else advice.chosen
     if arm is None:
-        found = "no LoRA arm with scores" if best_lora else f"no recommended arm: {advice.verdict}"
+        verdict = advice.verdict.rstrip(".")
+        found = "no LoRA arm with scores" if best_lora else f"no recommended arm: {verdict}"
         do, leader = "give an arm's label from the report", view.focus(advice.task)
         if leader is not None and leader.trains:
-            command = f"rankscope export {shlex.quote(str(folder))} {by_label(view, leader)}"
-            do = f"export {leader.label} all the same: {command} --out NEW_FOLDER"
+            do = f"add {by_label(view, leader)} to the command to export that arm all the same"
         raise UserError(f"{folder}: {advice.task}", found, "one", do)
     return [t.spec for t in view.trials(arm) if t.status == "done"]

@@ -131,8 +131,8 @@ class StudyFrames:
             self._model_row(trial.spec.trial_id)
             | {"step": p.step, "loss": p.loss, "lr": p.lr, "grad_norm": p.grad_norm}
             for trial in self.records.trials
-            if trial.training is not None
-            for p in trial.training.losses
+            if trial.train is not None
+            for p in trial.train.losses
         ]
         return table(rows)
 
@@ -182,7 +182,7 @@ TRAINING_COLUMNS = (
 
 def trial_row(trial: TrialRecords) -> TableRow:
     """A trial's settings, its status, and what training it took; unknown is None."""
-    spec, train = trial.spec, trial.training
+    spec, train = trial.spec, trial.train
     return {
         "trial": spec.trial_id,
         "task": spec.task,

@@ -27,7 +27,7 @@ from rankscope.records import (
     ModelRecord,
     Provenance,
     Record,
-    StopRecord,
+    RoundRecord,
     StudyRecords,
     TaskRecord,
     TrainRecord,
@@ -62,9 +62,9 @@ def keep_records(study: StudyRecords, out: Path) -> None:
         found += [
             ("trial", without_examples(trial.spec)),
             ("train", trial.train),
-            ("stop", trial.stop),
         ]
         found += [("curve", point) for point in trial.curve]
+    found += [("round", of) for of in study.rounds]
     rows = [row for key in study.results for row in _item_rows(study, key)]
     frames = {
         "items": pd.DataFrame(rows, columns=KEPT_COLUMNS).astype(dict.fromkeys(NUMBERS, "float32")),
@@ -137,7 +137,6 @@ def kept_study(folder: Path) -> StudyRecords:
 
         evals = {(r.trial_id, r.task, r.split): r for r in of("eval", EvalRecord)}
         train = {record.trial_id: record for record in of("train", TrainRecord)}
-        stop = {record.trial_id: record for record in of("stop", StopRecord)}
         points, rows = of("curve", CurvePoint), {row["trial"]: row for row in about["trials"]}
         trials = [
             TrialRecords(
@@ -146,7 +145,6 @@ def kept_study(folder: Path) -> StudyRecords:
                 failure=rows[spec.trial_id]["failure"],
                 train=train.get(spec.trial_id),
                 curve=tuple(point for point in points if point.trial_id == spec.trial_id),
-                stop=stop.get(spec.trial_id),
             )
             for spec in of("trial", TrialSpec)
         ]
@@ -161,6 +159,7 @@ def kept_study(folder: Path) -> StudyRecords:
             provenance=Provenance(**about["provenance"]),
             total_seconds=float(about["seconds"]),
             notes=tuple(map(str, about["notes"])),
+            rounds=tuple(of("round", RoundRecord)),
         )
 
 

@@ -3,11 +3,11 @@
 Nothing here needs torch: rows are read to recognize their shape and scorer, models only looked for.
 """
 
+import json
 import os
 import re
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from functools import cache
+from math import ceil
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from types import MappingProxyType
@@ -26,13 +26,12 @@ from rankscope.data.tasks import numeric_answers, read_task_items
 from rankscope.errors import UserError, did_you_mean, reading
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.filesystem import replace_text
-from rankscope.formatting import rough_duration
 from rankscope.models.fetch import KNOWN_MODELS, is_cached
 from rankscope.models.model_folder import model_folder
 from rankscope.progress import ProgressReporter
 
 if TYPE_CHECKING:
-    from rankscope.run.machines import Machine
+    from rankscope.run.prepared import PreparedStudy
 
 OWN_TASK = "my_task"  # Name of the task in presets that train on the user's rows
 DEFAULT_RETENTION = "common_facts"
@@ -91,6 +90,8 @@ def study_template(
         text = _with_own_task(text, preset, task)
     if model is not None:
         text = _replace_line(text, "model: ", f"model: {dump_text(model)}")
+        if (hidden := hidden_size(model)) is not None:
+            text = _with_usual_rates(text, hidden)
     if retention:
         names = ", ".join(map(dump_text, retention))
         text = _replace_line(text, "  retention: [", f"  retention: [{names}]")
@@ -101,6 +102,33 @@ def study_template(
         text = _replace_line(text, "# data_dir: ", None)
         text = _replace_line(text, "data_dir: ", None)
         text = text.rstrip("\n") + f"\n\ndata_dir: {dump_text(data_dir)}\n"
+    return text
+
+
+LORA_RATES, FULL_RATES = "    lr: [2.5e-4, 5e-4, 1e-3]", "    lr: [2.5e-5, 5e-5, 1e-4]"
+"""Lines of the default preset, whose middle rates suit a model of hidden size 2,000."""
+RATE_POWER = 0.775
+"""Of 2,000 / hidden size, by which the best rate rises for smaller models: found for Llama models
+by Schulman et al. 2025, "LoRA Without Regret"."""
+
+
+def hidden_size(model: str) -> int | None:
+    """Of a model whose configuration is on this machine."""
+    try:
+        folder = model_folder(ModelConfig.model_validate(model), weights=False)
+        found = json.loads((folder / "config.json").read_text("utf-8")).get("hidden_size")
+    except (UserError, OSError, ValueError):
+        return None
+    return found if isinstance(found, int) else None
+
+
+def _with_usual_rates(text: str, hidden: int) -> str:
+    """The default preset with rates around the usual one of a model: factors of two, and for full
+    fine-tuning a tenth."""
+    usual = float(f"{5e-4 * (2000 / hidden) ** RATE_POWER:.1g}")
+    for line, middle in ((LORA_RATES, usual), (FULL_RATES, usual / 10)):
+        rates = ", ".join(f"{middle * f:.2g}" for f in (0.5, 1, 2))
+        text = text.replace(line, f"    lr: [{rates}]")
     return text
 
 
@@ -140,88 +168,55 @@ def _replace_line(text: str, start: str, line: str | None) -> str:
 
 # --- a time to fit ------------------------------------------------------------------------------
 
-CUTS: tuple[tuple[str, str | float, str], ...] = (
-    (r"^(  max_items: )(\d+)", 200, "200 items a split, so gains are known less well"),
-    (r"^(  max_items: )(\d+)", 50, "50 items a split, so gains are hardly known"),
-    (
-        r"^([^#\n]*\blr: \[)[^\]]*, ([^\],]+\])",
-        r"\1\2",
-        "the highest rate alone, as short runs need high ones; another may do better",
-    ),
-    (r"^(seeds: \[\d+, \d+), .*", r"\1]", "two seeds, so their spread is known less well"),
-    (r"^(seeds: \[\d+), .*", r"\1]", "one seed, so the spread between seeds is assumed"),
-    (r"^(  epochs: )([\d.]+)", 1, "one epoch; more may change the order of arms"),
-    (r"^(  max_steps: )(\d+)", 60, "60 steps; more may change the order of arms"),
-    (r"^(  epochs: )([\d.]+)", 0.5, "half an epoch, so half of the rows are not trained on"),
-    (r"^(  epochs: )([\d.]+)", 0.25, "a quarter of an epoch, so most rows are not trained on"),
-    (r"^(  max_steps: )(\d+)", 20, "20 steps, hardly more than the warm-up"),
-    (r"^(    rank: \[\d+), \d+, (\d+), \d+, (\d+\])", r"\1, \2, \3", "every other rank"),
-    (
-        r"^  - method: full\n    lr(?=.*\n(?!    ))",  # an arm with a rate and no other keys
-        "  # - method: full\n  #   lr",
-        "no full fine-tuning, so LoRA is compared with the base alone",
-    ),
-    (r"^(    rank: \[\d+), .*, (\d+\])", r"\1, \2", "the lowest and the highest rank alone"),
-)
-"""What a study gives up to fit a time, in this order: items, rates, seeds, rows, ranks. Each cut is
-a pattern of a preset's lines, what replaces it or the largest number, and what that means."""
+SCORING_SHARE = 1 / 3  # Of the minutes, for scores and written answers
+FEWEST_ITEMS = 50  # Of a task and split
+WANTED_ARMS = 6  # That should fit into the minutes: a first design
 
 
 def fit_to_minutes(
-    text: str, file: Path, minutes: float, reporter: ProgressReporter
+    text: str, file: Path, minutes: float, reporter: ProgressReporter, *, anyway: bool = False
 ) -> tuple[str, dict[str, object]]:
-    """A study file with as few of ``CUTS``, from the first on, as let it end here in some minutes.
+    """A study file that spends some minutes here: the search has them as its budget, and arms are
+    as long as lets a first design end in them.
 
-    The longest time counts: if the study is adaptive, the time of its grid. ``file`` is where it
-    will be, for relative paths. Returns the file, in which a comment on each line that was cut has
-    the line of before; and ``cuts`` in words with the ``planned_seconds``. Raises UserError: it
-    cannot be planned, or not even the smallest study ends in time.
+    ``file`` is where it will be, for relative paths. Returns the file and ``cuts`` in words. Raises
+    UserError: it cannot be planned, or, unless ``anyway``, is too short for an answer.
     """
     from rankscope.run.machines import busy_notes, measured_machine
-    from rankscope.run.plan import make_plan
+    from rankscope.run.plan import FEWEST_UPDATES, check_time, first_arms
     from rankscope.run.prepare import prepare
 
-    texts, cuts = [text], list[str]()
-    for pattern, to, meaning in CUTS:
-        if (shorter := cut_text(texts[-1], pattern, to)) != texts[-1]:
-            texts.append(shorter)
-            cuts.append(meaning)
-
-    machine: list[Machine] = []  # Measured once
-
-    @cache
-    def seconds_of(place: int) -> float:
+    def prepared(text: str) -> "PreparedStudy":
         with NamedTemporaryFile("w", dir=file.absolute().parent, suffix=".yaml") as draft:
-            draft.write(texts[place])
+            draft.write(text)
             draft.flush()
-            study = prepare(load_study_file(Path(draft.name)), reporter, is_plan=True)
-        if not machine:
-            machine.append(measured_machine(study))
-        return make_plan(study, machine[0]).wall_seconds
+            return prepare(load_study_file(Path(draft.name)), reporter, is_plan=True)
 
-    limit, places = 60 * minutes, range(len(texts))
-    kept = bisect_left(places, True, key=lambda place: seconds_of(place) <= limit)
-    if kept == len(texts):
-        least = rough_duration(seconds_of(kept - 1))
-        rule = f"{least} or more, which the smallest study takes: {'; '.join(cuts)}"
-        raise UserError("--minutes", f"{minutes:g}", rule, "take a smaller model or a GPU")
-    lines = zip(text.splitlines(), texts[kept].splitlines(), strict=True)
-    marked = [
-        new if new == old or "#" in new else f"{new}  # was {old.strip()}" for old, new in lines
-    ]
-    planned: dict[str, object] = {"cuts": cuts[:kept], "planned_seconds": seconds_of(kept)}
-    return "\n".join(marked) + "\n", planned | {"notes": busy_notes()}
-
-
-def cut_text(text: str, pattern: str, to: str | float) -> str:
-    """The text after one of ``CUTS``."""
-
-    def replaced(match: re.Match[str]) -> str:
-        return (
-            match.expand(to) if isinstance(to, str) else f"{match[1]}{min(float(match[2]), to):g}"
-        )
-
-    return re.sub(pattern, replaced, text, flags=re.MULTILINE)
+    text = _replace_line(text, "strategy: ", None)
+    text = text.rstrip() + f"\n\nstrategy: search\nbudget: {minutes:g} minutes\n"
+    study, cuts = prepared(text), list[str]()
+    machine, evaluate, train = measured_machine(study), study.config.evaluate, study.config.train
+    base, arms = first_arms(study, machine)
+    limit, steps = 60 * minutes, max(1, min(map(study.num_steps, study.trials)))
+    of_arms = WANTED_ARMS / len(arms)
+    scoring = base["scoring"] + of_arms * sum(arm["scoring"] for arm in arms)
+    if scoring > SCORING_SHARE * limit and evaluate.max_items:
+        items = max(FEWEST_ITEMS, int(evaluate.max_items * SCORING_SHARE * limit / scoring))
+        cuts.append(f"{items} items a split, so gains are known less well")
+        text = _replace_line(text, "  max_items: ", f"  max_items: {items}")
+        scoring *= items / evaluate.max_items
+    training = of_arms * sum(arm["training"] for arm in arms)
+    least = FEWEST_UPDATES / steps
+    length = max(least, min(1.0, (limit - base["starting"] - scoring) / training))
+    if length != 1:
+        key = "epochs" if train.max_steps is None else "max_steps"
+        number = length * (train.max_steps or train.epochs)
+        number = ceil(number) if train.max_steps else ceil(100 * number) / 100
+        cuts.append(f"{key} {number:g}; another length may change the order of arms")
+        text = _replace_line(text, f"  {key}: ", f"  {key}: {number:g}")
+    if not anyway:
+        check_time(prepared(text), machine)
+    return text, {"cuts": cuts, "notes": busy_notes()}
 
 
 def write_study(file: Path, text: str) -> StudyConfig:

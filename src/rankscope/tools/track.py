@@ -77,7 +77,7 @@ def tracked_runs(study: StudyRecords) -> Iterator[TrackedRun]:
     }
     yield _run(study, None, common)
     for trial in study.trials:
-        if trial.training is not None or trial.status in FAILED:
+        if trial.train is not None or trial.status in FAILED:
             yield _run(study, trial, common)
 
 
@@ -110,7 +110,7 @@ def _run(study: StudyRecords, trial: TrialRecords | None, common: dict[str, obje
 def _history(trial: TrialRecords) -> dict[int, dict[str, float]]:
     """Loss, rate and gradient norm of each optimizer step, and scores during training."""
     history: dict[int, dict[str, float]] = {}
-    for point in () if trial.training is None else trial.training.losses:
+    for point in () if trial.train is None else trial.train.losses:
         values = {"loss": point.loss, "lr": point.lr, "grad_norm": point.grad_norm}
         history.setdefault(point.step, {}).update(values)
     for score in trial.curve:

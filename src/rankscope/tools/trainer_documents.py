@@ -1,5 +1,5 @@
 """Files of other trainers as plain values that know their place in the text, so that a value can be
-replaced and every other character stays.
+replaced or added and every other character stays.
 
 Python is read by ``ast`` and never run: a value is a literal, or a name that one literal is
 assigned to, once and at top level. Any other expression is ``computed``.
@@ -7,9 +7,12 @@ assigned to, once and at top level. Any other expression is ``computed``.
 
 import ast
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from json.decoder import scanstring  # type: ignore[attr-defined]
+from json.scanner import py_make_scanner  # type: ignore[attr-defined]
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +23,8 @@ from rankscope.errors import UserError, reading
 
 Style = Literal["yaml", "json", "python"]
 SUFFIXES = (".yaml", ".yml", ".json", ".py", ".ipynb")
+ENTRIES = {"yaml": "{}: {}", "json": '"{}": {}', "python": "{}={}"}
+REST_OF_LINE = re.compile(r"(,?)([ \t]*(?:#[^\r\n]*)?)(?=\r?\n|\Z)")
 NOT_CODE = ("%%bash", "%%sh", "%%html", "%%writefile", "%%javascript")
 """Beginnings of notebook cells that hold other languages."""
 
@@ -34,32 +39,69 @@ class TrainerDocument:
     values: dict[str, Any] = field(default_factory=dict)
     """By key, in Python by ``Call.argument``."""
     computed: dict[str, str] = field(default_factory=dict)  # Key -> expression
-    spans: dict[str, tuple[int, int, int]] = field(default_factory=dict)
-    """Key -> the text that its value is in, the first character and the one after the last."""
+    spans: dict[str, tuple[int, int, int, int, int]] = field(default_factory=dict)
+    """Key -> its text, and places there: where it begins, where its value begins and ends, and
+    where all of it ends."""
     unread: list[str] = field(default_factory=list)  # Cells that are no Python
     called: set[str] = field(default_factory=set)  # Last names of all calls
 
     def patched(self, changes: Mapping[str, Any]) -> str:
-        """The file with other values of some of its keys."""
-        texts = list(self.texts)
-        edits = [self._edit(key, value) for key, value in changes.items()]
+        """The file with other values of some keys. Raises UserError: a missing key of a call that
+        is not there."""
+        texts, added = list(self.texts), dict[str, list[str]]()
+        for key in [key for key in changes if key not in self.spans]:
+            literal = as_literal(changes[key], self.style)
+            entry = ENTRIES[self.style].format(key.rpartition(".")[2], literal)
+            added.setdefault(self._neighbor(key), []).append(entry)
+        edits = [self._addition(key, entries) for key, entries in added.items()]
+        edits += [self._edit(key, value) for key, value in changes.items() if key in self.spans]
         for part, start, end, new in sorted(edits, key=lambda edit: edit[:2], reverse=True):
             texts[part] = texts[part][:start] + new + texts[part][end:]
-        if self.path.suffix != ".ipynb":
-            return texts[0]
-        original = self.path.read_bytes().decode("utf-8")
-        book, cells = json.loads(original), iter(texts)
-        for cell in book["cells"]:
-            if cell["cell_type"] == "code":
-                text = next(cells)
-                is_list = isinstance(cell["source"], list)
-                cell["source"] = text.splitlines(keepends=True) if is_list else text
-        indent = len(line := original.partition("\n")[2]) - len(line.lstrip(" "))
-        ending = original[len(original.rstrip()) :]
-        return json.dumps(book, indent=indent, ensure_ascii=original.isascii()) + ending
+        return self._notebook(texts) if self.path.suffix == ".ipynb" else texts[0]
+
+    def _neighbor(self, key: str) -> str:
+        """The key that a missing one follows: the last of its mapping or call that begins alike,
+        as in ``lora_``, else the last one."""
+        call = key.rpartition(".")[0]
+        inside = [other for other in self.spans if other.rpartition(".")[0] == call]
+        if not inside:
+            raise UserError(self.path, f"no call that takes {key}", "one", "add it to the file")
+        alike = [other for other in inside if other.startswith(key.partition("_")[0] + "_")]
+        return max(alike or inside, key=self.spans.__getitem__)
+
+    def _addition(self, key: str, entries: list[str]) -> tuple[int, int, int, str]:
+        """Entries behind that of a key: on lines of their own if it has one."""
+        part, first, _, _, last = self.spans[key]
+        text = self.texts[part]
+        last = len(text[:last].rstrip())
+        margin = text[text.rfind("\n", 0, first) + 1 : first]
+        rest = REST_OF_LINE.match(text, last)
+        if margin.strip() or rest is None:
+            return part, last, last, "".join(f", {entry}" for entry in entries)
+        comma, newline = "," * (self.style != "yaml"), "\r\n" if "\r\n" in text else "\n"
+        lines = comma.join(f"{newline}{margin}{entry}" for entry in entries)
+        return part, last, rest.end(), f"{comma}{rest[2]}{lines}{rest[1]}"
+
+    def _notebook(self, texts: list[str]) -> str:
+        """The notebook with the sources of the changed cells written again, in its own layout."""
+        raw, decoder = self.path.read_bytes().decode("utf-8"), json.JSONDecoder()
+        plain = raw.isascii()
+        decoder.parse_string = _placed  # type: ignore[attr-defined]
+        book, _ = py_make_scanner(decoder)(raw, raw.index("{"))
+        cells = [cell["source"] for cell in book["cells"] if cell["cell_type"][0] == "code"]
+        for source, old, new in reversed([*zip(cells, self.texts, texts, strict=True)]):
+            if new != old:
+                lines = new.splitlines(keepends=True) if isinstance(source, list) else [new]
+                places = source if isinstance(source, list) else [source]
+                start, end = places[0][1], places[-1][2]
+                known = {line: raw[first:last] for line, first, last in places}
+                literals = [known.get(n) or json.dumps(n, ensure_ascii=plain) for n in lines]
+                comma = f",{raw[raw.rfind('[', 0, start) + 1 : start]}"
+                raw = raw[:start] + comma.join(literals) + raw[end:]
+        return raw
 
     def _edit(self, key: str, value: Any) -> tuple[int, int, int, str]:
-        part, start, end = self.spans[key]
+        part, _, start, end, _ = self.spans[key]
         text = self.texts[part]
         if self.style == "yaml" and text.startswith("- ", start):
             if isinstance(value, list):
@@ -68,6 +110,12 @@ class TrainerDocument:
             start = len(text[:start].rstrip())  # beside the key
             return part, start, end, f" {as_literal(value, self.style)}"
         return part, start, end, " " * (start == end) + as_literal(value, self.style)
+
+
+def _placed(text: str, start: int, strict: bool) -> tuple[tuple[str, int, int], int]:
+    """A text of JSON with the places of its quotes, in place of the text."""
+    value, end = scanstring(text, start, strict)
+    return (value, start - 1, end), end
 
 
 def as_literal(value: Any, style: Style) -> str:
@@ -100,16 +148,17 @@ def read_document(path: Path, calls: Mapping[str, Sequence[str]]) -> TrainerDocu
         if file.suffix == ".ipynb":
             code = [c["source"] for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
             return _read_code(path, ["".join(source) for source in code], calls)
-        style: Style = "json" if file.suffix == ".json" else "yaml"
         # YAML takes JSON, except for tabs, which JSON has between values only.
-        root = compose(text.replace("\t", " ") if style == "json" else text, str(file))
+        root = compose(text.replace("\t", " ") if file.suffix == ".json" else text, str(file))
     if not isinstance(root, yaml.MappingNode):
         raise UserError(file, "no keys", "the settings of a training run", "name another file")
     plain = Document(root, file.parent)
     if plain.problems:
         raise UserError(file, "values that cannot be read", faults=[
             f"{mark}: {problem}" for _, mark, problem in plain.problems])  # fmt: skip
-    spans = {key.value: (0, *_span(value)) for key, value in root.value}
+    pairs = [(key, *_span(value)) for key, value in root.value]
+    spans = {key.value: (0, key.start_mark.index, start, end, end) for key, start, end in pairs}
+    style: Style = "json" if root.flow_style else "yaml"
     return TrainerDocument(path, [text], style, plain.values, spans=spans)
 
 
@@ -139,12 +188,13 @@ def _read_code(path: Path, cells: list[str], calls: Mapping[str, Sequence[str]])
     for number, tree in trees:
         nodes = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
         document.called |= {ast.unparse(node).rpartition(".")[2] for node in nodes}
-        for call, name, node in _arguments(tree, calls):
-            key = f"{call}.{name}"
+        for call, name, entry in _arguments(tree, calls):
+            key, node = f"{call}.{name}", entry.value if isinstance(entry, ast.keyword) else entry
             if key in document.spans or name == "**":
                 document.computed[key] = "several calls" if name != "**" else ast.unparse(node)
                 continue
-            document.spans[key] = (number, *_code_span(node, cells[number]))
+            first, last = _code_span(entry, cells[number])
+            document.spans[key] = (number, first, *_code_span(node, cells[number]), last)
             value = constants.get(node.id, node) if isinstance(node, ast.Name) else node
             try:
                 document.values[key] = ast.literal_eval(value)
@@ -185,8 +235,8 @@ def _constants(trees: Sequence[ast.Module]) -> dict[str, ast.expr]:
 
 def _arguments(
     node: ast.AST, calls: Mapping[str, Sequence[str]]
-) -> Iterator[tuple[str, str, ast.expr]]:
-    """(call, argument, expression) in the order of the code, without what follows ``if False``."""
+) -> Iterator[tuple[str, str, ast.expr | ast.keyword]]:
+    """(call, argument, its code) in the order of the code, without what follows ``if False``."""
     if isinstance(node, ast.If) and isinstance(node.test, ast.Constant) and not node.test.value:
         for other in node.orelse:
             yield from _arguments(other, calls)
@@ -195,12 +245,12 @@ def _arguments(
         dotted = "." + ast.unparse(node.func)
         for call in [call for call in calls if dotted.endswith("." + call)]:
             yield from ((call, n, v) for n, v in zip(calls[call], node.args, strict=False))
-            yield from ((call, word.arg or "**", word.value) for word in node.keywords)
+            yield from ((call, word.arg or "**", word) for word in node.keywords)
     for child in ast.iter_child_nodes(node):
         yield from _arguments(child, calls)
 
 
-def _code_span(node: ast.expr, source: str) -> tuple[int, int]:
+def _code_span(node: ast.expr | ast.keyword, source: str) -> tuple[int, int]:
     """Places of an expression in characters; ``ast`` counts bytes of a line."""
     lines = source.split("\n")
 

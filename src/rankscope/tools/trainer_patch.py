@@ -5,22 +5,27 @@ from pathlib import Path
 from typing import Any
 
 from rankscope.advise.recommend import recommend
-from rankscope.config.arm import TARGET_GROUPS, resolved_alpha
 from rankscope.errors import UserError
 from rankscope.filesystem import check_outside, replace_bytes
+from rankscope.models.fetch import KNOWN_MODELS
 from rankscope.records import StudyRecords, TrialSpec
 from rankscope.report.study_view import StudyView
 from rankscope.store import Ledger
 from rankscope.tools.export import choose_trial
-from rankscope.tools.trainer_files import PLACES, TrainerFile, read_trainer_file
+from rankscope.tools.trainer_files import TrainerFile, read_trainer_file
 
-COMPARED = ("batch_size", "gradient_accumulation", "schedule", "weight_decay", "max_length")
+LORA = ("rank", "alpha", "targets", "dropout")
+KEPT = ("batch_size", "gradient_accumulation", "schedule", "weight_decay", "max_length")
+"""Settings of a run, besides its length, that stay as the file has them; so do those of an arm."""
+AXES = ("lr_ratio", "rows", "replay", "kl_to_base", "early_stop", "init_from")
 
 
 def patch_trainer_file(
     folder: Path, file: Path, out: Path, *, label: str | None, task: str | None, best_lora: bool
 ) -> tuple[TrialSpec, Path, str, list[str]]:
-    """Write another trainer's file with the settings of a trial; all else stays as it is.
+    """Write another trainer's file with the rank, alpha, targets, dropout and rate of a trial.
+
+    Of a fully fine-tuned model it gets the rate alone. All else stays as it is.
 
     Args:
         folder: of the study. file: the file that ``init --from`` read, or one like it.
@@ -32,38 +37,18 @@ def patch_trainer_file(
 
     Raises:
         UserError: a setting that the file computes or that its trainer does not have, another
-            method, an adapter's folder, or ``out`` exists.
+            method, a stored adapter, or ``out`` exists.
     """
     target = out / file.name if out.is_dir() else out
     check_outside(target, folder, "--out")
     if target.exists():
         raise UserError(target, "a file of that name", "a new one", "give another --out")
     run = read_trainer_file(file)
-    if file.is_dir() or run.faults:
-        found = "an adapter's folder" if file.is_dir() else "settings that cannot be replaced"
-        raise UserError(file, found, "a file with the settings of a run", faults=run.faults)
     with Ledger.open(folder, write=False) as ledger:
         study = ledger.load()
     view = StudyView(study, recommend(study))
     spec, reason = choose_trial(view, folder, label, task, best_lora=best_lora)
-    if spec.rank is None or spec.rank_pattern or [spec.method] != run.methods:
-        rule = f"an arm of method {' and '.join(run.methods)}"
-        raise UserError(file, f"{spec.label}, of method {spec.method}", rule, "choose another")
-    axes = ("rows", "replay", "kl_to_base", "early_stop", "init_from")
-    if odd := [name for name in axes if getattr(spec, name, None)]:
-        found = f"{spec.label}, an arm with {', '.join(odd)}"
-        raise UserError(file, found, "one whose settings such a file has", "choose another arm")
-    facts = run.facts | {"alpha": resolved_alpha(run.facts.get("alpha", "r"), spec.rank)}
-    changes: dict[str, Any] = {}
-    for fact, value in _settings(run, study, spec).items():
-        changes |= {} if facts.get(fact) == value else run.changes(fact, value)
-    absent = [f"{key} = {value}" for key, value in changes.items() if key not in run.document.spans]
-    if absent:
-        do = "add these keys to it first"
-        raise UserError(file, "no keys for what the study found", "", do, absent)
-    if (spec.alpha or 0) % 1:
-        do = f"choose a rank at which it is one, as {run.name} takes no others"
-        raise UserError(file, f"alpha {spec.alpha:g}", "a whole number", do)
+    changes = _changes(run, study, spec)
     old = file.read_bytes().decode("utf-8")
     new = run.document.patched(changes)
     replace_bytes(target, new.encode("utf-8"))
@@ -71,41 +56,71 @@ def patch_trainer_file(
     diff = "".join(line if line.endswith("\n") else f"{line}\n"
                    for line in difflib.unified_diff(*lines, str(file), str(target)))  # fmt: skip
     notes = [f"{spec.label}: {reason}"] if reason else []
-    return spec, target, diff, notes + _differences(run, study, spec)
+    return spec, target, diff, [*notes, *_other_origin(run, study, spec), *_left(run, study, spec)]
 
 
-def _settings(run: TrainerFile, study: StudyRecords, spec: TrialSpec) -> dict[str, Any]:
-    """The settings of a trial that the file may have, by their names in ``PLACES``."""
-    groups = [group for group, names in TARGET_GROUPS.items() if set(names) == set(spec.targets)]
-    own = {name: value for name, value in spec.overrides.items() if name in COMPARED}
-    lengths = {name: getattr(study.config.train, name) for name in ("max_steps", "epochs")}
-    length = next({name: value} for name, value in lengths.items() if value)
-    return {
-        "rank": spec.rank,
-        "alpha": spec.alpha,
-        "lr": spec.lr,
-        "targets": groups[0] if groups else sorted(spec.targets),
-        "dropout": spec.dropout,
-        **({} if spec.lr_ratio is None else {"lr_ratio": spec.lr_ratio}),
-        **{name: value for name, value in length.items() if name in run.sources},
-        **own,
-    }
+def _changes(run: TrainerFile, study: StudyRecords, spec: TrialSpec) -> dict[str, Any]:
+    """The keys of the file that lack the trial's values, with those."""
+    file, rule, lora = run.document.path, "a file with the settings of a run", not spec.is_full
+    if file.is_dir() or run.name == "PEFT":
+        raise UserError(file, "a stored adapter", rule)
+    is_sft = (spec.objective or study.config.train.objective) == "sft"
+    if faults := [*run.faults, *(run.problems() if lora and is_sft else ())]:
+        raise UserError(file, "settings that cannot be replaced", rule, faults=faults)
+    if lora and (spec.rank is None or spec.rank_pattern or [spec.method] != run.methods):
+        rule = f"an arm of method {' and '.join(run.methods)}"
+        raise UserError(file, f"{spec.label}, of method {spec.method}", rule, "choose another")
+    if (spec.alpha or 0) % 1:
+        do = f"choose a rank at which it is one, as {run.name} takes no others"
+        raise UserError(file, f"alpha {spec.alpha:g}", "a whole number", do)
+    values: dict[str, Any] = {"rank": spec.rank, "alpha": spec.alpha}
+    values |= {"targets": run.checked("targets", list(spec.targets)), "dropout": spec.dropout}
+    changes: dict[str, Any] = {}
+    for fact, value in {**(values if lora else {}), "lr": spec.lr}.items():
+        if fact not in run.sources or run.facts[fact] != value:
+            changes |= run.changes(fact, value)
+    return changes
 
 
-def _differences(run: TrainerFile, study: StudyRecords, spec: TrialSpec) -> list[str]:
-    """What the file has otherwise than the study had, and keeps: it may have changed since."""
-    config = study.config
-    pairs: dict[str, Any] = {name: getattr(config.train, name) for name in COMPARED}
-    pairs |= {"max_steps": config.train.max_steps, "epochs": config.train.epochs}
-    base, own = run.path_of(run.facts.get("model", "")), config.model.path
-    if base is None or own is None or base.resolve() != Path(own).resolve():
-        pairs["model"] = config.model.label
-    notes = [f"the study trained {config.train.tokens:g} tokens"] if config.train.tokens else []
-    if "warmup_fraction" in spec.overrides:
-        share = spec.overrides["warmup_fraction"]
-        notes.append(f"the arm has a warm-up of {share} of the steps, the file keeps its own")
-    return notes + [
-        f"{run.sources.get(name, name)}: the file has {run.facts.get(name)}, the study had {value}"
-        for name, value in pairs.items()
-        if name in PLACES and name not in spec.overrides and run.facts.get(name) != value
+def _other_origin(run: TrainerFile, study: StudyRecords, spec: TrialSpec) -> list[str]:
+    """Warnings that a study of another base or of other rows was made from another file."""
+    base, tasks = study.config.model, study.config.evaluation_tasks()
+    known = KNOWN_MODELS.get(str(base.cached))
+    ours = _place(run, base.hub or (known.hub if known else base.label))
+    theirs = _place(run, run.facts.get("model", "no base"))
+    parts = [tasks[name] for name in tasks[spec.task].mixture or [spec.task]]
+    rows = [_place(run, t.train or t.path or t.hub or t.name) for t in parts]
+    at = {*rows, *(str(Path(place).parent) for place in rows)}  # of a folder, its train file
+    others = [s["path"] for s in run.data_sets() if s.get("path")]
+    others = [name for name in others if _place(run, name) not in at]
+    found = [f"its base is {ours}, the file's {theirs}"] * (ours != theirs)
+    found += [f"its rows are {', '.join(rows)}, the file's {', '.join(others)}"] * bool(others)
+    return [f"the study was not made from this file: {what}" for what in found]
+
+
+def _place(run: TrainerFile, name: str) -> str:
+    """The whole path of a file or folder, or a hub id as it is."""
+    place = run.path_of(name)
+    return name if place is None else str(place.resolve())
+
+
+def _left(run: TrainerFile, study: StudyRecords, spec: TrialSpec) -> list[str]:
+    """What the study had otherwise and the file keeps, and why."""
+    train, facts = study.config.train, run.facts
+    had = {name: getattr(train, name) for name in KEPT} | spec.overrides
+    had |= {"warmup": had.pop("warmup_fraction", None)}
+    had |= {name: getattr(spec, name) for name in AXES}
+    length = next(name for name in ("tokens", "max_steps", "epochs") if getattr(train, name))
+    own = "max_steps" if facts.get("max_steps") else "epochs"
+    had[own] = getattr(train, length) if length == own else f"{length} {getattr(train, length)}"
+    found = [
+        f"{run.sources.get(name, name)} stays {facts.get(name, 'unset')}, the study had {value}"
+        for name, value in had.items()
+        if value not in (None, facts.get(name))
     ]
+    why = "export writes rank, alpha, targets, dropout and rate; a study's length is what it could"
+    found += [f"these stay: {why} afford"] * bool(found)
+    keys = [run.sources[fact] for fact in ("adapter", *LORA) if fact in run.sources]
+    if spec.is_full and keys:
+        found.append(f"the LoRA keys are left, remove them to train in full: {', '.join(keys)}")
+    return found

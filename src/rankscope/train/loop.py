@@ -32,7 +32,6 @@ class GroupResult:
     states: tuple[TrialState, ...]  # In the order of the trials
     tuned: Base  # The base with the adapters attached; in full fine-tuning the trained copy
     seconds: float  # Training time of this and earlier runs, without callbacks
-    is_paused: bool = False  # Whether steps are left: ``pause_at`` came first
 
 
 def train_group(
@@ -47,7 +46,6 @@ def train_group(
     progress: Callable[[int, int, int, list[float]], None] = lambda *_: None,
     callbacks: Sequence[StepCallback] = (),
     should_stop: Callable[[], bool] = lambda: False,
-    pause_at: int | None = None,
 ) -> GroupResult:
     """Train one group to its end, from its checkpoint if there is one.
 
@@ -57,15 +55,13 @@ def train_group(
     ``checkpoint`` stores the state at most every ``checkpoint_seconds``, and when ``should_stop``,
     asked after every step, raises Interrupted. ``progress`` receives the steps done, all steps, the
     last one's tokens, and the losses of the trials that took it, on their own rows. ``callbacks``
-    are not counted as training time. After ``pause_at`` steps the state is stored, if there is a
-    checkpoint, and the group returned as it is.
+    are not counted as training time.
 
     Adapters stay attached to ``base``, also after an error; the caller detaches them.
     """
     model, states = start_trials(base, trials, rows, config, replay or {}, fewer_rows)
     first_step, seconds_before = restore_states(checkpoint, states) if checkpoint else (0, 0.0)
-    all_steps = max(state.num_steps for state in states)
-    num_steps = max(first_step, min(all_steps, pause_at or all_steps))
+    num_steps = max(state.num_steps for state in states)
     started = time.monotonic()
     callback_seconds = 0.0
     model.multi_lora.training = True
@@ -134,10 +130,6 @@ def train_group(
         disable_gradient_checkpointing(model.model)
     model.multi_lora.ungroup()
     seconds = seconds_before + time.monotonic() - started - callback_seconds
-    if num_steps < all_steps:
-        if checkpoint:
-            save_states(checkpoint, states, num_steps, seconds)
-        return GroupResult(tuple(states), model, seconds, is_paused=True)
     for state in states:
         state.finish()
     return GroupResult(tuple(states), model, seconds)

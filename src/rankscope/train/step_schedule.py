@@ -1,7 +1,6 @@
 """Optimizer steps of a trial: how many, the learning rate of each, and those at an interval."""
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 from rankscope.config.arm import ScheduleName
@@ -63,11 +62,6 @@ def due_steps(
     last = planned_steps(num_rows, num_tokens, train)
     stride = _epoch_steps(num_rows, train) if every == "epoch" else every
     return (*range(stride, last, stride), last)
-
-
-def rung_steps(rungs: Sequence[float], num_steps: int) -> tuple[int, ...]:
-    """The nearest steps to shares of all steps."""
-    return tuple(round(rung * num_steps) for rung in rungs)
 
 
 def trial_steps(trial: TrialSpec, num_rows: int, num_tokens: int, train: TrainConfig) -> int:

@@ -67,14 +67,11 @@ def totals(plan: Plan) -> Iterator[str]:
     if plan.expected_tokens is not None and plan.expected_seconds is not None:
         devices = f" on {plan.gpus} devices" if plan.gpus > 1 else ""
         yield (
-            "Adaptive: it trains the grid above at most. Expected are "
-            f"{plan.expected_tokens:,} tokens ({plan.expected_tokens / plan.train_tokens:.0%}) and "
-            f"{rough_duration(plan.expected_seconds)}{devices}, if the rungs "
-            "leave one learning rate of each rank, two of full fine-tuning, and three arms get all "
-            "their seeds."
+            f"The search trains at most {plan.budget} of these, and arms beyond the ends of the "
+            f"lists: about {plan.expected_tokens:,} tokens "
+            f"({plan.expected_tokens / plan.train_tokens:.0%}) and "
+            f"{rough_duration(plan.expected_seconds)}{devices}."
         )
-    if plan.budget is not None:
-        yield f"Budget: {plan.budget}.{_over_budget(plan)}"
     yield f"Estimated from {plan.basis}."
     yield f"{plan.kernels}."
     most = max(group.memory_bytes for group in plan.groups)
@@ -98,18 +95,6 @@ def totals(plan: Plan) -> Iterator[str]:
             f"DOES NOT FIT: scoring group {_named(unscored)} needs more memory than that. "
             "Lower evaluate.batch_tokens."
         )
-
-
-def _over_budget(plan: Plan) -> str:
-    """What hours that are too few do."""
-    hours, least = plan.budget_hours, plan.first_seconds
-    if hours is None or least is None or least <= hours * 3600:
-        return ""
-    return (
-        f" MORE THAN THAT: the first seeds alone take {rough_duration(least)}. Hours end further "
-        "seeds only, so these are trained all the same, and no other. Leave out rates, ranks or "
-        "rows; 'rankscope init --minutes' writes a study that fits a time."
-    )
 
 
 def _units(plan: Plan) -> Iterator[str]:

@@ -88,7 +88,7 @@ def _trial_data(trial: TrialRecords, evaluations: int) -> dict[str, Any]:
     data: dict[str, Any] = trial.spec.model_dump(mode="json", exclude_none=True)
     del data["schema_version"]
     data |= {"arm": trial.spec.arm_label, "status": trial.status, "evaluations": evaluations}
-    if (train := trial.training) is not None:
+    if (train := trial.train) is not None:
         loss = train.losses[-1].loss if train.losses else None
         data |= {"steps": train.steps, "seconds": train.seconds, "loss": loss}
     if trial.failure:

@@ -22,7 +22,7 @@ STEP = "optimizer step"
 _CAPTION = """One line per arm, the mean over its seeds, from the untuned base on. Each marker is \
 a moment of training, larger the later it is. Right is learned more, up is retained more; without \
 a retention task, the gain is drawn against the step. Scores are of the first items of the \
-validation split, by which rungs and early stopping decide; quote the other figures, which use all \
+validation split, by which early stopping decides; quote the other figures, which use all \
 items."""
 
 

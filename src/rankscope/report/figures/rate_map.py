@@ -26,7 +26,6 @@ _WITHOUT: dict[Status, str] = {
     "diverged": "diverged",
     "oom": "out of memory",
     "failed": "failed",
-    "stopped": "stopped early",
 }
 
 

@@ -1,21 +1,19 @@
 """Train a group of trials and store weights, records and failures in one transaction.
 
 Between two optimizer steps come scores, early stopping and weight snapshots. A curve point is a
-trial's score on the first items of a validation split; an adaptive study keeps the items of those
-at its rungs. Scoring draws no random number and leaves gradients, masks and modes as they were, so
-a trial trains the same with and without it.
+trial's score on the first items of a validation split. Scoring draws no random number and leaves
+gradients, masks and modes as they were, so a trial trains the same with and without it.
 """
 
 import gc
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from math import isnan
 from typing import Any
 
 import torch
 
-from rankscope.device import peak_memory_bytes, release_freed_memory, reset_peak_memory
+from rankscope.device import peak_memory_bytes, reset_peak_memory
 from rankscope.evaluate.evaluator import evaluate_task
 from rankscope.models.base import Base
 from rankscope.models.sharding import local
@@ -23,12 +21,8 @@ from rankscope.progress import SpeedMeter
 from rankscope.records import (
     CurvePoint,
     EvalRecord,
-    ItemResult,
-    RungRecord,
     TrainRecord,
     TrialSpec,
-    gold_logprobs_per_token,
-    items_table,
 )
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group, group_id, group_label, halves_of
@@ -54,16 +48,9 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
     name = "train"
 
     def missing(self, group: Group) -> list[Group]:
-        """The untrained trials together, unless this round wants them no further than they are."""
-        untrained, pause_at = self.untrained(group), self.pause_at(group)
-        if pause_at is not None and self.context.ledger.has_reached(untrained, pause_at):
-            return []
+        """The untrained trials together."""
+        untrained = self.untrained(group)
         return [untrained] if untrained else []
-
-    def pause_at(self, group: Group) -> int | None:
-        """The step of this round's rung, the same for a whole group; None: train to the end."""
-        rung = self.context.round.rung
-        return None if rung is None else self.context.study.rung_steps(group[0])[rung]
 
     def untrained(self, group: Group) -> Group:
         """The planned trials of a group. These are only some if the study file gained trials,
@@ -93,23 +80,15 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
             train = train.model_copy(update={"batch_tokens": limit})
             rows, trials = study.data.rows[group[0].task], study.trained(group)
             num_steps = max(map(study.num_steps, trials))
-            pause_at = self.pause_at(group)
-            context.begin_stage(f"{self.name} {group_label(group)}", pause_at or num_steps)
+            context.begin_stage(f"{self.name} {group_label(group)}", num_steps)
             meter = SpeedMeter(context.reporter, len(trials), study=context.study_clock)
             fewer = study.data.fewer_rows[group[0].task]
             on_all_shards: dict[str, Any] = {
                 "replay": {name: own.rows for name, own in study.data.replay_rows.items()},
                 "fewer_rows": {num: own.rows for num, own in fewer.items()},
-                "pause_at": pause_at,
             }
             checkpoint, shards = self.checkpoint(group), model.shards
-            if pause_at is not None and (done := checkpoint.step()) > pause_at:
-                context.reporter.note(
-                    f"{group[0].task} {group_label(group)}: found a checkpoint of step {done}, "
-                    f"past the rung at step {pause_at}: training begins anew"
-                )
-                checkpoint.remove()
-            steps = {trial.trial_id: frozenset(study.scored_steps(trial)) for trial in trials}
+            steps = {trial.trial_id: frozenset(study.curve_steps(trial)) for trial in trials}
             points = context.ledger.curve_points(trials)
             between = StepCallbacks(context, meter, points, steps)
             callbacks = (between.store_snapshots, between.score, between.stop_early)
@@ -130,16 +109,12 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
             yield group, trained
 
     def commit(self, result: tuple[Group, GroupResult]) -> None:
-        """Store weights of every trial that ended well, all records and failures.
-
-        At a rung, the checkpoint of the trials that go on is kept in place of weights.
-        """
+        """Store weights of every trial that ended well, all records and failures."""
         context, (group, trained) = self.context, result
-        pause_at = self.pause_at(group)
         peak = peak_memory_bytes(context.base.device)
         total_tokens = max(1, sum(state.num_tokens for state in trained.states))
         artifacts: list[Artifact] = []
-        records: list[TrainRecord | RungRecord] = []
+        records: list[TrainRecord] = []
         failures = []
         for state in trained.states:
             trials = [trial for trial in group if trial.nest == state.spec.nest]
@@ -148,30 +123,14 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
                 failures += [TrialFailure(trial.trial_id, status, why) for trial in trials]
                 continue
             seconds = trained.seconds * state.num_tokens / total_tokens / len(trials)
-            if trained.is_paused and pause_at is not None:
-                train, trial_id = self.record(state, group, seconds, peak, ""), state.spec.trial_id
-                records.append(RungRecord(trial_id=trial_id, step=pause_at, train=train))
-                continue
             for trial in trials:
                 with context.ledger.stage() as folder:
                     sha256 = write_weights(state, trial, trained.tuned, context.base.record, folder)
                     artifacts += context.ledger.publish(folder, weights_path(trial))
                 record = self.record(state, group, seconds, peak, sha256)
                 records.append(_record_of(trial, record, state.spec))
-        going_on = {record.trial_id for record in records} if trained.is_paused else set()
-        before = self.keep_checkpoint(group, going_on)
         context.ledger.commit(records, artifacts, failures=failures)
-        before.remove()
-
-    def keep_checkpoint(self, group: Group, trial_ids: Collection[str]) -> GroupCheckpoint:
-        """Copy the state of some trials of a group to where they look for it without the others;
-        what can be removed once the ledger knows that the others are out."""
-        rest = tuple(trial for trial in group if trial.trial_id in trial_ids)
-        if len(rest) == len(group):
-            return self.checkpoint(())
-        if rest:
-            self.checkpoint(group).extract(trial_ids, self.checkpoint(rest))
-        return self.checkpoint(group)
+        self.checkpoint(group).remove()
 
     def record(
         self, state: TrialState, group: Group, seconds: float, peak: int, sha256: str
@@ -230,7 +189,7 @@ class StepCallbacks:
         for state in states:
             if step not in study.snapshot_steps(state.spec) or not _can_score(state, step):
                 continue
-            for trial in study.trials:
+            for trial in study.candidates:
                 path = snapshot_path(trial, step)
                 if trial.nest == state.spec.nest and not ledger.artifacts(path):
                     with ledger.stage() as folder:
@@ -240,7 +199,7 @@ class StepCallbacks:
             ledger.commit(artifacts=artifacts)
 
     def score(self, step: int, model: Base, states: Sequence[TrialState]) -> None:
-        """Score the trials that ``train.evaluate_every`` or a rung names after ``step``, and store
+        """Score the trials that ``train.evaluate_every`` names after ``step``, and store
         the points of each task at once; a stored point is not computed again. Return early,
         between tasks, if a stop was requested."""
         study = self.context.study
@@ -252,9 +211,6 @@ class StepCallbacks:
                     models_of.setdefault(task, {})[state.adapter_name] = state.spec.trial_id
         if not models_of:
             return
-        at_rung = {s.spec.trial_id for s in due if step in study.rung_steps(s.spec)}
-        if at_rung:  # training pauses here, so scoring can have the memory of its passes
-            release_freed_memory()
         with self.meter.paused(), _evaluation_mode(model, states):
             scored = _in_dtype_of(self.context.base, model)
             for task, models in models_of.items():
@@ -266,10 +222,7 @@ class StepCallbacks:
                 evaluations, _ = evaluate_task(
                     scored, study.data.encoder, first, "validation", models, study.config.evaluate
                 )
-                new = [
-                    curve_point(record, step, items if record.trial_id in at_rung else ())
-                    for record, items in evaluations.values()
-                ]
+                new = [curve_point(record, step) for record, _ in evaluations.values()]
                 self.context.ledger.commit(new)
                 self.points.update(((p.trial_id, p.task, p.step), p) for p in new)
         if scored is not model:
@@ -280,14 +233,13 @@ class StepCallbacks:
         """Pass trials' in-domain scores to their early stop.
 
         If a stop request kept :meth:`score` from a point, the trial observes it when the run
-        continues. A rung between the steps of ``train.evaluate_every`` does not count.
+        continues.
         """
         for state in states:
             point = self.points.get((state.spec.trial_id, state.spec.task, step))
             if state.early_stop is None or point is None or not _can_score(state, step):
                 continue
-            if step in self.context.study.curve_steps(state.spec):
-                state.observe_score(step, point.score)
+            state.observe_score(step, point.score)
 
 
 def _can_score(state: TrialState, step: int) -> bool:
@@ -327,13 +279,7 @@ def _in_dtype_of(base: Base, model: Base) -> Base:
     return copied
 
 
-def curve_point(record: EvalRecord, step: int, items: Sequence[ItemResult] = ()) -> CurvePoint:
-    """The part of an evaluation that a curve keeps; with ``items``, their scores too."""
+def curve_point(record: EvalRecord, step: int) -> CurvePoint:
+    """The part of an evaluation that a curve keeps."""
     fields = {"trial_id", "task", "metric", "score", "standard_error", "n", "seconds", "num_tokens"}
-    gold = gold_logprobs_per_token(items_table(items)).tolist()
-    return CurvePoint(
-        step=step,
-        item_scores=tuple(item.score for item in items),
-        gold_logprobs=tuple(None if isnan(logprob) else logprob for logprob in gold),
-        **record.model_dump(include=fields),
-    )
+    return CurvePoint(step=step, **record.model_dump(include=fields))

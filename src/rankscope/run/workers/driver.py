@@ -110,7 +110,7 @@ def _adopt_results(context: RunContext, folder: Path) -> None:
     assert stored is not None
     if order.trial_ids:
         context.group_ledger.replace(order.trial_ids, stored)
-    group = tuple(trial for trial in context.study.trials if trial.trial_id in order.trial_ids)
+    group = tuple(trial for trial in context.study.candidates if trial.trial_id in order.trial_ids)
     for note in dict.fromkeys(logged_notes(folder / LOG)):
         if note not in context.study.notes:
             context.reporter.note(f"{_unit_label(group)}: {note}")
@@ -166,7 +166,7 @@ def _belongs_to(folder: Path, study: PreparedStudy) -> bool:
     order = read_unit(folder)
     if order.study_sha256 == prepared_sha256(study):
         return True
-    if not set(order.trial_ids) <= {trial.trial_id for trial in study.trials}:
+    if not set(order.trial_ids) <= {trial.trial_id for trial in study.candidates}:
         return False
     with Ledger.open(folder, write=False) as unit:
         try:

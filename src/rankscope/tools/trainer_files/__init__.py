@@ -200,7 +200,11 @@ class TrainerFile:
         if isinstance(value, str) and fact == "targets":
             is_word = value == "all-linear" and self.all_targets
             value = self.all_targets if is_word else list(TARGET_GROUPS[value])
-        return {self.sources.get(fact, fact): value}
+        return {self.sources.get(fact) or self.new_key(fact): value}
+
+    def new_key(self, fact: str) -> str:
+        """The key of a setting that the file does not have."""
+        return next(key for key, name in self.keys.items() if name == fact)
 
 
 def read_trainer_file(path: Path) -> TrainerFile:

@@ -82,6 +82,6 @@ class AxolotlFile(TrainerFile):
 
     def changes(self, fact: str, value: Any) -> dict[str, Any]:
         found = super().changes(fact, value)
-        if "lora_target_linear" not in found:
+        if fact != "targets" or not self.values.get("lora_target_linear"):
             return found
-        return {"lora_target_linear": False, "lora_target_modules": found["lora_target_linear"]}
+        return {"lora_target_linear": False, "lora_target_modules": next(iter(found.values()))}

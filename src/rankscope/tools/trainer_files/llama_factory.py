@@ -62,9 +62,4 @@ class LlamaFactoryFile(TrainerFile):
     def changes(self, fact: str, value: Any) -> dict[str, Any]:
         """Names of modules are one text, with commas."""
         found = super().changes(fact, value).items()
-        return {
-            key: ",".join(new)
-            if isinstance(new, list) and not isinstance(self.values.get(key), list)
-            else new
-            for key, new in found
-        }
+        return {key: ",".join(new) if isinstance(new, list) else new for key, new in found}

@@ -10,6 +10,8 @@ from rankscope.tools.trainer_files import TrainerFile
 OF_COMMAND = {"rank": 16, "alpha": 32.0, "dropout": 0.05}  # Defaults of ModelConfig
 RATE_OF_TRANSFORMERS = 5e-5  # Of TrainingArguments
 RUNS = ("SFTConfig", "TrainingArguments", "UnslothTrainingArguments")
+OF_ADAPTER = r"(LoraConfig|Fast\w*Model\.get_peft_model)\."
+OF_RUN = r"(?!Lora|BitsAndBytes)\w+(Config|Arguments)\."
 ROW_CHANGES = (
     *("map", "filter", "select", "shuffle", "train_test_split", "rename_column", "rename_columns"),
     *("standardize_sharegpt", "standardize_data_formats", "concatenate_datasets"),
@@ -35,9 +37,18 @@ class TrlFile(TrainerFile):
         if is_code and not self.document.called & {*RUNS}:
             found.append(f"found no call of {', '.join(RUNS)}, expected the settings of a run")
         # `trl sft` trains the whole model without `use_peft`; LoraConfig's own values have `r`.
-        default = bool(self.sources.keys() & OF_COMMAND) if is_code else "r" in values
-        has_adapter = values.get("use_peft", default)
+        makes_one = any(re.match(OF_ADAPTER, key) for key in self.document.spans)
+        has_adapter = values.get("use_peft", makes_one if is_code else "r" in values)
         return found + ["found full fine-tuning, expected a LoRA adapter"] * (not has_adapter)
+
+    def new_key(self, fact: str) -> str:
+        """A key of ``trl sft``, or one of the class whose values or call the file has."""
+        if self.document.style != "python" and "r" not in self.values:
+            return super().new_key(fact)
+        name = [key for key, place in self.keys.items() if place == fact][-1]
+        kind = OF_RUN if fact == "lr" else OF_ADAPTER
+        near = next((key for key in self.document.spans if re.match(kind, key)), "")
+        return f"{near.rpartition('.')[0]}.{name}".strip(".")
 
     def data_sets(self) -> list[dict[str, Any]]:
         rows = {

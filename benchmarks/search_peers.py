@@ -1,11 +1,11 @@
-"""Adaptive studies against Optuna's pruners, at equal training tokens.
+"""Search against Optuna's pruners, at equal training tokens.
 
-    python benchmarks/adaptive_peers.py [--draws 16] [--replay STUDY ...]
+    python benchmarks/search_peers.py [--draws 16]
 
 The rule of the comparison, set before any result was seen:
 
-- Studies: the twelve random worlds of ``adaptive.py``, draws that no rule was set on. A replayed
-  study is a finished grid with learning curves; its measured net gains stand for the truth.
+- Studies: the twelve random worlds of ``search.py``, draws that no rule was set on.
+- Rankscope's budget is 0.235 of the grid's trials.
 - The tokens that Rankscope's study took are the budget of every peer. A peer begins no trial once
   they are spent; a trial that has begun may end. Scoring and diverged trials cost nobody anything.
 - A peer has the same arms, seeds and validation items, maximizes the same net gain, and draws arms
@@ -19,7 +19,7 @@ The rule of the comparison, set before any result was seen:
   ``SuccessiveHalvingPruner`` by the net gain at 1/9, 1/3 and all steps, or at 1/4, 1/2 and all.
 - *Wilcoxon, seeds*: ``WilcoxonPruner`` with its defaults; a trial is an arm, its instances are its
   seeds, each trained whole. *Wilcoxon, items*: its instances are validation items, of the first
-  seed at 1/5, 1/2 and all steps (the rungs of Rankscope), then of every further seed.
+  seed at 1/5, 1/2 and all steps, then of every further seed.
 - Compared: regret (true net gain of the best arm or the base, minus that of the choice), share
   within the margin, share of the grid's tokens, geometric mean of the chosen arms' parameters. A
   race is won or lost if the 95 % interval of the mean difference in regret excludes 0.
@@ -32,23 +32,19 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import optuna
 
-from adaptive import MARGIN, RANDOM, Drawn, Oracle, play_adaptive, play_grid
-from adaptive_replay import Stored, measured, seeds_with_curves
 from rankscope.advise.arms import summarize_arms
 from rankscope.advise.decide import decide
 from rankscope.advise.results import expected, task_results
 from rankscope.advise.retention import net_parts
 from rankscope.records import BASE, EvalKey, ItemScores, Split
-from rankscope.tools.compare import load_finished_study
+from search import MARGIN, RANDOM, SHARES, Drawn, Oracle, play_grid, play_search
 
 warnings.simplefilter("ignore")  # Wilcoxon's is experimental
-FIRST_DRAW = 3000
-ORDERS = 20  # In which a peer tries the arms of a replayed study
+FIRST_DRAW = 6000
 OURS, OUR_BEST = "Rankscope", "Rankscope, best"
 
 
@@ -174,9 +170,10 @@ def play_peer(curves: Curves, peer: str, budget: float, seed: int) -> Run:
     return run
 
 
-def race(study: Oracle, nets: dict[str, float], orders: Sequence[int]) -> list[dict]:
+def race(study: Drawn, order: int) -> dict[str, tuple[float, float, float]]:
     """One study by everyone: regret, share of the grid's trainings, parameters of the choice."""
-    curves, ours = Curves(study), play_adaptive(study)
+    curves = Curves(study)
+    ours = play_search(study, round(SHARES[0] * len(curves.done)))
     (arms,) = summarize_arms(play_grid(study).records).values()
     sizes = {arm.summary.label: arm.summary.trainable_parameters for arm in arms}
     results = task_results(ours.records, study.task, summarize_arms(ours.records)[study.task])
@@ -184,20 +181,20 @@ def race(study: Oracle, nets: dict[str, float], orders: Sequence[int]) -> list[d
     top = max(ended, key=lambda arm: expected(arm).net.value)
     chosen = {OURS: (answer and answer.label, ours.trainings)}
     chosen[OUR_BEST] = (top.label if expected(top).net.value > 0 else None, ours.trainings)
-    best, rows = max(0.0, *nets.values()), []
-    for order in orders:
-        for peer in PEERS:
-            run = play_peer(curves, peer, ours.trainings, order)
-            chosen[peer] = (run.choice, run.spent)
-        row = {}
-        for name, (arm, spent) in chosen.items():
-            lost, tokens = best - nets.get(arm, 0.0), spent / len(curves.done)
-            row[name] = (lost, tokens, sizes.get(arm, np.nan))
-        rows.append(row)
-    return rows
+    for peer in PEERS:
+        run = play_peer(curves, peer, ours.trainings, order)
+        chosen[peer] = (run.choice, run.spent)
+    return {
+        name: (
+            study.best - (study.net(arm) if arm else 0.0),
+            spent / len(curves.done),
+            sizes.get(arm, np.nan),
+        )
+        for name, (arm, spent) in chosen.items()
+    }
 
 
-def summary(rows: Sequence[dict], margin: float, is_independent: bool = True) -> dict[str, dict]:
+def summary(rows: Sequence[dict]) -> dict[str, dict]:
     """Regret in points, and by how much that of a peer is above Rankscope's."""
     found: dict[str, dict] = {}
     for name in rows[0]:
@@ -205,12 +202,12 @@ def summary(rows: Sequence[dict], margin: float, is_independent: bool = True) ->
         found[name] = {
             "regret": 100 * lost.mean(),
             "regret_95": 100 * np.quantile(lost, 0.95),
-            "within": (lost <= margin).mean(),
+            "within": (lost <= MARGIN).mean(),
             "tokens": tokens.mean(),
             "parameters": np.exp(np.nanmean(np.log(size))),
         }
         found[name] = {key: round(float(value), 3) for key, value in found[name].items()}
-        for own in (OURS, OUR_BEST) if is_independent and name in PEERS else ():
+        for own in (OURS, OUR_BEST) if name in PEERS else ():
             more = 100 * (lost - np.array([row[own][0] for row in rows]))
             error = 1.96 * more.std(ddof=1) / len(more) ** 0.5
             ends = [round(float(more.mean() + sign * error), 3) for sign in (-1, 1)]
@@ -222,28 +219,15 @@ def summary(rows: Sequence[dict], margin: float, is_independent: bool = True) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--draws", type=int, default=16)
-    parser.add_argument("--replay", type=Path, nargs="*", default=[])
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     by_world = defaultdict[str, list[dict]](list)
     for seed in range(FIRST_DRAW, FIRST_DRAW + args.draws):
         for world in RANDOM:
-            drawn = Drawn(world, seed)
-            by_world[world.name] += race(drawn, {x: drawn.net(x) for x in drawn.gain}, [seed])
-    every = [row for rows in by_world.values() for row in rows]
-    result = {"all": summary(every, MARGIN)}
-    result["worlds"] = {name: summary(rows, MARGIN) for name, rows in by_world.items()}
-    for folder in args.replay:
-        study = load_finished_study(folder)
-        for task in dict.fromkeys(t.spec.task for t in study.trials):
-            rows = []
-            for first in seeds_with_curves(study, task):
-                stored = Stored.of(study, task, first)
-                nets = measured(play_grid(stored).records, task)
-                rows += race(stored, nets, range(ORDERS))
-            margin = study.config.objective.margin
-            result[f"{study.name}, {task}"] = summary(rows, margin, False)
-    print(json.dumps({"benchmark": "adaptive_peers", "optuna": optuna.__version__, **result}))
+            by_world[world.name].append(race(Drawn(world, seed), seed))
+    result = {"all": summary([row for rows in by_world.values() for row in rows])}
+    result["worlds"] = {name: summary(rows) for name, rows in by_world.items()}
+    print(json.dumps({"benchmark": "search_peers", "optuna": optuna.__version__, **result}))
 
 
 if __name__ == "__main__":
