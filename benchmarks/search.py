@@ -495,6 +495,7 @@ def print_records(folders: Sequence[Path]) -> None:
     """Replay finished grids."""
     print("| study | trials | chosen by the grid | by the search | points lost | share |")
     print("|---|---|---|---|---|---|")
+    points: dict[str, float] = {}
     for folder in folders:
         study = kept_study(folder)
         for task in dict.fromkeys(trial.spec.task for trial in study.trials):
@@ -512,6 +513,8 @@ def print_records(folders: Sequence[Path]) -> None:
             cells = [f"{study.name}, {task}", len(stored.trials), *labels, f"{lost:.1f}"]
             cells.append(f"{run.trainings / len(stored.trials):.2f}")
             print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+            points[str(cells[0])] = round(lost, 3)
+    print(json.dumps({"benchmark": "search_records", "lost": points}))
 
 
 def main() -> None:
