@@ -1,4 +1,4 @@
-"""Verbs beside a study: a page of many, scores made elsewhere, weights, runs for a tracker."""
+"""Verbs beside a study: scores made elsewhere, weights, runs for a tracker."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -9,39 +9,11 @@ from rankscope.cli.application import StudyFolder, check_study, verb
 from rankscope.cli.study_verbs import show_results
 from rankscope.cli.terminal import Reply, print_line, print_message
 from rankscope.errors import UserError
-from rankscope.filesystem import replace_text
 from rankscope.tools.formats import PEFT, format_names
 from rankscope.tools.trackers import tracker_names
 
 if TYPE_CHECKING:
     from rankscope.tools.export import ExportRequest
-
-
-@verb("atlas", "Reading {places} ...")
-def _atlas_command(
-    places: Annotated[
-        list[Path],
-        Argument(metavar="DIR...", help="Folders of studies, or of their --records."),
-    ],
-    out: Annotated[Path, Option(metavar="FILE.html", help="The page.")],
-) -> Reply:
-    """Put the answers of many studies on one page.
-
-    Curves of the expected net gain by model and task, and a table with filters. The page works
-    offline; a row links the report of its study if the folder has one.
-
-    Example: rankscope atlas studies/pocket studies/mine --out atlas.html
-    """
-    from rankscope.device import provenance
-    from rankscope.tools.atlas import read_atlas, render_atlas
-    from rankscope.tools.compare import check_page
-
-    check_page(out, places)
-    rows = read_atlas(places, out)
-    replace_text(out, render_atlas(rows, provenance()))
-    answers = sum(row["arm"] is not None for row in rows)
-    told = f"{out}: {answers} answers of {len(places)} studies; {len(rows) - answers} without one"
-    return Reply(rows, lambda: print_line(told))
 
 
 @verb("import", "Reading {source} ...")

@@ -271,10 +271,6 @@ def _report_command(
         Literal["pdf", "svg", "png"] | None,
         Option("--format", help="With --figures; pdf by default."),
     ] = None,
-    kept: Annotated[
-        Path | None,
-        Option("--records", metavar="FOLDER", help="Also write the records that an atlas reads."),
-    ] = None,
 ) -> Reply:
     """Write the report again from the records.
 
@@ -295,8 +291,6 @@ def _report_command(
 
     if tables is not None:
         check_folder(folder, tables, "--tables")
-    if kept is not None:
-        check_folder(folder, kept, "--records")
     if figures is not None:
         from rankscope.tools.figure_files import check_figures, write_study_figures
 
@@ -305,10 +299,6 @@ def _report_command(
     made = study_tables(StudyView(records, recommendation)) if tables else {}
     files = write_tables(made, tables) if tables else []
     drawn = []
-    if kept is not None:
-        from rankscope.tools.kept_records import keep_records
-
-        keep_records(records, kept)
     if figures is not None:
         drawn = write_study_figures(records, recommendation, figures, file_format or "pdf")
 
@@ -316,8 +306,6 @@ def _report_command(
         show_results(folder, records, recommendation, with_reasons=False)
         if files:
             print_line(f"tables: {len(files)} files in {tables}")
-        if kept:
-            print_line(f"records: {kept}")
         if drawn:
             print_line(f"figures: {len(drawn)} files in {figures}")
 
