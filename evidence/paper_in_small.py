@@ -3,7 +3,7 @@
     python evidence/paper_in_small.py
 
 findings/paper-in-small.md has the verdicts, studies/paper-in-small/README.md the tables, and
-evidence/studies/paper-in-small the rules. Every number comes from evidence/records; a test compares.
+the study files the rules. Every number comes from records/; a test compares.
 """
 
 import json

@@ -3,7 +3,7 @@
     python evidence/short_exam_rows.py DATA OUT
 
 ``DATA`` has a folder per task, as ``data_dir`` of a study. ``OUT`` gets the same for the tasks of
-evidence/studies/paper-in-small: rows whose question and options have at most 500 characters together. The
+studies/paper-in-small: rows whose question and options have at most 500 characters together. The
 published MMLU has no training rows, and LegalMCQ few short ones: of these two, all rows are divided
 anew by the SHA-256 of their question, half for training and a quarter each for validation and test,
 so copies of a question stay together. Law is left out of MMLU, because LegalMCQ is made of it.
