@@ -218,12 +218,13 @@ def _expected(model: CostModel, times: Mapping[str, float], tokens: int) -> dict
     if inputs.config.strategy == "grid":
         return {}
     budget, trains = inputs.search_budget, sum(trial.trains for trial in inputs.trials)
-    share = min(1.0, (budget.trials or inf) / trains, (budget.tokens or inf) / max(1, tokens))
-    shared = times["shared_seconds"]
-    seconds = shared + share * (times["wall_seconds"] - shared)
+    shared, limit = times["shared_seconds"], 3600 * (budget.hours or inf)
+    of_groups = times["wall_seconds"] - shared
+    shares = (budget.trials or inf) / trains, (budget.tokens or inf) / max(1, tokens)
+    share = min(1.0, *shares, max(0.0, limit - shared) / max(1e-9, of_groups))
     return {
         "expected_tokens": round(share * tokens),
-        "expected_seconds": min(seconds, 3600 * (budget.hours or inf)),
+        "expected_seconds": min(limit, shared + share * of_groups),
         "budget": budget.text,
     }
 
