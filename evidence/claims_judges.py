@@ -302,34 +302,6 @@ def nested_curve(separate: Grid, nested: Grid) -> Verdict:
     )
 
 
-def base_rows(plain: Grid) -> Verdict:
-    _, real, sampled = plain.parts
-    arm = plain.tuned(None)
-    lost = plain.retained(arm)
-    kept, learned = (
-        paired_estimate(sampled.scores(arm, task), real.scores(arm, task))
-        for task in (plain.text, plain.task)
-    )
-    forgets = ends(lost)[1] < 0
-    own = ", ".join(
-        f"{name} {interval(part.retained(arm))}"
-        for name, part in (("none", plain), ("real", real), ("sampled", sampled))
-    )
-    return Verdict(
-        judged(
-            forgets and ends(kept)[0] > 0 and learned.is_above(-MARGIN),
-            forgets and ends(kept)[1] < 0,
-        ),
-        f"{label(arm)}; change of held-out text by replay: {own} nats; sampled less real: held-out "
-        f"text {interval(kept)}, task {interval(learned)} nats",
-        smallest(kept),
-        f"{settled_by(kept, abs(kept.value))}, if the difference is the measured one"
-        if forgets
-        else "an arm without replay that forgets clear of zero",
-        p_between(lost, high=0) * p_between(kept, low=0) * p_between(learned, low=-MARGIN),
-    )
-
-
 def over_seeds(values: ScoreArray) -> Estimate:
     """Mean of one number per seed, with Student's t."""
     error = float(values.std(ddof=1)) / math.sqrt(len(values))

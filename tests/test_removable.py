@@ -84,10 +84,6 @@ REMOVED = [
         "run/executors/slurm.py": ("executor=slurm", "expected one of local, ray"),
         "evaluate/scorers/preference.py": ("tasks.0.scorer=preference", "expected one of contains"),
         "train/objectives/dpo.py": ("train.objective=dpo", "expected one of sft, grpo"),
-        "sources/self_replay": (
-            "arms.0.replay={task: 'self:5', share: 0.1}",
-            "expected the name of a task, as there is no source of such tasks",
-        ),
     },
 ]
 """Extensions with how a study file would name them, and what the refusal says."""

@@ -11,6 +11,7 @@ from rankscope.config.section import (
     ConfigSection,
     Described,
     LocalPath,
+    Name,
     OneOrMore,
     PathText,
     RegisteredName,
@@ -18,7 +19,6 @@ from rankscope.config.section import (
     ZeroOrMore,
     short_repr,
 )
-from rankscope.config.task import ReplayName
 from rankscope.errors import did_you_mean
 from rankscope.models.methods import all_methods, get_method
 from rankscope.models.methods.lora import LoraMethod
@@ -157,9 +157,8 @@ MethodChoice = Annotated[
 class _ReplayConfig(ConfigSection):
     """General rows mixed into every optimizer step, in addition to the task's own."""
 
-    task: ReplayName
-    """Task whose training rows are replayed: described in the study, a named one, or
-    ``SOURCE:REST`` for rows that a source makes."""
+    task: Name
+    """Task whose training rows are replayed: described in the study, or a named one."""
     share: float = Field(ge=0, lt=1)
     """Share of the replayed rows in all rows seen, and in the loss; 0 is no replay."""
 

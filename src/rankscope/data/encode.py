@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from rankscope.data.registry import TaskSpec
-    from rankscope.evaluate.scorers.scorer import ItemTokens
 
 PromptFormat = Literal["chat", "plain"]
 LabelMode = Literal["completion", "all"]
@@ -89,10 +88,6 @@ class EncodedRows:
     def num_label_tokens(self) -> int:
         """Tokens of one epoch that carry loss."""
         return sum(sum(row.is_label) for row in self.rows)
-
-    def to_write(self) -> "list[ItemTokens]":
-        """What the base reads and writes, at most, to make the rows; nothing if they are known."""
-        return []
 
     @property
     def sha256(self) -> str:

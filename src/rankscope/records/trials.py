@@ -11,7 +11,6 @@ from rankscope.hashing import sha256_json
 from rankscope.models.methods import get_lora_method, get_method
 from rankscope.models.methods.lora import LoraMethod
 from rankscope.records.record import MethodName, Record
-from rankscope.sources import source_of
 
 
 class GivenModel(Record):
@@ -134,10 +133,8 @@ class TrialSpec(Record):
     def mitigations(self) -> dict[str, object]:
         """Mitigations of forgetting, as labels name them; empty for a plain trial."""
         share = "" if self.replay_share is None else f"{self.replay_share:.12g}"
-        source = source_of(self.replay or "")
-        rows = self.replay if source is None else (self.replay or "").partition(":")[2]
         own: dict[str, object] = {
-            "replay" if source is None else source.name: rows and f"{share}x{rows}",
+            "replay": self.replay and f"{share}x{self.replay}",
             "kl": None if self.kl_to_base is None else f"{self.kl_to_base:.12g}",
             "patience": self.early_stop,
         }

@@ -197,11 +197,8 @@ def _times(
     start = 0.0 if executor is None else model.start()
     if executor is not None:
         units = [start + seconds for seconds in units]
-        if model.inputs.rows_to_write():  # rows that other units wait for
-            shared += start
-        else:
-            shared -= base["scoring"]
-            units.append(start + base["scoring"])
+        shared -= base["scoring"]
+        units.append(start + base["scoring"])
     devices = model.inputs.config.train.devices
     return {
         "start_seconds": start,
@@ -298,9 +295,8 @@ def _trial_costs(
 
 
 def _base_items(inputs: PreparedStudy) -> list[ItemTokens]:
-    """What the base is scored on, and the rows that are sampled from it."""
-    scored = [i for _, task, split in inputs.base_evals() for i in inputs.items[task, split]]
-    return scored + inputs.rows_to_write()
+    """What the base is scored on."""
+    return [i for _, task, split in inputs.base_evals() for i in inputs.items[task, split]]
 
 
 def _scored_alike(inputs: PreparedStudy, trial: TrialSpec) -> tuple[object, ...]:

@@ -133,13 +133,7 @@ class PreparedStudy:
         if group and group[0].prompt is not None:
             prompted = self.items_of(group[0]).values()
             return max(scoring_memory(model, items, settings)(()) for items in prompted)
-        if not group and (written := self.rows_to_write()):
-            needed = [*needed, scoring_memory(model, written, settings)]
         return max((of_split(group) for of_split in needed), default=0)
-
-    def rows_to_write(self) -> list[ItemTokens]:
-        """What the base reads and writes for each row that it writes before any training."""
-        return [tokens for rows in self.data.replay_rows.values() for tokens in rows.to_write()]
 
     def trial(self, model_id: str) -> TrialSpec:
         """The trial of its id, or of one of its variants."""
