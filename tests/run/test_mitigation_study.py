@@ -97,7 +97,7 @@ def test_export_copies_the_weights_of_a_step(mitigated: Finished, tmp_path: Path
 def test_every_trial_has_a_scaled_form_on_the_line_from_the_base(mitigated: Finished) -> None:
     study = mitigated.records
     variants = {key for key in study.evals if variant_of(key[0])}
-    # Seven trials at half, and of these one of rank 8 and the full one cut; two tasks of two splits.
+    # Seven trials at half; one of rank 8 and the full one cut; two tasks of two splits.
     assert len(variants) == (7 + 2) * 2 * 2
     assert {trial_of(model) for model, _, _ in variants} == {t.spec.trial_id for t in study.trials}
     between = 0
