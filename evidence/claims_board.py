@@ -26,7 +26,6 @@ from claims_judges import (
     learns_less,
     less_and_less,
     matches_full,
-    nested_curve,
     norm_and_similarity,
     rate_ratio,
     recall_and_reasoning,
@@ -65,7 +64,6 @@ CLAIMS: dict[int, tuple[str, str]] = {
     ),
     9: ("Intruder dimensions fall with the rank; about none in full fine-tuning", "2410.21228"),
     10: ("Low ranks fall behind where parameters < completion tokens", "LoRA Without Regret"),
-    12: ("One nested run gives the curve of separately trained ranks", "2605.07850"),
 }
 """Claim and source by number."""
 
@@ -101,10 +99,6 @@ def verdicts(grids: Mapping[str, Grid]) -> dict[int, list[tuple[str, Verdict]]]:
         if {maths, recall} <= set(grids):
             both = recall_and_reasoning(grids[maths], grids[recall])
             found.setdefault(7, []).append((asked, both))
-    for name in ("maths-nested", "maths-nested-root"):
-        if {"maths-grid", name} <= set(grids):
-            nested = nested_curve(grids["maths-grid"], grids[name])
-            found.setdefault(12, []).append((name, nested))
     return found
 
 

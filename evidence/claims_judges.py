@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 from scipy import stats
 
-from claims_records import Arm, Grid, best_rate, paired_estimate
+from claims_records import Arm, Grid, best_rate
 from power import data_needed, detectable
 from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.records import Estimate
@@ -271,34 +271,6 @@ def recall_and_reasoning(maths: Grid, recall: Grid) -> Verdict:
         f"{smallest(rise)}; {smallest(flat)}",
         would_settle,
         p_between(flat, -MARGIN, MARGIN) * p_between(rise, low=0) * p_between(over, low=-MARGIN),
-    )
-
-
-def nested_curve(separate: Grid, nested: Grid) -> Verdict:
-    task = nested.task
-    rates = sorted(set.intersection(*(set(nested.rates(rank)) for rank in nested.ranks)))
-
-    def validation(lr: float) -> float:
-        ranks = nested.ranks
-        return float(np.mean([nested.scores((r, lr), task, "validation") for r in ranks]))
-
-    lr = max(rates, key=validation)
-    gaps = {
-        rank: paired_estimate(
-            separate.scores(separate.tuned(rank), task), nested.scores((rank, lr), task)
-        )
-        for rank in nested.ranks
-    }
-    worst = max(gaps.values(), key=lambda gap: gap.value)
-    listed = ", ".join(f"r={rank} {interval(gap)}" for rank, gap in gaps.items())
-    return Verdict(
-        judged(
-            all(ends(gap)[1] < MARGIN for gap in gaps.values()),
-            any(ends(gap)[0] > MARGIN for gap in gaps.values()),
-        ),
-        f"trained at its rank less nested at {lr:g}: {listed} nats",
-        smallest(worst),
-        p=math.prod(p_between(gap, high=MARGIN) for gap in gaps.values()),
     )
 
 

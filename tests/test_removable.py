@@ -69,7 +69,6 @@ REMOVED = [
         "evaluate/scorers/rouge.py": ("tasks.0.scorer=rouge", "expected one of contains"),
         "models/methods/dora.py": ("arms.0.method=dora", "expected one of lora, full"),
         "models/methods/eva.py": ("arms.0.method=eva", "expected one of lora, full"),
-        "models/methods/nested.py": ("arms.0.method=nested", "expected one of lora, full"),
         "run/executors/ray.py": ("executor=ray", "expected one of local, slurm"),
         "train/objectives/grpo.py": ("train.objective=grpo", "expected one of sft, dpo"),
         "sources/lm_eval": (

@@ -97,8 +97,8 @@ def test_export_copies_the_weights_of_a_step(mitigated: Finished, tmp_path: Path
 def test_every_trial_has_a_scaled_form_on_the_line_from_the_base(mitigated: Finished) -> None:
     study = mitigated.records
     variants = {key for key in study.evals if variant_of(key[0])}
-    # Seven trials at half; one of rank 8 and the full one cut; two tasks of two splits.
-    assert len(variants) == (7 + 2) * 2 * 2
+    # Five trials at half; one of rank 8 and the full one cut; two tasks of two splits.
+    assert len(variants) == (5 + 2) * 2 * 2
     assert {trial_of(model) for model, _, _ in variants} == {t.spec.trial_id for t in study.trials}
     between = 0
     for trial in study.trials:
@@ -136,7 +136,7 @@ def test_interrupted_over_and_over_it_comes_to_the_same_end(
     mitigated: Finished, tmp_path: Path
 ) -> None:
     """Between steps, points of curves, scores and spectra alike, bit for bit: adapters with and
-    without dropout, an early stop, full fine-tuning, nested ranks, and the weights kept by step."""
+    without dropout, an early stop, full fine-tuning, and the weights kept by step."""
     user = run_interrupted(small_study(tmp_path, **MITIGATED), tmp_path / "out", every=7)
     assert user.stops > 5
     assert (user.steps, user.scored) == (mitigated.user.steps, mitigated.user.scored)

@@ -184,7 +184,7 @@ def _counts(inputs: PreparedStudy) -> dict[str, Any]:
         "trials": len(inputs.trials),
         "evaluations": evaluations,
         "curve_evaluations": curve,
-        "train_tokens": sum(map(inputs.training_tokens, inputs.trained(inputs.trials))),
+        "train_tokens": sum(map(inputs.training_tokens, inputs.trials)),
         "evaluation_tokens": tokens,
     }
 
@@ -244,14 +244,14 @@ def _available_bytes(inputs: PreparedStudy, machine: Machine) -> int:
 
 def _plan_group(model: CostModel, group: Group, costs: Mapping[str, Seconds]) -> _GroupPlan:
     inputs, config = model.inputs, model.inputs.config
-    memory = inputs.grouping.memory(inputs.trained(group), config.train)
+    memory = inputs.grouping.memory(group, config.train)
     scoring, available = inputs.scoring_bytes(group), _available_bytes(inputs, model.machine)
     stages = _summed([costs[trial.trial_id] for trial in group])
     return _GroupPlan(
         task=group[0].task,
         labels=tuple(f"{trial.arm_label} seed={trial.seed}" for trial in group),
         steps=max(map(inputs.num_steps, group)),
-        num_tokens=sum(map(inputs.training_tokens, inputs.trained(group))),
+        num_tokens=sum(map(inputs.training_tokens, group)),
         memory_bytes=memory.with_pass(max(memory.pass_bytes, scoring)),
         host_bytes=memory.host_bytes(inputs.device, scoring),
         fits=memory.total_bytes <= available,

@@ -46,7 +46,7 @@ class VariantsAnalysis(Analysis[VariantsConfig]):
 
         own = self.settings(study.config)
         variants = [Variant("scale", strength) for strength in own.scales]
-        if own.truncated_ranks and trial.nested is None:
+        if own.truncated_ranks:
             line = [
                 t.rank or 0 for t in study.trials if t.arm_without_rank == trial.arm_without_rank
             ]
