@@ -62,8 +62,8 @@ class _Search:
         self.context.count_time()  # of the base's scores
         if not self.ledger.rounds():
             self.context.reporter.note(
-                f"search: trains at most {self.budget.text}; the lists have "
-                f"{len(self.declared.trials)}. 'budget' changes that"
+                f"search: at most {self.budget.text}; the lists have "
+                f"{len(self.declared.trials)} trials. 'budget' changes that"
             )
             self.put_round()
         while True:
