@@ -86,8 +86,12 @@ class _Search:
             if not paid if self.over_budget else not self.put_round():
                 break
         others = [t for t in self.declared.trials if not t.trains]
-        last = [*others, *(trial for arm in self.finalists() for trial in arm)]
-        self.round(last, Round(label="finalists,"))
+        arms = self.finalists()
+        last = [*others, *(trial for arm in arms for trial in arm)]
+        # Where minutes are counted, training gets those that analyses of all finalists would take.
+        few = self.budget.hours is not None and bool(arms)
+        first = tuple(trial.trial_id for trial in (*others, *arms[0])) if few else None
+        self.round(last, Round(label="finalists,", analyzed=first))
         asked = list[TrialSpec]()
         # Test items may have put another arm first.
         while (untested := self.untested()) and untested != asked:
