@@ -33,7 +33,7 @@ from rankscope.config.arm import TARGET_GROUPS
 from rankscope.formatting import Unit, percent, signed
 from rankscope.records import BASE, Estimate, ExpectedChange, Variant
 
-PAGE = RECORDS.parent / "axes.md"
+PAGE = RECORDS.parent / "findings" / "axes.md"
 ARMS = ROOT / "studies" / "axes" / "README.md"
 RULE = (
     "A claim about a task is judged on its gain, a claim about balance on the net gain. "

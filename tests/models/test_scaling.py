@@ -107,15 +107,6 @@ def test_scaling_scales_the_dense_update(make, factor: float) -> None:  # type: 
     torch.testing.assert_close(scaled.dense(), factor * update.dense())
 
 
-@pytest.mark.parametrize("make", [lora, dora])
-def test_adding_a_product_adds_its_rank(make) -> None:  # type: ignore[no-untyped-def]
-    update, left, right = make(24, 16, 3), gaussian(24, 2, seed=5), gaussian(2, 16, seed=6)
-    extended = update.plus(left, right)
-    assert extended.rank == 5
-    torch.testing.assert_close(extended.dense(), update.dense() + left @ right)
-    assert update.plus(left[:, :0], right[:0]) is update
-
-
 def test_truncating_loses_the_smallest_singular_values() -> None:
     """Eckart & Young: the error is the norm of what is cut off, the least any rank 2 can have."""
     update = lora(24, 16, 5)
