@@ -52,7 +52,7 @@ REFUSED = [
      "--set evaluate.cross_domain=[pocket_medd]",
      "did you mean 'pocket_med'?"),
     # shrink
-    (SHRINK, "found none, expected exactly one of --rank, --parameters, --scale,"),
+    (SHRINK, "found none, expected exactly one of --rank, --parameters, --scale; give one"),
     (SHRINK + "--rank 2 --scale 0.5", "found --rank and --scale, expected exactly one of"),
     (SHRINK + "--rank 0", "--rank 0: expected at least 1"),
     (SHRINK + "--scale -1", "expected a number of at least 0"),

@@ -246,20 +246,6 @@ class Encoder:
         bos = self.tokenizer.bos_token_id
         return self._eos_id if bos is None else int(bos)
 
-    @property
-    def opening_ids(self) -> list[int]:
-        """Tokens before anything is said: the chat template up to a first user's text, in the plain
-        format the start token."""
-        opening = "" if self._chat is None else self._chat.exchange()[0]
-        return self.text_ids(opening) or [self.start_id]
-
-    @property
-    def num_ends(self) -> int:
-        """End tokens after the opening through a first answer: the template may end the user's turn
-        with one, too."""
-        rest = "" if self._chat is None else self._chat.exchange()[1]
-        return max(1, sum(token in self.stop_ids for token in self.text_ids(rest)))
-
     # --- segments -------------------------------------------------------------------------------
 
     def _starts_with_bos(self, item: Item) -> bool:

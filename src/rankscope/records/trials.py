@@ -69,7 +69,7 @@ class TrialSpec(Record):
     rows."""
     replay_share: float | None = None  # Share of the replayed rows among all rows, and in the loss
     replay_sha256: str | None = None
-    """Hash of the encoded replayed rows; of rows that a run makes, of how they are made."""
+    """Hash of the encoded replayed rows."""
     kl_to_base: float | None = None  # Weight of KL(base || tuned), nats per label token
     early_stop: int | None = None  # Stops after so many points without a better score
     validation_sha256: str | None = None  # Of the items that decide when to stop

@@ -153,8 +153,7 @@ def make_trials(
     scorer, row limits and ``data_seed`` act through it; validation and test items must not, or a
     change of evaluation would train again.
     adapter_sha256: by folder, hash of each adapter of a warm start (``init_from``).
-    replay_sha256: by task, hash of the encoded rows that an arm replays; rows that a run makes
-    count by how they are made.
+    replay_sha256: by task, hash of the encoded rows that an arm replays.
     validation_sha256: by training task, hash of what early stopping scores.
     fewer_sha256: by training task and number, as ``data_sha256``, of the rows of arms with fewer.
     solved: by training task and number, the examples that prompts show.

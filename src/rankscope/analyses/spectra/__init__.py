@@ -1,7 +1,7 @@
 """How training changed the weight matrices: their spectra before and after.
 
 Read ``record`` (what is measured), ``spectra`` (of one matrix), then ``leading_vectors`` with
-``subspace_iteration`` (how, without decomposing W), and ``intruders`` (what is counted and scaled).
+``subspace_iteration`` (how, without decomposing W).
 ``stage`` and ``stored_models`` call these for models in memory and on disk.
 """
 
