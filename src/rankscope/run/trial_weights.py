@@ -20,7 +20,7 @@ def write_weights(state: TrialState, model: Base, base_record: ModelRecord, fold
     ``model`` holds the weights of full fine-tuning.
     """
     trial, trained = state.spec, state.adapter or state.tuner or model
-    get_method(trial.method).save(trained, trial, base_record, folder)
+    get_method(trial.method).save(trained, base_record, folder)
     if not trial.is_full:
         from rankscope.report.model_card import adapter_card  # pandas, which takes long
 

@@ -80,13 +80,7 @@ class Method:
         """
         raise NotImplementedError
 
-    def save(
-        self,
-        trained: Adapter | PeftTuner | Base,
-        trial: TrialSpec,
-        record: ModelRecord,
-        folder: Path,
-    ) -> None:
+    def save(self, trained: Adapter | PeftTuner | Base, record: ModelRecord, folder: Path) -> None:
         """Write a trained trial into an existing, empty folder; ``record`` is the frozen base's."""
         raise NotImplementedError
 
