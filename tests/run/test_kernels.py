@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ try:
     small_study(folder, **changed("train", kernels="compiled")).run(folder / "wanted")
 except UserError as error:
     print("refused:", error.where, (folder / "wanted" / "study.resolved.yaml").exists())
-kernels.WORTH_A_TRY = 0.0
+kernels.WORTH_COMPILING = 0.0
 study = small_study(folder, evaluate={"max_items": 2})
 records = study.run(folder / "auto")
 print(records.config.train.kernels, [note for note in records.notes if "kernels" in note])
@@ -103,34 +104,16 @@ def test_small_studies_compile_nothing(tmp_path: Path) -> None:
     assert kernels.choose_kernels(prepared) == ("plain", "")
 
 
-def test_the_fastest_way_that_pays_is_chosen(
+def test_large_studies_compile_on_this_machines_processor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was measured here, and what a GPU might measure."""
+    monkeypatch.setattr(kernels, "WORTH_COMPILING", 0.0)
     prepared: PreparedStudy = study(tmp_path, "auto").check()
-    monkeypatch.setattr(kernels, "WORTH_A_TRY", 0.0)
-    trial = next(t for t in prepared.trials if t.method == "lora")
-    assert kernels._saved_per_token(prepared, trial, "compiled")  # Equal losses
-    monkeypatch.setattr(kernels, "why_not", lambda *_: "")
-    for compiled, liger, chosen in ((1, 2, "liger"), (2, 1, "compiled"), (-1, -2, "plain")):
-        found = {"compiled": compiled, "liger": liger}
-        monkeypatch.setattr(kernels, "_saved_per_token", lambda *args, of=found: of[args[2]])
-        assert kernels.choose_kernels(prepared) == (chosen, "")
-
-
-def test_kernels_that_fail_leave_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def measure(study: PreparedStudy, trial: object, way: str) -> float:
-        if way == "liger":
-            raise TypeError("another version of it")
-        return 1.0
-
-    prepared: PreparedStudy = study(tmp_path, "auto").check()
-    monkeypatch.setattr(kernels, "WORTH_A_TRY", 0.0)
-    monkeypatch.setattr(kernels, "why_not", lambda *_: "")
-    monkeypatch.setattr(kernels, "_saved_per_token", measure)
     assert kernels.choose_kernels(prepared) == ("compiled", "")
+    on_gpu = replace(prepared, device=torch.device("cuda"))
+    assert kernels.choose_kernels(on_gpu) == ("plain", "")
+    elsewhere: PreparedStudy = small_study(tmp_path, executor="slurm").check()
+    assert kernels.choose_kernels(elsewhere) == ("plain", "")
 
 
 def test_without_a_compiler(tmp_path: Path) -> None:

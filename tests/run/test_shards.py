@@ -252,10 +252,10 @@ def test_a_login_node_counts_no_devices(tmp_path: Path) -> None:
         check_devices(dropped, trials_of(dropped), torch.device("cpu"))
     two = {**lora(), **changed("train", devices=2)}
     for executor in ("slurm", {"ray": {"address": "auto"}}):
-        assert small_study(tmp_path, **two, executor=executor).plan().executor in executor
+        assert small_study(tmp_path, **two, executor=executor).plan().devices == 2
     for name in ("local", "ray"):
         with pytest.raises(UserError, match="found 0 GPUs, expected at least 2"):
-            small_study(tmp_path, **two).plan(executor=name)
+            small_study(tmp_path, **two, executor=name).plan()
 
 
 def trials_of(config: StudyConfig) -> list[TrialSpec]:

@@ -41,8 +41,8 @@ def _plan_command(
         str, Option(metavar="NAME", help="here, h100, h200, a100, l40s, l4, 4090, v100, t4 or m3.")
     ] = "here",
     gpus: Annotated[int, Option(min=1, help="Devices that groups are spread over.")] = 1,
-    executor: Annotated[
-        str | None, Option(metavar="NAME", help="Groups in processes: local, ray or slurm.")
+    tokens_per_second: Annotated[
+        float | None, Option(min=0.001, metavar="N", help="The pace of training, if you know it.")
     ] = None,
     trust_task_code: TrustTaskCode = False,
 ) -> Reply:
@@ -51,14 +51,14 @@ def _plan_command(
     Trials, groups, steps, tokens, memory, disk and time by stage, before anything
     runs.
 
-    Example: rankscope plan study.yaml --device h100 --gpus 8 --executor ray
+    Example: rankscope plan study.yaml --device h100 --gpus 8
     """
     from rankscope.cli.render.plan import plan_table
     from rankscope.run.study import Study
 
     study = Study.load(file, overrides or [])
     with ConsoleReporter(err_console) as reporter:
-        plan = study.plan(reporter, device, gpus, executor)
+        plan = study.plan(reporter, device, gpus, tokens_per_second)
     return Reply(plan, lambda: print_result(plan_table(plan)))
 
 

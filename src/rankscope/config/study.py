@@ -131,8 +131,8 @@ class TrainConfig(ConfigSection):
     kernels: Literal["auto", Kernels] = "auto"
     """How norms, rotary embeddings and gates of the frozen base are computed: by PyTorch's own
     operations, by functions that ``torch.compile`` makes of them, or by these and, where it has
-    them, liger-kernel's norms and gates. ``auto`` takes the fastest where a few steps show that it
-    saves more than it costs; a study keeps its choice. Changes results by rounding alone."""
+    them, liger-kernel's norms and gates. ``auto`` compiles on a processor where that saves
+    more than it costs; a study keeps its choice. Changes results by rounding alone."""
     evaluate_every: Interval = None
     """Evaluate each trial every so many optimizer steps, or every ``epoch``."""
     evaluate_items: int = Field(400, ge=1)

@@ -3,9 +3,8 @@
 Products of matrices are counted: 2 operations per weight and token forward, as many backward for
 activations, and as many again for trained weights. Embeddings are looked up and cost none; the
 output layer sees the positions with a label alone. Attention adds 4 per head dimension, token and
-key. All of them run at the share of the machine's product rate that ``machines.py`` measured. A
-step of decoding reads all weights, the optimizer its states, and weights and checkpoints are
-written to a disk.
+key. All of them run at the pace of a machine (``machines.py``). A step of decoding reads all
+weights, and weights and checkpoints are written to a disk.
 """
 
 import math
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
 START_SECONDS = 5.5  # Imports and tokenizer, until a process trains: measured on two cores
 COMPILE_SECONDS = 30.0  # Of all compiled functions, once, on two idle cores
 DISK_RATE = 0.5e9  # Bytes that are hashed and written, or read, per second; assumed
-OPTIMIZER_BYTES = 32
-"""Read and written per trained parameter and step: clipping, weight, gradient and two moments."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ class CostModel:
 
     def computing(self, operations: float) -> float:
         rate = self.machine.rates[dtype_name(self.inputs.dtype)] * 1e12
-        return operations / (rate * self.machine.utilization)
+        return operations / (rate * self.machine.share)
 
     def moving(self, num_bytes: float) -> float:
         return num_bytes / (self.machine.bandwidth * 1e9)
@@ -91,8 +88,7 @@ class CostModel:
     def start(self) -> float:
         """Seconds until a new process trains: its imports, the base hashed and loaded, and its
         functions compiled, as if none were in the cache."""
-        is_plain = self.inputs.config.train.kernels in ("auto", "plain")
-        compiling = 0.0 if is_plain else COMPILE_SECONDS
+        compiling = 0.0 if self.inputs.config.train.kernels == "plain" else COMPILE_SECONDS
         return START_SECONDS + self.base_bytes / DISK_RATE + compiling
 
     # --- training -------------------------------------------------------------------------------
@@ -102,29 +98,12 @@ class CostModel:
         work evenly."""
         if not group[0].trains:
             return {trial.trial_id: 0.0 for trial in group}
-        return {trial.trial_id: self._trial_training(trial, len(group)) for trial in group}
+        return {trial.trial_id: self._trial_training(trial) for trial in group}
 
-    def _trial_training(self, trial: TrialSpec, at_once: int) -> float:
-        """In a group of so many."""
+    def _trial_training(self, trial: TrialSpec) -> float:
         operations = self.training_operations(trial, self.inputs.training_tokens(trial))
-        moved = self.inputs.num_steps(trial) * self.parameters(trial) * OPTIMIZER_BYTES
-        seconds = self.computing(operations) + self.moving(moved) + self._writing(trial)
-        exchanging = self._exchanging(trial, self.inputs.num_steps(trial) / at_once)
-        return max(seconds / self.inputs.config.train.devices, exchanging)
-
-    def _exchanging(self, trial: TrialSpec, fewest: float) -> float:
-        """Seconds in which a shard of ``train.devices`` gets what it lacks, while it computes: all
-        weights for each forward pass and again backward, unless the base is whole on each, and
-        gradients if weights train. A step has a pass at least, which a group's trials share:
-        ``fewest`` is this one's part of these."""
-        if self.inputs.grouping.model.replicates and not trial.is_full:
-            return 0.0
-        train = self.inputs.config.train
-        passes = self.inputs.training_tokens(trial) / (train.batch_tokens * train.devices)
-        passes, moved = max(passes, fewest), 2 * self.base_bytes
-        if trial.is_full:
-            moved += FLOAT32_BYTES * self.parameters(trial)
-        return passes * moved * (1 - 1 / train.devices) / (self.machine.link * 1e9)
+        seconds = self.computing(operations) + self._writing(trial)
+        return seconds / self.inputs.config.train.devices
 
     def _writing(self, trial: TrialSpec) -> float:
         """Seconds of the answers that it writes to learn from, each as long as it may become."""
@@ -154,6 +133,14 @@ class CostModel:
             replayed = tokens - own if trial.replay else own
             operations += self.forward(replayed, labels * replayed / tokens, keys)
         return operations
+
+    def operations_per_token(self) -> float:
+        """Operations per token in training the first adapter; without one, the first model."""
+        trained = sorted((t for t in self.inputs.trials if t.trains), key=lambda t: t.is_full)
+        if not trained:  # the study scores alone
+            return self.forward(1, 0, 0)
+        tokens = self.inputs.training_tokens(trained[0])
+        return self.training_operations(trained[0], tokens) / tokens
 
     def mean_keys(self, task: str) -> float:
         counts: RowCounts = self.inputs.grouping.counts[task]

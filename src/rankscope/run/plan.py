@@ -2,7 +2,7 @@
 
 Trials, groups, steps and tokens are counted, rows of equal length together
 (``data/study_data.py``); memory is counted on shapes (``train/memory.py``); ``costs.py`` turns
-tokens into time on one of the machines of ``machines.py``.
+tokens into time by the pace of one of the machines of ``machines.py``.
 """
 
 import heapq
@@ -11,15 +11,15 @@ from math import inf
 from typing import Any
 
 from rankscope.analyses import enabled_analyses
-from rankscope.device import dtype_name, keep_freed_memory, limit_kernel_cache
+from rankscope.device import dtype_name
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers.scorer import ItemTokens
 from rankscope.formatting import count, rough_duration
 from rankscope.records import Record, TrialSpec
 from rankscope.run.costs import CostModel
 from rankscope.run.groups import Group, GroupLimit, what_limits
-from rankscope.run.kernels import planned_kernels, with_kernels
-from rankscope.run.machines import Machine, busy_notes, measured_machine
+from rankscope.run.kernels import with_kernels
+from rankscope.run.machines import Machine, busy_notes, paced_machine
 from rankscope.run.prepared import PreparedStudy, first_trials
 
 FEWEST_ARMS, FEWEST_UPDATES = 3, 40  # Of a study that is to have an answer
@@ -36,8 +36,6 @@ class _GroupPlan(Record):
     memory_bytes: int
     """Peak while it trains or is scored, estimated: base, adapters with their states, and one
     forward and backward pass or what scoring takes. ``library_bytes`` come on top."""
-    host_bytes: int
-    """Memory of the machine that its worker process takes; beside a GPU, to load the base."""
     fits: bool  # Whether it trains in less than ``memory_bytes`` of the plan
     scoring_fits: bool  # Whether it is scored in less
     states_fit: bool
@@ -65,19 +63,10 @@ class Plan(Record):
     stages: Seconds  # Of the whole study on one device
     seconds: float  # Their sum
     gpus: int
-    executor: str | None
-    """What starts a process for each group, which is then a unit; None: one process per device."""
-    start_seconds: float  # Until such a process trains; 0 without an executor
     devices: int  # That each group takes, ``train.devices``
-    device_seconds: float  # What the study takes of all devices together
-    shared_seconds: float
-    """What comes before all groups. Without an executor the start and all work on the base. With
-    one the analyses of the base, and its scores if units train on rows that it samples."""
-    critical_seconds: float
-    """That and the longest group or unit: no number of devices ends sooner."""
-    wall_seconds: float  # On ``gpus`` devices: that first, then the groups, longest first
+    wall_seconds: float  # On ``gpus`` devices: the base first, then the groups, longest first
     basis: str  # What the estimate of time rests on
-    kernels: str  # How norms, rotary embeddings and gates are taken to be computed, as a sentence
+    kernels: str  # How norms, rotary embeddings and gates are computed
     expected_tokens: int | None = None
     """Training tokens that a search is expected to need; the rest of the plan is that of the grid
     of its lists."""
@@ -90,26 +79,24 @@ def make_plan(
     inputs: PreparedStudy,
     machine: Machine | None = None,
     gpus: int = 1,
-    executor: str | None = None,
+    tokens_per_second: float | None = None,
 ) -> Plan:
-    """Count and estimate, for ``gpus`` devices of a machine; without one a few training steps are
-    measured here. An ``executor`` starts a process for each group."""
-    busy = () if machine else busy_notes()
-    if machine is None:
-        keep_freed_memory()  # before kernels are compared, as in a run
-        limit_kernel_cache()
-        inputs = with_kernels(inputs, None)
-    kernels = planned_kernels(inputs, machine)
-    machine = machine or measured_machine(inputs)
+    """Count and estimate, for ``gpus`` devices of a machine, this one by default, whose pace may be
+    given."""
+    busy = () if machine or tokens_per_second else busy_notes()
+    inputs = with_kernels(inputs, None)
+    machine = paced_machine(inputs, machine, tokens_per_second)
     model, gpus = CostModel(inputs, machine), max(gpus, inputs.config.train.devices)
     costs: dict[str, Seconds] = {}
     scoring: dict[tuple[object, ...], float] = {}
     for group in inputs.groups:
         costs |= _trial_costs(model, group, scoring)
     groups = tuple(_plan_group(model, group, costs) for group in inputs.groups)
-    base = _base_cost(model, starts=executor is None)
-    stages = _summed([base, *costs.values()])
-    times, counts = _times(model, base, groups, gpus, executor), _counts(inputs)
+    base = _base_cost(model)
+    stages, shared = _summed([base, *costs.values()]), sum(base.values())
+    at_once = gpus // inputs.config.train.devices
+    wall_seconds = shared + makespan([group.seconds for group in groups], at_once)
+    counts = _counts(inputs)
     return Plan(
         study=inputs.config.name,
         model=inputs.config.model.label,
@@ -122,14 +109,13 @@ def make_plan(
         stages=stages,
         seconds=sum(stages.values()),
         gpus=gpus,
-        executor=executor,
         devices=inputs.config.train.devices,
-        basis=machine.basis(inputs.dtype),
-        kernels=kernels,
-        notes=(*inputs.notes, *_time_notes(inputs, machine), *busy),
+        wall_seconds=wall_seconds,
+        basis=machine.basis,
+        kernels=inputs.config.train.kernels,
+        notes=(*inputs.notes, *busy),
         **counts,
-        **times,
-        **_expected(model, times, counts["train_tokens"]),
+        **_expected(inputs, shared, wall_seconds, counts["train_tokens"]),
     )
 
 
@@ -138,7 +124,7 @@ def first_arms(inputs: PreparedStudy, machine: Machine) -> tuple[Seconds, list[S
     model, scoring = CostModel(inputs, machine), dict[tuple[object, ...], float]()
     arms = first_trials(inputs)[:FEWEST_ARMS]
     costs = [_trial_costs(model, (trial,), scoring)[trial.trial_id] for trial in arms]
-    return _base_cost(model, starts=True), costs
+    return _base_cost(model), costs
 
 
 def check_time(inputs: PreparedStudy, machine: Machine | None = None) -> None:
@@ -152,18 +138,11 @@ def check_time(inputs: PreparedStudy, machine: Machine | None = None) -> None:
     if steps < FEWEST_UPDATES:
         found = f"arms of {count(steps, 'update')}"
         raise UserError("train", found, f"{FEWEST_UPDATES} or more", f"train longer, {do}")
-    base, of_arms = first_arms(inputs, machine or measured_machine(inputs))
+    base, of_arms = first_arms(inputs, machine or paced_machine(inputs))
     needed = sum(base.values()) + sum(sum(arm.values()) for arm in of_arms)
     if needed > 3600 * budget.hours:
         rule = f"{rough_duration(needed)} or more, for the base and {count(len(arms), 'arm')}"
         raise UserError("budget", budget.text, rule, f"give that, or a smaller model, {do}")
-
-
-def _time_notes(inputs: PreparedStudy, machine: Machine) -> list[str]:
-    """What the published share of the product rate, of full passes, leaves out of the time."""
-    if machine.probed_layers or inputs.grouping.model.packs:
-        return []
-    return ["the time counts no small passes: rows that run alone take longer than planned"]
 
 
 def _counts(inputs: PreparedStudy) -> dict[str, Any]:
@@ -189,34 +168,12 @@ def _counts(inputs: PreparedStudy) -> dict[str, Any]:
     }
 
 
-def _times(
-    model: CostModel, base: Seconds, groups: Sequence[_GroupPlan], gpus: int, executor: str | None
-) -> dict[str, Any]:
-    """Seconds of units and of all devices: without an executor each device has one process."""
-    shared, units = sum(base.values()), [group.seconds for group in groups]
-    start = 0.0 if executor is None else model.start()
-    if executor is not None:
-        units = [start + seconds for seconds in units]
-        shared -= base["scoring"]
-        units.append(start + base["scoring"])
-    devices = model.inputs.config.train.devices
-    return {
-        "start_seconds": start,
-        "device_seconds": devices * (shared + sum(units)),
-        "shared_seconds": shared,
-        "critical_seconds": shared + max(units, default=0.0),
-        "wall_seconds": shared + makespan(units, max(1, gpus // devices)),
-    }
-
-
-def _expected(model: CostModel, times: Mapping[str, float], tokens: int) -> dict[str, Any]:
+def _expected(inputs: PreparedStudy, shared: float, wall: float, tokens: int) -> dict[str, Any]:
     """Fields of a plan that only a search has: what its budget pays for, if trials are alike."""
-    inputs = model.inputs
     if inputs.config.strategy == "grid":
         return {}
     budget, trains = inputs.search_budget, sum(trial.trains for trial in inputs.trials)
-    shared, limit = times["shared_seconds"], 3600 * (budget.hours or inf)
-    of_groups = times["wall_seconds"] - shared
+    limit, of_groups = 3600 * (budget.hours or inf), wall - shared
     shares = (budget.trials or inf) / trains, (budget.tokens or inf) / max(1, tokens)
     share = min(1.0, *shares, max(0.0, limit - shared) / max(1e-9, of_groups))
     return {
@@ -253,7 +210,6 @@ def _plan_group(model: CostModel, group: Group, costs: Mapping[str, Seconds]) ->
         steps=max(map(inputs.num_steps, group)),
         num_tokens=sum(map(inputs.training_tokens, group)),
         memory_bytes=memory.with_pass(max(memory.pass_bytes, scoring)),
-        host_bytes=memory.host_bytes(inputs.device, scoring),
         fits=memory.total_bytes <= available,
         scoring_fits=memory.with_pass(scoring) <= available,
         states_fit=memory.base_bytes + memory.state_bytes <= available,
@@ -263,10 +219,10 @@ def _plan_group(model: CostModel, group: Group, costs: Mapping[str, Seconds]) ->
     )
 
 
-def _base_cost(model: CostModel, *, starts: bool) -> Seconds:
+def _base_cost(model: CostModel) -> Seconds:
     analyses = enabled_analyses(model.inputs.config)
     return {
-        "starting": model.start() if starts else 0.0,
+        "starting": model.start(),
         "training": 0.0,
         "storing": 0.0,
         "scoring": model.scoring(_base_items(model.inputs)),

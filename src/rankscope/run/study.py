@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 from rankscope.config.loader import load_study_file
 from rankscope.config.study import StudyConfig
 from rankscope.data.task_source import check_sources
-from rankscope.errors import UserError, reporting_shortages
+from rankscope.errors import reporting_shortages
 from rankscope.filesystem import user_path
 from rankscope.models.model_folder import model_folder
 from rankscope.progress import LOG, JsonlReporter, ProgressReporter
@@ -65,7 +65,7 @@ class Study:
         reporter: ProgressReporter | None = None,
         device: str = "here",
         gpus: int = 1,
-        executor: str | None = None,
+        tokens_per_second: float | None = None,
     ) -> "Plan":
         """Trials, groups, steps, tokens, memory, disk and time, before anything runs.
 
@@ -75,26 +75,18 @@ class Study:
             reporter: of progress; silent by default.
             device: ``here``, or a machine of ``run/machines.py``.
             gpus: that many of them, each with its own groups.
-            executor: one that starts a process for each group; by default the study file's.
+            tokens_per_second: the pace of training; by default it is measured or published.
 
         Raises:
-            UserError: the study, the device or the executor cannot be planned.
+            UserError: the study or the device cannot be planned.
         """
-        from rankscope.run.executors import with_executor
         from rankscope.run.machines import find_machine
         from rankscope.run.plan import make_plan
         from rankscope.run.prepare import prepare
 
         machine = find_machine(device)
-        config = with_executor(self.config, executor)
-        prepared = prepare(config, reporter, machine=machine, is_plan=True)
-        executor = config.executor.name if config.executor else None
-        if executor == "local" and gpus > 1 and prepared.device.type == "cpu":
-            found, do = f"--gpus {gpus} on a machine without a GPU", "plan machines: --executor ray"
-            raise UserError("plan", found, "1, as its workers share one processor", do)
-        if executor is None and self.config.train.devices > 1:
-            executor = "local"  # as in a run
-        return make_plan(prepared, machine, gpus, executor)
+        prepared = prepare(self.config, reporter, machine=machine, is_plan=True)
+        return make_plan(prepared, machine, gpus, tokens_per_second)
 
     def batch_script(self, out: str | Path, num_workers: int | None = None) -> str:
         """The batch script by which a first run into ``out`` would submit all groups; nothing is

@@ -183,7 +183,7 @@ def fit_to_minutes(
     ``file`` is where it will be, for relative paths. Returns the file and ``cuts`` in words. Raises
     UserError: it cannot be planned, or, unless ``anyway``, is too short for an answer.
     """
-    from rankscope.run.machines import busy_notes, measured_machine
+    from rankscope.run.machines import busy_notes, paced_machine
     from rankscope.run.plan import FEWEST_UPDATES, check_time, first_arms
     from rankscope.run.prepare import prepare
 
@@ -196,7 +196,7 @@ def fit_to_minutes(
     text = _replace_line(text, "strategy: ", None)
     text = text.rstrip() + f"\n\nstrategy: search\nbudget: {minutes:g} minutes\n"
     study, cuts = prepared(text), list[str]()
-    machine, evaluate, train = measured_machine(study), study.config.evaluate, study.config.train
+    machine, evaluate, train = paced_machine(study), study.config.evaluate, study.config.train
     base, arms = first_arms(study, machine)
     limit, steps = 60 * minutes, max(1, min(map(study.num_steps, study.trials)))
     of_arms = WANTED_ARMS / len(arms)

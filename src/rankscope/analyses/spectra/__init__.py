@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rankscope.run.prepared import PreparedStudy
 
 DECOMPOSITION = 30  # Operations of a singular value decomposition of (m, n), times m n min(m, n)
+DECOMPOSITION_RATE = 5e11  # Most operations per second of one on any device; assumed
 UPDATED_VECTORS = 0.25
 """Of that, to update 500 leading vectors of 4096 by a low-rank change; see LOG.md, "spectra"."""
 
@@ -105,8 +106,7 @@ class SpectraAnalysis(Analysis[SpectraConfig]):
 
 def _decompositions(costs: "CostModel", shapes: Collection[tuple[int, int]]) -> float:
     operations = sum(DECOMPOSITION * m * n * min(m, n) for m, n in shapes)
-    rate = costs.machine.rates["float32"] * 1e12 * costs.machine.decomposition_share
-    return operations / rate
+    return max(operations / DECOMPOSITION_RATE, costs.computing(operations))
 
 
 SPECTRA = SpectraAnalysis()

@@ -57,13 +57,11 @@ def totals(plan: Plan) -> Iterator[str]:
         f"{plan.evaluations:,} evaluations{curve}: {plan.train_tokens:,} tokens to train on, "
         f"{plan.evaluation_tokens:,} to score."
     )
-    total = f"About {rough_duration(plan.device_seconds / plan.devices)} on "
+    total = f"About {rough_duration(plan.seconds)} on "
     total += "one device" if plan.devices == 1 else f"{plan.devices} devices"
     if plan.gpus > plan.devices:
         total += f", {rough_duration(plan.wall_seconds)} on {plan.gpus}, longest groups first"
     yield f"{total}; {byte_size(plan.disk_bytes)} on disk."
-    if plan.executor is not None:
-        yield from _units(plan)
     if plan.expected_tokens is not None and plan.expected_seconds is not None:
         devices = f" on {plan.gpus} devices" if plan.gpus > 1 else ""
         yield (
@@ -72,8 +70,7 @@ def totals(plan: Plan) -> Iterator[str]:
             f"({plan.expected_tokens / plan.train_tokens:.0%}) and "
             f"{rough_duration(plan.expected_seconds)}{devices}."
         )
-    yield f"Estimated from {plan.basis}."
-    yield f"{plan.kernels}."
+    yield f"Time is estimated {plan.basis}; train.kernels: {plan.kernels}."
     most = max(group.memory_bytes for group in plan.groups)
     yield (
         f"Memory: up to {byte_size(most)} of {byte_size(plan.memory_bytes)}, in training or "
@@ -95,25 +92,6 @@ def totals(plan: Plan) -> Iterator[str]:
             f"DOES NOT FIT: scoring group {_named(unscored)} needs more memory than that. "
             "Lower evaluate.batch_tokens."
         )
-
-
-def _units(plan: Plan) -> Iterator[str]:
-    seconds = [plan.start_seconds + group.seconds for group in plan.groups]
-    unit_seconds = plan.critical_seconds - plan.shared_seconds
-    is_group = max(seconds) >= unit_seconds * (1 - 1e-9)
-    longest = f"group {seconds.index(max(seconds)) + 1}" if is_group else "the base's scores"
-    yield (
-        f"With --executor {plan.executor}: {count(len(plan.groups), 'group')} and the base, each a "
-        f"process that takes {rough_duration(plan.start_seconds)} to start; "
-        f"{plan.device_seconds / 3600:,.1f} device-hours in all."
-    )
-    yield (
-        f"Critical path: {rough_duration(plan.shared_seconds)} for all units together, "
-        f"{longest} {rough_duration(unit_seconds)}; no number of devices ends before "
-        f"{rough_duration(plan.critical_seconds)}."
-    )
-    host = byte_size(max(group.host_bytes for group in plan.groups))
-    yield f"A unit takes up to {host} of its machine's own memory."
 
 
 def _named(numbers: Sequence[int]) -> str:
