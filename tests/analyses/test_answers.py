@@ -138,7 +138,7 @@ def test_a_plan_counts_an_answer_as_long_as_it_may_be(chats: Written) -> None:
     long, short = chats.study.config, chats.study.config.model_copy(deep=True)
     short.evaluate.__dict__["max_new_tokens"] = 1
     times = [Study(config).plan(device="h100").stages["answers"] for config in (long, short)]
-    assert times[0] > 2 * times[1] > 0
+    assert times[0] > times[1] > 0
 
 
 def test_shards_and_given_models_write_none(chats: Written) -> None:

@@ -3,8 +3,8 @@
 Products of matrices are counted: 2 operations per weight and token forward, as many backward for
 activations, and as many again for trained weights. Embeddings are looked up and cost none; the
 output layer sees the positions with a label alone. Attention adds 4 per head dimension, token and
-key. All of them run at the pace of a machine (``machines.py``). A step of decoding reads all
-weights, and weights and checkpoints are written to a disk.
+key. All of them run at the pace of a machine (``machines.py``); weights and checkpoints are
+written to a disk.
 """
 
 import math
@@ -14,7 +14,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from rankscope.device import dtype_name
-from rankscope.evaluate.continuous_batching import GROWTH, most_cached_tokens
 from rankscope.evaluate.scorers.scorer import ItemTokens
 from rankscope.models.methods import get_method
 from rankscope.models.parameters import (
@@ -70,10 +69,6 @@ class CostModel:
         """The matrices of a fully fine-tuned model that are compared with the base's."""
         return compared_matrices(self.shapes, self.inputs.trials)
 
-    @cached_property
-    def base_bytes(self) -> int:
-        return self.shapes.num_parameters * self.inputs.dtype.itemsize
-
     def forward(self, tokens: float, predicted: float, keys: float) -> float:
         """Operations of a forward pass; each token attends to ``keys`` keys on average."""
         return tokens * (2 * self.body + 4 * self.attention * keys) + predicted * 2 * self.head
@@ -82,14 +77,12 @@ class CostModel:
         rate = self.machine.rates[dtype_name(self.inputs.dtype)] * 1e12
         return operations / (rate * self.machine.share)
 
-    def moving(self, num_bytes: float) -> float:
-        return num_bytes / (self.machine.bandwidth * 1e9)
-
     def start(self) -> float:
         """Seconds until a new process trains: its imports, the base hashed and loaded, and its
         functions compiled, as if none were in the cache."""
         compiling = 0.0 if self.inputs.config.train.kernels == "plain" else COMPILE_SECONDS
-        return START_SECONDS + self.base_bytes / DISK_RATE + compiling
+        base_bytes = self.shapes.num_parameters * self.inputs.dtype.itemsize
+        return START_SECONDS + base_bytes / DISK_RATE + compiling
 
     # --- training -------------------------------------------------------------------------------
 
@@ -191,18 +184,7 @@ class CostModel:
             return 0.0
         sums = (sum(column) for column in zip(*items, strict=True))
         read, predicted, written, gold, _, again = sums
-        packs = self.inputs.grouping.model.packs
         squares = sum((item.read + item.written) ** 2 + item.gold**2 for item in items)
         keys = squares / (2 * (read + written + gold))
-        num_read = read + gold + (0 if packs else again)
-        reading = self.computing(self.forward(num_read, predicted, keys))
-        if not written:
-            return reading
-        # A step of decoding reads all weights, for one sequence or as many as the cache holds.
-        settings = self.inputs.config.evaluate
-        longest = max(item.read for item in items if item.written) + settings.max_new_tokens
-        most_cached = most_cached_tokens(self.inputs.grouping.model.base, settings.batch_tokens)
-        together = max(1.0, min(len(items), most_cached / (longest + GROWTH))) if packs else 1
-        steps = written / together
-        writing = self.computing(self.forward(written, written, keys))
-        return reading + writing + self.moving(steps * self.base_bytes)
+        num_read = read + gold + (0 if self.inputs.grouping.model.packs else again)
+        return self.computing(self.forward(num_read + written, predicted + written, keys))

@@ -27,7 +27,7 @@ from rankscope.run.costs import CostModel
 from rankscope.run.prepared import PreparedStudy
 
 PROBE_SECONDS = 0.3
-COPIED_BYTES = 2**26
+UNTRAINED_LENGTH = 256  # Tokens of a row where the study trains on none
 WEIGHT_DEVIATION = 0.02  # Standard deviation of the random weights
 
 PUBLISHED_SHARE = 0.41
@@ -41,7 +41,6 @@ class Machine:
     label: str
     device: torch.device
     rates: Mapping[str, float]  # By dtype, 10^12 operations per second of a matrix product
-    bandwidth: float  # 10^9 bytes per second of its memory
     memory: float  # 10^9 bytes
     share: float = PUBLISHED_SHARE  # The part of a rate that training and scoring reach
     basis: str = "from published figures, not measured"  # What estimates of time rest on
@@ -62,24 +61,22 @@ class Machine:
         return named
 
 
-def _card(
-    label: str, half: float, float32: float, bandwidth: float, memory: float, *dtypes: str
-) -> Machine:
+def _card(label: str, half: float, float32: float, memory: float, *dtypes: str) -> Machine:
     rates = dict.fromkeys(dtypes or ("bfloat16", "float16"), half) | {"float32": float32}
-    return Machine(label, torch.device("cuda"), rates, bandwidth, memory)
+    return Machine(label, torch.device("cuda"), rates, memory)
 
 
 MACHINES: Mapping[str, Machine] = {
-    "h100": _card("NVIDIA H100 SXM", 989, 67, 3350, 80),
-    "h200": _card("NVIDIA H200 SXM", 989, 67, 4800, 141),
-    "a100": _card("NVIDIA A100 80GB SXM", 312, 19.5, 2039, 80),
-    "l40s": _card("NVIDIA L40S", 362, 91.6, 864, 48),
-    "l4": _card("NVIDIA L4", 121, 30.3, 300, 24),
-    "4090": _card("GeForce RTX 4090", 165, 82.6, 1008, 24),
-    "v100": _card("NVIDIA V100 SXM2 32GB", 125, 15.7, 900, 32, "float16"),
-    "t4": _card("NVIDIA T4", 65, 8.1, 320, 16, "float16"),
-    # 10 cores x 128 units x 2 x 1.4 GHz; Apple publishes bandwidth and memory only
-    "m3": Machine("Apple M3", torch.device("mps"), {"float32": 3.6}, 100, 24),
+    "h100": _card("NVIDIA H100 SXM", 989, 67, 80),
+    "h200": _card("NVIDIA H200 SXM", 989, 67, 141),
+    "a100": _card("NVIDIA A100 80GB SXM", 312, 19.5, 80),
+    "l40s": _card("NVIDIA L40S", 362, 91.6, 48),
+    "l4": _card("NVIDIA L4", 121, 30.3, 24),
+    "4090": _card("GeForce RTX 4090", 165, 82.6, 24),
+    "v100": _card("NVIDIA V100 SXM2 32GB", 125, 15.7, 32, "float16"),
+    "t4": _card("NVIDIA T4", 65, 8.1, 16, "float16"),
+    # 10 cores x 128 units x 2 x 1.4 GHz; Apple publishes no rate
+    "m3": Machine("Apple M3", torch.device("mps"), {"float32": 3.6}, 24),
 }
 """By the name that ``rankscope plan --device`` takes; the figures are the vendors'."""
 
@@ -104,10 +101,7 @@ def paced_machine(
     if machine is None:
         keep_freed_memory()
         limit_kernel_cache()
-        values = torch.zeros(COPIED_BYTES // 4, device=device)
-        seconds = _fastest(lambda: values.add_(1), device)
-        memory = available_memory_bytes(device) / 1e9
-        machine = Machine("this machine", device, {}, 2 * COPIED_BYTES / seconds / 1e9, memory)
+        machine = Machine("this machine", device, {}, available_memory_bytes(device) / 1e9)
     per_token = CostModel(inputs, machine).operations_per_token()
     if tokens_per_second is None:
         pace, origin = _measured_pace(inputs, machine), "measured here"
@@ -133,11 +127,13 @@ def _measured_pace(inputs: PreparedStudy, machine: Machine) -> float:
     for parameter in layer.parameters():
         parameter.normal_(std=WEIGHT_DEVIATION, generator=generator)
     grouping = inputs.grouping
-    length = round(next(iter(grouping.counts.values())).mean_tokens)
+    lengths = [rows.mean_tokens for rows in grouping.counts.values()]
+    length = round(lengths[0]) if lengths else UNTRAINED_LENGTH
     most = max(1, inputs.config.train.batch_tokens // length) if grouping.model.packs else 1
     rows = 1
     while True:
-        x = torch.randn(rows, length, config.hidden_size, device=inputs.device).to(inputs.dtype)
+        shape = rows, length, config.hidden_size
+        x = torch.randn(shape, generator=generator, device=inputs.device).to(inputs.dtype)
         x.requires_grad_()
 
         def step(x: torch.Tensor = x) -> None:

@@ -33,6 +33,7 @@ class _GroupPlan(Record):
     labels: tuple[str, ...]  # Its trials
     steps: int
     num_tokens: int  # Training tokens of all its trials together
+    parameters: int  # Weights that its trials train, together
     memory_bytes: int
     """Peak while it trains or is scored, estimated: base, adapters with their states, and one
     forward and backward pass or what scoring takes. ``library_bytes`` come on top."""
@@ -209,6 +210,7 @@ def _plan_group(model: CostModel, group: Group, costs: Mapping[str, Seconds]) ->
         labels=tuple(f"{trial.arm_label} seed={trial.seed}" for trial in group),
         steps=max(map(inputs.num_steps, group)),
         num_tokens=sum(map(inputs.training_tokens, group)),
+        parameters=sum(map(model.parameters, group)),
         memory_bytes=memory.with_pass(max(memory.pass_bytes, scoring)),
         fits=memory.total_bytes <= available,
         scoring_fits=memory.with_pass(scoring) <= available,

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from rankscope.cli.render.table import terminal_table
 from rankscope.cli.terminal import note_lines
-from rankscope.formatting import byte_size, count, rough_duration
+from rankscope.formatting import byte_size, compact, count, rough_duration
 
 if TYPE_CHECKING:
     from rankscope.run.plan import Plan
@@ -55,7 +55,8 @@ def totals(plan: Plan) -> Iterator[str]:
     yield (
         f"{count(plan.trials, 'trial')} in {count(len(plan.groups), 'group')}, "
         f"{plan.evaluations:,} evaluations{curve}: {plan.train_tokens:,} tokens to train on, "
-        f"{plan.evaluation_tokens:,} to score."
+        f"{plan.evaluation_tokens:,} to score, "
+        f"up to {compact(max(group.parameters for group in plan.groups))} weights to train at once."
     )
     total = f"About {rough_duration(plan.seconds)} on "
     total += "one device" if plan.devices == 1 else f"{plan.devices} devices"
