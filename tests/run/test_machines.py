@@ -9,6 +9,7 @@ import torch
 from architectures import config_of
 from pocket_study import small_study
 
+from rankscope.errors import UserError
 from rankscope.models.parameters import architecture
 from rankscope.run import machines
 from rankscope.run.costs import CostModel
@@ -69,3 +70,12 @@ def test_a_study_that_only_scores_has_a_pace(tmp_path: Path) -> None:
         tmp_path, arms=[{"method": "prompt", "num_fewshot": 1}], seeds=[0]
     ).check()
     assert paced_machine(prompts).basis.endswith("measured here")
+
+
+def test_a_model_that_cannot_be_measured_needs_a_given_pace(
+    inputs: PreparedStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machines, "_fastest", None)
+    with pytest.raises(UserError, match=r"cannot be measured: .*--tokens-per-second"):
+        paced_machine(inputs)
+    assert paced_machine(inputs, tokens_per_second=1000.0).label == "this machine"

@@ -20,7 +20,7 @@ from rankscope.device import (
     keep_freed_memory,
     limit_kernel_cache,
 )
-from rankscope.errors import UserError, did_you_mean
+from rankscope.errors import UserError, did_you_mean, first_line
 from rankscope.formatting import count
 from rankscope.models.parameters import architecture
 from rankscope.run.costs import CostModel
@@ -103,10 +103,14 @@ def paced_machine(
         limit_kernel_cache()
         machine = Machine("this machine", device, {}, available_memory_bytes(device) / 1e9)
     per_token = CostModel(inputs, machine).operations_per_token()
-    if tokens_per_second is None:
-        pace, origin = _measured_pace(inputs, machine), "measured here"
-    else:
-        pace, origin = tokens_per_second * per_token, "as given"
+    pace, origin = (tokens_per_second or 0.0) * per_token, "as given"
+    if not pace:
+        try:
+            pace, origin = _measured_pace(inputs, machine), "measured here"
+        except Exception as error:  # of the model's own code, or a lack of memory
+            found = f"a model whose pace cannot be measured: {first_line(error)}"
+            do = "give it to 'plan' by --tokens-per-second, and --anyway to 'run'"
+            raise UserError("time", found, do=do) from error
     basis = f"from {pace / per_token:,.0f} tokens a second of training, {origin}"
     return dataclasses.replace(machine, rates={dtype: pace / 1e12}, share=1.0, basis=basis)
 
