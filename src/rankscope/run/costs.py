@@ -51,8 +51,9 @@ class CostModel:
 
     @cached_property
     def body(self) -> int:
-        """Weights of all linear layers but the output layer."""
-        return sum(math.prod(s) for s in self.shapes.linear_shapes.values()) - self.head
+        """Weights of all linear layers but the output layer; all of GPT-2, which has none."""
+        linear = sum(math.prod(s) for s in self.shapes.linear_shapes.values()) - self.head
+        return linear or self.shapes.num_parameters
 
     @cached_property
     def head(self) -> int:
