@@ -30,7 +30,7 @@ BATCH = 1000  # Most metrics of one request to MLflow
 
 @dataclass(frozen=True, slots=True)
 class TrackedRun:
-    """What is new of a trial, or of the base."""
+    """The news of a trial, or of the base."""
 
     id: str
     name: str
