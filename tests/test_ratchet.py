@@ -10,7 +10,7 @@ from pathlib import Path
 LIMITS = {
     "code lines of the core": 35_057,
     "code lines of extensions": 7_000,  # a cap: room that the core's own lines do not have
-    "lines of tests": 38_510,
+    "lines of tests": 38_509,
     "words of docs and README": 37_098,
     "words of README": 875,
     "sentences over 40 words": 19,
