@@ -2,7 +2,7 @@ OUT ?= studies/pocket
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-executors test-oldest lint docs bench-train bench-eval clean
+.PHONY: quickstart test evidence test-executors test-oldest lint docs bench-train bench-eval clean
 
 quickstart: .venv/installed
 	$(BIN)/rankscope quickstart --out $(OUT)
@@ -11,6 +11,10 @@ quickstart: .venv/installed
 # Some of them, or other options of pytest: make test TESTS="tests/run -k kill".
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile $(TESTS)
+
+# Every number of evidence/ is computed again from its records, and compared with its page.
+evidence: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile evidence
 
 # Units on a local Ray cluster, in SLURM's queue (as root, with Debian's slurm-wlm), on two devices.
 test-executors: .venv/installed-dev

@@ -1,7 +1,7 @@
 """Simulated studies whose truth is known: what does a search lose, and what is it worth?
 
     python benchmarks/search.py [--studies 16] [--start 6000] [--only WORLD] [--json FILE]
-    python benchmarks/search.py --records docs/findings/records/alpha-ranks ...
+    python benchmarks/search.py --records evidence/records/alpha-ranks ...
 
 Every draw of a *world* is a study: final scores of every arm, learning curves, spread between
 seeds, items. Sides: the search at 0.235 and at 0.16 of the grid's trainings, a random part of the
@@ -26,9 +26,11 @@ from typing import Any, Protocol
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fixtures"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "evidence"))
 
 from synthetic_study import Truth, synthetic_study, with_specs
 
+from kept_records import kept_study
 from rankscope.advise.arms import summarize_arms
 from rankscope.advise.decide import decide
 from rankscope.advise.results import expected, task_results
@@ -42,7 +44,6 @@ from rankscope.records import (
     TrialRecords,
     TrialSpec,
 )
-from rankscope.tools.kept_records import kept_study
 
 Array = np.ndarray
 TASK, RETAINED = "med", "general"

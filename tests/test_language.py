@@ -23,10 +23,10 @@ TEXTS = [
     *sorted((REPOSITORY / "examples").rglob("*.yaml")),
     *sorted((REPOSITORY / "recipes").glob("*.py")),
 ]
-FOLDERS = ("src", "tests", "benchmarks", "examples", "recipes", "scripts")
+FOLDERS = ("src", "tests", "benchmarks", "evidence", "examples", "recipes", "scripts")
 WRITTEN = {
     *REPOSITORY.glob("*.md"),
-    *REPOSITORY.glob("docs/**/*.md"),
+    *REPOSITORY.glob("docs/*.md"),
     *(
         path
         for folder in FOLDERS

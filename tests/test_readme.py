@@ -26,9 +26,9 @@ README = (REPOSITORY / "README.md").read_text("utf-8")
 PAGES = [
     *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "LOG.md")),
     REPOSITORY / "llms.txt",
-    *sorted((REPOSITORY / "docs").rglob("*.md")),
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+    *sorted((REPOSITORY / "evidence").rglob("*.md")),
     *sorted((REPOSITORY / "benchmarks").rglob("*.md")),
-    *sorted((REPOSITORY / "examples").rglob("*.md")),
 ]
 
 TO_THE_POCKET_MODEL = (

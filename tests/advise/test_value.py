@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +10,8 @@ from scipy import stats
 from synthetic_study import Truth, synthetic_study, with_trials
 
 from rankscope.advise import posterior as module
-from rankscope.advise.arms import summarize_arms
-from rankscope.advise.evidence import Measured, Part, measure
+from rankscope.advise.evidence import Measured, Part
 from rankscope.advise.posterior import UNIT, Changes, posterior
-from rankscope.advise.retention import net_parts
 from rankscope.advise.value import (
     Untried,
     value_of_items,
@@ -24,7 +21,6 @@ from rankscope.advise.value import (
 )
 from rankscope.config.objective import BudgetConfig
 from rankscope.records import OVER_BUDGET, Status, TrialRecords
-from rankscope.tools.kept_records import kept_study
 
 SEEDS = np.array([2.0, 4.0, 6.0])
 CLOSE = evidence(
@@ -145,19 +141,6 @@ def test_errors_of_untried_arms_are_those_of_a_mean_arm() -> None:
         found = with_more(unequal).item_covariance
         assert np.linalg.eigvalsh(found)[0] > -1e-9
         assert found[4:, :4] == pytest.approx(np.tile((rows @ rows.T).mean(axis=0), (2, 1)))
-
-
-def test_errors_beside_untried_arms_are_a_covariance_in_a_real_study() -> None:
-    """Arms beside those of maths-grid, on its two tasks."""
-    study = kept_study(Path(__file__).parents[2] / "docs/findings/records/maths-grid")
-    arms = [arm.trials for arm in summarize_arms(study)["gsm8k"]]
-    for part in net_parts(study, "gsm8k"):
-        measured = measure(study, part, arms)
-        assert measured is not None
-        more = with_untried(measured, ENDS, len(arms)).changes.item_covariance
-        assert len(more) == len(measured.places) + len(ENDS)
-        sizes = np.linalg.eigvalsh(more)
-        assert sizes[0] > -1e-12 * sizes[-1]
 
 
 def test_what_was_not_run_is_run_before_anything_else() -> None:

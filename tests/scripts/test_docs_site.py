@@ -20,8 +20,14 @@ def test_every_page_is_in_the_navigation_once() -> None:
     named = re.findall(r"^ +- (?:Rankscope: )?([\w/.-]+\.md)$", SITE, re.MULTILINE)
     assert len(named) == len(set(named))
     pages = {page.relative_to(REPOSITORY).as_posix() for page in REPOSITORY.glob("docs/**/*.md")}
-    pages |= {"README.md", "CONTRIBUTING.md", "LOG.md", "benchmarks/README.md"}
-    assert {place_in_site(page) for page in pages if "/records/" not in page} == set(named)
+    pages |= {
+        "README.md",
+        "CONTRIBUTING.md",
+        "LOG.md",
+        "benchmarks/README.md",
+        "evidence/README.md",
+    }
+    assert {place_in_site(page) for page in pages} == set(named)
 
 
 @pytest.mark.parametrize(
@@ -32,10 +38,10 @@ def test_every_page_is_in_the_navigation_once() -> None:
         ("docs/plan.md", "../README.md", "index.md"),
         ("docs/plan.md", "report.md#top", "report.md#top"),
         ("docs/plan.md", "../benchmarks/results/x.md", "benchmarks/results/x.md"),
-        ("docs/findings/claims.md", "../../examples/claims/a.yaml", "../examples/claims/a.yaml"),
-        ("docs/findings/claims.md", "../recommendation.md", "../recommendation.md"),
+        ("evidence/findings/claims.md", "../studies/claims/a.yaml", "../studies/claims/a.yaml"),
+        ("evidence/findings/claims.md", "../../docs/tasks.md", "../../tasks.md"),
         ("LOG.md", "benchmarks", "benchmarks/README.md"),  # a folder that has a page
-        ("LOG.md", "docs/findings", "findings/index.md"),  # one that is listed
+        ("LOG.md", "benchmarks/results", "benchmarks/results/index.md"),  # one that is listed
     ],
 )
 def test_links_lead_to_the_same_files(page: str, link: str, expected: str) -> None:

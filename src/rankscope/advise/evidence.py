@@ -30,7 +30,7 @@ agree are not taken for certainty (Agresti & Min 2005)."""
 LEVELED = 0.5  # ``share`` of :func:`pooled` in nats, below 1: some errors are really larger
 ALPHA_POWER = 0.75
 """A rate of 1e-3 at alpha 16 counts as 1e-3 / 4^.75 at alpha 64, whatever the rank. Of 0, .5, .75
-and 1 the likeliest power over kept studies: docs/findings/2026-11-29-posterior.md."""
+and 1 the likeliest power over kept studies: evidence/findings/2026-11-29-posterior.md."""
 TYPICAL_SPREADS = 0.35, 3.0  # Between seeds, in ``UNIT``: of supervised training, of any other
 SHRUNK = 4.0  # Seeds without a correlation that are added, see :func:`seed_correlation`
 FORGOTTEN = -0.5  # Expected change of a task that is not trained on, in ``UNIT``

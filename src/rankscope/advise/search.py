@@ -3,7 +3,7 @@
 A round is chosen by Thompson sampling (Thompson 1933; Russo et al. 2018): an arm is trained as
 often as it is the best in a draw from the posterior over all candidates, those that were never
 trained too. Every function here is a function of records, so a study that was killed goes on as it
-would have. What this costs and misses: docs/findings, search.
+would have. What this costs and misses: benchmarks/results.
 """
 
 from collections.abc import Iterable, Sequence

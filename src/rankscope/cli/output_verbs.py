@@ -1,4 +1,4 @@
-"""Verbs beside a study: a page of many, scores made elsewhere, weights, runs for a tracker."""
+"""Verbs beside a study: scores made elsewhere, weights."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -9,39 +9,10 @@ from rankscope.cli.application import StudyFolder, check_study, verb
 from rankscope.cli.study_verbs import show_results
 from rankscope.cli.terminal import Reply, print_line, print_message
 from rankscope.errors import UserError
-from rankscope.filesystem import replace_text
 from rankscope.tools.formats import PEFT, format_names
-from rankscope.tools.trackers import tracker_names
 
 if TYPE_CHECKING:
     from rankscope.tools.export import ExportRequest
-
-
-@verb("atlas", "Reading {places} ...")
-def _atlas_command(
-    places: Annotated[
-        list[Path],
-        Argument(metavar="DIR...", help="Folders of studies, or of their --records."),
-    ],
-    out: Annotated[Path, Option(metavar="FILE.html", help="The page.")],
-) -> Reply:
-    """Put the answers of many studies on one page.
-
-    Curves of the expected net gain by model and task, and a table with filters. The page works
-    offline; a row links the report of its study if the folder has one.
-
-    Example: rankscope atlas studies/pocket studies/mine --out atlas.html
-    """
-    from rankscope.device import provenance
-    from rankscope.tools.atlas import read_atlas, render_atlas
-    from rankscope.tools.compare import check_page
-
-    check_page(out, places)
-    rows = read_atlas(places, out)
-    replace_text(out, render_atlas(rows, provenance()))
-    answers = sum(row["arm"] is not None for row in rows)
-    told = f"{out}: {answers} answers of {len(places)} studies; {len(rows) - answers} without one"
-    return Reply(rows, lambda: print_line(told))
 
 
 @verb("import", "Reading {source} ...")
@@ -171,27 +142,3 @@ def _patched(
     told = diff.rstrip("\n") or "nothing to change"
     data = {"trial": spec.trial_id, "label": spec.label, "out": file, "diff": diff, "notes": notes}
     return Reply(data, lambda: print_line(f"{told}\nwrote {file}"))
-
-
-@verb("track", "Reading {folder} ...")
-def _track_command(
-    folder: StudyFolder,
-    to: Annotated[str, Option(metavar="TRACKER", help=f"One of {', '.join(tracker_names())}.")],
-    project: Annotated[
-        str | None, Option(metavar="NAME", help="Project or experiment; default: the study's name.")
-    ] = None,
-) -> Reply:
-    """Send a study's trials to an experiment tracker.
-
-    Each trial becomes a run with its settings, loss curve and scores. The study is only read, and
-    runs that are there already are not written again.
-
-    Example: rankscope track studies/pocket --to trackio
-    """
-    check_study(folder)
-    from rankscope.tools.track import track
-
-    name, store, written, unchanged = track(folder, to, project, print_message)
-    told = f"{len(written)} runs written, {unchanged} unchanged, in project {name!r} ({store})"
-    data = {"project": name, "place": store, "written": written, "unchanged": unchanged}
-    return Reply(data, lambda: print_line(f"{to}: {told}"))

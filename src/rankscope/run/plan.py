@@ -184,7 +184,7 @@ def _counts(inputs: PreparedStudy) -> dict[str, Any]:
         "trials": len(inputs.trials),
         "evaluations": evaluations,
         "curve_evaluations": curve,
-        "train_tokens": sum(map(inputs.training_tokens, inputs.trained(inputs.trials))),
+        "train_tokens": sum(map(inputs.training_tokens, inputs.trials)),
         "evaluation_tokens": tokens,
     }
 
@@ -197,11 +197,8 @@ def _times(
     start = 0.0 if executor is None else model.start()
     if executor is not None:
         units = [start + seconds for seconds in units]
-        if model.inputs.rows_to_write():  # rows that other units wait for
-            shared += start
-        else:
-            shared -= base["scoring"]
-            units.append(start + base["scoring"])
+        shared -= base["scoring"]
+        units.append(start + base["scoring"])
     devices = model.inputs.config.train.devices
     return {
         "start_seconds": start,
@@ -247,14 +244,14 @@ def _available_bytes(inputs: PreparedStudy, machine: Machine) -> int:
 
 def _plan_group(model: CostModel, group: Group, costs: Mapping[str, Seconds]) -> _GroupPlan:
     inputs, config = model.inputs, model.inputs.config
-    memory = inputs.grouping.memory(inputs.trained(group), config.train)
+    memory = inputs.grouping.memory(group, config.train)
     scoring, available = inputs.scoring_bytes(group), _available_bytes(inputs, model.machine)
     stages = _summed([costs[trial.trial_id] for trial in group])
     return _GroupPlan(
         task=group[0].task,
         labels=tuple(f"{trial.arm_label} seed={trial.seed}" for trial in group),
         steps=max(map(inputs.num_steps, group)),
-        num_tokens=sum(map(inputs.training_tokens, inputs.trained(group))),
+        num_tokens=sum(map(inputs.training_tokens, group)),
         memory_bytes=memory.with_pass(max(memory.pass_bytes, scoring)),
         host_bytes=memory.host_bytes(inputs.device, scoring),
         fits=memory.total_bytes <= available,
@@ -298,9 +295,8 @@ def _trial_costs(
 
 
 def _base_items(inputs: PreparedStudy) -> list[ItemTokens]:
-    """What the base is scored on, and the rows that are sampled from it."""
-    scored = [i for _, task, split in inputs.base_evals() for i in inputs.items[task, split]]
-    return scored + inputs.rows_to_write()
+    """What the base is scored on."""
+    return [i for _, task, split in inputs.base_evals() for i in inputs.items[task, split]]
 
 
 def _scored_alike(inputs: PreparedStudy, trial: TrialSpec) -> tuple[object, ...]:

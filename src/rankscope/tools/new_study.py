@@ -170,7 +170,7 @@ def _replace_line(text: str, start: str, line: str | None) -> str:
 
 SCORING_SHARE = 1 / 3  # Of the minutes, for scores and written answers
 FEWEST_ITEMS = 50  # Of a task and split
-FEWEST_ROWS = 4  # Of an update
+LEAST_ROWS = 4  # Of an update
 WANTED_ARMS = 6  # That should fit into the minutes: a first design
 
 
@@ -209,7 +209,7 @@ def fit_to_minutes(
     training = of_arms * sum(arm["training"] for arm in arms)
     room = limit - base["starting"] - scoring
     rows = of_step = train.batch_size * train.gradient_accumulation
-    while FEWEST_UPDATES * training / steps > room and rows >= FEWEST_ROWS + train.batch_size:
+    while FEWEST_UPDATES * training / steps > room and rows >= LEAST_ROWS + train.batch_size:
         rows -= train.batch_size
     if (smaller := rows / of_step) < 1:
         cuts.append(f"{rows} rows an update; another number may want other rates")

@@ -8,7 +8,7 @@ All seeds answer the same items, so seeds and items are crossed, and their parts
 separated as in a two-way layout. Items: paired bootstrap of the item means over seeds. Seeds: the
 variance of their means beyond the noise of N answers, with Student's t of S - 1. The two
 half-widths add in squares (Zou & Donner 2008). A percentile bootstrap over seeds is too narrow with
-three seeds (docs/findings, simulated studies)."""
+three seeds (evidence/findings, simulated studies)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ TAKEN_OFF_TWO = 0.6
 
 If all of it were subtracted, two seeds that are close by chance would count as equal too often, and
 their interval would cover the truth in only two of three studies. Subtracting less would cover
-better if seeds differ, but widen intervals by half if they do not (docs/findings, simulated
+better if seeds differ, but widen intervals by half if they do not (evidence/findings, simulated
 studies)."""
 
 
@@ -151,12 +151,6 @@ class _Weighed:
         if self.labels is not None:
             residuals = np.stack([_units(row, self.labels)[0] for row in residuals])
         return self.weight**2 * _variance_of_mean(residuals, self.n) / (len(rows) - 1)
-
-
-def item_draws(comparison: Comparison) -> ScoreArray:
-    """Means (D,) of the difference over items, or whole clusters, drawn with replacement."""
-    task = _Weighed.of(comparison, 1.0)
-    return resampled_means(task.sums, task.sizes, 0)
 
 
 def weighted_estimate(
