@@ -35,7 +35,6 @@ from pathlib import Path
 from rankscope.errors import UserError
 from rankscope.run.outputs import write_outputs
 from rankscope.run.study import Study
-from rankscope.tools.track import track
 file = Path("study.yaml")
 study, _ = write_outputs(Path("out"), Study.load(file).run("out"))
 assert {trial.status for trial in study.trials} == {"done"}
@@ -45,14 +44,14 @@ for override in sys.argv[1:]:
     except UserError as error:
         print(error)
 try:
-    track(Path("out"), "wandb")
+    Study.load(file).run("out", track="wandb")
 except UserError as error:
     print(error)
 """
 
 
 OTHERS = (
-    *("report/figures/loss.py", "tools/trackers/wandb.py", "tools/formats/mlx.py"),
+    *("report/figures/loss.py", "extensions/tracking", "tools/formats/mlx.py"),
     *("analyses/subjects", "analyses/rank_curves", "integrations", "sources/reference"),
     *("tools/trainer_files/axolotl.py", "tools/trainer_files/axolotl.toml"),
 )
@@ -112,7 +111,7 @@ def test_without_an_extension_the_smallest_study_runs(
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "--to: found 'wandb', expected one of mlflow, trackio" in done.stdout
+    assert "--track: found 'wandb', expected one of none" in done.stdout
     refusals = [line for line in done.stdout.splitlines() if line.startswith("--set ")]
     for line, (override, known) in zip(refusals, removed.values(), strict=True):
         assert override in line

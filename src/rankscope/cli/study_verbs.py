@@ -108,6 +108,9 @@ def run_command(
             help="Run on a network disk, or after a run on another machine that did not end well.",
         ),
     ] = False,
+    track: Annotated[
+        str | None, Option(metavar="NAME", help="Send runs to mlflow, trackio or wandb meanwhile.")
+    ] = None,
     dry_run: Annotated[
         bool, Option("--dry-run", help="Print what SLURM would get, and submit nothing.")
     ] = False,
@@ -142,6 +145,7 @@ def run_command(
             allow_mixed=allow_mixed,
             take_over=take_over,
             anyway=anyway,
+            track=track,
         )
     _, recommendation = write_outputs(folder, records)
     is_done = all(trial.status in {"done", "skipped"} for trial in records.trials)

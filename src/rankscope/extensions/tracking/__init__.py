@@ -1,0 +1,116 @@
+"""A study in an experiment tracker while it runs: ``rankscope run --track NAME``.
+
+The process that runs the study reads the ledger between two signs of progress, so it does not
+matter where trials train. ``OUT/tracked.jsonl`` names what was sent: a study that continues sends
+only the rest. After a kill it may send what it was sending again. A library is a class of
+``libraries.py`` with its name.
+"""
+
+import contextlib
+import sys
+import time
+from typing import NamedTuple, Self
+from uuid import uuid4
+
+from rankscope.errors import reason_of
+from rankscope.hashing import sha256_json
+from rankscope.progress import JsonlReporter, ProgressReporter, logged
+from rankscope.records import FAILED, StudyRecords, TrialRecords
+from rankscope.store import Ledger
+
+History = list[tuple[int, dict[str, float]]]  # (optimizer step, values)
+LOGGED = {"loss", "lr", "grad_norm"}
+UNSENT = {"schema_version", "prompt", "given", "init_from"}  # Rows and folders
+
+
+class TrackedRun(NamedTuple):
+    id: str
+    project: str  # The study's name
+    name: str  # The trial's task, arm and seed
+    settings: dict[str, object]  # The trial's, and the protocol
+
+
+class Tracker(ProgressReporter):
+    """Passes progress on, and sends what the ledger has gained since."""
+
+    SECONDS = 10.0  # Least time between two looks at the ledger
+    LOOKS = 0.05  # Most of a study's time that looks take
+
+    def __init__(self, log: JsonlReporter, ledger: Ledger) -> None:
+        self.log, self.ledger, self.library = log, ledger, type(self).__name__.lower()
+        self.next_look, self.is_broken = 0.0, False
+        self.memory = JsonlReporter(ProgressReporter(), log.path.with_name("tracked.jsonl"))
+        events = list(logged(self.memory.path, self.library))
+        self.runs = {str(event["trial"]): str(event["run"]) for event in events}
+        self.sent = {key for event in events for key in event["sent"]}
+
+    def write(self, run: TrackedRun, points: History, status: str) -> None:
+        """Add points to a run, which may not exist yet, and return once they are stored; with a
+        status, end it."""
+        raise NotImplementedError
+
+    def stage(self, name: str, total: int) -> None:
+        self.look()
+        self.log.stage(name, total)
+
+    def advance(self, done: int, detail: str = "", **values: float | None) -> None:
+        self.log.advance(done, detail, **values)
+        self.look()
+
+    def finish(self, detail: str = "") -> None:
+        self.log.finish(detail)
+        self.look()
+
+    def note(self, text: str) -> None:
+        self.log.note(text)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.look(is_last=True)
+
+    def look(self, *, is_last: bool = False) -> None:
+        """Send what is new. A tracker that fails is noted and asked no more."""
+        begun = time.monotonic()
+        if self.is_broken or (begun < self.next_look and not is_last):
+            return
+        try:
+            with contextlib.redirect_stdout(sys.stderr):  # libraries print greetings
+                records = self.ledger.load(with_analyses=False)
+                scores: dict[str, dict[str, float]] = {}
+                for (model, task, split), record in records.evals.items():
+                    scores.setdefault(model, {})[f"{split}/{task}"] = record.score
+                for trial in records.trials:
+                    self.send(records, trial, scores.get(trial.spec.trial_id, {}))
+        except (Exception, SystemExit) as error:
+            self.is_broken = True
+            do = "the same command sends the rest"
+            self.note(f"{self.library} gets no more of this study ({reason_of(error)}); {do}")
+        now = time.monotonic()
+        self.next_look = now + max(self.SECONDS, (now - begun) / self.LOOKS)
+
+    def send(self, study: StudyRecords, trial: TrialRecords, scores: dict[str, float]) -> None:
+        """Send those pieces of a trial that were not sent before."""
+        spec, losses = trial.spec, trial.train.losses if trial.train else ()
+        last = losses[-1].step if losses else 0
+        pieces: list[History] = [[(p.step, p.model_dump(include=LOGGED)) for p in losses]]
+        pieces += [[(p.step, {f"during/{p.task}": p.score})] for p in trial.curve]
+        pieces += [[(last, {name: score})] for name, score in scores.items()]
+        status = trial.status if trial.status in FAILED | {"done"} else ""
+        keyed = {sha256_json([spec.trial_id, piece])[:16]: piece for piece in (*pieces, status)}
+        new = {key: piece for key, piece in keyed.items() if piece and key not in self.sent}
+        if not new:
+            return
+        told = {"trial": spec.trial_id, "run": self.runs.get(spec.trial_id) or uuid4().hex}
+        if spec.trial_id not in self.runs:  # now: a process that is killed leaves no second run
+            self.memory.write(self.library, **told, sent=[])
+        self.runs[spec.trial_id] = told["run"]
+        points = [point for piece in new.values() if piece != status for point in piece]
+        settings = spec.model_dump(mode="json", exclude_none=True, exclude=UNSENT)
+        train = study.config.train.model_dump(mode="json", exclude_none=True)
+        settings |= {"base": study.model.label, **{f"train.{n}": v for n, v in train.items()}}
+        run = TrackedRun(told["run"], study.name, spec.label, settings)
+        self.write(run, sorted(points, key=lambda point: point[0]), status)
+        self.sent |= new.keys()
+        self.memory.write(self.library, **told, sent=[*new])
