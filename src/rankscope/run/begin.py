@@ -53,7 +53,7 @@ def tracker_class(name: str) -> type[Any]:
     """The reporter that sends a study to a tracker. Raises UserError: there is none of this name,
     or its library is not installed."""
     kinds = subclasses_in("rankscope.extensions.tracking", ProgressReporter)
-    known = {kind.__name__.lower(): kind for kind in kinds}
+    known: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in kinds}
     if name not in known:
         raise UserError("--track", repr(name), f"one of {', '.join(known) or 'none'}")
     with installed(f"--track {name}", "track"):

@@ -106,7 +106,7 @@ class Tracker(ProgressReporter):
         if spec.trial_id not in self.runs:  # now: a process that is killed leaves no second run
             self.memory.write(self.library, **told, sent=[])
         self.runs[spec.trial_id] = told["run"]
-        points = [point for piece in new.values() if piece != status for point in piece]
+        points = [point for p in new.values() if not isinstance(p, str) for point in p]
         settings = spec.model_dump(mode="json", exclude_none=True, exclude=UNSENT)
         train = study.config.train.model_dump(mode="json", exclude_none=True)
         settings |= {"base": study.model.label, **{f"train.{n}": v for n, v in train.items()}}
