@@ -119,10 +119,6 @@ def logged(path: Path, kind: str) -> Iterator[dict[str, Any]]:
                     yield event
 
 
-def logged_notes(path: Path) -> list[str]:
-    return [str(event["text"]) for event in logged(path, "note")]
-
-
 class JsonlReporter(ProgressReporter):
     """Writes JSON lines, and forwards everything to another reporter.
 

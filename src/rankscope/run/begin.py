@@ -7,9 +7,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
-from importlib import import_module
 from types import FrameType
-from typing import Any
 
 import torch
 from transformers.utils.logging import disable_progress_bar
@@ -21,14 +19,13 @@ from rankscope.device import (
     provenance,
     use_deterministic,
 )
-from rankscope.errors import CONTINUES, STOP_SIGNALS, Interrupted, UserError, installed
+from rankscope.errors import CONTINUES, STOP_SIGNALS, Interrupted, UserError
 from rankscope.filesystem import replace_text
 from rankscope.models.load import load_base, model_record
 from rankscope.models.parameters import model_on_meta
 from rankscope.models.sharding import Shards
 from rankscope.progress import ProgressReporter
 from rankscope.records import BASE, FAILED, trial_of
-from rankscope.registry import subclasses_in
 from rankscope.run.context import RunContext
 from rankscope.run.group_ledger import GroupLedger
 from rankscope.run.kernels import load_for, with_kernels
@@ -47,18 +44,6 @@ def prepare_process() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
     use_deterministic(0)
     disable_progress_bar()  # transformers' own bars for reading and writing weights
-
-
-def tracker_class(name: str) -> type[Any]:
-    """The reporter that sends a study to a tracker. Raises UserError: there is none of this name,
-    or its library is not installed."""
-    kinds = subclasses_in("rankscope.extensions.tracking", ProgressReporter)
-    known: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in kinds}
-    if name not in known:
-        raise UserError("--track", repr(name), f"one of {', '.join(known) or 'none'}")
-    with installed(f"--track {name}", "track"):
-        import_module(name)
-    return known[name]
 
 
 def begin_run(

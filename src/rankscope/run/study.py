@@ -7,17 +7,19 @@ import shutil
 import time
 from collections.abc import Collection, Sequence
 from contextlib import closing, nullcontext
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rankscope.config.loader import load_study_file
 from rankscope.config.study import StudyConfig
 from rankscope.data.task_source import check_sources
-from rankscope.errors import UserError, reporting_shortages
+from rankscope.errors import UserError, installed, reporting_shortages
 from rankscope.filesystem import user_path
 from rankscope.models.model_folder import model_folder
 from rankscope.progress import LOG, JsonlReporter, ProgressReporter
 from rankscope.records import BASE, StudyRecords
+from rankscope.registry import subclasses_in
 from rankscope.run.executors import (
     Executor,
     executor_section,
@@ -147,7 +149,7 @@ class Study:
         Raises UserError, StudyLocked, IntegrityError, DiskFull, OutOfMemory, BaseFailed or
         Interrupted.
         """
-        from rankscope.run.begin import begin_run, interruptible, prepare_process, tracker_class
+        from rankscope.run.begin import begin_run, interruptible, prepare_process
         from rankscope.run.plan import check_time
         from rankscope.run.prepare import prepare
 
@@ -156,7 +158,7 @@ class Study:
         executor = executor or start_executor(self.config)
         with reporting_shortages(out), closing(executor) if executor else nullcontext():
             # Before the folder: a refused study leaves nothing.
-            tracker = tracker_class(track) if track else None
+            tracker = _tracker_class(track) if track else None
             study = prepare(self.config, reporter, executor.num_local if executor else 1)
             if not (anyway or (out / LEDGER).exists()):
                 check_time(study)
@@ -212,3 +214,16 @@ class Study:
             conductor.remove_orphans()
 
         run_rounds(context, run_groups)
+
+
+def _tracker_class(name: str) -> type[Any]:
+    """The reporter that sends a study to a tracker. Raises UserError: there is none of this name,
+    or its library is not installed."""
+    kinds = subclasses_in("rankscope.extensions", ProgressReporter)
+    named = {kind.__name__.lower(): kind for kind in kinds}
+    known: dict[str, type[Any]] = {n: kind for n, kind in named.items() if n[0] != "_"}
+    if name not in known:
+        raise UserError("--track", repr(name), f"one of {', '.join(known) or 'none'}")
+    with installed(f"--track {name}", "track"):
+        import_module(name)
+    return known[name]

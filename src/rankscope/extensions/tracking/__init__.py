@@ -2,14 +2,16 @@
 
 The process that runs the study reads the ledger between two signs of progress, so it does not
 matter where trials train. ``OUT/tracked.jsonl`` names what was sent: a study that continues sends
-only the rest. After a kill it may send what it was sending again. A library is a class of
-``libraries.py`` with its name.
+only the rest. After a kill it may send what it was sending again. A library is a public class
+of this file with its name.
 """
 
 import contextlib
+import logging
+import os
 import sys
 import time
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 from uuid import uuid4
 
 from rankscope.errors import reason_of
@@ -19,32 +21,36 @@ from rankscope.records import FAILED, StudyRecords, TrialRecords
 from rankscope.store import Ledger
 
 History = list[tuple[int, dict[str, float]]]  # (optimizer step, values)
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # Its own 7 take minutes
+os.environ.setdefault("WANDB_SILENT", "true")  # It would ask a terminal for a key, and wait
+MOST = 1000  # Metrics of one request to MLflow
 LOGGED = {"loss", "lr", "grad_norm"}
 UNSENT = {"schema_version", "prompt", "given", "init_from"}  # Rows and folders
 
 
-class TrackedRun(NamedTuple):
+class _TrackedRun(NamedTuple):
     id: str
     project: str  # The study's name
     name: str  # The trial's task, arm and seed
     settings: dict[str, object]  # The trial's, and the protocol
 
 
-class Tracker(ProgressReporter):
+class _Tracker(ProgressReporter):
     """Passes progress on, and sends what the ledger has gained since."""
 
     SECONDS = 10.0  # Least time between two looks at the ledger
     LOOKS = 0.05  # Most of a study's time that looks take
+    next_look, is_broken = 0.0, False
 
     def __init__(self, log: JsonlReporter, ledger: Ledger) -> None:
         self.log, self.ledger, self.library = log, ledger, type(self).__name__.lower()
-        self.next_look, self.is_broken = 0.0, False
         self.memory = JsonlReporter(ProgressReporter(), log.path.with_name("tracked.jsonl"))
         events = list(logged(self.memory.path, self.library))
         self.runs = {str(event["trial"]): str(event["run"]) for event in events}
         self.sent = {key for event in events for key in event["sent"]}
 
-    def write(self, run: TrackedRun, points: History, status: str) -> None:
+    def write(self, run: _TrackedRun, points: History, status: str) -> None:
         """Add points to a run, which may not exist yet, and return once they are stored; with a
         status, end it."""
         raise NotImplementedError
@@ -110,7 +116,65 @@ class Tracker(ProgressReporter):
         settings = spec.model_dump(mode="json", exclude_none=True, exclude=UNSENT)
         train = study.config.train.model_dump(mode="json", exclude_none=True)
         settings |= {"base": study.model.label, **{f"train.{n}": v for n, v in train.items()}}
-        run = TrackedRun(told["run"], study.name, spec.label, settings)
+        run = _TrackedRun(told["run"], study.name, spec.label, settings)
         self.write(run, sorted(points, key=lambda point: point[0]), status)
         self.sent |= new.keys()
         self.memory.write(self.library, **told, sent=[*new])
+
+
+class Mlflow(_Tracker):
+    """Runs in the store of MLFLOW_TRACKING_URI, or in MLflow's default."""
+
+    def write(self, run: _TrackedRun, points: History, status: str) -> None:
+        import mlflow
+        from mlflow.entities import Metric, Param
+
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        client, now, tag = mlflow.MlflowClient(), int(time.time() * 1000), "rankscope_run"
+        project = mlflow.set_experiment(run.project).experiment_id
+        known = client.search_runs([project], f"tags.{tag} = '{run.id}'")
+        made = known or [client.create_run(project, tags={tag: run.id}, run_name=run.name)]
+        run_id = made[0].info.run_id
+        if not known:
+            params = [Param(name, str(value)) for name, value in run.settings.items()]
+            client.log_batch(run_id, params=params[:100])
+        metrics = [Metric(n, v, now, step) for step, values in points for n, v in values.items()]
+        for start in range(0, len(metrics), MOST):
+            client.log_batch(run_id, metrics=metrics[start : start + MOST])
+        if status:
+            client.set_tag(run_id, "status", status)
+            client.set_terminated(run_id, "FAILED" if status in FAILED else "FINISHED")
+
+
+class Trackio(_Tracker):
+    """Runs in Trackio's local database, or on the server that its variables name."""
+
+    def write(self, run: _TrackedRun, points: History, status: str) -> None:
+        import trackio
+
+        quiet = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
+        opened = trackio.init(run.project, run.name, config=run.settings, **quiet)
+        opened.id = run.id
+        for step, values in points:
+            opened.log(values, step=step)
+        if status:
+            opened.log({"status": status}, step=points[-1][0] if points else 0)
+        opened.finish()  # returns once all is written
+
+
+class Wandb(_Tracker):
+    """Runs on the server that ``wandb`` is logged in to, or in ``wandb/`` if it is offline."""
+
+    def write(self, run: _TrackedRun, points: History, status: str) -> None:
+        import wandb
+
+        quiet = wandb.Settings(console="off", x_disable_stats=True)
+        how: Any = {"resume": "allow", "reinit": "create_new", "settings": quiet}
+        opened = wandb.init(None, run.project, id=run.id, name=run.name, config=run.settings, **how)
+        opened.define_metric("*", step_metric="step")  # points need not come in order
+        for step, values in points:
+            opened.log({"step": step, **values})
+        if status:
+            opened.summary["status"] = status
+        opened.finish(exit_code=int(status in FAILED))  # returns once all is written
