@@ -2,7 +2,7 @@
 
     python evidence/claims_records.py STUDY_FOLDER evidence/records/NAME COMMIT
 
-keeps what ``rankscope report --records`` does, what the analyses found without the vectors
+keeps scores and records (``kept_records.py``), what the analyses found without the vectors
 of spectra, and tables of spectra by matrix and of curves.
 ``evidence/restore_study.py`` makes a study of them again, for ``rankscope report``.
 """

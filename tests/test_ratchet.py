@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 LIMITS = {
-    "code lines of the core": 35_171,
+    "code lines of the core": 35_057,
     "code lines of extensions": 7_000,  # a cap: room that the core's own lines do not have
-    "lines of tests": 38_555,
-    "words of docs and README": 37_175,
+    "lines of tests": 38_509,
+    "words of docs and README": 37_098,
     "words of README": 875,
     "sentences over 40 words": 19,
     "data types": 181,
-    "public definitions": 1_220,
+    "public definitions": 1_213,
     "functions over 60 lines": 7,
     "headless docstrings": 256,
     "modules with one importer": 46,

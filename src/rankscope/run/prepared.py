@@ -94,7 +94,7 @@ class PreparedStudy:
             return self.config.budget
         trained = sum(trial.trains for trial in self.trials)
         least = LEAST_TRIALS * len(self.data.rows)
-        return BudgetConfig(trials=max(least, ceil(GRID_SHARE * trained)))
+        return BudgetConfig(trials=min(trained, max(least, ceil(GRID_SHARE * trained))))
 
     @cached_property
     def _by_id(self) -> dict[str, TrialSpec]:

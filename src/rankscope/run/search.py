@@ -89,8 +89,8 @@ class _Search:
         arms = self.finalists()
         last = [*others, *(trial for arm in arms for trial in arm)]
         # Where minutes are counted, training gets those that analyses of all finalists would take.
-        few = self.budget.hours is not None and bool(arms)
-        first = tuple(trial.trial_id for trial in (*others, *arms[0])) if few else None
+        own = [*others, *(arms[0] if arms else ())]
+        first = tuple(t.trial_id for t in own) if self.budget.hours else None
         self.round(last, Round(label="finalists,", analyzed=first))
         asked = list[TrialSpec]()
         # Test items may have put another arm first.

@@ -217,8 +217,7 @@ def fit_to_minutes(
         text = _replace_line(text, "  gradient_accumulation: ", accumulation)
         steps = steps if train.max_steps else int(steps / smaller)
         training *= smaller if train.max_steps else 1
-    least = FEWEST_UPDATES / steps
-    length = max(least, min(1.0, room / training))
+    length = max(FEWEST_UPDATES / steps, min(1.0, room / training))
     if length != 1:
         key = "epochs" if train.max_steps is None else "max_steps"
         number = length * (train.max_steps or train.epochs)
