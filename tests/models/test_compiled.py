@@ -178,21 +178,12 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_compiler_that_fails_after_its_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error, or the plain function with one note."""
     assert why_not("compiled", torch.device("cpu")) == ""
     monkeypatch.setenv(compiled.CACHE, str(tmp_path))
-    function, notes = compiled._Compiled(lambda _, x: x.tanh() * 3, 1), list[str]()
+    function = compiled._Compiled(lambda _, x: x.tanh() * 3, 1)
     with inductor_config.patch({"cpp.cxx": ("/bin/false",)}):
-        monkeypatch.setattr(compiled._Compiled, "note", None)
-        monkeypatch.setattr(compiled._Compiled, "failure", "")
         with pytest.raises(UserError, match=r"train\.kernels: .*InvalidCxxCompiler"):
             function(None, torch.ones(3))
-        compiled.continue_plainly(notes.append)
-        x = torch.arange(3.0, requires_grad=True)
-        found = [torch.autograd.grad(function(None, x).sum(), x)[0] for _ in range(2)]
-    assert len(notes) == 1
-    for grad in found:
-        torch.testing.assert_close(grad, 3 * (1 - x.detach().tanh() ** 2))
 
 
 def test_a_backward_pass_in_a_thread_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +194,7 @@ def test_a_backward_pass_in_a_thread_of_its_own(monkeypatch: pytest.MonkeyPatch)
         limits.append(torch._dynamo.config.recompile_limit)
         return 2 * x
 
-    monkeypatch.setattr(compiled._Compiled, "failure", "to run the function itself")
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     compiled._configure()
     x = torch.ones(2, 3, requires_grad=True)
     thread = Thread(target=compiled._Compiled(doubled, 1)(None, x).sum().backward)

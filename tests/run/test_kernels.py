@@ -1,132 +1,51 @@
-"""``train.kernels``: chosen once for a study, and kept."""
+"""``train.kernels`` in a study: asked for in its file, and kept by its workers."""
 
-import os
-import subprocess
-import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import torch._inductor.config as inductor_config
-from pocket_study import ROUNDING, SETTINGS, changed, results, run_interrupted, small_study
-from safetensors.torch import load_file
+from pocket_study import changed, results, run_interrupted, small_study
 
 from rankscope.errors import UserError
-from rankscope.models.compiled import CACHE, _Compiled, why_not
-from rankscope.progress import LOG, logged
-from rankscope.run import kernels
+from rankscope.models.compiled import CACHE
+from rankscope.run import begin
 from rankscope.run.executors.local import LocalExecutor
-from rankscope.run.prepared import PreparedStudy
 from rankscope.store import Ledger
 
-WITHOUT_COMPILER = """
-import sys
-from pathlib import Path
-from pocket_study import changed, loaded, small_study
-from rankscope.errors import UserError
-from rankscope.run import kernels
-folder = Path(sys.argv[1])
-try:
-    small_study(folder, **changed("train", kernels="compiled")).run(folder / "wanted")
-except UserError as error:
-    print("refused:", error.where, (folder / "wanted" / "study.resolved.yaml").exists())
-kernels.WORTH_COMPILING = 0.0
-study = small_study(folder, evaluate={"max_items": 2})
-records = study.run(folder / "auto")
-print(records.config.train.kernels, [note for note in records.notes if "kernels" in note])
-"""
-NO_COMPILER = ("/bin/false",)  # In place of the one that was there for the check
-ARMS = SETTINGS["arms"][:2]
+ARMS = [{"method": "lora", "rank": 2, "lr": 2e-3}]
 
 
-def study(folder: Path, wanted: str) -> Any:
-    train = changed("train", kernels=wanted, max_steps=3)
-    return small_study(folder, **train, arms=ARMS, seeds=[0], evaluate={"max_items": 4})
+def study(folder: Path, kernels: str) -> Any:
+    train = changed("train", kernels=kernels, max_steps=2)
+    scored = {"max_items": 2, "retention": []}
+    return small_study(folder, **train, arms=ARMS, seeds=[0], evaluate=scored)
 
 
-def test_a_choice_is_kept_however_a_study_runs(tmp_path: Path) -> None:
-    """Compiled in one process; again with interruptions by a file that leaves the choice open; and
-    in workers. All have the same bits."""
-    expected = tmp_path / "whole"
+def test_compiled_functions_have_the_same_bits_however_a_study_runs(tmp_path: Path) -> None:
+    """In one process, with interruptions, and in a worker. A later run that computes plainly has a
+    note."""
+    expected, broken, workers = (tmp_path / name for name in ("whole", "broken", "workers"))
     study(tmp_path, "compiled").run(expected)
-    broken = tmp_path / "broken"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "choose_kernels", lambda study: ("compiled", ""))
-        run_interrupted(study(tmp_path, "auto"), broken, every=8)
-    study(tmp_path, "auto").run(broken)
-    workers = tmp_path / "workers"
-    by_file = study(tmp_path, "compiled")
+    run_interrupted(study(tmp_path, "compiled"), broken, every=8)
+    study(tmp_path, "compiled").run(broken)
     (tmp_path / "file").touch()
     with pytest.MonkeyPatch.context() as patch:  # Workers cannot write the cache
         patch.delenv(CACHE, raising=False)
         patch.setenv("RANKSCOPE_CACHE", str(tmp_path / "file"))
+        by_file = study(tmp_path, "compiled")
         by_file.run(workers, executor=LocalExecutor(by_file.config, 1))
     for out in (broken, workers):
         assert results(out) == results(expected)
         with Ledger.open(out, write=False) as ledger:
             assert ledger.kernels() == "compiled"
+    notes = study(tmp_path, "plain").run(expected).notes
+    assert any(note.startswith("train.kernels: plain now, compiled before") for note in notes)
 
 
-def test_a_compiler_that_fails_during_a_study(
+def test_functions_that_cannot_be_compiled_leave_no_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A study that asks for it ends with an error; one that leaves it open goes on as plainly, with
-    notes, as do its workers, which find no compiler."""
-    study(tmp_path, "plain").run(tmp_path / "plain")
-    assert why_not("compiled", torch.device("cpu")) == ""
-    monkeypatch.setattr(_Compiled, "failure", "")
-    monkeypatch.setattr(_Compiled, "note", None)
-    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
-    monkeypatch.setenv("CXX", "/bin/false")  # of workers
-    monkeypatch.setattr(kernels, "choose_kernels", lambda study: ("compiled", ""))
-    torch._dynamo.reset()
-    with inductor_config.patch({"cpp.cxx": NO_COMPILER}):
-        asked = study(tmp_path, "compiled")
-        with pytest.raises(UserError, match=r"train\.kernels: found a function that cannot"):
-            asked.run(tmp_path / "asked")
-        left_open = study(tmp_path, "auto")
-        left_open.run(tmp_path / "open")
-        left_open.run(tmp_path / "workers", executor=LocalExecutor(left_open.config, 1))
-    assert results(tmp_path / "workers")["files"] == results(tmp_path / "plain")["files"]
-    for file in (tmp_path / "plain").rglob("*.safetensors"):
-        found = load_file(tmp_path / "open" / file.relative_to(tmp_path / "plain"))
-        for name, weight in load_file(file).items():
-            assert (found[name] - weight).norm() <= ROUNDING * weight.norm()
-    for out, count in (("open", 1), ("workers", 2)):  # one for each unit
-        notes = [event["text"] for event in logged(tmp_path / out / LOG, "note")]
-        assert sum("train.kernels: plain" in note for note in notes) == count, notes
-
-
-def test_small_studies_compile_nothing(tmp_path: Path) -> None:
-    prepared: PreparedStudy = study(tmp_path, "auto").check()
-    assert kernels.choose_kernels(prepared) == ("plain", "")
-
-
-def test_large_studies_compile_on_this_machines_processor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kernels, "WORTH_COMPILING", 0.0)
-    prepared: PreparedStudy = study(tmp_path, "auto").check()
-    assert kernels.choose_kernels(prepared) == ("compiled", "")
-    on_gpu = replace(prepared, device=torch.device("cuda"))
-    assert kernels.choose_kernels(on_gpu) == ("plain", "")
-    elsewhere: PreparedStudy = small_study(tmp_path, executor="slurm").check()
-    assert kernels.choose_kernels(elsewhere) == ("plain", "")
-
-
-def test_without_a_compiler(tmp_path: Path) -> None:
-    """A study that asks for compiled functions is refused before it has results; one that leaves it
-    open goes on without, with a note."""
-    outcome = subprocess.run(
-        [sys.executable, "-c", WITHOUT_COMPILER, str(tmp_path)],
-        env={**os.environ, "CXX": "/bin/false", "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    refused, auto = outcome.stdout.splitlines()
-    assert refused == "refused: train.kernels False"
-    assert auto.startswith("plain [")
-    assert "train.kernels: plain, as nothing can be compiled: InvalidCxxCompiler" in auto
+    monkeypatch.setattr(begin, "why_not", lambda kernels, device: "there is no compiler")
+    with pytest.raises(UserError, match=r"train\.kernels: .*there is no compiler"):
+        study(tmp_path, "compiled").run(tmp_path / "out")
+    assert not (tmp_path / "out" / "study.resolved.yaml").exists()

@@ -128,11 +128,10 @@ class TrainConfig(ConfigSection):
     """How the adapters' products are computed: one adapter after another, or all of similar rank in
     one ``grouped_mm``, which ``auto`` takes on CUDA of compute capability 9.x and 10.x in bfloat16.
     Changes results by rounding alone."""
-    kernels: Literal["auto", Kernels] = "auto"
+    kernels: Kernels = "plain"
     """How norms, rotary embeddings and gates of the frozen base are computed: by PyTorch's own
     operations, by functions that ``torch.compile`` makes of them, or by these and, where it has
-    them, liger-kernel's norms and gates. ``auto`` compiles on a processor where that saves
-    more than it costs; a study keeps its choice. Changes results by rounding alone."""
+    them, liger-kernel's norms and gates. Changes results by rounding alone."""
     evaluate_every: Interval = None
     """Evaluate each trial every so many optimizer steps, or every ``epoch``."""
     evaluate_items: int = Field(400, ge=1)

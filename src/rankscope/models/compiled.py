@@ -20,7 +20,7 @@ from contextvars import copy_context
 from functools import cache, cached_property
 from pathlib import Path
 from types import FunctionType, MethodType
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,11 +43,6 @@ class _Compiled:
     """``function(owner, *tensors)``, and the gradient of its first ``num_inputs`` tensors, which
     all have N tokens first."""
 
-    note: ClassVar[Callable[[str], None] | None] = None
-    """Takes a message if a function cannot be compiled; this process then computes all of them
-    plainly. Without it that is an error."""
-    failure: ClassVar[str] = ""
-
     def __init__(self, function: Callable[..., Any], num_inputs: int) -> None:
         self.function, self.num_inputs = function, num_inputs
 
@@ -58,10 +53,10 @@ class _Compiled:
         self.gradient = gradient
 
     def forward(self, *args: Any) -> Any:
-        return self._run(self._compiled_function, self.function, args)
+        return self._run(self._compiled_function, args)
 
     def backward(self, *args: Any) -> Any:
-        return self._run(self._compiled_gradient, self.gradient, args)
+        return self._run(self._compiled_gradient, args)
 
     @cached_property
     def _compiled_function(self) -> Callable[..., Any]:
@@ -71,21 +66,14 @@ class _Compiled:
     def _compiled_gradient(self) -> Callable[..., Any]:
         return torch.compile(self.gradient, dynamic=True, fullgraph=True)
 
-    def _run(self, fast: Callable[..., Any], plain: Callable[..., Any], args: Any) -> Any:
-        if _Compiled.failure:
-            return plain(*args)
+    def _run(self, fast: Callable[..., Any], args: Any) -> Any:
         try:
             return fast(*args)
         # The compiler was killed, its disk is full, or it was asked for too many graphs.
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
-            if _Compiled.note is None:
-                found = f"a function that cannot be compiled: {first_line(error)}"
-                do = "make it work, or set 'plain': results so far are kept"
-                raise UserError("train.kernels", found, do=do) from error
-            _Compiled.failure = first_line(error)
-            what = "train.kernels: plain from now on, which differs by rounding"
-            _Compiled.note(f"{what}, as a function cannot be compiled: {_Compiled.failure}")
-            return plain(*args)
+            found = f"a function that cannot be compiled: {first_line(error)}"
+            do = "make it work, or set 'plain': results so far are kept"
+            raise UserError("train.kernels", found, do=do) from error
 
     def __call__(self, owner: Any, *tensors: Tensor) -> Any:
         if len(tensors[0]) == 1:  # A dimension of 1 would be compiled for itself
@@ -295,15 +283,9 @@ def _configure() -> None:
     torch._inductor.config.compile_threads = 1  # Others are processes that import torch, and stay
 
 
-def continue_plainly(note: Callable[[str], None] | None) -> None:
-    """From the first function that cannot be compiled on, compute plainly, with a note; for None it
-    is an error."""
-    _Compiled.note = note
-
-
 def why_not(kernels: Kernels, device: torch.device) -> str:
     """What keeps ``train.kernels`` from being used on a device; '' if nothing does."""
-    reason = "" if kernels == "plain" else _Compiled.failure or _why_not_compiled(device)
+    reason = "" if kernels == "plain" else _why_not_compiled(device)
     if reason or kernels != "liger":
         return reason
     return "Liger's kernels run on a GPU" if device.type != "cuda" else _why_no_liger(device)

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from types import FrameType
 
@@ -21,6 +22,8 @@ from rankscope.device import (
 )
 from rankscope.errors import CONTINUES, STOP_SIGNALS, Interrupted, UserError
 from rankscope.filesystem import replace_text
+from rankscope.models.base import Base
+from rankscope.models.compiled import use_kernels, why_not
 from rankscope.models.load import load_base, model_record
 from rankscope.models.parameters import model_on_meta
 from rankscope.models.sharding import Shards
@@ -28,7 +31,6 @@ from rankscope.progress import ProgressReporter
 from rankscope.records import BASE, FAILED, trial_of
 from rankscope.run.context import RunContext
 from rankscope.run.group_ledger import GroupLedger
-from rankscope.run.kernels import load_for, with_kernels
 from rankscope.run.prepared import PreparedStudy
 from rankscope.store import Ledger
 
@@ -61,8 +63,10 @@ def begin_run(
     used.
     """
     check_record_settings(ledger, study)
-    study = with_kernels(study, ledger.kernels())
     config, before = study.config, ledger.statuses()
+    if (kernels := ledger.kernels()) not in (None, config.train.kernels):
+        mixed = f"{config.train.kernels} now, {kernels} before: results differ by rounding"
+        study = replace(study, notes=(*study.notes, f"train.kernels: {mixed}"))
     tokenizer = study.data.encoder.tokenizer  # one of 262,144 entries takes .25 GB
     source = (config.model, study.device, study.dtype)
     model, sha256 = model_on_meta(study.base.config), study.base.sha256
@@ -73,7 +77,7 @@ def begin_run(
         study,
         ledger,
         record,
-        partial(load_for, study, load, reporter.note),
+        partial(_load_computing, study, load),
         reporter,
         should_stop,
         groups,
@@ -95,6 +99,20 @@ def begin_run(
     for note in study.notes:
         reporter.note(note)
     return context
+
+
+def _load_computing(study: PreparedStudy, load: Callable[[], Base]) -> Base:
+    """The base, computed as ``train.kernels`` says. Raises UserError: it cannot be here."""
+    kernels = study.config.train.kernels
+    reason = why_not(kernels, study.device)
+    if kernels != "plain" and study.config.train.devices > 1:
+        reason = "a group trains on several devices"
+    if reason:
+        do = "make it work, or set 'plain': what is stored and what is new then differ by rounding"
+        raise UserError("train.kernels", f"'{kernels}', but {reason}", do=do)
+    base = load()
+    use_kernels(base.model, kernels)
+    return base
 
 
 def plan_again(ledger: Ledger, retry: Collection[str]) -> None:

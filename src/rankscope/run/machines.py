@@ -1,7 +1,7 @@
 """Machines that a plan is made for, and the pace at which they train.
 
 To add one, add a line to ``MACHINES``: dense rates, without sparsity. This machine's pace is
-measured on one layer of the model's shapes, forward and backward, or given.
+measured, or given: on training steps of a small model, on one layer of a larger one.
 """
 
 import copy
@@ -9,9 +9,12 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
 
 import torch
-from transformers import AutoModel, PretrainedConfig
+from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig
 from transformers.initialization import no_init_weights
 
 from rankscope.device import (
@@ -20,13 +23,20 @@ from rankscope.device import (
     keep_freed_memory,
     limit_kernel_cache,
 )
-from rankscope.errors import UserError, did_you_mean, first_line
+from rankscope.errors import Interrupted, UserError, did_you_mean, first_line
 from rankscope.formatting import count
+from rankscope.models.attention import varlen
+from rankscope.models.load import frozen_base, model_record
 from rankscope.models.parameters import architecture
 from rankscope.run.costs import CostModel
+from rankscope.run.groups import Group
 from rankscope.run.prepared import PreparedStudy
+from rankscope.train.loop import train_group
+from rankscope.train.objectives import objective_of
 
 PROBE_SECONDS = 0.3
+SMALL_MODEL = 5e7  # Weights; steps of fewer take longer than their products do
+STEPS_SECONDS, FEWEST_STEPS = 1.5, 3
 UNTRAINED_LENGTH = 256  # Tokens of a row where the study trains on none
 WEIGHT_DEVIATION = 0.02  # Standard deviation of the random weights
 
@@ -116,6 +126,56 @@ def paced_machine(
 
 
 def _measured_pace(inputs: PreparedStudy, machine: Machine) -> float:
+    """Operations per second of a small model's training steps, or of a layer of a larger one."""
+    writes = objective_of(inputs.config.train.objective).max_new_tokens
+    groups = [] if writes or inputs.base.shapes.num_parameters > SMALL_MODEL else inputs.groups
+    for group in groups:
+        if group[0].trains and not group[0].trains_alone:
+            return _pace_of_steps(inputs, machine, group)
+    return _pace_of_layer(inputs, machine)
+
+
+def _pace_of_steps(inputs: PreparedStudy, machine: Machine, group: Group) -> float:
+    """Operations per second of a group's first optimizer steps, on random weights."""
+    config, tokenizer = copy.deepcopy(inputs.base.config), inputs.data.encoder.tokenizer
+    attention = varlen.attention_of(config)
+    with torch.device(inputs.device), no_init_weights():
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=inputs.dtype, attn_implementation=attention
+        )
+    _fill(model, torch.Generator(inputs.device).manual_seed(0))
+    source = inputs.config.model, inputs.device, inputs.dtype
+    base = frozen_base(model, tokenizer, model_record(*source, model, tokenizer, ""), Path())
+    plain = dict.fromkeys(("rows", "init_from", "replay", "replay_share", "kl_to_base"))
+    trials = [trial.model_copy(update=plain) for trial in group]
+    costs, rates, begun = CostModel(inputs, machine), list[float](), time.perf_counter()
+    ends = begun + STEPS_SECONDS
+
+    def note_step(step: int, num_steps: int, tokens: int, losses: list[float]) -> None:
+        nonlocal begun
+        each = tokens / max(1, len(losses))
+        operations = sum(costs.training_operations(t, each) for t in trials[: len(losses)])
+        rates.append(operations / (time.perf_counter() - begun))
+        begun = time.perf_counter()
+
+    def is_enough() -> bool:
+        return len(rates) >= FEWEST_STEPS and time.perf_counter() > ends
+
+    rows = inputs.data.rows_of(trials[0]).rows
+    with torch.random.fork_rng(), suppress(Interrupted):
+        train_group(
+            base, trials, rows, inputs.config.train, progress=note_step, should_stop=is_enough
+        )
+    return median(rates[1:] or rates)
+
+
+def _fill(model: torch.nn.Module, generator: torch.Generator) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=WEIGHT_DEVIATION, generator=generator)
+
+
+def _pace_of_layer(inputs: PreparedStudy, machine: Machine) -> float:
     """Operations per second in the first layer of the base's shapes, forward and backward.
 
     The rows have the mean length of the first task's, and are as many as take a moment or fill a
@@ -128,8 +188,7 @@ def _measured_pace(inputs: PreparedStudy, machine: Machine) -> float:
     with torch.device(inputs.device), no_init_weights():
         layer = AutoModel.from_config(config, dtype=inputs.dtype).requires_grad_(False)
     generator = torch.Generator(inputs.device).manual_seed(0)
-    for parameter in layer.parameters():
-        parameter.normal_(std=WEIGHT_DEVIATION, generator=generator)
+    _fill(layer, generator)
     grouping = inputs.grouping
     lengths = [rows.mean_tokens for rows in grouping.counts.values()]
     length = round(lengths[0]) if lengths else UNTRAINED_LENGTH

@@ -18,7 +18,6 @@ from rankscope.formatting import count, rough_duration
 from rankscope.records import Record, TrialSpec
 from rankscope.run.costs import CostModel
 from rankscope.run.groups import Group, GroupLimit, what_limits
-from rankscope.run.kernels import with_kernels
 from rankscope.run.machines import Machine, busy_notes, paced_machine
 from rankscope.run.prepared import PreparedStudy, first_trials
 
@@ -85,7 +84,6 @@ def make_plan(
     """Count and estimate, for ``gpus`` devices of a machine, this one by default, whose pace may be
     given."""
     busy = () if machine or tokens_per_second else busy_notes()
-    inputs = with_kernels(inputs, None)
     machine = paced_machine(inputs, machine, tokens_per_second)
     model, gpus = CostModel(inputs, machine), max(gpus, inputs.config.train.devices)
     costs: dict[str, Seconds] = {}

@@ -57,8 +57,6 @@ class PreparedStudy:
     chosen: tuple[Group, ...] | None = None  # Groups of a round or unit; None: of all trials
     prompted: Mapping[str, Items] = field(default_factory=dict)
     """By trial that is a prompt, the items after it."""
-    kernels_are_open: bool = False
-    """Whether the study file leaves ``train.kernels``, which ``config`` names, to be chosen."""
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:

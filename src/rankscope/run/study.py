@@ -24,7 +24,6 @@ from rankscope.run.executors import (
     Executor,
     executor_section,
     start_executor,
-    with_executor,
     withdraw_units,
 )
 from rankscope.store import LEDGER, UNITS, Ledger

@@ -54,7 +54,7 @@ def prepared_sha256(study: PreparedStudy) -> str:
     ids = [trial.trial_id for trial in study.trials]
     tasks = [record.sha256 for record in study.task_records]
     config = study.config.model_dump(mode="json", exclude={"executor"})
-    return sha256_json([ids, tasks, study.base.sha256, config, study.kernels_are_open])
+    return sha256_json([ids, tasks, study.base.sha256, config])
 
 
 def read_unit(folder: Path) -> UnitOrder:

@@ -45,7 +45,6 @@ from rankscope.progress import LOG, JsonlReporter, ProgressReporter
 from rankscope.records import ModelRecord, TrialSpec
 from rankscope.run.begin import begin_run, interruptible, prepare_process
 from rankscope.run.conductor import Conductor
-from rankscope.run.kernels import with_kernels
 from rankscope.run.prepare import prepare
 from rankscope.run.workers.attempts import KILLED_FOR_MEMORY, is_sealed
 from rankscope.run.workers.order import check_versions, read_unit, seal_unit, unit_study
@@ -99,7 +98,7 @@ def work(out: Path, unit: str) -> None:
         ):
             stored = ledger.groups()
             assert stored is not None
-            study = unit_study(order, with_kernels(study, ledger.kernels()), stored)
+            study = unit_study(order, study, stored)
             was_killed = KILLED_FOR_MEMORY in os.environ
             # Groups decide whether each shard holds the base whole; not if that was too much.
             memory, _ = study.grouping.model, study.groups
