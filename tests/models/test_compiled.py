@@ -181,9 +181,9 @@ def test_a_compiler_that_fails_after_its_check(
     assert why_not("compiled", torch.device("cpu")) == ""
     monkeypatch.setenv(compiled.CACHE, str(tmp_path))
     function = compiled._Compiled(lambda _, x: x.tanh() * 3, 1)
-    with inductor_config.patch({"cpp.cxx": ("/bin/false",)}):
-        with pytest.raises(UserError, match=r"train\.kernels: .*InvalidCxxCompiler"):
-            function(None, torch.ones(3))
+    refused = pytest.raises(UserError, match=r"train\.kernels: .*InvalidCxxCompiler")
+    with inductor_config.patch({"cpp.cxx": ("/bin/false",)}), refused:
+        function(None, torch.ones(3))
 
 
 def test_a_backward_pass_in_a_thread_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
-"""What a moment of one layer on this machine makes of an estimate."""
+"""How a plan measures this machine: on steps of a small model, on a layer of a larger one."""
 
 import copy
 import dataclasses
+import itertools
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ def test_the_pace_is_operations_over_the_fastest_time(
 ) -> None:
     """One layer of the pocket model, rows that fill a pass: forward once, and again for the
     gradients of activations, of which attention's two products have two each."""
+    monkeypatch.setattr(machines, "SMALL_MODEL", 0)
     monkeypatch.setattr(machines, "_fastest", lambda call, device: 0.25)
     monkeypatch.setattr(machines, "_seconds_of", lambda call, device: 0.0)
     found = paced_machine(inputs)
@@ -42,6 +44,22 @@ def test_the_pace_is_operations_over_the_fastest_time(
     assert paced_machine(inputs, MACHINES["h100"]) is MACHINES["h100"]
 
 
+def test_steps_of_a_small_model_have_the_pace_and_leave_no_trace(
+    inputs: PreparedStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of a tenth of a second each: its tokens are those of the first group's step."""
+    clock = itertools.count(0.0, 0.1)
+    monkeypatch.setattr(machines.time, "perf_counter", lambda: next(clock))
+    before = torch.get_rng_state()
+    found = paced_machine(inputs)
+    assert torch.equal(torch.get_rng_state(), before)
+    (rate,) = found.rates.values()
+    counts = next(iter(inputs.grouping.counts.values()))
+    tokens = 2 * 8 * counts.mean_tokens  # two adapters, eight rows each
+    per_token = CostModel(inputs, found).operations_per_token()
+    assert rate * 1e12 * 0.1 == pytest.approx(per_token * tokens, rel=0.3)
+
+
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
@@ -52,8 +70,9 @@ def test_the_pace_is_operations_over_the_fastest_time(
     ],
 )
 def test_every_architecture_is_measured(
-    name: str, dtype: torch.dtype, inputs: PreparedStudy
+    name: str, dtype: torch.dtype, inputs: PreparedStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(machines, "SMALL_MODEL", 0)
     config = copy.deepcopy(config_of(name))
     config.vocab_size = int(inputs.base.config.vocab_size)
     full = tuple(trial for trial in inputs.trials if trial.is_full)
@@ -81,6 +100,7 @@ def test_a_study_that_only_scores_has_a_pace(tmp_path: Path) -> None:
 def test_a_model_that_cannot_be_measured_needs_a_given_pace(
     inputs: PreparedStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(machines, "SMALL_MODEL", 0)
     monkeypatch.setattr(machines, "_fastest", None)
     with pytest.raises(UserError, match=r"cannot be measured: .*--tokens-per-second"):
         paced_machine(inputs)

@@ -155,11 +155,11 @@ def _pace_of_steps(inputs: PreparedStudy, machine: Machine, group: Group) -> flo
         nonlocal begun
         each = tokens / max(1, len(losses))
         operations = sum(costs.training_operations(t, each) for t in trials[: len(losses)])
-        rates.append(operations / (time.perf_counter() - begun))
-        begun = time.perf_counter()
+        before, begun = begun, time.perf_counter()
+        rates.append(operations / (begun - before))
 
     def is_enough() -> bool:
-        return len(rates) >= FEWEST_STEPS and time.perf_counter() > ends
+        return len(rates) >= FEWEST_STEPS and begun > ends
 
     rows = inputs.data.rows_of(trials[0]).rows
     with torch.random.fork_rng(), suppress(Interrupted):
