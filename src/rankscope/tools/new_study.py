@@ -211,12 +211,13 @@ def fit_to_minutes(
     rows = of_step = train.batch_size * train.gradient_accumulation
     while FEWEST_UPDATES * training / steps > room and rows >= LEAST_ROWS + train.batch_size:
         rows -= train.batch_size
-    if (smaller := rows / of_step) < 1:
+    if rows < of_step:
         cuts.append(f"{rows} rows an update; another number may want other rates")
         accumulation = f"  gradient_accumulation: {rows // train.batch_size}"
         text = _replace_line(text, "  gradient_accumulation: ", accumulation)
-        steps = steps if train.max_steps else int(steps / smaller)
-        training *= smaller if train.max_steps else 1
+        study = prepared(text)  # smaller updates have a pace of their own
+        machine, steps = paced_machine(study), max(1, min(map(study.num_steps, study.trials)))
+        training = of_arms * sum(arm["training"] for arm in first_arms(study, machine)[1])
     length = max(FEWEST_UPDATES / steps, min(1.0, room / training))
     if length != 1:
         key = "epochs" if train.max_steps is None else "max_steps"
