@@ -14,8 +14,8 @@ from pocket_study import SETTINGS, results, run_interrupted, study_file
 from transformers import AutoModelForCausalLM
 
 from rankscope import load
-from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.evaluate.scorers.generation import stop_strings
+from rankscope.extensions.spectra.record import SpectraRecord
 from rankscope.records import TrialRecords
 from rankscope.run.study import Study
 

@@ -12,8 +12,8 @@ from command_line import rankscope
 from pocket_study import SETTINGS, leftovers, loaded, other_base, other_tokenizer, small_study
 from safetensors.torch import load_file, save_file
 
-from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.errors import UserError
+from rankscope.extensions.spectra.record import SpectraRecord
 from rankscope.models.adapters.folder import BASE_HASH
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
 from rankscope.records import BASE, StudyRecords

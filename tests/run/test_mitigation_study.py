@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from rankscope.config.loader import load_study_file
 from rankscope.data.study_data import replay_notes
 from rankscope.errors import UserError
+from rankscope.extensions.spectra.shrink import SourceAdapter, truncate
 from rankscope.models.model_folder import pocket_folder
 from rankscope.records import BASE, StudyRecords, TrialRecords, Variant, trial_of, variant_of
 from rankscope.run.begin import check_record_settings
@@ -21,7 +22,6 @@ from rankscope.run.outputs import write_outputs
 from rankscope.run.trials import make_trials
 from rankscope.store import Ledger, snapshot_path, weights_path
 from rankscope.tools.export import ExportRequest, export_trial
-from rankscope.tools.shrink import SourceAdapter, truncate
 
 
 def trial_with(study: StudyRecords, word: str) -> TrialRecords:

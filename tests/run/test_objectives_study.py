@@ -11,8 +11,8 @@ from command_line import Outcome, rankscope, write_rows
 
 from faults import flip_bit
 from rankscope.advise.recommend import recommend
-from rankscope.analyses.spectra.figures import NORM, draw_objectives
-from rankscope.analyses.spectra.record import SpectraRecord
+from rankscope.extensions.spectra.figures import NORM, draw_objectives
+from rankscope.extensions.spectra.record import SpectraRecord
 from rankscope.report.study_view import StudyView
 from rankscope.run.study import Study
 from rankscope.store import Ledger

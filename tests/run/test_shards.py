@@ -16,10 +16,10 @@ from torch import Tensor
 from toy_training import full_trial, protocol, toy_rows, trial
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config
 
-from rankscope.analyses.spectra import SpectraConfig
-from rankscope.analyses.spectra.spectra import full_spectra
 from rankscope.config.study import StudyConfig, TrainConfig
 from rankscope.errors import Interrupted, UserError
+from rankscope.extensions.spectra import SpectraConfig
+from rankscope.extensions.spectra.spectra import full_spectra
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.load import gathered_model, load_model, sharded_base
 from rankscope.models.methods import get_method

@@ -27,8 +27,8 @@ from pocket_study import (
 )
 from safetensors.torch import load_file
 
-from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.errors import NotFiniteError
+from rankscope.extensions.spectra.record import SpectraRecord
 from rankscope.models import load
 from rankscope.records import StudyRecords, TrialRecords
 from rankscope.run.outputs import write_outputs

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from synthetic_study import MODEL, PROVENANCE, Truth, synthetic_study
 
-from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.config.loader import study_values
 from rankscope.errors import IntegrityError, UserError
+from rankscope.extensions.spectra.record import SpectraRecord
 from rankscope.records import (
     BASE,
     CurvePoint,

@@ -234,7 +234,8 @@ def _unknown_key(location: Location, model: type[ConfigSection]) -> UserError:
     hint = f"did you mean {' or '.join(elsewhere)}?" if elsewhere else ""
     hint = hint or did_you_mean(key, known)
     more = f", ... ({len(known)} in all)" if len(known) > MAX_KEYS_SHOWN else ""
-    expected = "a known one" if hint else f"one of {', '.join(known[:MAX_KEYS_SHOWN])}{more}"
+    named = f"one of {', '.join(known[:MAX_KEYS_SHOWN])}{more}" if known else "none here"
+    expected = "a known one" if hint else named
     return UserError(found="an unknown key", expected=expected, do=hint)
 
 

@@ -12,7 +12,7 @@ import torch
 from pocket_study import ROUNDING, SETTINGS, leftovers, small_study
 from safetensors.torch import load_file
 
-from rankscope.analyses.spectra.record import SpectraRecord
+from rankscope.extensions.spectra.record import SpectraRecord
 from rankscope.records import BASE
 from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.prepare import prepare

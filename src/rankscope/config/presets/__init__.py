@@ -6,8 +6,8 @@ that is written, run and tested is the same. Its first line says what it is for.
 
 from pathlib import Path
 
-_ANALYSES = Path(__file__).parents[2] / "analyses"
-_FILES = [*Path(__file__).parent.glob("*.yaml"), *_ANALYSES.glob("*/presets/*.yaml")]
+_EXTENSIONS = Path(__file__).parents[2] / "extensions"
+_FILES = [*Path(__file__).parent.glob("*.yaml"), *_EXTENSIONS.glob("*/presets/*.yaml")]
 _FILES.sort(key=lambda file: (file.stem not in ("default", "pocket"), file.stem))
 _BY_NAME = {file.stem: file for file in _FILES}
 PRESETS: dict[str, str] = {
