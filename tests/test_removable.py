@@ -183,6 +183,7 @@ def test_the_source_archive_holds_what_its_pages_link_to(tmp_path: Path) -> None
     assert [link for link in linked if link not in held] == []
 
 
+@pytest.mark.usefixtures("minutes")
 def test_the_installed_wheel_runs_a_study(bin_folder: Path, tmp_path: Path) -> None:
     rankscope = bin_folder / "rankscope"
     where = run(bin_folder / "python", "-c", "import rankscope; print(rankscope.__file__)",

@@ -45,7 +45,7 @@ class ShardKiller(LocalExecutor):
                 self.has_killed = True
 
 
-@pytest.mark.usefixtures("shard_processes")
+@pytest.mark.usefixtures("minutes")
 @pytest.mark.parametrize("replicates", [False, True], ids=["cut", "replicated"])
 def test_a_unit_whose_shard_was_killed_continues_from_its_checkpoint(
     tmp_path: Path, replicates: bool

@@ -87,6 +87,7 @@ class Forked:
         return code
 
 
+@pytest.mark.usefixtures("minutes")
 def test_a_node_that_does_not_see_the_folder_sends_it_back(
     two_groups: dict[str, Any], launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

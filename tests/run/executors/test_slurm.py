@@ -114,7 +114,7 @@ def test_a_task_that_no_node_could_launch_is_queued_again(
     assert leftovers(out) == []
 
 
-@pytest.mark.usefixtures("shard_processes")
+@pytest.mark.usefixtures("minutes")
 def test_a_time_limit_and_nodes_that_are_drained_and_lost_cost_nothing(
     slurm: Path, launcher: Launcher, tmp_path: Path
 ) -> None:
