@@ -72,7 +72,7 @@ class Plan(Record):
     device_seconds: float  # What the study takes of all devices together
     shared_seconds: float
     """What comes before all groups. Without an executor the start and all work on the base. With
-    one the analyses of the base, and its scores if units train on rows that it samples."""
+    one the analyses of the base."""
     critical_seconds: float
     """That and the longest group or unit: no number of devices ends sooner."""
     wall_seconds: float  # On ``gpus`` devices: that first, then the groups, longest first
