@@ -18,7 +18,7 @@ from rankscope.config.presets import PRESETS, preset_text
 from rankscope.config.section import short_repr
 from rankscope.config.study import ModelConfig, StudyConfig
 from rankscope.config.task import TaskConfig
-from rankscope.config.yaml_lines import dump_flow, dump_text
+from rankscope.config.yaml_changes import put, read_values, with_values
 from rankscope.data.registry import NAMED_TASKS
 from rankscope.data.sources import DEV, READERS, SPLIT_FILES, check_file
 from rankscope.data.task_source import hub_tasks, missing_rows
@@ -58,8 +58,7 @@ def study_template(
     Args:
         preset: name of the preset; the default one is ``dpo`` for rows with a rejected answer.
         model: replaces the preset's model; a short form of the ``model`` key, such as ``./folder``
-            or ``owner/name``. ``pocket`` gives another file: the same question in tasks and
-            learning rates that suit that model (with ``task`` it gives the preset's own file).
+            or ``owner/name``. With ``pocket``, tasks, rates and sizes suit that model.
         task: keys of the user's own task; only for presets that train on the user's rows.
         data_dir: folder of the named tasks, as the study file will name it.
         retention: replaces the preset's retention tasks.
@@ -76,40 +75,101 @@ def study_template(
     scorer = (task or {}).get("scorer")
     if preset == "default" and scorer is not None and get_scorer(scorer).compares_with_base:
         preset = "dpo"
-    is_pocket = False
-    if model is not None:
-        with reading(f"--model {short_repr(model)}", "a model"):
-            is_pocket = ModelConfig.model_validate(model).pocket
-        if preset == "pocket" and not is_pocket:
-            found = f"the model {model!r}"
-            raise UserError("--preset pocket", found, "the pocket model", "choose another preset")
-    text = preset_text(preset, on_pocket=is_pocket and task is None and preset != "pocket")
-    if is_pocket and task is not None and not retention:
-        retention = ["pocket_general"]  # other tasks use words that the pocket model does not know
+    text, names = preset_text(preset), dict[str, list[str]]()
+    study, is_pocket = read_values(text), model is not None and _is_pocket(model)
+    if preset == "pocket" and model is not None and not is_pocket:
+        found = f"the model {model!r}"
+        raise UserError("--preset pocket", found, "the pocket model", "choose another preset")
+    if on_pocket := is_pocket and preset != "pocket":
+        names |= POCKET_TASKS
+        study = _on_pocket(study, has_own_rows=task is not None)
+        text = POCKET_HEAD + text.partition("\n")[2]  # in place of the purpose of the preset
+    if retention := list(retention):
+        study["evaluate"]["retention"] = names[DEFAULT_RETENTION] = retention
     if task is not None:
-        text = _with_own_task(text, preset, task)
+        names[OWN_TASK] = [task["name"]]
+    study = _renamed(study, names)
+    if task is not None:
+        _set_task(study, preset, task)
     if model is not None:
-        text = _replace_line(text, "model: ", f"model: {dump_text(model)}")
-        if (hidden := hidden_size(model)) is not None:
-            text = _with_usual_rates(text, hidden)
-    if retention:
-        names = ", ".join(map(dump_text, retention))
-        text = _replace_line(text, "  retention: [", f"  retention: [{names}]")
-        text = text.replace(f", {DEFAULT_RETENTION}]", f", {names}]")  # in other lists
+        study["model"] = model
+        if on_pocket or preset == "default":
+            _scale_rates(study, hidden_size(model) or USUAL_WIDTH)
     if may_lose is not None:
-        text = _with_limit(text, f"  max_forgetting: {may_lose:g} points")
+        study["objective"] = study.get("objective", {}) | {"max_forgetting": f"{may_lose:g} points"}
     if data_dir is not None:
-        text = _replace_line(text, "# data_dir: ", None)
-        text = _replace_line(text, "data_dir: ", None)
-        text = text.rstrip("\n") + f"\n\ndata_dir: {dump_text(data_dir)}\n"
-    return text
+        study = put(study, "data_dir", data_dir, "model")
+    return with_values(text, study)
 
 
-LORA_RATES, FULL_RATES = "    lr: [2.5e-4, 5e-4, 1e-3]", "    lr: [2.5e-5, 5e-5, 1e-4]"
-"""Lines of the default preset, whose middle rates suit a model of hidden size 2,000."""
+def _is_pocket(model: str) -> bool:
+    with reading(f"--model {short_repr(model)}", "a model"):
+        return ModelConfig.model_validate(model).pocket
+
+
+def _set_task(study: dict[str, Any], preset: str, task: Mapping[str, Any]) -> None:
+    """Put the user's own task in the place of a preset's example."""
+    if not takes_own_rows(preset):
+        found, do = "--data", "leave --data out, or choose the preset 'default'"
+        raise UserError(f"--preset {preset}", found, "none, as it trains on named tasks", do)
+    study["tasks"] = [study["tasks"][0] | dict(task)]
+    if study["name"] == "my-study":
+        study["name"] = task["name"]
+
+
+def _renamed(value: Any, names: Mapping[str, list[str]]) -> Any:
+    """Values with other tasks: several take the place of one in a list."""
+    if isinstance(value, dict):
+        return {key: _renamed(entry, names) for key, entry in value.items()}
+    if isinstance(value, list):
+        entries = [names.get(e, [e]) if isinstance(e, str) else [_renamed(e, names)] for e in value]
+        return [entry for some in entries for entry in some]
+    return names.get(value, [value])[0] if isinstance(value, str) else value
+
+
+# --- the pocket model ---------------------------------------------------------------------------
+
+POCKET_HEAD = "# On the pocket model, with tasks, rates and sizes that suit it:\n"
+POCKET_TASKS = {
+    OWN_TASK: ["pocket_med"],
+    DEFAULT_RETENTION: ["pocket_cloze", "pocket_math"],
+    "arc_challenge": ["pocket_law"],
+    "arc_easy": ["pocket_general"],
+    "gsm8k": ["pocket_gsm"],
+    "legal_mcq": ["pocket_law"],
+    "mathqa": ["pocket_math"],
+    "medmcqa": ["pocket_med"],
+    "mmlu": ["pocket_general"],
+}
+"""Task of a preset -> tasks of the pocket model's world."""
+POCKET_SIZES = {"epochs": 20, "batch_size": 64, "gradient_accumulation": 1}
+POCKET_WIDTH, POCKET_LENGTH, POCKET_ANSWER = 128, 64, 32  # The last two in tokens
+
+
+def _on_pocket(study: dict[str, Any], *, has_own_rows: bool) -> dict[str, Any]:
+    """A preset in sizes that suit the pocket model; a number of steps stays."""
+    train, example = study["train"], study["tasks"][0]
+    if isinstance(example, dict) and not has_own_rows:
+        study["tasks"] = ["gsm8k" if "scorer" in example else OWN_TASK]
+    train |= {} if "max_steps" in train else POCKET_SIZES
+    train["max_length"] = POCKET_LENGTH
+    for settings in (study["evaluate"], *train.get("objective", {}).values()):
+        settings["max_new_tokens"] = POCKET_ANSWER
+    for arm in study["arms"]:
+        if isinstance(arm.get("rank"), list):
+            arm["rank"] = [rank for rank in arm["rank"] if rank <= POCKET_WIDTH]
+    if spectra := study.get("analyze", {}).get("spectra"):
+        spectra["top_k"] = POCKET_WIDTH
+    return put(study, "dtype", "float32", "model")
+
+
+# --- rates --------------------------------------------------------------------------------------
+
+USUAL_RATE, USUAL_WIDTH = 5e-4, 2000
+"""A LoRA rate that suits a model of this hidden size, as those of the presets do."""
 RATE_POWER = 0.775
-"""Of 2,000 / hidden size, by which the best rate rises for smaller models: found for Llama models
-by Schulman et al. 2025, "LoRA Without Regret"."""
+"""The best rate grows with this power of (2,000 / hidden size): Schulman et al. 2025, "LoRA Without
+Regret", for Llama models."""
 
 
 def hidden_size(model: str) -> int | None:
@@ -122,48 +182,19 @@ def hidden_size(model: str) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def _with_usual_rates(text: str, hidden: int) -> str:
-    """The default preset with rates around the usual one of a model: factors of two, and for full
-    fine-tuning a tenth."""
-    usual = float(f"{5e-4 * (2000 / hidden) ** RATE_POWER:.1g}")
-    for line, middle in ((LORA_RATES, usual), (FULL_RATES, usual / 10)):
-        rates = ", ".join(f"{middle * f:.2g}" for f in (0.5, 1, 2))
-        text = text.replace(line, f"    lr: [{rates}]")
-    return text
+def _scale_rates(study: dict[str, Any], hidden: int) -> None:
+    """Make the rates of a preset those for a hidden size."""
+    usual = float(f"{USUAL_RATE * (USUAL_WIDTH / hidden) ** RATE_POWER:.1g}")
+    for arm in study["arms"]:
+        rates = arm["lr"] if isinstance(arm["lr"], list) else [arm["lr"]]
+        rates = [float(f"{rate * usual / USUAL_RATE:.2g}") for rate in rates]
+        arm["lr"] = rates if isinstance(arm["lr"], list) else rates[0]
 
 
 def takes_own_rows(preset: str) -> bool:
-    return preset in PRESETS and f"name: {OWN_TASK}\n" in preset_text(preset)
-
-
-def _with_own_task(text: str, preset: str, task: Mapping[str, Any]) -> str:
-    """The preset with the user's own task in place of its example."""
-    if f"name: {OWN_TASK}\n" not in text:
-        raise UserError(
-            f"--preset {preset}",
-            "--data",
-            "none, as it trains on named tasks",
-            "leave --data out, or choose the preset 'default'",
-        )
-    text = re.sub(rf"\b{OWN_TASK}\b", task["name"], text)
-    keys = [f"    {key}: {dump_flow(value)}" for key, value in task.items() if key != "name"]
-    for split in SPLIT_FILES[1:]:
-        text = _replace_line(text, f"    # {split}: ", None)
-    text = _replace_line(text, "    train: ", "\n".join(keys))
-    return _replace_line(text, "name: my-study", f"name: {task['name']}")
-
-
-def _with_limit(text: str, line: str) -> str:
-    """The preset with this line in place of its limit, or in its objective."""
-    without = _replace_line(text, "  max_forgetting: ", None)
-    with_limit = _replace_line(without, "objective:", f"objective:\n{line}")
-    return with_limit if line in with_limit else f"{without.rstrip()}\n\nobjective:\n{line}\n"
-
-
-def _replace_line(text: str, start: str, line: str | None) -> str:
-    """Replace every line that starts with ``start``; None removes it."""
-    replaced = [line if old.startswith(start) else old for old in text.splitlines()]
-    return "\n".join(new for new in replaced if new is not None) + "\n"
+    """Whether a preset trains on the user's rows."""
+    tasks = read_values(preset_text(preset))["tasks"] if preset in PRESETS else []
+    return any(isinstance(task, dict) and task["name"] == OWN_TASK for task in tasks)
 
 
 # --- a time to fit ------------------------------------------------------------------------------
@@ -192,9 +223,9 @@ def fit_to_minutes(
             draft.flush()
             return prepare(load_study_file(Path(draft.name)), reporter, is_plan=True)
 
-    text = _replace_line(text, "strategy: ", None)
-    text = text.rstrip() + f"\n\nstrategy: search\nbudget: {minutes:g} minutes\n"
-    study, cuts = prepared(text), list[str]()
+    values = put(read_values(text), "strategy", "search", "seeds")
+    values = put(values, "budget", f"{minutes:g} minutes", "strategy")
+    study, cuts = prepared(with_values(text, values)), list[str]()
     machine, evaluate, train = measured_machine(study), study.config.evaluate, study.config.train
     base, arms = first_arms(study, machine)
     limit, steps = 60 * minutes, max(1, min(map(study.num_steps, study.trials)))
@@ -203,7 +234,7 @@ def fit_to_minutes(
     if scoring > SCORING_SHARE * limit and evaluate.max_items:
         items = max(FEWEST_ITEMS, int(evaluate.max_items * SCORING_SHARE * limit / scoring))
         cuts.append(f"{items} items a split, so gains are known less well")
-        text = _replace_line(text, "  max_items: ", f"  max_items: {items}")
+        values["evaluate"]["max_items"] = items
         scoring *= items / evaluate.max_items
     training = of_arms * sum(arm["training"] for arm in arms)
     least = FEWEST_UPDATES / steps
@@ -213,7 +244,8 @@ def fit_to_minutes(
         number = length * (train.max_steps or train.epochs)
         number = ceil(number) if train.max_steps else ceil(100 * number) / 100
         cuts.append(f"{key} {number:g}; another length may change the order of arms")
-        text = _replace_line(text, f"  {key}: ", f"  {key}: {number:g}")
+        values["train"][key] = number
+    text = with_values(text, values)
     if not anyway:
         check_time(prepared(text), machine)
     return text, {"cuts": cuts, "notes": busy_notes()}

@@ -15,7 +15,7 @@ from typing import Any
 
 from rankscope.config.arm import resolved_alpha
 from rankscope.config.study import ModelConfig
-from rankscope.config.yaml_lines import dump_flow
+from rankscope.config.yaml_changes import read_values, with_values
 from rankscope.data.sources import READERS, read_file
 from rankscope.errors import UserError
 from rankscope.tools.new_study import MAX_BYTES_READ, model_for_study_file, own_rows, split_files
@@ -163,15 +163,18 @@ def _assembled(
     head = _table(run, [*notes, f"train.labels: {run.labels(row)}"])
 
     def study(text: str) -> str:
-        _, _, text = text.partition("\n")  # the purpose of the preset
-        text = re.sub("^model: .*", lambda _: f"model: {dump_flow(base)}", text, flags=re.M)
-        text = _with_section(text, "arms", _arm(run))
-        text = _with_section(text, "train", _train(run, warmup, run.labels(row)))
+        text = text.partition("\n")[2]  # without the purpose of the preset
+        values = read_values(text)
+        values |= {
+            "model": base,
+            "arms": [_arm(run)],
+            "train": _train(run, warmup, run.labels(row)),
+        }
         if len(tasks) > 1:
-            line = f"  cross_domain: {dump_flow(tasks)}"
-            text = re.sub("  # cross_domain: .*", lambda _: line, text)
-        quantize = "\nquantize: 4bit\n" if run.facts.get("four_bit") else ""
-        return f"{head}#\n{text}{quantize}"
+            values["evaluate"]["cross_domain"] = tasks
+        if run.facts.get("four_bit"):
+            values["quantize"] = "4bit"
+        return f"{head}#\n{with_values(text, values)}"
 
     told = [lines[0] for _, _, lines in parts]
     told.append(f"a file of {run.name}: {len(run.went)} keys are in the study, {len(run.left)} are "
@@ -182,19 +185,14 @@ def _assembled(
     return short, tasks[0] if len(tasks) == 1 else both, study, "\n".join(told), problem
 
 
-def _with_section(text: str, name: str, lines: list[str]) -> str:
-    """The preset with other lines in one of its sections."""
-    section = "".join(f"  {line}\n" for line in lines)
-    return re.sub(rf"(?<=^{name}:\n)(  .*\n)+", lambda _: section, text, count=1, flags=re.M)
-
-
-def _arm(run: TrainerFile) -> list[str]:
+def _arm(run: TrainerFile) -> dict[str, Any]:
     """The arm around theirs: its rank and rate are in the middle."""
     facts, rank = run.facts, run.facts["rank"]
     alpha, method = resolved_alpha(facts["alpha"], rank), run.methods[0]
     ranks = sorted({max(1, rank // 4), rank, max(rank, min(4 * rank, MAX_RANK))})
     ratio = alpha / rank
-    values = {
+    return {
+        "method": method,
         "rank": ranks,
         # rsLoRA's own scaling keeps the size of the update at any rank.
         "alpha": alpha if method == "rslora" else f"{int(ratio) if ratio % 1 == 0 else ratio}r",
@@ -203,16 +201,13 @@ def _arm(run: TrainerFile) -> list[str]:
         else DEFAULT_RATES,
         **{name: facts[name] for name in ("targets", "dropout", "lr_ratio") if facts.get(name)},
     }
-    lines = [f"  {key}: {dump_flow(value)}" for key, value in values.items()]
-    return [f"- method: {method}", *lines, "# - {method: full, lr: [1e-5, 5e-5]}"]
 
 
-def _train(run: TrainerFile, warmup: float, labels: str) -> list[str]:
+def _train(run: TrainerFile, warmup: float, labels: str) -> dict[str, Any]:
     values = {name: run.facts[name] for name in COPIED if name in run.facts}
     if "max_steps" in values:
         values.pop("epochs", None)
-    values |= {"warmup_fraction": warmup, "labels": labels}
-    return [f"{key}: {dump_flow(value)}" for key, value in values.items()]
+    return values | {"warmup_fraction": warmup, "labels": labels}
 
 
 def _warmup(run: TrainerFile, num_rows: int, notes: list[str]) -> float:

@@ -17,7 +17,6 @@ PRESETS: dict[str, str] = {
 """Purpose of each preset, by name."""
 
 
-def preset_text(name: str, *, on_pocket: bool = False) -> str:
-    """The study file of a preset, or its variant for the pocket model."""
-    file = _BY_NAME[name]
-    return (file.parent / "on_pocket" / file.name if on_pocket else file).read_text("utf-8")
+def preset_text(name: str) -> str:
+    """The study file of a preset."""
+    return _BY_NAME[name].read_text("utf-8")
