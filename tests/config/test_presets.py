@@ -199,7 +199,7 @@ def test_own_rows_and_a_data_folder_are_written_in(tmp_path: Path) -> None:
     # The pocket model knows no other words than those of its world.
     assert [t.name for t in config.evaluate.retention] == ["pocket_cloze", "pocket_math"]
     assert config.data_dir == str(tmp_path.parent / "data")
-    assert "\nmodel: pocket\ndata_dir: ../data\ndtype: float32\n\n#" in text
+    assert "\nmodel: pocket\ndtype: float32\ndata_dir: ../data\n\n#" in text
     with pytest.raises(UserError, match="named tasks"):
         study_template("paper", task=task)
 

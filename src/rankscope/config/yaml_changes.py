@@ -1,55 +1,140 @@
-"""The one way to change YAML: parse it, change its values, and write these over the text.
+"""The one way to change a file of settings: parse it, change values, and write these over the text.
 
-Entries that stay the same keep every character, and comments stay where they are.
+All else keeps every character, comments included. Keys of nested entries are joined with dots.
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from rankscope.config.yaml_lines import Document, compose, dump_text
+from rankscope.errors import UserError
 
-Edit = tuple[int, int, str]
-"""Where replaced text begins and ends, and the new text."""
+Style = Literal["yaml", "json", "python"]
+Span = tuple[int, int, int, int, int]
+"""A text and places there: where an entry begins, its value begins and ends, and all of it ends."""
+Edit = tuple[int, int, int, str]
+"""A text, where its replaced part begins and ends, and the new part."""
+ENTRIES = {"yaml": "{}: {}", "json": '"{}": {}', "python": "{}={}"}
 REST_OF_LINE = re.compile(r"(,?)([ \t]*(?:#[^\r\n]*)?)(?=\r?\n|\Z)")
+AFTER = {"data_dir": "model", "dtype": "model", "strategy": "seeds", "budget": "strategy"}
+"""Key of a study file -> the key that it follows if it is added."""
 
 
 def read_values(text: str) -> dict[str, Any]:
-    """The plain values of a text that is a mapping."""
+    """The values of a study file."""
     root = compose(text, "")
-    assert isinstance(root, yaml.MappingNode)
+    assert root is not None
     values: dict[str, Any] = Document(root, Path()).values
     return values
 
 
-def put(values: Mapping[str, Any], key: str, value: Any, after: str) -> dict[str, Any]:
-    """The values with another value of a key, which follows ``after`` unless it has a place."""
-    names = list(values)
-    if key not in values:
-        names.insert(names.index(after) + 1, key)
-    return {name: value if name == key else values[name] for name in names}
+def with_values(text: str, values: Mapping[str, Any]) -> str:
+    """A study file with other values: it keeps its sections, and may get more."""
+    root = compose(text, "")
+    assert root is not None
+    changes = dict(_changes("", Document(root, Path()).values, values))
+    return with_changes([text], spans_of(root), "yaml", changes)[0]
 
 
-def with_values(text: str, values: Mapping[str, Any], root: yaml.Node | None = None) -> str:
-    """The text with these values: keys that it lacks follow those that are before them.
-
-    ``root``: the text as parsed, if it is parsed in another way than a study file.
-    """
-    node = root or compose(text, "")
-    assert isinstance(node, yaml.MappingNode)
-    style = "json" if node.flow_style else "yaml"
-    edits = _edits(text, node, 0, Document(node, Path()).values, values, style)
-    for start, end, new in sorted(edits, reverse=True):
-        text = text[:start] + new + text[end:]
-    return text
+def _changes(place: str, old: Any, new: Any) -> Iterator[tuple[str, Any]]:
+    """The entries that differ; a list of another length, and a mapping that lacks keys, is one."""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        old, new = dict(enumerate(old)), dict(enumerate(new))
+    if isinstance(old, dict) and isinstance(new, dict) and old.keys() <= new.keys():
+        for key, value in new.items():
+            name = f"{place}.{key}" if place else key
+            yield from _changes(name, old[key], value) if key in old else [(name, value)]
+    elif old != new:
+        yield place, new
 
 
-def literal(value: Any, style: str = "yaml") -> str:
-    """A value on one line, in the style of ``yaml``, ``json`` or ``python``.
+def spans_of(node: yaml.Node, place: str = "") -> dict[str, Span]:
+    """The spans of all entries below a node; a block ends before the comments that follow it."""
+    spans = dict[str, Span]()
+    for number, pair in enumerate(node.value if isinstance(node, yaml.CollectionNode) else ()):
+        key, value = pair if isinstance(pair, tuple) else (pair, pair)
+        name = place + (str(number) if key is value else key.value)
+        below = spans_of(value, name + ".")
+        is_block = below and not value.flow_style
+        end = max(span[3] for span in below.values()) if is_block else value.end_mark.index
+        spans |= {name: (0, key.start_mark.index, value.start_mark.index, end, end), **below}
+    return spans
+
+
+def with_changes(
+    texts: Sequence[str], spans: Mapping[str, Span], style: Style, changes: Mapping[str, Any]
+) -> list[str]:
+    """The texts of a file with other values of some keys. Raises UserError: a missing key of a call
+    that is not there."""
+    changed, added = list(texts), dict[str, list[str]]()
+    for key in [key for key in changes if key not in spans]:
+        name, value = key.rpartition(".")[2], changes[key]
+        entry = ENTRIES[style].format(name, literal(value, style))
+        if key == name and isinstance(value, dict):
+            entry = "\n  ".join((f"\n{name}:", *_lines(value)))
+        added.setdefault(_neighbor(key, spans), []).append(entry)
+    edits = [_addition(texts, spans[key], entries, style) for key, entries in added.items()]
+    edits += [_edit(texts, spans[key], changes[key], style) for key in changes if key in spans]
+    for part, start, end, new in sorted(edits, key=lambda edit: edit[:2], reverse=True):
+        changed[part] = changed[part][:start] + new + changed[part][end:]
+    return changed
+
+
+def _neighbor(key: str, spans: Mapping[str, Span]) -> str:
+    """The key that a missing one follows: the last of its mapping or call that begins alike, as in
+    ``lora_``, else the last one."""
+    after = AFTER.get(key)
+    if after is not None:
+        return after if after in spans else _neighbor(after, spans)
+    inside = [other for other in spans if other.rpartition(".")[0] == key.rpartition(".")[0]]
+    if not inside:
+        raise UserError(found=f"no call that takes {key}", expected="one", do="add it to the file")
+    alike = [other for other in inside if other.startswith(key.partition("_")[0] + "_")]
+    return max(alike or inside, key=spans.__getitem__)
+
+
+def _addition(texts: Sequence[str], span: Span, entries: list[str], style: Style) -> Edit:
+    """Entries behind another: on lines of their own if it has one."""
+    part, first, _, _, last = span
+    text, comma = texts[part], "," * (style != "yaml")
+    last = len(text[:last].rstrip())
+    margin = text[text.rfind("\n", 0, first) + 1 : first]
+    rest = REST_OF_LINE.match(text, last)
+    if margin.strip() or rest is None:
+        return part, last, last, "".join(f", {entry}" for entry in entries)
+    newline = "\r\n" if "\r\n" in text else "\n"
+    lines = comma.join(f"{newline}{margin}{entry}" for entry in entries)
+    return part, last, rest.end(), f"{comma}{rest[2]}{lines}{rest[1]}"
+
+
+def _edit(texts: Sequence[str], span: Span, value: Any, style: Style) -> Edit:
+    """Another value in the place of one; a block of YAML stays one."""
+    part, first, start, end, _ = span
+    text = texts[part]
+    if style == "yaml" and "\n" in text[first:start]:
+        if isinstance(value, list | dict) and value:
+            margin = " " * (start - text.rfind("\n", 0, start) - 1)
+            return part, start, end, f"\n{margin}".join(_lines(value))
+        start = text.index(":", first) + 1
+    space = " " * (start == end or (style == "yaml" and text[start - 1] == ":"))
+    return part, start, end, space + literal(value, style)
+
+
+def _lines(value: Any) -> list[str]:
+    """The lines of a block: one for each entry, and for each of those of a mapping in a list."""
+    if isinstance(value, dict):
+        return [f"{key}: {literal(entry)}" for key, entry in value.items()]
+    entries = [_lines(entry) if isinstance(entry, dict) else [literal(entry)] for entry in value]
+    return [f"{' ' if place else '-'} {line}" for e in entries for place, line in enumerate(e)]
+
+
+def literal(value: Any, style: Style = "yaml") -> str:
+    """A value on one line.
 
     Numbers have a point before an exponent, without which YAML 1.1 reads text.
     """
@@ -61,118 +146,6 @@ def literal(value: Any, style: str = "yaml") -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(literal(entry, style) for entry in value)}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {literal(entry)}' for key, entry in value.items())}}}"
+        return f"{{{', '.join(_lines(value))}}}"
     is_plain = style == "yaml" and not set(str(value)) & set("\n,[]{}")
     return dump_text(value) if is_plain else json.dumps(value, ensure_ascii=False)
-
-
-def addition(text: str, first: int, last: int, entries: list[str], comma: str) -> Edit:
-    """Entries behind the one from ``first`` to ``last``, on lines of their own if it has one.
-
-    ``comma`` stands between two entries; it is empty in a block of YAML.
-    """
-    last = len(text[:last].rstrip())
-    margin = _margin(text, first)
-    rest = REST_OF_LINE.match(text, last)
-    if rest is None or (comma and margin.strip()):
-        return last, last, "".join(f", {entry}" for entry in entries)
-    newline = "\r\n" if "\r\n" in text else "\n"
-    if comma:
-        lines = comma.join(f"{newline}{margin}{entry}" for entry in entries)
-        return last, rest.end(), f"{comma}{rest[2]}{lines}{rest[1]}"
-    end = _end_of_lines(text, first, last)
-    lines = "".join(f"{newline}{' ' * len(margin)}{entry}" for entry in entries)
-    return end, end, lines
-
-
-def _end_of_lines(text: str, first: int, last: int) -> int:
-    """The end of an entry of a block with the comments behind it: on its last line, and below it
-    those that are indented more than the entry."""
-    margin = len(_margin(text, first)) + 1
-    below = rf"[^\r\n]*(?:\r?\n {{{margin},}}#[^\r\n]*)*"
-    found = re.compile(below).match(text, len(text[:last].rstrip()))
-    assert found is not None
-    return found.end()
-
-
-def _edits(
-    text: str, node: yaml.Node, beside: int, old: Any, new: Any, style: str
-) -> Iterator[Edit]:
-    """The edits that make the value of a node another: of its entries, or of the whole node.
-
-    ``beside`` is where its key or dash ends.
-    """
-    if old == new:
-        return
-    olds, news = _by_key(old), _by_key(new) if isinstance(new, type(old)) else {}
-    places = {key: _place(text, node, number) for number, key in enumerate(olds)}
-    kept, lost = [key for key in olds if key in news], [key for key in olds if key not in news]
-    is_longer = isinstance(new, list) and len(news) > len(olds)
-    behind_a_dash = (
-        lost and lost[0] == next(iter(olds)) and _margin(text, places[lost[0]][0]).strip()
-    )
-    if not kept or behind_a_dash or (node.flow_style and (lost or is_longer)):
-        start, end = _span(node)
-        is_block = isinstance(node, yaml.CollectionNode) and not node.flow_style
-        space = " " * (is_block or start == end)
-        yield beside if is_block else start, end, space + literal(new, style)
-        return
-    behind, place = dict[Any, list[str]](), kept[-1]
-    for key, value in news.items():
-        if key in olds:
-            _, beside, child = places[key]
-            yield from _edits(text, child, beside, olds[key], value, style)
-            place = key
-        else:
-            behind.setdefault(place, []).append(_entry(key, value, style))
-    for key, entries in behind.items():
-        first, _, child = places[key]
-        comma = "," * bool(node.flow_style)
-        yield addition(text, first, _span(child)[1], entries, comma)
-    for key in lost:
-        first, _, child = places[key]
-        end = _end_of_lines(text, first, _span(child)[1])
-        yield max(0, text.rfind("\n", 0, first)), end, ""
-
-
-def _margin(text: str, first: int) -> str:
-    """What is before an entry on its line."""
-    return text[text.rfind("\n", 0, first) + 1 : first]
-
-
-def _by_key(value: Any) -> dict[Any, Any]:
-    """The entries of a mapping, or of a list by position."""
-    if isinstance(value, list):
-        return dict(enumerate(value))
-    return value if isinstance(value, dict) else {}
-
-
-def _place(text: str, node: yaml.Node, number: int) -> tuple[int, int, yaml.Node]:
-    """Where the key or dash of an entry begins and ends, and the node of its value."""
-    entry = node.value[number]
-    if isinstance(entry, tuple):
-        key, value = entry
-        return key.start_mark.index, text.index(":", key.end_mark.index) + 1, value
-    first: int = entry.start_mark.index
-    if not node.flow_style:
-        first = text.rindex("-", 0, first)
-    return first, first + 1, entry
-
-
-def _span(node: yaml.Node) -> tuple[int, int]:
-    """Where a value begins and ends, without the comments that follow a block."""
-    is_block = isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value
-    last = node.value[-1] if is_block else None
-    last = last[1] if isinstance(last, tuple) else last
-    return node.start_mark.index, _span(last)[1] if last else node.end_mark.index
-
-
-def _entry(key: str | int, value: Any, style: str) -> str:
-    """A new entry; a mapping becomes a section of its own."""
-    if style == "json":
-        return f"{json.dumps(key)}: {literal(value, style)}"
-    if isinstance(key, int):
-        return f"- {literal(value)}"
-    if isinstance(value, dict):
-        return "\n".join((f"\n{key}:", *(f"  {k}: {literal(v)}" for k, v in value.items())))
-    return f"{key}: {literal(value)}"

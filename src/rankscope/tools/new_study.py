@@ -14,11 +14,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rankscope.config.loader import load_study_file
-from rankscope.config.presets import PRESETS, preset_text
+from rankscope.config.presets import ON_POCKET, PRESETS, preset_text
 from rankscope.config.section import short_repr
 from rankscope.config.study import ModelConfig, StudyConfig
 from rankscope.config.task import TaskConfig
-from rankscope.config.yaml_changes import put, read_values, with_values
+from rankscope.config.yaml_changes import read_values, with_values
 from rankscope.data.registry import NAMED_TASKS
 from rankscope.data.sources import DEV, READERS, SPLIT_FILES, check_file
 from rankscope.data.task_source import hub_tasks, missing_rows
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 OWN_TASK = "my_task"  # Name of the task in presets that train on the user's rows
 DEFAULT_RETENTION = "common_facts"
+POCKET_HEAD = "# On the pocket model, with tasks, rates and sizes that suit it:\n"
 OTHER_NAMES = {"validation": ("validation", "valid", "val", "dev"), "test": ("test", "eval")}
 """Split -> names of its file in a folder of rows, the usual one first."""
 MAX_BYTES_READ = 20 * 2**20  # A larger file is not read by ``init``, which answers at once
@@ -75,36 +76,40 @@ def study_template(
     scorer = (task or {}).get("scorer")
     if preset == "default" and scorer is not None and get_scorer(scorer).compares_with_base:
         preset = "dpo"
-    text, names = preset_text(preset), dict[str, list[str]]()
-    study, is_pocket = read_values(text), model is not None and _is_pocket(model)
-    if preset == "pocket" and model is not None and not is_pocket:
-        found = f"the model {model!r}"
-        raise UserError("--preset pocket", found, "the pocket model", "choose another preset")
+    text, is_pocket = preset_text(preset), False
+    study, names = read_values(text), dict[str, str]()
+    if model is not None:
+        study["model"] = model
+        with reading(f"--model {short_repr(model)}", "a model"):
+            is_pocket = ModelConfig.model_validate(model).pocket
+        if preset == "pocket" and not is_pocket:
+            found = f"the model {model!r}"
+            raise UserError("--preset pocket", found, "the pocket model", "choose another preset")
     if on_pocket := is_pocket and preset != "pocket":
-        names |= POCKET_TASKS
-        study = _on_pocket(study, has_own_rows=task is not None)
+        names |= ON_POCKET["tasks"]
+        retention = [*retention] or ON_POCKET["retention"]
+        study = _on_pocket(study, is_example=task is None)
         text = POCKET_HEAD + text.partition("\n")[2]  # in place of the purpose of the preset
-    if retention := list(retention):
-        study["evaluate"]["retention"] = names[DEFAULT_RETENTION] = retention
     if task is not None:
-        names[OWN_TASK] = [task["name"]]
+        names[OWN_TASK] = task["name"]
+    if retention := [*retention]:
+        names[DEFAULT_RETENTION] = retention[0]
+        study["evaluate"]["retention"] = retention
     study = _renamed(study, names)
     if task is not None:
         _set_task(study, preset, task)
-    if model is not None:
-        study["model"] = model
-        if on_pocket or preset == "default":
-            _scale_rates(study, hidden_size(model) or USUAL_WIDTH)
+    if model is not None and (on_pocket or preset == "default"):
+        _scale_rates(study, hidden_size(model) or USUAL_WIDTH)
     if may_lose is not None:
         study["objective"] = study.get("objective", {}) | {"max_forgetting": f"{may_lose:g} points"}
     if data_dir is not None:
-        study = put(study, "data_dir", data_dir, "model")
+        study["data_dir"] = data_dir
     return with_values(text, study)
 
 
-def _is_pocket(model: str) -> bool:
-    with reading(f"--model {short_repr(model)}", "a model"):
-        return ModelConfig.model_validate(model).pocket
+def takes_own_rows(preset: str) -> bool:
+    """Whether a preset trains on the user's rows: then its task is an example."""
+    return preset in PRESETS and isinstance(read_values(preset_text(preset))["tasks"][0], dict)
 
 
 def _set_task(study: dict[str, Any], preset: str, task: Mapping[str, Any]) -> None:
@@ -112,58 +117,36 @@ def _set_task(study: dict[str, Any], preset: str, task: Mapping[str, Any]) -> No
     if not takes_own_rows(preset):
         found, do = "--data", "leave --data out, or choose the preset 'default'"
         raise UserError(f"--preset {preset}", found, "none, as it trains on named tasks", do)
-    study["tasks"] = [study["tasks"][0] | dict(task)]
+    study["tasks"][0] |= task
     if study["name"] == "my-study":
         study["name"] = task["name"]
 
 
-def _renamed(value: Any, names: Mapping[str, list[str]]) -> Any:
-    """Values with other tasks: several take the place of one in a list."""
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """Values with other names of tasks."""
     if isinstance(value, dict):
         return {key: _renamed(entry, names) for key, entry in value.items()}
     if isinstance(value, list):
-        entries = [names.get(e, [e]) if isinstance(e, str) else [_renamed(e, names)] for e in value]
-        return [entry for some in entries for entry in some]
-    return names.get(value, [value])[0] if isinstance(value, str) else value
+        return [_renamed(entry, names) for entry in value]
+    return names.get(value, value) if isinstance(value, str) else value
 
 
-# --- the pocket model ---------------------------------------------------------------------------
-
-POCKET_HEAD = "# On the pocket model, with tasks, rates and sizes that suit it:\n"
-POCKET_TASKS = {
-    OWN_TASK: ["pocket_med"],
-    DEFAULT_RETENTION: ["pocket_cloze", "pocket_math"],
-    "arc_challenge": ["pocket_law"],
-    "arc_easy": ["pocket_general"],
-    "gsm8k": ["pocket_gsm"],
-    "legal_mcq": ["pocket_law"],
-    "mathqa": ["pocket_math"],
-    "medmcqa": ["pocket_med"],
-    "mmlu": ["pocket_general"],
-}
-"""Task of a preset -> tasks of the pocket model's world."""
-POCKET_SIZES = {"epochs": 20, "batch_size": 64, "gradient_accumulation": 1}
-POCKET_WIDTH, POCKET_LENGTH, POCKET_ANSWER = 128, 64, 32  # The last two in tokens
-
-
-def _on_pocket(study: dict[str, Any], *, has_own_rows: bool) -> dict[str, Any]:
-    """A preset in sizes that suit the pocket model; a number of steps stays."""
-    train, example = study["train"], study["tasks"][0]
-    if isinstance(example, dict) and not has_own_rows:
+def _on_pocket(study: dict[str, Any], *, is_example: bool) -> dict[str, Any]:
+    """A preset in sizes that suit the pocket model; ``is_example``: its task has no rows."""
+    train, example, width = study["train"], study["tasks"][0], ON_POCKET["width"]
+    if isinstance(example, dict) and is_example:
         study["tasks"] = ["gsm8k" if "scorer" in example else OWN_TASK]
-    train |= {} if "max_steps" in train else POCKET_SIZES
-    train["max_length"] = POCKET_LENGTH
+    if "max_steps" not in train:
+        train |= ON_POCKET["train"]
     for settings in (study["evaluate"], *train.get("objective", {}).values()):
-        settings["max_new_tokens"] = POCKET_ANSWER
+        settings["max_new_tokens"] = ON_POCKET["max_new_tokens"]
     for arm in study["arms"]:
         if isinstance(arm.get("rank"), list):
-            arm["rank"] = [rank for rank in arm["rank"] if rank <= POCKET_WIDTH]
-    if spectra := study.get("analyze", {}).get("spectra"):
-        spectra["top_k"] = POCKET_WIDTH
-    return put(study, "dtype", "float32", "model")
+            arm["rank"] = [rank for rank in arm["rank"] if rank <= width]
+    if "spectra" in study.get("analyze", {}):
+        study["analyze"]["spectra"]["top_k"] = width
+    return study | {"dtype": "float32"}
 
-
-# --- rates --------------------------------------------------------------------------------------
 
 USUAL_RATE, USUAL_WIDTH = 5e-4, 2000
 """A LoRA rate that suits a model of this hidden size, as those of the presets do."""
@@ -189,12 +172,6 @@ def _scale_rates(study: dict[str, Any], hidden: int) -> None:
         rates = arm["lr"] if isinstance(arm["lr"], list) else [arm["lr"]]
         rates = [float(f"{rate * usual / USUAL_RATE:.2g}") for rate in rates]
         arm["lr"] = rates if isinstance(arm["lr"], list) else rates[0]
-
-
-def takes_own_rows(preset: str) -> bool:
-    """Whether a preset trains on the user's rows."""
-    tasks = read_values(preset_text(preset))["tasks"] if preset in PRESETS else []
-    return any(isinstance(task, dict) and task["name"] == OWN_TASK for task in tasks)
 
 
 # --- a time to fit ------------------------------------------------------------------------------
@@ -223,8 +200,7 @@ def fit_to_minutes(
             draft.flush()
             return prepare(load_study_file(Path(draft.name)), reporter, is_plan=True)
 
-    values = put(read_values(text), "strategy", "search", "seeds")
-    values = put(values, "budget", f"{minutes:g} minutes", "strategy")
+    values = read_values(text) | {"strategy": "search", "budget": f"{minutes:g} minutes"}
     study, cuts = prepared(with_values(text, values)), list[str]()
     machine, evaluate, train = measured_machine(study), study.config.evaluate, study.config.train
     base, arms = first_arms(study, machine)

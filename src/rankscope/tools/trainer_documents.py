@@ -8,7 +8,7 @@ assigned to, once and at top level. Any other expression is ``computed``.
 import ast
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from json.scanner import py_make_scanner  # type: ignore[attr-defined]
@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from rankscope.config.yaml_changes import Edit, addition, literal, put, with_values
+from rankscope.config.yaml_changes import Span, Style, spans_of, with_changes
 from rankscope.config.yaml_lines import Document, compose
 from rankscope.errors import UserError, reading
 
@@ -32,54 +32,19 @@ class TrainerDocument:
 
     path: Path  # As given; a folder for an adapter
     texts: list[str]
+    style: Style
     values: dict[str, Any] = field(default_factory=dict)
     """By key, in Python by ``Call.argument``."""
-    root: yaml.Node | None = None  # The text of YAML or JSON as parsed; None of Python
     computed: dict[str, str] = field(default_factory=dict)  # Key -> expression
-    spans: dict[str, tuple[int, int, int, int, int]] = field(default_factory=dict)
-    """In Python, key -> its text, and places there: where it begins, where its value begins and
-    ends, and where all of it ends."""
+    spans: dict[str, Span] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)  # Cells that are no Python
     called: set[str] = field(default_factory=set)  # Last names of all calls
-
-    @property
-    def is_code(self) -> bool:
-        return self.root is None
 
     def patched(self, changes: Mapping[str, Any]) -> str:
         """The file with other values of some keys. Raises UserError: a missing key of a call that
         is not there."""
-        if self.root is not None:
-            values = self.values
-            for key, value in changes.items():
-                values = put(values, key, value, self._neighbor(key, values))
-            return with_values(self.texts[0], values, self.root)
-        texts, added = list(self.texts), dict[str, list[str]]()
-        edits = list[tuple[int, Edit]]()
-        for key, value in changes.items():
-            new = literal(value, "python")
-            if key in self.spans:
-                part, _, start, end, _ = self.spans[key]
-                edits.append((part, (start, end, new)))
-            else:
-                entry = f"{key.rpartition('.')[2]}={new}"
-                added.setdefault(self._neighbor(key, self.spans), []).append(entry)
-        for key, entries in added.items():
-            part, first, _, _, last = self.spans[key]
-            edits.append((part, addition(texts[part], first, last, entries, ",")))
-        for part, (start, end, new) in sorted(edits, reverse=True):
-            texts[part] = texts[part][:start] + new + texts[part][end:]
+        texts = with_changes(self.texts, self.spans, self.style, changes)
         return self._notebook(texts) if self.path.suffix == ".ipynb" else texts[0]
-
-    def _neighbor(self, key: str, keys: Iterable[str]) -> str:
-        """The key that a missing one follows: the last of its mapping or call that begins alike,
-        as in ``lora_``, else the last one."""
-        call = key.rpartition(".")[0]
-        inside = [other for other in keys if other.rpartition(".")[0] == call]
-        if not inside:
-            raise UserError(self.path, f"no call that takes {key}", "one", "add it to the file")
-        alike = [other for other in inside if other.startswith(key.partition("_")[0] + "_")]
-        return (alike or inside)[-1]
 
     def _notebook(self, texts: list[str]) -> str:
         """The notebook with the sources of the changed cells written again, in its own layout."""
@@ -131,14 +96,15 @@ def read_document(path: Path, calls: Mapping[str, Sequence[str]]) -> TrainerDocu
     if plain.problems:
         raise UserError(file, "values that cannot be read", faults=[
             f"{mark}: {problem}" for _, mark, problem in plain.problems])  # fmt: skip
-    return TrainerDocument(path, [text], plain.values, root=root)
+    style: Style = "json" if root.flow_style else "yaml"
+    return TrainerDocument(path, [text], style, plain.values, spans=spans_of(root))
 
 
 # --- Python -------------------------------------------------------------------------------------
 
 
 def _read_code(path: Path, cells: list[str], calls: Mapping[str, Sequence[str]]) -> TrainerDocument:
-    document = TrainerDocument(path, cells)
+    document = TrainerDocument(path, cells, "python")
     trees: list[tuple[int, ast.Module]] = []
     for number, source in enumerate(cells):
         if source.startswith(NOT_CODE):

@@ -4,6 +4,7 @@ Each preset is one commented YAML file in this folder, or in that of an analysis
 that is written, run and tested is the same. Its first line says what it is for.
 """
 
+import tomllib
 from pathlib import Path
 
 _ANALYSES = Path(__file__).parents[2] / "analyses"
@@ -15,6 +16,8 @@ PRESETS: dict[str, str] = {
     for name, file in _BY_NAME.items()
 }
 """Purpose of each preset, by name."""
+ON_POCKET = tomllib.loads(Path(__file__).with_name("on_pocket.toml").read_text("utf-8"))
+"""What a preset becomes on the pocket model."""
 
 
 def preset_text(name: str) -> str:

@@ -24,7 +24,7 @@ BUILDERS = ("json", "csv", "parquet", "text")
 class TrlFile(TrainerFile):
     def __init__(self, document: TrainerDocument) -> None:
         super().__init__(document)
-        if not document.is_code and "r" not in self.values:
+        if document.style != "python" and "r" not in self.values:
             self.facts |= {k: v for k, v in OF_COMMAND.items() if k not in self.sources}
         if "TrainingArguments" in document.called and "lr" not in self.sources:
             self.facts["lr"] = RATE_OF_TRANSFORMERS
@@ -33,7 +33,7 @@ class TrlFile(TrainerFile):
         keys = [*self.document.values, *self.document.computed]
         others = [key for key in keys if re.fullmatch(OTHER_STAGE, key)]
         found = [f"{key}: found another stage, expected SFTConfig" for key in others[:1]]
-        is_code, values = self.document.is_code, self.document.values
+        is_code, values = self.document.style == "python", self.document.values
         if is_code and not self.document.called & {*RUNS}:
             found.append(f"found no call of {', '.join(RUNS)}, expected the settings of a run")
         # `trl sft` trains the whole model without `use_peft`; LoraConfig's own values have `r`.
@@ -43,7 +43,7 @@ class TrlFile(TrainerFile):
 
     def new_key(self, fact: str) -> str:
         """A key of ``trl sft``, or one of the class whose values or call the file has."""
-        if not self.document.is_code and "r" not in self.values:
+        if self.document.style != "python" and "r" not in self.values:
             return super().new_key(fact)
         name = [key for key, place in self.keys.items() if place == fact][-1]
         kind = OF_RUN if fact == "lr" else OF_ADAPTER
