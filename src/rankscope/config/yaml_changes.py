@@ -21,7 +21,8 @@ Edit = tuple[int, int, int, str]
 """A text, where its replaced part begins and ends, and the new part."""
 ENTRIES = {"yaml": "{}: {}", "json": '"{}": {}', "python": "{}={}"}
 REST_OF_LINE = re.compile(r"(,?)([ \t]*(?:#[^\r\n]*)?)(?=\r?\n|\Z)")
-AFTER = {"data_dir": "model", "dtype": "model", "strategy": "seeds", "budget": "strategy"}
+AFTER = dict.fromkeys(("data_dir", "dtype", "quantize"), "model")
+AFTER |= {"strategy": "seeds", "budget": "strategy"}
 """Key of a study file -> the key that it follows if it is added."""
 
 
@@ -116,11 +117,11 @@ def _edit(texts: Sequence[str], span: Span, value: Any, style: Style) -> Edit:
     """Another value in the place of one; a block of YAML stays one."""
     part, first, start, end, _ = span
     text = texts[part]
-    if style == "yaml" and "\n" in text[first:start]:
+    if style == "yaml" and ("\n" in text[first:start] or text[start - 2 : start] == "- "):
         if isinstance(value, list | dict) and value:
             margin = " " * (start - text.rfind("\n", 0, start) - 1)
             return part, start, end, f"\n{margin}".join(_lines(value))
-        start = text.index(":", first) + 1
+        start = text.index(":", first) + 1 if first < start else start
     space = " " * (start == end or (style == "yaml" and text[start - 1] == ":"))
     return part, start, end, space + literal(value, style)
 

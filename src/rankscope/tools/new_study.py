@@ -117,7 +117,8 @@ def _set_task(study: dict[str, Any], preset: str, task: Mapping[str, Any]) -> No
     if not takes_own_rows(preset):
         found, do = "--data", "leave --data out, or choose the preset 'default'"
         raise UserError(f"--preset {preset}", found, "none, as it trains on named tasks", do)
-    study["tasks"][0] |= task
+    study["tasks"][0].pop("train")
+    study["tasks"][0] |= dict(task)
     if study["name"] == "my-study":
         study["name"] = task["name"]
 
