@@ -17,8 +17,6 @@ from rankscope.errors import UserError
 Style = Literal["yaml", "json", "python"]
 Span = tuple[int, int, int, int, int]
 """A text and places there: where an entry begins, its value begins and ends, and all of it ends."""
-Edit = tuple[int, int, int, str]
-"""A text, where its replaced part begins and ends, and the new part."""
 ENTRIES = {"yaml": "{}: {}", "json": '"{}": {}', "python": "{}={}"}
 REST_OF_LINE = re.compile(r"(,?)([ \t]*(?:#[^\r\n]*)?)(?=\r?\n|\Z)")
 AFTER = dict.fromkeys(("data_dir", "dtype", "quantize"), "model")
@@ -99,7 +97,9 @@ def _neighbor(key: str, spans: Mapping[str, Span]) -> str:
     return max(alike or inside, key=spans.__getitem__)
 
 
-def _addition(texts: Sequence[str], span: Span, entries: list[str], style: Style) -> Edit:
+def _addition(
+    texts: Sequence[str], span: Span, entries: list[str], style: Style
+) -> tuple[int, int, int, str]:
     """Entries behind another: on lines of their own if it has one."""
     part, first, _, _, last = span
     text, comma = texts[part], "," * (style != "yaml")
@@ -113,7 +113,7 @@ def _addition(texts: Sequence[str], span: Span, entries: list[str], style: Style
     return part, last, rest.end(), f"{comma}{rest[2]}{lines}{rest[1]}"
 
 
-def _edit(texts: Sequence[str], span: Span, value: Any, style: Style) -> Edit:
+def _edit(texts: Sequence[str], span: Span, value: Any, style: Style) -> tuple[int, int, int, str]:
     """Another value in the place of one; a block of YAML stays one."""
     part, first, start, end, _ = span
     text = texts[part]
