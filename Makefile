@@ -14,7 +14,7 @@ test: .venv/installed-dev
 
 # Every number of evidence/ is computed again from its records, and compared with its page.
 evidence: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest evidence
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile evidence
 
 # Units on a local Ray cluster, in SLURM's queue (as root, with Debian's slurm-wlm), on two devices.
 test-executors: .venv/installed-dev

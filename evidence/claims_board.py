@@ -17,7 +17,6 @@ from claims_judges import (
     OPEN,
     UNTESTABLE,
     Verdict,
-    base_rows,
     capacity,
     full_forgets_less,
     harm,
@@ -27,7 +26,6 @@ from claims_judges import (
     learns_less,
     less_and_less,
     matches_full,
-    nested_curve,
     norm_and_similarity,
     rate_ratio,
     recall_and_reasoning,
@@ -66,11 +64,6 @@ CLAIMS: dict[int, tuple[str, str]] = {
     ),
     9: ("Intruder dimensions fall with the rank; about none in full fine-tuning", "2410.21228"),
     10: ("Low ranks fall behind where parameters < completion tokens", "LoRA Without Regret"),
-    11: (
-        "100 rows sampled from the base cut forgetting more than 100 real ones",
-        "OpenReview AmQVxvyRJC",
-    ),
-    12: ("One nested run gives the curve of separately trained ranks", "2605.07850"),
 }
 """Claim and source by number."""
 
@@ -90,7 +83,6 @@ def verdicts(grids: Mapping[str, Grid]) -> dict[int, list[tuple[str, Verdict]]]:
         (8, "maths-grid", norm_and_similarity),
         (9, "maths-grid", intruders),
         (10, "maths-grid", capacity),
-        (11, "self-replay", base_rows),
         (5, "maths-forgetting", partial(full_forgets_less, excluded=MARGIN)),
         (5, "forgetting-seeds", partial(full_forgets_less, excluded=MARGIN)),
         (10, "maths-capacity", capacity),
@@ -107,10 +99,6 @@ def verdicts(grids: Mapping[str, Grid]) -> dict[int, list[tuple[str, Verdict]]]:
         if {maths, recall} <= set(grids):
             both = recall_and_reasoning(grids[maths], grids[recall])
             found.setdefault(7, []).append((asked, both))
-    for name in ("maths-nested", "maths-nested-root"):
-        if {"maths-grid", name} <= set(grids):
-            nested = nested_curve(grids["maths-grid"], grids[name])
-            found.setdefault(12, []).append((name, nested))
     return found
 
 
@@ -160,21 +148,20 @@ def arms_table(grid: Grid) -> list[str]:
     columns = ["arm", "gain, validation", "gain, test"]
     columns += ["held-out text"] * bool(text) + ["norm of the update", "intruders"] * has_spectra
     rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for part, rank in ((p, rank) for p in grid.parts for rank in p.series):
-        best = part.tuned(rank)
-        for lr in part.rates_tried(rank):
+    for rank in grid.series:
+        best = grid.tuned(rank)
+        for lr in grid.rates_tried(rank):
             arm = (rank, lr)
-            name = f"{label(arm)} {part.replay}".rstrip()
-            name = f"**{name}**" if arm == best else name
-            if lr not in part.rates(rank):
+            name = f"**{label(arm)}**" if arm == best else label(arm)
+            if lr not in grid.rates(rank):
                 cells = [name, *["diverged"] * (len(columns) - 1)]
                 rows.append(f"| {' | '.join(cells)} |")
                 continue
-            cells = [name, f"{part.validation_gain(arm):+.3f}", interval(part.gain(arm))]
-            cells += [interval(part.retained(arm)) for _ in text]
+            cells = [name, f"{grid.validation_gain(arm):+.3f}", interval(grid.gain(arm))]
+            cells += [interval(grid.retained(arm)) for _ in text]
             if has_spectra:
-                count = part.by_seed(arm, "intruders").mean()
-                cells += [f"{part.norms(arm).mean():.2f}", f"{count:.1f}"]
+                count = grid.by_seed(arm, "intruders").mean()
+                cells += [f"{grid.norms(arm).mean():.2f}", f"{count:.1f}"]
             rows.append(f"| {' | '.join(cells)} |")
     return rows
 

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 from scipy import stats
 
-from claims_records import Arm, Grid, best_rate, paired_estimate
+from claims_records import Arm, Grid, best_rate
 from power import data_needed, detectable
 from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.records import Estimate
@@ -271,62 +271,6 @@ def recall_and_reasoning(maths: Grid, recall: Grid) -> Verdict:
         f"{smallest(rise)}; {smallest(flat)}",
         would_settle,
         p_between(flat, -MARGIN, MARGIN) * p_between(rise, low=0) * p_between(over, low=-MARGIN),
-    )
-
-
-def nested_curve(separate: Grid, nested: Grid) -> Verdict:
-    task = nested.task
-    rates = sorted(set.intersection(*(set(nested.rates(rank)) for rank in nested.ranks)))
-
-    def validation(lr: float) -> float:
-        ranks = nested.ranks
-        return float(np.mean([nested.scores((r, lr), task, "validation") for r in ranks]))
-
-    lr = max(rates, key=validation)
-    gaps = {
-        rank: paired_estimate(
-            separate.scores(separate.tuned(rank), task), nested.scores((rank, lr), task)
-        )
-        for rank in nested.ranks
-    }
-    worst = max(gaps.values(), key=lambda gap: gap.value)
-    listed = ", ".join(f"r={rank} {interval(gap)}" for rank, gap in gaps.items())
-    return Verdict(
-        judged(
-            all(ends(gap)[1] < MARGIN for gap in gaps.values()),
-            any(ends(gap)[0] > MARGIN for gap in gaps.values()),
-        ),
-        f"trained at its rank less nested at {lr:g}: {listed} nats",
-        smallest(worst),
-        p=math.prod(p_between(gap, high=MARGIN) for gap in gaps.values()),
-    )
-
-
-def base_rows(plain: Grid) -> Verdict:
-    _, real, sampled = plain.parts
-    arm = plain.tuned(None)
-    lost = plain.retained(arm)
-    kept, learned = (
-        paired_estimate(sampled.scores(arm, task), real.scores(arm, task))
-        for task in (plain.text, plain.task)
-    )
-    forgets = ends(lost)[1] < 0
-    own = ", ".join(
-        f"{name} {interval(part.retained(arm))}"
-        for name, part in (("none", plain), ("real", real), ("sampled", sampled))
-    )
-    return Verdict(
-        judged(
-            forgets and ends(kept)[0] > 0 and learned.is_above(-MARGIN),
-            forgets and ends(kept)[1] < 0,
-        ),
-        f"{label(arm)}; change of held-out text by replay: {own} nats; sampled less real: held-out "
-        f"text {interval(kept)}, task {interval(learned)} nats",
-        smallest(kept),
-        f"{settled_by(kept, abs(kept.value))}, if the difference is the measured one"
-        if forgets
-        else "an arm without replay that forgets clear of zero",
-        p_between(lost, high=0) * p_between(kept, low=0) * p_between(learned, low=-MARGIN),
     )
 
 

@@ -2,7 +2,7 @@
 
     python evidence/claims_records.py STUDY_FOLDER evidence/records/NAME COMMIT
 
-keeps what ``rankscope report --records`` does, what the analyses found without the vectors
+keeps scores and records (``kept_records.py``), what the analyses found without the vectors
 of spectra, and tables of spectra by matrix and of curves.
 ``evidence/restore_study.py`` makes a study of them again, for ``rankscope report``.
 """
@@ -32,7 +32,6 @@ Arm = tuple[int | None, float]
 """Rank (None: full fine-tuning) and learning rate."""
 
 NUM_DRAWS = 200
-REPLAYS = ("replay", "self_replay")
 TEXT_METRIC = "logprob_per_token"
 MATRIX_NUMBERS = ("frobenius", "relative", "effective_rank", "stable_rank", "intruders")
 
@@ -102,8 +101,6 @@ class Grid:
     """The kept records of one study: arms (rank and rate) x seeds x items."""
 
     folder: Path
-    replay: str = ""
-    """The kind of rows replayed in these trials: one of ``REPLAYS``."""
     trained_on: str = ""
     """The task whose trials these are, in a study of several."""
 
@@ -118,16 +115,7 @@ class Grid:
         frame = pd.DataFrame(self.about["trials"]).sort_values("seed")
         if self.trained_on:
             frame = frame[frame["task"] == self.trained_on]
-        for kind in REPLAYS:
-            if kind in frame:
-                frame = frame[frame[kind].notna() == (kind == self.replay)]
         return frame
-
-    @cached_property
-    def parts(self) -> tuple["Grid", ...]:
-        """The trials without replay, then those of each kind that the study has."""
-        replayed = {kind for trial in self.about["trials"] for kind in REPLAYS if trial.get(kind)}
-        return (self, *(Grid(self.folder, kind) for kind in REPLAYS if kind in replayed))
 
     @cached_property
     def items(self) -> pd.DataFrame:

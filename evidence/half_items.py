@@ -51,7 +51,8 @@ def half_of(study: StudyRecords, seed: int, *, second: bool) -> StudyRecords:
         kept |= {(task, split, item) for split, item, group in items if group in own}
     for key, of in study.items.items():
         if rows := [i for i, item in enumerate(of.item_ids) if (*key[1:], item) in kept]:
-            ids, subjects = (tuple(names[i] for i in rows) for names in (of.item_ids, of.subjects))
+            ids = tuple(of.item_ids[i] for i in rows)
+            subjects = tuple(of.subjects[i] for i in rows)
             found[key] = ItemScores(ids, of.scores[rows], of.gold_logprobs[rows], subjects)
     return replace(study, items=found)
 
@@ -67,7 +68,7 @@ def judged(first: Measured, second: Measured) -> dict[str, Array | bool]:
     # These models' change on all items is the measured one, less the error of their items.
     models = seen.means - found.on_items + arms
 
-    inside = []
+    inside: list[Array] = []
     for draws in (arms, arms - arms[:, [best]], models, models - models[:, [best]]):
         true = truth if len(inside) % 2 == 0 else truth - truth[best]
         low, high = np.quantile(draws, (0.025, 0.975), axis=0)

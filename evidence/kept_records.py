@@ -1,9 +1,9 @@
 """The records of a study as a small folder: scores by item and settings, without rows, prompts,
 answers, analyses or weights.
 
-``rankscope report --records`` writes it, ``rankscope atlas`` reads it. ``study.json`` has the
-settings, the tasks and the state of every trial, ``records.parquet`` each stored record as JSON,
-and ``items.parquet`` the scores by item.
+``claims_records.py`` writes it, judges read it. ``study.json`` has the settings, the tasks and the
+state of every trial, ``records.parquet`` each stored record as JSON, and ``items.parquet`` the
+scores by item.
 """
 
 import json
@@ -126,7 +126,7 @@ def without_folders(value: Any) -> Any:
 def kept_study(folder: Path) -> StudyRecords:
     """The study whose records are in ``folder``, without ``results`` and analyses. Raises
     UserError."""
-    expected, do = "records of a study", "write them again with 'rankscope report DIR --records'"
+    expected, do = "records of a study", "write them again with claims_records.py"
     with reading(folder, expected, do=do):
         about: dict[str, Any] = json.loads((folder / ABOUT).read_text("utf-8"))
         scores = _item_scores(pd.read_parquet(folder / "items.parquet"))

@@ -33,7 +33,7 @@ from rankscope.config.arm import TARGET_GROUPS
 from rankscope.formatting import Unit, percent, signed
 from rankscope.records import BASE, Estimate, ExpectedChange, Variant
 
-PAGE = RECORDS.parent / "axes.md"
+PAGE = RECORDS.parent / "findings" / "axes.md"
 ARMS = ROOT / "studies" / "axes" / "README.md"
 RULE = (
     "A claim about a task is judged on its gain, a claim about balance on the net gain. "
@@ -41,6 +41,7 @@ RULE = (
 )
 LIKELY, UNLIKELY = 0.8, 0.2
 """Probabilities from which a rule calls something so, or not so."""
+REMEDIES_TRIED = 4  # In medicine-to-maths, whose record holds three of them
 Judge = Callable[[TaskResults], Verdict]
 Effect = tuple[str, Array]
 """What decides a claim, and the draws of it.
@@ -321,10 +322,10 @@ def harm_is_mended(results: TaskResults) -> Verdict:
     seen = ", ".join(smallest(c.difference).removesuffix(" nats") for c in compared)
     if (harm := plain["r=32 lr=0.001"]) is None or not harm.is_above(0):
         return Verdict(UNTESTABLE, told, seen)
-    # Holm's least p of all comparisons: twice the smaller tail, times their number.
-    helps = any(2 * p_between(e, low=0) * len(found) < 0.05 for e in found)
-    found_none = len(found) == 4 and all(e.is_above(0) for e in found)
-    return Verdict(judged(helps, found_none), told, seen)
+    # Holm's least p of all comparisons: twice the smaller tail, times the number of remedies that
+    # were tried. One is no longer in the record; its interval held zero, so not all forget more.
+    helps = any(2 * p_between(e, low=0) * REMEDIES_TRIED < 0.05 for e in found)
+    return Verdict(judged(helps, False), told, seen)
 
 
 def keeps_gain(cut: int, trained: int | None, against: int | None) -> Judge:

@@ -1,4 +1,4 @@
-"""Make a study again of the records that ``rankscope report --records`` kept.
+"""Make a study again of its kept records.
 
     python evidence/restore_study.py evidence/records/maths-grid studies/maths-grid
     rankscope report studies/maths-grid

@@ -8,20 +8,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 LIMITS = {
-    "code lines of the core": 36_104,
+    "code lines of the core": 35_057,
     "code lines of extensions": 7_000,  # a cap: room that the core's own lines do not have
-    "lines of tests": 40_006,
-    "words of docs and README": 65_984,
-    "words of README": 877,
-    "sentences over 40 words": 80,
-    "data types": 182,
-    "public definitions": 1_243,
+    "lines of tests": 38_509,
+    "words of docs and README": 37_098,
+    "words of README": 875,
+    "sentences over 40 words": 19,
+    "data types": 181,
+    "public definitions": 1_213,
     "functions over 60 lines": 7,
-    "headless docstrings": 263,
+    "headless docstrings": 256,
     "modules with one importer": 46,
     "modules in the largest circle": 115,  # imports inside functions count
     "modules that prepare.py imports": 16,  # run/prepare.py itself, not what those import
-    "keys of the study file": 144,  # 32 of them in sections that a mere name can stand for
+    "keys of the study file": 142,  # 32 of them in sections that a mere name can stand for
 }
 SCHEMA = "docs/study.schema.json"
 DATA_BASES = set("NamedTuple Record ConfigSection BaseModel TypedDict Enum StrEnum".split())

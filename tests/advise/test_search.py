@@ -25,12 +25,13 @@ TRUTH = Truth(
 )
 
 
-def begun(study: StudyRecords, labels: Sequence[str]) -> StudyRecords:
-    """A search in which the first seed of these arms was trained."""
+def begun(study: StudyRecords, labels: Sequence[str], twice: str = "") -> StudyRecords:
+    """A search in which the first seed of these arms was trained, and the second of one."""
 
     def seen(trial: TrialRecords) -> TrialRecords:
-        is_begun = trial.spec.arm_label in labels and trial.spec.seed == 0
-        return trial if is_begun else TrialRecords(trial.spec, "planned")
+        spec = trial.spec
+        is_begun = spec.arm_label in labels and spec.seed <= (spec.arm_label == twice)
+        return trial if is_begun else TrialRecords(spec, "planned")
 
     config = study.config.model_copy(update={"strategy": "search"})
     return with_trials(replace(study, config=config), seen)
@@ -74,14 +75,19 @@ def test_a_round_is_a_function_of_records_and_its_arms_are_different() -> None:
 
 
 def test_a_search_ends_when_it_is_sure_or_no_trial_is_worth_it() -> None:
-    """At last full fine-tuning is ahead of all by far."""
-    study = begun(synthetic_study(TRUTH), CROSS)
-    assert asked(study).trials
-    assert asked(study, until=0.01).trials == ()
+    """And when two seeds speak for the answer. At last full fine-tuning is ahead of all by far."""
+    study = synthetic_study(TRUTH)
+    assert asked(begun(study, CROSS)).trials
+    (second,) = asked(begun(study, CROSS), until=0.01).trials
+    label = second.arm_label
+    answer = decide(task_results(s := begun(study, CROSS), "med", summarize_arms(s)["med"]))
+    assert (label, second.seed) == (answer.chosen and answer.chosen.label, 1)
+    assert asked(begun(study, CROSS, twice=label), until=0.01).trials == ()
     truth = replace(TRUTH, full_lrs=(3e-5,), accuracy=lambda r, lr: 0.95 if r is None else 0.4)
     study = synthetic_study(truth)
     every = [trial.spec.arm_label for trial in study.trials]
-    assert asked(begun(study, every), until=1.1).trials == ()
+    assert labels(asked(begun(study, every), until=1.1).trials) == ["full lr=3e-05"]
+    assert asked(begun(study, every, twice="full lr=3e-05"), until=1.1).trials == ()
 
 
 def test_probability_counts_arms_that_were_never_trained() -> None:

@@ -28,7 +28,7 @@ from rankscope.records import (
 ITEMS = 1000
 SPLITS, TASKS = ("validation", "test"), ("med", "general")
 A, B = "a" * 16, "b" * 16
-HALF, BY_LAYER = Variant("scale", 0.5), Variant("layers", 0.5)
+HALF = Variant("scale", 0.5)
 Models = dict[str, tuple[float, float]]
 Specs = dict[str, dict[str, Any]]
 
@@ -90,7 +90,7 @@ def test_a_mitigation_is_compared_with_the_plain_arm_at_its_own_gain() -> None:
     found = comparison(replayed, specs)
     assert (found.baseline, found.difference.value) == pytest.approx((0.13, 0.08 - 0.13))
     assert (found.difference.low, found.beyond) == (None, 0)
-    plain = scaling_curves(study_of(replayed, specs), "med")[found.plain, "scale"]
+    plain = scaling_curves(study_of(replayed, specs), "med")[found.plain]
     points = [(p.strength, p.gain, p.forgetting) for p in plain]
     assert np.array(points) == pytest.approx(np.array([(0, 0, 0), (0.5, 0.3, 0.06), (1, 0.4, 0.2)]))
     # On the validation split .3 - .06 is more than .4 - .2.
@@ -99,10 +99,6 @@ def test_a_mitigation_is_compared_with_the_plain_arm_at_its_own_gain() -> None:
     more = comparison({**BASE_AND_PLAIN, B: (0.8, 0.76)}, {A: {}, B: {"kl_to_base": 0.1}})
     assert (more.baseline, more.difference.value) == pytest.approx((0.2, 0.04 - 0.2))
     assert (more.beyond, more.difference.low) == (1, None)
-    # Scaled by layer: .3 gain and .12 forgotten, as a whole .06.
-    layers = comparison({**BASE_AND_PLAIN, BY_LAYER.of(A): (0.6, 0.68)}, {A: {}})
-    assert layers.label.endswith("layers=0.5")
-    assert layers.difference.value == pytest.approx(0.12 - 0.06)
 
 
 def drawn_study(
@@ -149,7 +145,7 @@ def test_intervals_hold_where_nothing_helps_and_exclude_zero_where_something_doe
 
 
 def test_without_scales_retention_finished_trials_or_weighed_scores_nothing_is_compared() -> None:
-    study = study_of(BASE_AND_PLAIN | {BY_LAYER.of(A): (0.6, 0.68)}, {A: {}})
+    study = study_of(BASE_AND_PLAIN | {B: (0.65, 0.72)}, {A: {}, B: {"kl_to_base": 0.1}})
     unfinished = tuple(replace(t, status="failed") for t in study.trials)
     without = (
         synthetic_study(Truth()),
@@ -157,5 +153,5 @@ def test_without_scales_retention_finished_trials_or_weighed_scores_nothing_is_c
         replace(study, trials=unfinished),
     )
     found = [(scaling_curves(s, "med"), compare_mitigations(s, "med")) for s in (study, *without)]
-    assert [len(part) for part in found[0]] == [2, 1]
+    assert [len(part) for part in found[0]] == [1, 1]
     assert found[1:] == [({}, [])] * 3

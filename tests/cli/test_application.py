@@ -185,7 +185,6 @@ def test_answers_that_need_no_model_import_nothing_heavy(tmp_path: Path) -> None
         *([verb, "nowhere.yaml"] for verb in ("run", "check", "plan")),
         *([verb, "bad.yaml"] for verb in ("run", "check", "plan")),
         *([verb, "nowhere"] for verb in ("status", "report", "verify", "params", "fetch", "stop")),
-        ["track", "nowhere", "--to", "trackio"],
         ["export", "nowhere", "x", "--out", "new"],
         ["inspect", "nowhere", "nowhere"],
         ["inspect", "pocket", "nowhere"],

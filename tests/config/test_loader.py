@@ -83,7 +83,7 @@ def test_a_good_file_loads_with_the_protocol_as_defaults(write: Write) -> None:
 
 # --- the table of faults --------------------------------------------------------------------------
 
-METHODS = "lora, dora, eva, full, lora+, nested, pissa, prompt, rslora"
+METHODS = "lora, dora, eva, full, lora+, pissa, prompt, rslora"
 ITEM = "    rank: [2, 8]\n"
 PEFT_KEYS = "method 'peft' takes its settings from PEFT's configuration, under PEFT's names"
 

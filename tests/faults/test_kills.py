@@ -89,9 +89,8 @@ def test_killed_drivers_leave_workers_that_the_next_one_waits_for(
     """While a worker is stopped, its driver lives and a second one is refused. A stopped worker of
     a dead driver holds its unit: the next driver says that it waits, Ctrl-C
     ends the wait, and once the worker is gone the study comes to the end of one without workers.
-    All of them replay the rows that the first driver had the base write."""
-    arm = {**SETTINGS["arms"][1], "replay": {"task": "self:8", "share": 0.5}}
-    changes = {"arms": [arm], "evaluate": {"max_items": 8}}
+    """
+    changes = {"arms": [SETTINGS["arms"][1]], "evaluate": {"max_items": 8}}
     file, out = study_file(tmp_path, **changes), tmp_path / "out"
     words = ("run", file, "--out", out, "--workers", "2")
     launcher.start(*words, code=stopping_after(2, FORKED_WORKERS))

@@ -108,7 +108,6 @@ class World:
                     a={"0": nn.Parameter(draw(rank, IN))},
                     b={"0": nn.Parameter(draw(OUT, rank))},
                     initial_factors={"0": (draw(rank, IN), draw(OUT, rank))} if starts else {},
-                    diagonal=draw(rank) if not starts and rng.random() < 0.25 else None,
                 )
             )
         names = [*self.multi_lora.adapters]

@@ -156,7 +156,6 @@ def test_a_task_that_cannot_be_trained_so_is_refused(
     [
         ({"tokens": 5000, "max_steps": None}, {}, "'train.tokens'"),
         ({"labels": "all"}, {}, "'labels: all'"),
-        ({}, {"method": "nested", "rank": [2, 4]}, "whose answers would all be the largest's"),
     ],
 )
 def test_a_protocol_that_rewards_cannot_train_is_refused(

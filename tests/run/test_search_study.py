@@ -145,7 +145,7 @@ def test_the_answer_of_a_search_names_arms_with_test_scores(searched: Path) -> N
     assert {spec.rank for spec in tested} == {2, 4, None}
     assert not all(arms.values())
     (note,) = [note for note in logged_notes(searched / LOG) if note.startswith("search: ")]
-    assert note.startswith("search: trains at most 14 trials of the 10 trials of the lists")
+    assert note.startswith("search: at most 14 trials; the lists have 10 trials")
     write_outputs(searched)
     page = (searched / "report.html").read_text("utf-8")
     assert all(label in page for of in study.rounds for label in of.labels)
@@ -222,7 +222,7 @@ def test_the_first_design_is_a_cross_and_full_fine_tuning(tmp_path: Path) -> Non
     # A quarter of 2 x 20 trials is 10; two rounds after the first design of each task are more.
     assert study.search_budget.trials == 24
     told = rankscope("plan", study_file(tmp_path, **SEARCH)).told
-    assert "The search trains at most 14 trials of these" in told
+    assert "The search spends at most 14 trials, on these" in told
 
 
 def test_rates_and_ranks_beyond_the_ends_of_the_lists(tmp_path: Path) -> None:

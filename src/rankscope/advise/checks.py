@@ -181,9 +181,10 @@ def _learning_rate(results: TaskResults, subject: Arm) -> TrustCheck:
             side = "only" if len(rates) == 1 else "lowest" if arm.lr == rates[0] else "highest"
             sides.setdefault(side, []).append(arm.short_label)
     if not sides:
-        tried = len(results.rates_of(subject))
+        tried, listed = (len(results.rates_of(subject, begun=b)) for b in (True, False))
+        part = "" if tried == listed else f"of {listed} "
         text = "The best rates of all arms that may do lie inside their lists."
-        return _check("learning_rate", "fine", f"{tried} rates tried", text)
+        return _check("learning_rate", "fine", f"{tried} {part}rates tried", text)
     named = "; ".join(
         f"{join_names(dict.fromkeys(arms), MOST_NAMED)} at the {side} rate tried"
         for side, arms in sides.items()

@@ -132,13 +132,13 @@ class TaskResults:
         """Arms that probably forget more than the study allows."""
         return tuple(self.arms[i] for i in self.scored if i not in self.allowed)
 
-    def rates_of(self, arm: Arm) -> tuple[float, ...]:
-        """Learning rates tried for the arm's other settings, ascending. Those that a search left
-        out count: its probabilities account for them."""
+    def rates_of(self, arm: Arm, *, begun: bool = False) -> tuple[float, ...]:
+        """Learning rates for the arm's other settings, ascending. Those that a search left out
+        count, for its probabilities account for them, unless only ``begun`` ones are asked for."""
         settings = arm.trials[0].spec.arm_without_lr
-        counted = [a for a in self.arms if a.has_begun or self.study.config.strategy == "search"]
-        alike = [a for a in counted if a.trials[0].spec.arm_without_lr == settings]
-        return tuple(sorted({a.summary.lr for a in alike}))
+        has_others = self.study.config.strategy == "search" and not begun
+        alike = [a for a in self.arms if a.trials[0].spec.arm_without_lr == settings]
+        return tuple(sorted({a.summary.lr for a in alike if a.has_begun or has_others}))
 
     @property
     def hidden_size_rank(self) -> int:

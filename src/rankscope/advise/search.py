@@ -14,7 +14,7 @@ import numpy as np
 
 from rankscope.advise.arms import Arm, summarize_arms
 from rankscope.advise.checks import RIVAL
-from rankscope.advise.decide import decide
+from rankscope.advise.decide import Answer, decide
 from rankscope.advise.evidence import axes_of
 from rankscope.advise.results import expected, hopeful, task_results
 from rankscope.advise.value import value_of_round, values_of_trials
@@ -77,7 +77,8 @@ def next_round(
     until: float | None = None,
     num_trials: int = TRIALS_OF_ROUND,
 ) -> NextRound:
-    """The trials of the next round; none if the answer is sure enough, or nothing is worth it.
+    """The trials of the next round; none if the answer is sure enough, or nothing is worth it,
+    and the answer's arm has two seeds.
 
     Args:
         study: its trials with their statuses.
@@ -99,7 +100,7 @@ def next_round(
     if more := hopeful(_first_seeds(more), begun):
         new += more
         results = task_results(study, task, arms, new)
-    p, net = decide(results).p_within_margin, results.net
+    answer, net = decide(results), results.net
     if not any(arm.finished for arm in begun):  # all failed: from the highest rate that may do
         new.sort(key=lambda trial: -axes_of(trial, ())[-1])
         return NextRound(tuple(new[:num_trials]))
@@ -107,8 +108,9 @@ def next_round(
         return NextRound()
     regret = float(net.regret.min())
     leader = results.candidates[0].summary.label if results.candidates else ""
-    if (p or 0.0) >= (until or SURE):
-        return NextRound((), leader, regret, regret)
+    last = NextRound(_second_seed(answer, candidates), leader, regret, regret)
+    if (answer.p_within_margin or 0.0) >= (until or SURE):
+        return last
     settings = [results.arms[i].trials[0].spec.arm for i in results.allowed]
     settings += [new[i].arm for i in results.untried]
     waiting: dict[object, list[TrialSpec]] = {}
@@ -116,7 +118,7 @@ def next_round(
         waiting.setdefault(trial.arm, []).append(trial)
     can_train = [bool(waiting.get(arm)) for arm in settings]
     if not (values_of_trials(net)[can_train] >= WORTH * net.margin).any():
-        return NextRound((), leader, regret, regret)
+        return last
     best, num_begun = net.draws.argmax(axis=1), sum(len(arm.trials) for arm in begun)
     chosen, columns = list[TrialSpec](), list[int]()
     for draw in np.random.default_rng(num_begun).permutation(len(best)).tolist():
@@ -128,6 +130,13 @@ def next_round(
             break
     fall = value_of_round(net, columns) if columns else 0.0
     return NextRound(tuple(chosen), leader, regret, max(0.0, regret - fall))
+
+
+def _second_seed(answer: Answer, candidates: Sequence[TrialSpec]) -> tuple[TrialSpec, ...]:
+    """A further trial of the answer's arm if one seed alone speaks for it, which may be lucky."""
+    arm = answer.subject if answer.chosen is not None else None
+    begun = [t.spec for t in arm.trials if t.status not in ("planned", "skipped")] if arm else []
+    return tuple(t for t in candidates if len(begun) == 1 and t.arm == begun[0].arm)[:1]
 
 
 def _first_seeds(trials: Iterable[TrialSpec]) -> list[TrialSpec]:

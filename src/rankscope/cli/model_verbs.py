@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from typer import Argument, Option
 
@@ -21,22 +21,11 @@ Tasks = Annotated[
     Option(help="Task names, task files (.yaml), data files or folders, SOURCE:NAME; by commas."),
 ]
 NumFewshot = Annotated[int | None, Option(min=0, max=5, help="Solved questions before each.")]
-LayerFactors = Annotated[
-    str | None, Option(metavar="FIRST:LAST", help="Multiply it linearly over layers.")
-]
 Tuned = Annotated[Path, Argument(metavar="TUNED", help="PEFT adapter; to be cut, also a model.")]
 Ranks = Annotated[
     str | None, Option(metavar="R,...", help="Truncate to this rank, optimally, or to several.")
 ]
-Mitigation = Annotated[
-    Literal["intruders"] | None, Option(help="Scale intruder dimensions by --lambda.")
-]
-ShrunkBase = Annotated[
-    str | None, Option(help="The base; for a model, --mitigate, DoRA and PiSSA.")
-]
-Factor = Annotated[
-    float | None, Option("--lambda", min=0, max=1, help="1 changes nothing, 0 removes intruders.")
-]
+ShrunkBase = Annotated[str | None, Option(help="The base; for a model, DoRA and PiSSA.")]
 
 
 def _print_failures(failures: Sequence[str]) -> None:
@@ -152,33 +141,25 @@ def _shrink_command(
     rank: Ranks = None,
     parameters: Annotated[int | None, Option(help="Truncate to so many, ranks by module.")] = None,
     scale: Annotated[float | None, Option(help="Multiply the whole update.")] = None,
-    layer_scale: LayerFactors = None,
-    mitigate: Mitigation = None,
-    factor: Factor = None,
     base: ShrunkBase = None,
     force: AnyBase = False,
 ) -> Reply:
     """Make an adapter smaller or weaker, or of a tuned model.
 
-    Writes an ordinary PEFT adapter; for several ranks, one in r8, r32 ... each. A mitigation writes
-    two: the second is its norm-matched control.
+    Writes an ordinary PEFT adapter; for several ranks, one in r8, r32 ... each.
 
     Example: rankscope shrink ./adapter-r64 --rank 16 --out adapter-r16
     """
     from rankscope.filesystem import check_taken, output_folder
     from rankscope.models.model_folder import check_tuned_folder, shapes_folder
 
-    names = ("--rank", "--parameters", "--scale", "--layer-scale", "--mitigate")
-    values = (rank, parameters, scale, layer_scale, mitigate)
+    names, values = ("--rank", "--parameters", "--scale"), (rank, parameters, scale)
     given = [name for name, value in zip(names, values, strict=True) if value is not None]
     if len(given) != 1:
         found = " and ".join(given) or "none"
         raise UserError("shrink", found, f"exactly one of {', '.join(names)}", "give one")
-    if (mitigate is None) != (factor is None):
-        raise UserError("shrink", expected="'--mitigate intruders' together with '--lambda L'")
     with output_folder(out):
-        if mitigate is None:
-            check_taken(out)  # before the base is read; a mitigation writes two folders in it
+        check_taken(out)  # before the base is read
         check_tuned_folder(adapter)
         if base is not None:
             shapes_folder(base)
@@ -192,12 +173,8 @@ def _shrink_command(
             changes = shrink.truncate(source, out, ranks)
         elif parameters is not None:
             changes = shrink.allot(source, out, parameters)
-        elif scale is not None:
-            changes = [shrink.layer_scale(source, out, scale, scale)]
-        elif layer_scale is not None:
-            changes = [shrink.layer_scale(source, out, *shrink.parse_layer_factors(layer_scale))]
         else:
-            changes = shrink.mitigate(source, out, factor or 0.0)
+            changes = shrink.scale(source, out, scale or 0.0)
     return Reply(changes, lambda: print_result(changes_tables(changes)))
 
 

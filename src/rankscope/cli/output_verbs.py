@@ -1,4 +1,4 @@
-"""Verbs beside a study: scores made elsewhere, weights, runs for a tracker."""
+"""Verbs beside a study: scores made elsewhere, weights."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,7 +10,6 @@ from rankscope.cli.study_verbs import show_results
 from rankscope.cli.terminal import Reply, print_line, print_message
 from rankscope.errors import UserError
 from rankscope.tools.formats import PEFT, format_names
-from rankscope.tools.trackers import tracker_names
 
 if TYPE_CHECKING:
     from rankscope.tools.export import ExportRequest
@@ -143,27 +142,3 @@ def _patched(
     told = diff.rstrip("\n") or "nothing to change"
     data = {"trial": spec.trial_id, "label": spec.label, "out": file, "diff": diff, "notes": notes}
     return Reply(data, lambda: print_line(f"{told}\nwrote {file}"))
-
-
-@verb("track", "Reading {folder} ...")
-def _track_command(
-    folder: StudyFolder,
-    to: Annotated[str, Option(metavar="TRACKER", help=f"One of {', '.join(tracker_names())}.")],
-    project: Annotated[
-        str | None, Option(metavar="NAME", help="Project or experiment; default: the study's name.")
-    ] = None,
-) -> Reply:
-    """Send a study's trials to an experiment tracker.
-
-    Each trial becomes a run with its settings, loss curve and scores. The study is only read, and
-    runs that are there already are not written again.
-
-    Example: rankscope track studies/pocket --to trackio
-    """
-    check_study(folder)
-    from rankscope.tools.track import track
-
-    name, store, written, unchanged = track(folder, to, project, print_message)
-    told = f"{len(written)} runs written, {unchanged} unchanged, in project {name!r} ({store})"
-    data = {"project": name, "place": store, "written": written, "unchanged": unchanged}
-    return Reply(data, lambda: print_line(f"{to}: {told}"))

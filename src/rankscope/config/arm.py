@@ -11,6 +11,7 @@ from rankscope.config.section import (
     ConfigSection,
     Described,
     LocalPath,
+    Name,
     OneOrMore,
     PathText,
     RegisteredName,
@@ -18,7 +19,6 @@ from rankscope.config.section import (
     ZeroOrMore,
     short_repr,
 )
-from rankscope.config.task import ReplayName
 from rankscope.errors import did_you_mean
 from rankscope.models.methods import all_methods, get_method
 from rankscope.models.methods.lora import LoraMethod
@@ -157,9 +157,8 @@ MethodChoice = Annotated[
 class _ReplayConfig(ConfigSection):
     """General rows mixed into every optimizer step, in addition to the task's own."""
 
-    task: ReplayName
-    """Task whose training rows are replayed: described in the study, a named one, or
-    ``SOURCE:REST`` for rows that a source makes."""
+    task: Name
+    """Task whose training rows are replayed: described in the study, or a named one."""
     share: float = Field(ge=0, lt=1)
     """Share of the replayed rows in all rows seen, and in the loss; 0 is no replay."""
 
@@ -181,7 +180,7 @@ class ArmConfig(ConfigSection):
     method: OneOrMore[MethodChoice] = []
     """By name, or ``{peft: {peft_type: ADALORA, ...}}`` for any other PEFT method."""
     rank: ZeroOrMore[PositiveInt] = []
-    """LoRA rank r, one or more; ``nested`` trains all of them in one run."""
+    """LoRA rank r, one or more."""
     rank_pattern: Annotated[PathText | dict[str, PositiveInt], LocalPath()] = None
     """Ranks by module in place of ``rank``: the ``adapter_config.json`` of an adapter,
     such as ``shrink --parameters`` writes; or every target's rank by module path."""
@@ -279,10 +278,6 @@ class ArmConfig(ConfigSection):
         has_rank = self.rank or self.rank_pattern is not None or self.init_from is not None
         if not has_rank and "rank" in fields:
             raise Unfit(f"no rank for method {methods[0].name!r}", "one or more", "add 'rank'")
-        nesting = next((m.name for m in methods if m.nests_ranks), None)
-        if nesting is not None and len(set(self.rank)) < 2:
-            rule = f"two or more, such as [2, 8, 32], which method {nesting!r} trains in one run"
-            raise Unfit(f"rank {self.rank}", rule)
 
     @property
     def methods(self) -> list[Method]:

@@ -30,7 +30,6 @@ from rankscope.config.section import (
 )
 from rankscope.config.task import TaskConfig
 from rankscope.run.executors import ExecutorChoice, executor_section
-from rankscope.sources import source_of
 from rankscope.train.objectives import objective_of
 from rankscope.train.objectives.objective import Objective
 
@@ -425,9 +424,5 @@ class StudyConfig(ConfigSection):
 
     def replayed_tasks(self) -> list[str]:
         """Names of the tasks whose rows some arm replays, without duplicates."""
-        return [name for name in self.replayed() if source_of(name) is None]
-
-    def replayed(self) -> list[str]:
-        """The same, with rows of a source."""
         named = (r.task for arm in self.arms for r in arm.replay or () if r.share)
         return list(dict.fromkeys(named))

@@ -1,6 +1,5 @@
 """A task of the study file, or of a task file."""
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -23,7 +22,7 @@ from rankscope.config.section import (
 )
 from rankscope.evaluate.scorers import PYTHON_PATTERN, primary_metric_names, scorer_names
 from rankscope.evaluate.scorers.python_function import PYTHON_PREFIX
-from rankscope.sources import Source, Use, all_sources, source_of
+from rankscope.sources import Source, all_sources, source_of
 
 MAX_FEWSHOT = 5
 TASK_FILE_SUFFIXES = (".yaml", ".yml")
@@ -46,28 +45,23 @@ def is_task_file(text: object) -> bool:
     return is_file and source_of(str(text)) is None
 
 
-def _checked_name(use: Use) -> Callable[[str], str]:
-    """A check of names of tasks, which may be ``PREFIX:REST`` of a source with that use."""
-
-    def check(name: str) -> str:
-        _, colon, rest = name.partition(":")
-        if not colon:
-            return matches(NAME_PATTERN, NAME_RULE)(name)
-        source, known = source_of(name), [s.prefix for s in all_sources() if s.use == use]
-        if source is None or source.use != use:
-            rule = "the name of a task, as there is no source of such tasks"
-            if known:
-                rule = f"one of {', '.join(known)} before the colon"
-            raise Unfit(f"the name {short_repr(name)}", rule)
-        source.check_name(rest)
-        return name
-
-    return check
+def _check_name(name: str) -> str:
+    """A task's name, which may be ``PREFIX:REST`` of a source."""
+    _, colon, rest = name.partition(":")
+    if not colon:
+        return matches(NAME_PATTERN, NAME_RULE)(name)
+    source, known = source_of(name), [s.prefix for s in all_sources() if s.has_tasks]
+    if source is None or not source.has_tasks:
+        rule = "the name of a task, as there is no source of such tasks"
+        if known:
+            rule = f"one of {', '.join(known)} before the colon"
+        raise Unfit(f"the name {short_repr(name)}", rule)
+    source.check_name(rest)
+    return name
 
 
 _SOURCED = Field(json_schema_extra={"pattern": rf"{NAME_PATTERN}|^[a-z_]+:[\w.+-]{{1,150}}$"})
-TaskName = Annotated[str, AfterValidator(_checked_name("scored")), _SOURCED]
-ReplayName = Annotated[str, AfterValidator(_checked_name("replayed")), _SOURCED]
+TaskName = Annotated[str, AfterValidator(_check_name), _SOURCED]
 ScorerName = Annotated[str, RegisteredName(scorer_names, PYTHON_PATTERN)]
 MetricName = Annotated[str, RegisteredName(primary_metric_names)]
 Fewshot = Annotated[

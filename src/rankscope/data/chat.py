@@ -84,12 +84,6 @@ class ChatTemplate:
             )
         return str(text)
 
-    def exchange(self) -> tuple[str, str]:
-        """A first question and its answer: the text before the question, and what follows it."""
-        turns = [Message("user", PROBE), Message("assistant", "a")]
-        opening, _, rest = self.render(turns, "chat template").partition(PROBE)
-        return opening, rest
-
     def segments(self, turns: Sequence[Message], location: str) -> list[TextSegment]:
         """A conversation divided at its assistant turns, through the end of the last one.
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from rankscope.data.registry import TaskSpec
-    from rankscope.evaluate.scorers.scorer import ItemTokens
 
 PromptFormat = Literal["chat", "plain"]
 LabelMode = Literal["completion", "all"]
@@ -89,10 +88,6 @@ class EncodedRows:
     def num_label_tokens(self) -> int:
         """Tokens of one epoch that carry loss."""
         return sum(sum(row.is_label) for row in self.rows)
-
-    def to_write(self) -> "list[ItemTokens]":
-        """What the base reads and writes, at most, to make the rows; nothing if they are known."""
-        return []
 
     @property
     def sha256(self) -> str:
@@ -250,20 +245,6 @@ class Encoder:
         """Token before the first token of a text: the begin token, else the end token."""
         bos = self.tokenizer.bos_token_id
         return self._eos_id if bos is None else int(bos)
-
-    @property
-    def opening_ids(self) -> list[int]:
-        """Tokens before anything is said: the chat template up to a first user's text, in the plain
-        format the start token."""
-        opening = "" if self._chat is None else self._chat.exchange()[0]
-        return self.text_ids(opening) or [self.start_id]
-
-    @property
-    def num_ends(self) -> int:
-        """End tokens after the opening through a first answer: the template may end the user's turn
-        with one, too."""
-        rest = "" if self._chat is None else self._chat.exchange()[1]
-        return max(1, sum(token in self.stop_ids for token in self.text_ids(rest)))
 
     # --- segments -------------------------------------------------------------------------------
 

@@ -26,7 +26,6 @@ from rankscope.evaluate.scorers import get_scorer
 from rankscope.formatting import count, join_names
 from rankscope.hashing import canonical_json, sha256_json
 from rankscope.records import TrialSpec
-from rankscope.sources import source_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -84,13 +83,7 @@ def prepare_data(
         objective.check_task(tasks[name], config.train)
     encode = partial(_encode_rows, config, encoder)
     rows = {t.name: encode(tasks[t.name], tasks[t.name].train) for t in config.tasks}
-    replay_rows = {
-        name: encode_rows(encoder, task.train, labels) for name, task in replayed.items()
-    } | {
-        name: source.rows(name.partition(":")[2], config, encoder)
-        for name in config.replayed()
-        if (source := source_of(name)) is not None
-    }
+    replay_rows = {n: encode_rows(encoder, task.train, labels) for n, task in replayed.items()}
     notes = [
         *(note for task in tasks.values() for note in task.notes),
         *replay_notes(config),

@@ -18,16 +18,15 @@ BLOCK = 256  # Tokens whose probabilities are added up on the device
 
 @dataclass(slots=True)
 class SampledGeneration(Generation):
-    """A sequence whose tokens are drawn; its ``ids`` keep its end tokens."""
+    """A sequence whose tokens are drawn; its ``ids`` keep its end token."""
 
-    ends_left: int = 1
     draws: random.Random = field(default_factory=random.Random)
     entropy: float = 0.0  # Of its tokens' distributions together, nats, see :func:`drawing_at`
 
     def accept(self, token: int, batch: RunningBatch) -> None:
         self.ids.append(token)
-        self.ends_left -= token in batch.limits.stop_ids
-        self.stopped = self.ends_left == 0 or batch.ends_in_stop_string(self.ids)
+        is_end = token in batch.limits.stop_ids
+        self.stopped = is_end or batch.ends_in_stop_string(self.ids)
 
 
 def draw(logits: Tensor, sequences: Sequence[SampledGeneration]) -> Tensor:

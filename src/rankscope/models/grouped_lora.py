@@ -112,12 +112,10 @@ class _Bucket:
         self.a_grad, self.b_grad = torch.zeros_like(self.a), torch.zeros_like(self.b)
         self.a_copy = torch.zeros_like(self.a, dtype=dtype)  # A', in the base's dtype
         self.b_copy = torch.zeros_like(self.b, dtype=dtype)  # s B', likewise
-        self.scaling = first.new_ones(len(adapters), rank, 1)  # s, times P / s if nested
+        self.scaling = first.new_ones(len(adapters), rank, 1)  # s
         for i, adapter in enumerate(adapters):
             a, b = adapter.a[module], adapter.b[module]
             self.scaling[i] = adapter.scaling
-            if adapter.diagonal is not None:
-                self.scaling[i, : len(a), 0] *= adapter.diagonal
             for parameter, view in ((a, self.a[i, : len(a)]), (b, self.b[i, : len(a)].T)):
                 view.copy_(parameter.data)
                 parameter.data = view

@@ -35,9 +35,6 @@ class Adapter:
     initial_factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Module name -> (A0, B0) of a method whose initialization is a part of W0 (PiSSA): the base
     stays whole and shared, so the adapter subtracts that part."""
-    diagonal: Tensor | None = None
-    """P / s of a nested adapter that trains, (r,): passes in training compute W0 + B P A, scoring
-    leaves it out."""
     ranks: Mapping[str, int] = field(default_factory=dict)  # Module -> its rank, if not the trial's
     dropout: float = 0.0  # Probability on the adapter's input while training
     dropout_seed: int = 0  # Decides the masks, together with module, step and order of the rows

@@ -119,14 +119,6 @@ class LowRankUpdate:
         B = (q_b @ u[:, :most]) * root[:most]
         return [self if self.rank <= r else replace(self, A=A[:r], B=B[:, :r]) for r in ranks]
 
-    def plus(self, left: Tensor, right: Tensor) -> "LowRankUpdate":
-        """dW + left right, for ``left`` (m, i) and ``right`` (i, n); of rank r + i."""
-        if not left.shape[1]:
-            return self
-        if self.gain is not None:
-            left = left / self.gain[:, None]
-        return replace(self, A=torch.cat([self.A, right]), B=torch.cat([self.B, left], dim=1))
-
     def to_stored(self, scaling: float = 1.0) -> StoredFactors:
         """The factors as an adapter with this ``scaling`` stores them."""
         magnitude = None

@@ -49,10 +49,7 @@ class AdapterSlice:
         self.method = get_lora_method(adapter.method)
         self.parameters = adapter.module_parameters(module)
         _, self.start, self.stop = span
-        self.diagonal = adapter.diagonal if group.training else None  # Of a nested adapter, (r,)
         self.a, self.b = group.factors(adapter, module, x.dtype)  # A', (r, in), and B', (out, r)
-        if self.diagonal is not None:
-            self.b = (adapter.factors(module)[1] * self.diagonal).to(x.dtype)
         self.mask: Tensor | None = None  # Inputs that dropout keeps, (n, in) bool
         if group.training and adapter.dropout > 0:
             shape = torch.Size((self.stop - self.start, x.shape[-1]))
@@ -111,8 +108,6 @@ class AdapterSlice:
             back, hidden = first + second, hidden.chunk(2, dim=1)[0]
         scaling = self.adapter.scaling
         of_b = (grad.T @ hidden).float().mul_(scaling)
-        if self.diagonal is not None:
-            of_b *= self.diagonal
         return [(back.T @ inputs).float().mul_(scaling), of_b]
 
 
@@ -195,7 +190,7 @@ class MultiLora:
         self.spans: tuple[AdapterSpan, ...] = ()  # See :meth:`routing`
         self.kept_spans: tuple[AdapterSpan, ...] = ()
         self.is_again = False  # Gradient checkpointing repeats a pass, with its masks
-        self.training = False  # Dropout is on, and the diagonal of nested adapters
+        self.training = False  # Dropout is on
         self.injected_tuner: PeftTuner | None = None  # A PEFT method, on a copy of a base
         self.fixed: dict[tuple[str, str], tuple[Tensor, Tensor]] | None = None
         """(A', B') by adapter and module, see :meth:`fixed_weights`."""

@@ -1,4 +1,4 @@
-"""Scaled copies of a tuned model, W0 + f (W - W0), with one factor f or one per layer."""
+"""Scaled copies of a tuned model, W0 + f (W - W0)."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -11,11 +11,6 @@ from rankscope.models.base import Base
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate
 from rankscope.models.quantize import dense_weight
-from rankscope.records import Variant
-
-INPUT_EMBEDDING = re.compile(r"embed(?!_out)|(?:^|\.)w[tp]e(?:\.|$)")
-"""Input embeddings by name: GPT-2 uses wte and wpe; GPT-NeoX's output layer is embed_out."""
-FactorOf = Callable[[str], float]  # Name of a module or parameter -> its factor f
 
 
 def layer_index(name: str) -> int | None:
@@ -29,41 +24,17 @@ def module_kind(name: str) -> str:
     return re.split(r"(?:^|\.)[0-9]+\.", name, maxsplit=1)[-1]
 
 
-def depth_factors(first: float, last: float, num_layers: int) -> FactorOf:
-    """Factors linear in depth (LiNeS, Wang et al., arXiv 2410.17146).
-
-    Layer l of L, from 0, gets first + (last - first) l / (L - 1), where L counts all layers of the
-    model. Input embeddings count as layer 0, the final norm and the output layer as the last one.
-    In a model of one layer everything gets ``first``.
-    """
-
-    def factor_of(name: str) -> float:
-        layer = layer_index(name)
-        if layer is None:
-            layer = 0 if INPUT_EMBEDDING.search(name) else num_layers - 1
-        return first + (last - first) * (layer / max(1, num_layers - 1))
-
-    return factor_of
-
-
-def variant_factors(variant: Variant, num_layers: int) -> FactorOf:
-    last = variant.strength if variant.kind == "scale" else 1.0
-    return depth_factors(variant.strength, last, num_layers)
-
-
 def scaled_adapter(
-    adapter: Adapter, name: str, factor_of: FactorOf, linears: Mapping[str, nn.Linear]
+    adapter: Adapter, name: str, factor: float, linears: Mapping[str, nn.Linear]
 ) -> Adapter:
-    """A copy of ``adapter`` under another name, the update of each module scaled by its factor."""
-    factors = {module: factor_of(module) for module in adapter.a}
-    if not adapter.magnitude and len(set(factors.values())) == 1:
-        factor = next(iter(factors.values()))
+    """A copy of ``adapter`` under another name, its update scaled."""
+    if not adapter.magnitude:
         alpha, scaling = adapter.alpha * factor, adapter.scaling * factor
         return replace(adapter, name=name, alpha=alpha, scaling=scaling)  # shares A and B
 
     def update_of(module: str) -> LowRankUpdate:
         weight = dense_weight(linears[module])
-        return LowRankUpdate.from_adapter(adapter, module, weight).scaled(factors[module])
+        return LowRankUpdate.from_adapter(adapter, module, weight).scaled(factor)
 
     return replaced_updates(adapter, name, update_of)
 
@@ -86,11 +57,11 @@ def replaced_updates(
 
 
 @torch.no_grad()
-def scaled_model(frozen: Base, tuned: Base, factor_of: FactorOf) -> Base:
+def scaled_model(frozen: Base, tuned: Base, factor: float) -> Base:
     """A copy of a fully fine-tuned model with every parameter at W0 + f (W - W0), computed in
     float32 and rounded to the base's dtype once."""
     copied, trained = frozen.copied(), dict(tuned.model.named_parameters())
     for name, parameter in copied.model.named_parameters():
         before = parameter.float()
-        parameter.copy_(before + factor_of(name) * (trained[name].float() - before))
+        parameter.copy_(before + factor * (trained[name].float() - before))
     return copied

@@ -11,7 +11,6 @@ from rankscope.hashing import sha256_json
 from rankscope.models.methods import get_lora_method, get_method
 from rankscope.models.methods.lora import LoraMethod
 from rankscope.records.record import MethodName, Record
-from rankscope.sources import source_of
 
 
 class GivenModel(Record):
@@ -55,8 +54,6 @@ class TrialSpec(Record):
     dropout: float
     seed: int
     rows: int | None = None  # Training rows, the first of the task's shuffled order; None: all
-    nested: tuple[tuple[int, float], ...] | None = None
-    """Only for ``nested``: rank and alpha of every slice of the training run, by rising rank."""
     rank_pattern: tuple[tuple[str, int], ...] | None = None
     """Rank of every target by module path; ``rank`` is then the one of as many parameters."""
     init_from: str | None = None  # Folder of the adapter that training continues
@@ -72,7 +69,7 @@ class TrialSpec(Record):
     rows."""
     replay_share: float | None = None  # Share of the replayed rows among all rows, and in the loss
     replay_sha256: str | None = None
-    """Hash of the encoded replayed rows; of rows that a run makes, of how they are made."""
+    """Hash of the encoded replayed rows."""
     kl_to_base: float | None = None  # Weight of KL(base || tuned), nats per label token
     early_stop: int | None = None  # Stops after so many points without a better score
     validation_sha256: str | None = None  # Of the items that decide when to stop
@@ -107,18 +104,6 @@ class TrialSpec(Record):
         return get_method(self.method).trains_alone
 
     @property
-    def nest(self) -> tuple[object, ...]:
-        """Trials with equal values are slices of one nested adapter, which trains once."""
-        if self.nested is None:
-            return (self.trial_id,)
-        return (*self.arm_without_rank, self.nested, self.lr, self.seed)
-
-    @property
-    def is_slice(self) -> bool:
-        """Whether it does not train: its weights are cut from those of its nest's largest rank."""
-        return self.nested is not None and self.rank != self.nested[-1][0]
-
-    @property
     def scaling(self) -> float:
         if self.rank is None or self.alpha is None:
             return 1.0
@@ -134,10 +119,8 @@ class TrialSpec(Record):
     def mitigations(self) -> dict[str, object]:
         """Mitigations of forgetting, as labels name them; empty for a plain trial."""
         share = "" if self.replay_share is None else f"{self.replay_share:.12g}"
-        source = source_of(self.replay or "")
-        rows = self.replay if source is None else (self.replay or "").partition(":")[2]
         own: dict[str, object] = {
-            "replay" if source is None else source.name: rows and f"{share}x{rows}",
+            "replay": self.replay and f"{share}x{self.replay}",
             "kl": None if self.kl_to_base is None else f"{self.kl_to_base:.12g}",
             "patience": self.early_stop,
         }
@@ -151,7 +134,7 @@ class TrialSpec(Record):
     @property
     def arm_without_lr(self) -> tuple[object, ...]:
         """Every setting except the seed and the learning rate, which is chosen per arm."""
-        return (*self.arm_without_rank, self.rank, self.alpha, self.nested, self.rank_pattern)
+        return (*self.arm_without_rank, self.rank, self.alpha, self.rank_pattern)
 
     @property
     def arm_without_rank(self) -> tuple[object, ...]:
@@ -166,7 +149,6 @@ class TrialSpec(Record):
             self.method,
             self.peft,
             self.lr_ratio,
-            self.nested and tuple(rank for rank, _ in self.nested),
             self.targets,
             self.dropout,
             self.init_sha256,
@@ -202,10 +184,6 @@ class TrialSpec(Record):
     def special_settings(self) -> tuple[str, ...]:
         """Further settings that are not the default, such as ``dropout=0.1``."""
         parts = []
-        if self.nested is not None:
-            is_plain = all(alpha == 2 * r for r, alpha in self.nested)
-            slices = (f"{r}" if is_plain else f"{r}:{alpha:.12g}" for r, alpha in self.nested)
-            parts.append(f"ranks={','.join(slices)}")
         if self.rank_pattern is not None:
             parts.append(f"by-module={sha256_json(self.rank_pattern)[:8]}")
         if self.lr_ratio is not None:

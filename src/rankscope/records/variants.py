@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from rankscope.records.record import Record
 
-VariantKind = Literal["scale", "layers", "intruders", "control", "truncated"]
+VariantKind = Literal["scale", "truncated"]
 
 MARK = "@"
 
@@ -16,11 +16,8 @@ MARK = "@"
 class Variant:
     """A change of a trained trial's update W - W0 that needs no training.
 
-    ``scale``: the whole update times ``strength``. ``layers``: times a factor that rises linearly
-    with depth, from ``strength`` in the first layer to 1 in the last (LiNeS, arXiv 2410.17146).
-    ``intruders``: the intruder dimensions of every matrix times ``strength`` (arXiv 2410.21228).
-    ``control``: the whole update of every matrix scaled to the norm it has under ``intruders``.
-    ``truncated``: every matrix cut to the rank ``strength`` with the least error.
+    ``scale``: the whole update times ``strength``. ``truncated``: every matrix cut to the rank
+    ``strength`` with the least error.
     """
 
     kind: VariantKind
@@ -52,7 +49,6 @@ class MatrixChange(Record):
     frobenius_before: float  # |dW|_F
     frobenius_after: float
     error: float  # |dW - dW'|_F
-    intruders: int | None = None  # Scaled down; None if the action does not look for them
 
 
 class AdapterChange(Record):

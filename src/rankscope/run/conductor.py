@@ -140,7 +140,9 @@ class Conductor:
         )
 
     def lacks_analysis(self, trial: TrialSpec) -> bool:
-        stages = self.analysis_stages if trial.prompt is None else ()
+        wanted = self.context.round.analyzed
+        is_wanted = trial.prompt is None and (wanted is None or trial.trial_id in wanted)
+        stages = self.analysis_stages if is_wanted else ()
         return any(stage.missing((trial,)) for stage in stages)
 
     def remove_orphans(self) -> None:

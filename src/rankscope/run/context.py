@@ -20,6 +20,7 @@ class Round(Record):
     """How far the groups of a round go: to their end, unless a search decides first."""
 
     is_last: bool = True  # Score test items and analyze too
+    analyzed: tuple[str, ...] | None = None  # Ids of the trials to analyze; None: all
     label: str = ""
 
 

@@ -9,7 +9,6 @@ written to a disk.
 """
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -100,13 +99,10 @@ class CostModel:
 
     def training(self, group: Group) -> dict[str, float]:
         """Seconds of training each trial of a group, by trial id, if ``train.devices`` share the
-        work evenly. Slices of a nested run share its."""
+        work evenly."""
         if not group[0].trains:
             return {trial.trial_id: 0.0 for trial in group}
-        trained = self.inputs.trained(group)
-        by_nest = {trial.nest: self._trial_training(trial, len(trained)) for trial in trained}
-        sizes = Counter(trial.nest for trial in group)
-        return {t.trial_id: by_nest[t.nest] / sizes[t.nest] for t in group}
+        return {trial.trial_id: self._trial_training(trial, len(group)) for trial in group}
 
     def _trial_training(self, trial: TrialSpec, at_once: int) -> float:
         """In a group of so many."""
@@ -174,8 +170,7 @@ class CostModel:
     # --- the disk -------------------------------------------------------------------------------
 
     def checkpoint_bytes(self, group: Group) -> int:
-        trained = self.inputs.trained(group)
-        return FLOAT32_BYTES * sum(saved_values(t) * self.parameters(t) for t in trained)
+        return FLOAT32_BYTES * sum(saved_values(t) * self.parameters(t) for t in group)
 
     def num_checkpoints(self, group: Group) -> int:
         """How often a group is stored while it trains: after each ``checkpoint_seconds`` of

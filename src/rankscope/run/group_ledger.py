@@ -86,7 +86,7 @@ class GroupLedger:
         """Estimate of training a group in passes of the size that it has now."""
         limit = self.batch_tokens(group)
         train = self.study.config.train.model_copy(update={"batch_tokens": limit})
-        return self.study.grouping.memory(self.study.trained(group), train)
+        return self.study.grouping.memory(group, train)
 
     def check_limit(self, group: Group) -> None:
         """Raise MemoryError if a group needs more than the ``memory_limit`` of the study file.

@@ -35,8 +35,7 @@ def make_groups(
 
     The LoRA trials of a task are cut, in trial order, into as few groups as ``max_group_size`` (by
     default ``DEFAULT_MAX_GROUP_SIZE``) and the memory (``fits``) allow; a trial that does not fit
-    alone is still a group. Sizes differ by at most one if only ``max_group_size`` limits. Slices of
-    a nested run are in the group of the trial that they are cut from, and do not count. Pass all
+    alone is still a group. Sizes differ by at most one if only ``max_group_size`` limits. Pass all
     trials of a study, done or not: groups, and with them the arithmetic, then do not depend on
     where a run was stopped.
     """
@@ -44,19 +43,10 @@ def make_groups(
     groups: list[Group] = []
     for task in dict.fromkeys(trial.task for trial in trials):
         of_task = [trial for trial in trials if trial.task == task]
-        adapters = [t for t in of_task if not t.trains_alone and not t.is_slice]
-        groups += [_with_slices(group, of_task) for group in _cut_to_fit(adapters, limit, fits)]
+        adapters = [trial for trial in of_task if not trial.trains_alone]
+        groups += _cut_to_fit(adapters, limit, fits)
         groups += [(trial,) for trial in of_task if trial.trains_alone]
     return groups
-
-
-def _with_slices(group: Group, trials: Sequence[TrialSpec]) -> Group:
-    """A group with the slices among ``trials`` that are cut from its trials."""
-    slices: dict[tuple[object, ...], list[TrialSpec]] = {}
-    for trial in trials:
-        if trial.is_slice:
-            slices.setdefault(trial.nest, []).append(trial)
-    return tuple(t for trial in group for t in (*slices.get(trial.nest, ()), trial))
 
 
 def group_id(group: Sequence[TrialSpec]) -> str:
@@ -65,23 +55,17 @@ def group_id(group: Sequence[TrialSpec]) -> str:
 
 
 def group_label(group: Group) -> str:
-    """A short name, such as ``12 adapters r 2-128`` or ``full lr=0.0005``; slices are no adapters
-    of their own."""
-    adapters = [trial for trial in group if not trial.is_slice] or group
-    if len(adapters) == 1:
-        return adapters[0].arm_label
+    """A short name, such as ``12 adapters r 2-128`` or ``full lr=0.0005``."""
+    if len(group) == 1:
+        return group[0].arm_label
     ranks = [trial.rank for trial in group if trial.rank is not None]
-    return f"{len(adapters)} adapters r {min(ranks)}-{max(ranks)}"
+    return f"{len(group)} adapters r {min(ranks)}-{max(ranks)}"
 
 
 def halves_of(group: Group) -> tuple[Group, Group]:
-    """A group of at least two trials cut in two; if it cannot be even, the first half is larger.
-
-    Slices stay with the trial that they are cut from, unless there is nothing else to cut."""
+    """A group of at least two trials cut in two; if it cannot be even, the first half is larger."""
     middle = (len(group) + 1) // 2
-    cuts = [i for i in range(1, len(group)) if group[i - 1].nest != group[i].nest] or [middle]
-    cut = min(cuts, key=lambda i: (abs(2 * i - len(group)), -i))
-    return group[:cut], group[cut:]
+    return group[:middle], group[middle:]
 
 
 def _cut_to_fit(
@@ -118,7 +102,7 @@ def what_limits(
     alike = [p for p in groups if p[0].task == group[0].task and not p[0].trains_alone]
     if len(alike) == 1:
         return "all trials of the task"
-    count = sum(not trial.is_slice for group in alike for trial in group)
+    count = sum(map(len, alike))
     fewest = math.ceil(count / (max_group_size or DEFAULT_MAX_GROUP_SIZE))
     return "size limit" if len(alike) <= fewest else "memory"
 

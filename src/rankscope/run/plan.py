@@ -184,7 +184,7 @@ def _counts(inputs: PreparedStudy) -> dict[str, Any]:
         "trials": len(inputs.trials),
         "evaluations": evaluations,
         "curve_evaluations": curve,
-        "train_tokens": sum(map(inputs.training_tokens, inputs.trained(inputs.trials))),
+        "train_tokens": sum(map(inputs.training_tokens, inputs.trials)),
         "evaluation_tokens": tokens,
     }
 
@@ -197,11 +197,8 @@ def _times(
     start = 0.0 if executor is None else model.start()
     if executor is not None:
         units = [start + seconds for seconds in units]
-        if model.inputs.rows_to_write():  # rows that other units wait for
-            shared += start
-        else:
-            shared -= base["scoring"]
-            units.append(start + base["scoring"])
+        shared -= base["scoring"]
+        units.append(start + base["scoring"])
     devices = model.inputs.config.train.devices
     return {
         "start_seconds": start,
@@ -218,12 +215,13 @@ def _expected(model: CostModel, times: Mapping[str, float], tokens: int) -> dict
     if inputs.config.strategy == "grid":
         return {}
     budget, trains = inputs.search_budget, sum(trial.trains for trial in inputs.trials)
-    share = min(1.0, (budget.trials or inf) / trains, (budget.tokens or inf) / max(1, tokens))
-    shared = times["shared_seconds"]
-    seconds = shared + share * (times["wall_seconds"] - shared)
+    shared, limit = times["shared_seconds"], 3600 * (budget.hours or inf)
+    of_groups = times["wall_seconds"] - shared
+    shares = (budget.trials or inf) / trains, (budget.tokens or inf) / max(1, tokens)
+    share = min(1.0, *shares, max(0.0, limit - shared) / max(1e-9, of_groups))
     return {
         "expected_tokens": round(share * tokens),
-        "expected_seconds": min(seconds, 3600 * (budget.hours or inf)),
+        "expected_seconds": min(limit, shared + share * of_groups),
         "budget": budget.text,
     }
 
@@ -246,14 +244,14 @@ def _available_bytes(inputs: PreparedStudy, machine: Machine) -> int:
 
 def _plan_group(model: CostModel, group: Group, costs: Mapping[str, Seconds]) -> _GroupPlan:
     inputs, config = model.inputs, model.inputs.config
-    memory = inputs.grouping.memory(inputs.trained(group), config.train)
+    memory = inputs.grouping.memory(group, config.train)
     scoring, available = inputs.scoring_bytes(group), _available_bytes(inputs, model.machine)
     stages = _summed([costs[trial.trial_id] for trial in group])
     return _GroupPlan(
         task=group[0].task,
         labels=tuple(f"{trial.arm_label} seed={trial.seed}" for trial in group),
         steps=max(map(inputs.num_steps, group)),
-        num_tokens=sum(map(inputs.training_tokens, inputs.trained(group))),
+        num_tokens=sum(map(inputs.training_tokens, group)),
         memory_bytes=memory.with_pass(max(memory.pass_bytes, scoring)),
         host_bytes=memory.host_bytes(inputs.device, scoring),
         fits=memory.total_bytes <= available,
@@ -297,9 +295,8 @@ def _trial_costs(
 
 
 def _base_items(inputs: PreparedStudy) -> list[ItemTokens]:
-    """What the base is scored on, and the rows that are sampled from it."""
-    scored = [i for _, task, split in inputs.base_evals() for i in inputs.items[task, split]]
-    return scored + inputs.rows_to_write()
+    """What the base is scored on."""
+    return [i for _, task, split in inputs.base_evals() for i in inputs.items[task, split]]
 
 
 def _scored_alike(inputs: PreparedStudy, trial: TrialSpec) -> tuple[object, ...]:

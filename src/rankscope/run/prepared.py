@@ -75,7 +75,7 @@ class PreparedStudy:
     def _fits(self, group: Group) -> bool:
         """Whether a group can be trained and scored; without trials, whether the base can."""
         train, scoring = self.config.train, self.scoring_bytes(group)
-        memory = self.grouping.memory(self.trained(group), train)
+        memory = self.grouping.memory(group, train)
         peak = memory.with_pass(max(memory.pass_bytes, scoring))
         if group and group[0].is_full:  # scored as it was stored, by shard 0 alone
             peak = max(peak, self.grouping.model.of_scored(group, train).with_pass(scoring))
@@ -94,19 +94,11 @@ class PreparedStudy:
             return self.config.budget
         trained = sum(trial.trains for trial in self.trials)
         least = LEAST_TRIALS * len(self.data.rows)
-        return BudgetConfig(trials=max(least, ceil(GRID_SHARE * trained)))
+        return BudgetConfig(trials=min(trained, max(least, ceil(GRID_SHARE * trained))))
 
     @cached_property
     def _by_id(self) -> dict[str, TrialSpec]:
         return {trial.trial_id: trial for trial in self.candidates}
-
-    @cached_property
-    def _largest_of_nest(self) -> dict[tuple[object, ...], TrialSpec]:
-        return {trial.nest: trial for trial in self.candidates if not trial.is_slice}
-
-    def trained(self, group: Group) -> Group:
-        """Trials to train for this group. A nested run trains once, at its largest rank."""
-        return tuple(dict.fromkeys(self._largest_of_nest[trial.nest] for trial in group))
 
     def items_of(self, trial: TrialSpec) -> Items:
         """``items`` as a trial is scored on them, after its prompt if it has one."""
@@ -123,8 +115,7 @@ class PreparedStudy:
         training takes ``memory``; by default as planned."""
         if memory is None:
             of_base = self.grouping.model.of_scored((), self.config.train)
-            trained = self.trained(group)
-            memory = self.grouping.memory(trained, self.config.train) if group else of_base
+            memory = self.grouping.memory(group, self.config.train) if group else of_base
         return memory.host_bytes(self.device, self.scoring_bytes(group))
 
     def scoring_bytes(self, group: Group) -> int:
@@ -133,13 +124,7 @@ class PreparedStudy:
         if group and group[0].prompt is not None:
             prompted = self.items_of(group[0]).values()
             return max(scoring_memory(model, items, settings)(()) for items in prompted)
-        if not group and (written := self.rows_to_write()):
-            needed = [*needed, scoring_memory(model, written, settings)]
         return max((of_split(group) for of_split in needed), default=0)
-
-    def rows_to_write(self) -> list[ItemTokens]:
-        """What the base reads and writes for each row that it writes before any training."""
-        return [tokens for rows in self.data.replay_rows.values() for tokens in rows.to_write()]
 
     def trial(self, model_id: str) -> TrialSpec:
         """The trial of its id, or of one of its variants."""
@@ -163,8 +148,8 @@ class PreparedStudy:
         return trial_steps(trial, len(rows.rows), rows.num_tokens, self.config.train)
 
     def curve_steps(self, trial: TrialSpec) -> tuple[int, ...]:
-        """Optimizer steps after which its learning curve has a point; none for a slice."""
-        return () if trial.is_slice else self.due_steps(trial, self.config.train.evaluate_every)
+        """Optimizer steps after which its learning curve has a point."""
+        return self.due_steps(trial, self.config.train.evaluate_every)
 
     def own_tokens(self, trial: TrialSpec) -> int:
         """Tokens of its own task that a trial trains on, if every row has the mean length."""
@@ -232,8 +217,8 @@ def first_trials(study: PreparedStudy) -> list[TrialSpec]:
 
 
 def check_prepared(study: PreparedStudy) -> None:
-    """Raise UserError for a search of nested ranks, or whose budget is too small for one trial, and
-    for settings of an analysis that do not suit the study."""
+    """Raise UserError for a search whose budget is too small for one trial, and for settings of an
+    analysis that do not suit the study."""
     if study.config.strategy == "search" and any(trial.trains for trial in study.trials):
         _check_search(study)
     for analysis in enabled_analyses(study.config):
@@ -241,12 +226,6 @@ def check_prepared(study: PreparedStudy) -> None:
 
 
 def _check_search(study: PreparedStudy) -> None:
-    if nested := next((trial.method for trial in study.trials if trial.nested), None):
-        raise UserError(
-            "strategy: search",
-            f"method {nested!r}, which trains all its ranks in one run, so none can be chosen",
-            "'strategy: grid'",
-        )
     tokens = study.training_tokens(first_trials(study)[0])
     if not study.search_budget.pays_for(1, tokens):
         raise UserError("budget", "less than one trial", f"at least {tokens:,} tokens")

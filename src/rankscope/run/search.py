@@ -62,8 +62,8 @@ class _Search:
         self.context.count_time()  # of the base's scores
         if not self.ledger.rounds():
             self.context.reporter.note(
-                f"search: trains at most {self.budget.text}; the lists have "
-                f"{len(self.declared.trials)}. 'budget' changes that"
+                f"search: at most {self.budget.text}; the lists have "
+                f"{len(self.declared.trials)} trials. 'budget' changes that"
             )
             self.put_round()
         while True:
@@ -86,8 +86,12 @@ class _Search:
             if not paid if self.over_budget else not self.put_round():
                 break
         others = [t for t in self.declared.trials if not t.trains]
-        last = [*others, *(trial for arm in self.finalists() for trial in arm)]
-        self.round(last, Round(label="finalists,"))
+        arms = self.finalists()
+        last = [*others, *(trial for arm in arms for trial in arm)]
+        # Where minutes are counted, training gets those that analyses of all finalists would take.
+        own = [*others, *(arms[0] if arms else ())]
+        first = tuple(t.trial_id for t in own) if self.budget.hours else None
+        self.round(last, Round(label="finalists,", analyzed=first))
         asked = list[TrialSpec]()
         # Test items may have put another arm first.
         while (untested := self.untested()) and untested != asked:

@@ -96,6 +96,5 @@ class StudyClock:
 
 
 def training_work(study: PreparedStudy, trial: TrialSpec) -> float:
-    """Tokens that a trial trains on, times the passes of each: three if every weight trains. The
-    trials of a nested run share its work."""
-    return study.own_tokens(trial) * (3 if trial.is_full else 2) / len(trial.nested or (trial,))
+    """Tokens that a trial trains on, times the passes of each: three if every weight trains."""
+    return study.own_tokens(trial) * (3 if trial.is_full else 2)

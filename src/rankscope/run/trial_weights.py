@@ -6,7 +6,7 @@ from rankscope.errors import UserError
 from rankscope.hashing import sha256_file, sha256_json
 from rankscope.models.base import Base
 from rankscope.models.methods import get_method
-from rankscope.records import ModelRecord, TrialSpec
+from rankscope.records import ModelRecord
 from rankscope.run.context import RunContext
 from rankscope.run.given import load_given
 from rankscope.run.groups import Group
@@ -14,15 +14,13 @@ from rankscope.store import TrialFailure, weights_path
 from rankscope.train.trial_state import TrialState
 
 
-def write_weights(
-    state: TrialState, trial: TrialSpec, model: Base, base_record: ModelRecord, folder: Path
-) -> str:
+def write_weights(state: TrialState, model: Base, base_record: ModelRecord, folder: Path) -> str:
     """Write a PEFT adapter with its card, or a whole model, into ``folder``; sha256 of its weights.
 
-    ``trial`` is the trained one or a slice of it. ``model`` holds the weights of full fine-tuning.
+    ``model`` holds the weights of full fine-tuning.
     """
-    trained = state.adapter or state.tuner or model
-    get_method(trial.method).save(trained, trial, base_record, folder)
+    trial, trained = state.spec, state.adapter or state.tuner or model
+    get_method(trial.method).save(trained, base_record, folder)
     if not trial.is_full:
         from rankscope.report.model_card import adapter_card  # pandas, which takes long
 

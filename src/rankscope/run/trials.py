@@ -107,10 +107,6 @@ def _check_trial(trial: TrialSpec, config: StudyConfig, base: StudyBase, data: S
     num_steps = trial_steps(trial, len(rows.rows), rows.num_tokens, config.train)
     check_learning_rates(trial, num_steps, config.train)
     get_method(trial.method).check_trial(trial, base, rows.num_tokens, num_steps)
-    objective = objective_of(trial_protocol(trial, config.train).objective)
-    if trial.nested and objective.max_new_tokens:
-        found = f"nested ranks by {objective.name!r}, whose answers would all be the largest's"
-        raise UserError(f"{trial.task}: {trial.arm_label}", found, "ranks one by one")
 
 
 def _may_train(trial: TrialSpec, config: StudyConfig, base: StudyBase, data: StudyData) -> bool:
@@ -157,8 +153,7 @@ def make_trials(
     scorer, row limits and ``data_seed`` act through it; validation and test items must not, or a
     change of evaluation would train again.
     adapter_sha256: by folder, hash of each adapter of a warm start (``init_from``).
-    replay_sha256: by task, hash of the encoded rows that an arm replays; rows that a run makes
-    count by how they are made.
+    replay_sha256: by task, hash of the encoded rows that an arm replays.
     validation_sha256: by training task, hash of what early stopping scores.
     fewer_sha256: by training task and number, as ``data_sha256``, of the rows of arms with fewer.
     solved: by training task and number, the examples that prompts show.
@@ -222,7 +217,7 @@ def own_identity(trial: TrialSpec, train: TrainConfig) -> dict[str, object]:
     """
     nowhere = {"trial_id", "schema_version", "given", "init_from", "replay", *TRAIN_OVERRIDES}
     nowhere |= {"rows"}  # Their hash counts
-    nowhere |= {n for n in ("nested", "rank_pattern", "prompt") if getattr(trial, n) is None}
+    nowhere |= {n for n in ("rank_pattern", "prompt") if getattr(trial, n) is None}
     settings = trial.model_dump(mode="json", exclude=nowhere)
     if not trial.trains:
         return settings
@@ -255,11 +250,7 @@ def _arm_points(arm: ArmConfig, train: TrainConfig) -> Iterator[dict[str, Any]]:
                 point["rank"] = rank if isinstance(rank, int) else None
                 point |= {"method": name, "peft": canonical_json(settings)}
             elif point["rank"] is not None:
-                alpha = point["alpha"]
-                if get_method(point["method"]).nests_ranks:
-                    ranks = sorted(set(arm.rank))
-                    point["nested"] = tuple((r, resolved_alpha(alpha, r)) for r in ranks)
-                point["alpha"] = resolved_alpha(alpha, point["rank"])
+                point["alpha"] = resolved_alpha(point["alpha"], point["rank"])
             if not arm.trains:
                 num, system = point.pop("num_fewshot"), point.pop("system").strip()
                 point["prompt"] = Prompt(system=system, num_fewshot=num)

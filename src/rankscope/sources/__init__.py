@@ -7,34 +7,26 @@ records.
 
 import pkgutil
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from rankscope.config.study import StudyConfig
     from rankscope.config.task import TaskConfig
-    from rankscope.data.encode import EncodedRows, Encoder
     from rankscope.data.tasks import LoadedTask
     from rankscope.run.context import RunContext
     from rankscope.run.stages import RowsStage
-
-Use = Literal["scored", "replayed", "compared"]
 
 
 class Source:
     """One source of rows. Its module is read with every study file, so it must load neither torch
     nor records: its methods import what they need."""
 
-    name: ClassVar[str]  # In labels of arms
     prefix: ClassVar[str]
-    use: ClassVar[Use]
-    """``scored``: tasks of a study without arms; ``replayed``: rows that an arm replays;
-    ``compared``: what the base gives to rows and items of the study, which no task names."""
+    has_tasks: ClassVar[bool] = False
+    """Whether a study without arms may name its tasks, and score them."""
     label: ClassVar[str]  # What its tasks are, in messages
 
     def check_name(self, rest: str) -> None:
         """Raise Unfit if no task is called so."""
-
-    # --- tasks that are scored
 
     def tasks(self, name: str) -> "list[TaskConfig]":
         """The tasks of one word of ``eval --tasks``."""
@@ -44,14 +36,8 @@ class Source:
         """One task with its items; needs no model."""
         raise NotImplementedError
 
-    # --- rows that are replayed
-
-    def rows(self, rest: str, config: "StudyConfig", encoder: "Encoder") -> "EncodedRows":
-        """The rows, or stand-ins for those that only a run can make."""
-        raise NotImplementedError
-
     def stage(self, context: "RunContext") -> "RowsStage[Any] | None":
-        """Makes rows, or numbers beside them, that only a run of the base can make."""
+        """Makes numbers beside rows that only a run of the base can make."""
         return None
 
 

@@ -179,6 +179,7 @@ def _scale_rates(study: dict[str, Any], hidden: int) -> None:
 
 SCORING_SHARE = 1 / 3  # Of the minutes, for scores and written answers
 FEWEST_ITEMS = 50  # Of a task and split
+LEAST_ROWS = 4  # Of an update
 WANTED_ARMS = 6  # That should fit into the minutes: a first design
 
 
@@ -214,8 +215,16 @@ def fit_to_minutes(
         values["evaluate"]["max_items"] = items
         scoring *= items / evaluate.max_items
     training = of_arms * sum(arm["training"] for arm in arms)
-    least = FEWEST_UPDATES / steps
-    length = max(least, min(1.0, (limit - base["starting"] - scoring) / training))
+    room = limit - base["starting"] - scoring
+    rows = of_step = train.batch_size * train.gradient_accumulation
+    while FEWEST_UPDATES * training / steps > room and rows >= LEAST_ROWS + train.batch_size:
+        rows -= train.batch_size
+    if (smaller := rows / of_step) < 1:
+        cuts.append(f"{rows} rows an update; another number may want other rates")
+        values["train"]["gradient_accumulation"] = rows // train.batch_size
+        steps = steps if train.max_steps else int(steps / smaller)
+        training *= smaller if train.max_steps else 1
+    length = max(FEWEST_UPDATES / steps, min(1.0, room / training))
     if length != 1:
         key = "epochs" if train.max_steps is None else "max_steps"
         number = length * (train.max_steps or train.epochs)

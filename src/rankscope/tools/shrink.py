@@ -10,8 +10,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from rankscope.analyses.spectra import SpectraConfig
-from rankscope.analyses.spectra.intruders import control_factor, scale_intruders
 from rankscope.analyses.spectra.stored_models import StoredTunedModel, check_full
 from rankscope.device import choose_device
 from rankscope.errors import UserError, reading
@@ -30,9 +28,9 @@ from rankscope.models.lora import Adapter, adapter_of
 from rankscope.models.low_rank_update import LowRankUpdate, StoredFactors
 from rankscope.models.methods import get_method
 from rankscope.models.model_folder import shapes_folder
-from rankscope.models.scaling import depth_factors, layer_index, module_kind
+from rankscope.models.scaling import layer_index, module_kind
 from rankscope.models.study_base import recorded_other_base
-from rankscope.models.svd_cache import SvdCache, decomposition_device, svd_cache_folder
+from rankscope.models.svd_cache import decomposition_device
 from rankscope.records import AdapterChange, MatrixChange, ModelRecord
 from rankscope.report.charts.heat_map import heat_map_svg, pivot
 from rankscope.report.model_card import changed_card
@@ -93,26 +91,12 @@ class SourceAdapter:
             return self.base.weight(name, decomposition_device(choose_device("auto")))
         return self.base.weight(name)
 
-    def num_layers(self) -> int:
-        """Layers of the model: the base's, or without a base those of an adapter on every layer."""
-        if self.base is not None:
-            return self.base.num_layers
-        indices = {layer_index(name) for name in self.adapter.a} - {None}
-        is_partial = read_adapter_config(self.folder, readable=True).layers_to_transform is not None
-        if is_partial or not indices or indices != set(range(len(indices))):
-            raise UserError(
-                f"adapter {self.folder}",
-                "layers left out, so the model's depth is unknown",
-                do=GIVE_BASE,
-            )
-        return len(indices)
-
     def update(self, name: str) -> LowRankUpdate:
         return self.tuned.update(name, None if self.base is None else self.weight(name))
 
 
-Edit = Callable[[str, LowRankUpdate], Sequence[tuple[LowRankUpdate, int | None]]]
-"""(module, its update) -> by folder to write, (the new update, how many intruders were scaled)."""
+Edit = Callable[[str, LowRankUpdate], Sequence[LowRankUpdate]]
+"""(module, its update) -> the new update, by folder to write."""
 
 
 def truncate(source: SourceAdapter, out: Path, ranks: Sequence[int]) -> list[AdapterChange]:
@@ -127,9 +111,7 @@ def truncate(source: SourceAdapter, out: Path, ranks: Sequence[int]) -> list[Ada
     actions = {
         out / f"r{rank}" if len(ranks) > 1 else out: f"truncated to rank {rank}" for rank in ranks
     }
-    return _write_edited(
-        source, actions, lambda _, update: [(cut, None) for cut in update.truncations(ranks)]
-    )
+    return _write_edited(source, actions, lambda _, update: list(update.truncations(ranks)))
 
 
 def allot(source: SourceAdapter, out: Path, parameters: int) -> list[AdapterChange]:
@@ -151,7 +133,7 @@ def allot(source: SourceAdapter, out: Path, parameters: int) -> list[AdapterChan
     )
     action = f"truncated to ranks by module, within {parameters:,} parameters"
     (change,) = _write_edited(
-        source, {out: action}, lambda name, update: [(update.truncated(ranks[name]), None)]
+        source, {out: action}, lambda name, update: [update.truncated(ranks[name])]
     )
     cells = [{"layer": layer_index(name) or 0, "module": module_kind(name), "rank": float(rank)}
              for name, rank in ranks.items()]  # fmt: skip
@@ -186,51 +168,14 @@ def allotted_ranks(
     return ranks
 
 
-def layer_scale(source: SourceAdapter, out: Path, first: float, last: float) -> AdapterChange:
-    """Multiply each layer's update, linearly in depth from ``first`` to ``last``, as LiNeS does;
-    with equal ones the whole: W0 + factor dW. A factor of 1 changes no bit."""
-    for factor in (first, last):
-        if not 0 <= factor < float("inf"):
-            raise UserError(f"scale {factor}", expected="a number of at least 0")
-    num_layers = 1 if first == last else source.num_layers()
-    factor_of = depth_factors(first, last, num_layers)
-
-    def edit(name: str, update: LowRankUpdate) -> list[tuple[LowRankUpdate, int | None]]:
-        factor = factor_of(name)
-        return [(update if factor == 1 else update.scaled(factor), None)]
-
-    by_layer = f"layers scaled from {first:g} to {last:g}"
-    action = f"scaled by {first:g}" if first == last else by_layer
-    return _write_edited(source, {out: action}, edit)[0]
-
-
-def mitigate(source: SourceAdapter, out: Path, factor: float) -> list[AdapterChange]:
-    """Scale the intruder dimensions of every matrix; write the norm-matched control beside it.
-
-    ``out`` gets two adapters: ``mitigated``, exact, of rank r + number of intruders, and
-    ``control``, the whole update of each matrix scaled to the mitigated one's norm. ``factor`` is
-    lambda; 1 changes no bit, 0 removes the intruders.
-    """
-    if source.base is None:
-        found = "no base, by which intruders are found"
-        raise UserError("--mitigate intruders", found, do=GIVE_BASE)
-    if not 0 <= factor <= 1:
-        raise UserError(f"--lambda {factor}", expected="0 (remove intruders) to 1 (change nothing)")
-    svds = SvdCache(max_bytes=0, folder=svd_cache_folder())
-
-    def edit(name: str, update: LowRankUpdate) -> list[tuple[LowRankUpdate, int | None]]:
-        if factor == 1:
-            return [(update, None), (update, 0)]
-        weight = source.weight(name)
-        delta, svd = update.dense(), svds.of(name, weight)
-        left, right = scale_intruders(weight, delta, svd, factor, SpectraConfig())
-        share, count = control_factor(delta, left, right), left.shape[1]
-        control = update if share == 1 else update.scaled(share)
-        return [(update.plus(left, right), count), (control, count)]
-
-    action = f"intruder dimensions scaled by {factor:g}"
-    matched = f"the whole update scaled to the norm of '{action}'"
-    return _write_edited(source, {out / "mitigated": action, out / "control": matched}, edit)
+def scale(source: SourceAdapter, out: Path, factor: float) -> list[AdapterChange]:
+    """Multiply the whole update: W0 + factor dW. A factor of 1 changes no bit."""
+    if not 0 <= factor < float("inf"):
+        raise UserError(f"scale {factor}", expected="a number of at least 0")
+    action = f"scaled by {factor:g}"
+    return _write_edited(
+        source, {out: action}, lambda _, u: [u if factor == 1 else u.scaled(factor)]
+    )
 
 
 def _write_edited(
@@ -252,15 +197,15 @@ def _write_edited(
     sizes = dict.fromkeys(actions, 0)
     for name in source.names:
         before = source.update(name)
-        for (out, action), (after, count) in zip(actions.items(), edit(name, before), strict=True):
+        for (out, action), after in zip(actions.items(), edit(name, before), strict=True):
             if after is not before or is_full:
                 written[out][name] = stored(name, after)
                 if not all(t is None or bool(t.isfinite().all()) for t in written[out][name]):
                     large = "numbers above float32's largest, 3.4e38"
                     found = f"{large}, or a row of a DoRA weight that becomes zero, when {action}"
-                    do = "choose a smaller --scale or --layer-scale, or one slightly different"
+                    do = "choose a smaller --scale, or one slightly different"
                     raise UserError(name, found, do=do)
-            matrices[out].append(_matrix_change(name, before, after, count))
+            matrices[out].append(_matrix_change(name, before, after))
             sizes[out] += after.A.numel() + after.B.numel()
     changes = []
     for out, action in actions.items():
@@ -302,9 +247,7 @@ def _write_full(
         (partial / "README.md").write_text(card, encoding="utf-8")
 
 
-def _matrix_change(
-    name: str, before: LowRankUpdate, after: LowRankUpdate, intruders: int | None
-) -> MatrixChange:
+def _matrix_change(name: str, before: LowRankUpdate, after: LowRankUpdate) -> MatrixChange:
     old, new = before.dense(), after.dense()
     return MatrixChange(
         name=name,
@@ -313,17 +256,9 @@ def _matrix_change(
         frobenius_before=float(torch.linalg.matrix_norm(old)),
         frobenius_after=float(torch.linalg.matrix_norm(new)),
         error=float(torch.linalg.matrix_norm(old - new)),
-        intruders=intruders,
     )
 
 
 def parse_ranks(text: str) -> list[int]:
     with reading(f"--rank {text!r}", "whole numbers such as 8,32"):
         return list(dict.fromkeys(int(part) for part in text.split(",")))
-
-
-def parse_layer_factors(text: str) -> tuple[float, float]:
-    """Of the first and the last layer."""
-    with reading(f"--layer-scale {text!r}", "two numbers such as 0.5:1"):
-        first, last = (float(part) for part in text.split(":"))
-    return first, last

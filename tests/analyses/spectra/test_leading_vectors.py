@@ -8,7 +8,6 @@ from full_decompositions import intruder_dimensions, similarity
 from torch import Tensor
 
 from rankscope.analyses.spectra import leading_vectors
-from rankscope.analyses.spectra.intruders import intruders_among
 from rankscope.analyses.spectra.leading_vectors import (
     DiagonalPlusLowRank,
     countable,
@@ -16,7 +15,7 @@ from rankscope.analyses.spectra.leading_vectors import (
     low_rank_leading_vectors,
     to_base_basis,
 )
-from rankscope.analyses.spectra.spectra import similarity_from_cosines
+from rankscope.analyses.spectra.spectra import intruders_among, similarity_from_cosines
 from rankscope.analyses.spectra.subspace_iteration import NotConvergedError, leading_triples
 from rankscope.models.low_rank_update import LowRankUpdate
 from rankscope.models.svd_cache import SVD, svd

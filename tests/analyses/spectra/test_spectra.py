@@ -10,14 +10,15 @@ from torch import Tensor, nn
 
 from rankscope.analyses.concentration import effective_number, gini
 from rankscope.analyses.spectra import SpectraConfig
-from rankscope.analyses.spectra.intruders import Intruders, intruders_among
 from rankscope.analyses.spectra.leading_vectors import low_rank_leading_vectors
 from rankscope.analyses.spectra.record import MatrixSpectrum
 from rankscope.analyses.spectra.spectra import (
+    Intruders,
     adapter_spectrum,
     default_top_k,
     effective_rank,
     full_spectrum,
+    intruders_among,
     stable_rank,
 )
 from rankscope.errors import UserError

@@ -153,12 +153,6 @@ class _Weighed:
         return self.weight**2 * _variance_of_mean(residuals, self.n) / (len(rows) - 1)
 
 
-def item_draws(comparison: Comparison) -> ScoreArray:
-    """Means (D,) of the difference over items, or whole clusters, drawn with replacement."""
-    task = _Weighed.of(comparison, 1.0)
-    return resampled_means(task.sums, task.sizes, 0)
-
-
 def weighted_estimate(
     comparisons: Sequence[Comparison],
     weights: Sequence[float] | None = None,

@@ -1,7 +1,7 @@
 """How training changed the weight matrices: their spectra before and after.
 
 Read ``record`` (what is measured), ``spectra`` (of one matrix), then ``leading_vectors`` with
-``subspace_iteration`` (how, without decomposing W), and ``intruders`` (what is counted and scaled).
+``subspace_iteration`` (how, without decomposing W).
 ``stage`` and ``stored_models`` call these for models in memory and on disk.
 """
 
@@ -39,11 +39,6 @@ class SpectraConfig(ConfigSection):
     intruder_epsilon: float = Field(0.5, gt=0, lt=1)
     """A vector is an intruder if its |cosine| to every base vector is below this."""
 
-    @property
-    def of_intruders(self) -> dict[str, object]:
-        """The settings that decide what is an intruder, by name."""
-        return {"intruder_k": self.intruder_k, "intruder_epsilon": self.intruder_epsilon}
-
 
 class SpectraAnalysis(Analysis[SpectraConfig]):
     """Analysis of the weights."""
@@ -69,9 +64,13 @@ class SpectraAnalysis(Analysis[SpectraConfig]):
             return {}
         settings = self.settings(study.config)
         shapes = sorted(set(study.base.shapes.linear_shapes.values()))
-        return settings.of_intruders | {
-            f"top_k of {m} x {n} matrices": num_compared_vectors((m, n), settings)
-            for m, n in shapes
+        return {
+            "intruder_k": settings.intruder_k,
+            "intruder_epsilon": settings.intruder_epsilon,
+            **{
+                f"top_k of {m} x {n} matrices": num_compared_vectors((m, n), settings)
+                for m, n in shapes
+            },
         }
 
     def trial_seconds(self, costs: "CostModel", trial: "TrialSpec") -> float:

@@ -222,15 +222,16 @@ class DenseMatrix:
         return DenseMatrix(self.W, vectors, values)
 
 
-def dense_triples(base: SVD, tuned: Tensor, k: int, spare: int, *, iterate: bool) -> Triples:
-    """The leading triples of a dense matrix, by an iteration on a block of ``spare`` more, or by a
-    full decomposition.
+def _dense_triples(base: SVD, tuned: Tensor, k: int) -> Triples:
+    """The leading triples of a dense matrix, by an iteration if it is large, or by a full
+    decomposition.
 
     The iteration starts from W0's leading right vectors, and from random ones, which share a part
     with any direction, new ones too.
     """
-    if iterate:
-        leading = to_float64(base.V[:, : k + spare])
+    smallest, share = DENSE_ITERATE_IF
+    if len(base.S) >= smallest and share * k <= len(base.S):
+        leading = to_float64(base.V[:, : k + max(16, k // 5)])
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(len(base.V), NUM_RANDOM, generator=generator, dtype=torch.float64)
         start = orthonormal(torch.cat([leading, noise.to(leading.device)], dim=1))
@@ -243,8 +244,6 @@ def dense_triples(base: SVD, tuned: Tensor, k: int, spare: int, *, iterate: bool
 def dense_leading_vectors(base: SVD, tuned: Tensor, k: int) -> Triples:
     """The ``k`` leading triples of a dense tuned weight (m, n); vectors are cosines to every vector
     of W0, (d, k)."""
-    smallest, share = DENSE_ITERATE_IF
-    is_large = len(base.S) >= smallest and share * k <= len(base.S)
-    triples = dense_triples(base, tuned, k, max(16, k // 5), iterate=is_large)
+    triples = _dense_triples(base, tuned, k)
     u, v = triples.U.to(base.U), triples.V.to(base.V)
     return replace(triples, U=base.U.mT @ u, V=base.V.mT @ v)

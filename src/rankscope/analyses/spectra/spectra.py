@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from rankscope.analyses.spectra import SpectraConfig
-from rankscope.analyses.spectra.intruders import intruders_among
 from rankscope.analyses.spectra.leading_vectors import (
     dense_leading_vectors,
     low_rank_leading_vectors,
@@ -269,3 +268,26 @@ def analyze_trial(
             for n in adapter.a
         ]
     return spectra_record(trial.trial_id, settings, matrices, time.perf_counter() - started)
+
+
+# --- intruder dimensions: leading vectors of W that resemble none of W0 (arXiv 2410.21228)
+
+# Left vector y_j is one if max_i |cos(y_j, x_i)| < epsilon over ALL left vectors x_i of W0. One
+# that is spread evenly over more than 1 / epsilon^2 of them is one too: the word means "no single
+# old direction", not "outside their span". Counts saturate at k, so the energy share is reported.
+
+Intruders = tuple[tuple[int, ...], tuple[float, ...], float]
+"""Indices among the k vectors, from 0, largest singular value first; max_i |cos(y_j, x_i)| of each
+of the k vectors; and the intruders' energy, sum sigma^2 over that of all k vectors."""
+
+
+def intruders_among(cosines: Tensor, S: Tensor, epsilon: float) -> Intruders:
+    """The intruders among k leading left vectors of W. ``cosines`` (d0, k) are to ALL left vectors
+    of W0; ``S`` (k,) are singular values of W."""
+    max_cosine = cosines.abs().max(dim=0).values
+    is_intruder = max_cosine < epsilon
+    squared = S.cpu().double() ** 2
+    total = float(squared.sum())
+    energy = float(squared[is_intruder.cpu()].sum()) / total if total else 0.0
+    positions = tuple(torch.nonzero(is_intruder).flatten().tolist())
+    return positions, tuple(max_cosine.tolist()), energy

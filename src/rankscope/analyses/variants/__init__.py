@@ -15,18 +15,11 @@ if TYPE_CHECKING:
     from rankscope.run.prepared import PreparedStudy
 
 Scale = Annotated[float, Field(gt=0, lt=1)]
-IntruderScale = Annotated[float, Field(ge=0, lt=1)]
 
 
 class VariantsConfig(ConfigSection):
     scales: ZeroOrMore[Scale] = []
     """Evaluate every trial again with its whole update scaled by each: W0 + scale (W - W0)."""
-    layer_scales: ZeroOrMore[Scale] = []
-    """The same with a scale that rises linearly from this value in the first layer to 1 in the
-    last (LiNeS)."""
-    intruder_scales: ZeroOrMore[IntruderScale] = []
-    """The same with only the intruder dimensions scaled by each (0 removes them), and a control:
-    the whole update of every matrix scaled to the same norm."""
     truncated_ranks: ZeroOrMore[Annotated[int, Field(ge=1)]] = []
     """Evaluate the adapters of the largest rank again (of those that differ in rank, learning rate
     and alpha alone), and every fully fine-tuned model as an adapter on its linear layers: every
@@ -42,7 +35,7 @@ class VariantsAnalysis(Analysis[VariantsConfig]):
 
     def is_enabled(self, config: "StudyConfig") -> bool:
         own = self.settings(config)
-        return any((own.scales, own.layer_scales, own.intruder_scales, own.truncated_ranks))
+        return any((own.scales, own.truncated_ranks))
 
     def needs_one_device(self, config: "StudyConfig", trials: Sequence["TrialSpec"]) -> str:
         return "variants of full fine-tuning" if any(trial.is_full for trial in trials) else ""
@@ -53,10 +46,7 @@ class VariantsAnalysis(Analysis[VariantsConfig]):
 
         own = self.settings(study.config)
         variants = [Variant("scale", strength) for strength in own.scales]
-        variants += [Variant("layers", strength) for strength in own.layer_scales]
-        for strength in own.intruder_scales:
-            variants += [Variant("intruders", strength), Variant("control", strength)]
-        if own.truncated_ranks and trial.nested is None:
+        if own.truncated_ranks:
             line = [
                 t.rank or 0 for t in study.trials if t.arm_without_rank == trial.arm_without_rank
             ]
@@ -74,22 +64,6 @@ class VariantsAnalysis(Analysis[VariantsConfig]):
             for _, task, split in study.wanted_evals(trial.trial_id, trial.task)
             if task in tasks
         ]
-
-    def record_settings(
-        self, study: "PreparedStudy", kind: str, model_id: str
-    ) -> dict[str, object]:
-        from rankscope.records import variant_of
-
-        variant = variant_of(model_id)
-        if variant is None or variant.kind not in ("intruders", "control"):
-            return {}
-        from rankscope.analyses.spectra import SPECTRA  # only intruders need it
-
-        settings = SPECTRA.settings(study.config).of_intruders
-        if not study.trial(model_id).is_full:
-            return settings
-        # The matrices compared in a fully fine-tuned model are those that adapters change.
-        return settings | {"targets": sorted({n for t in study.trials for n in t.targets})}
 
 
 VARIANTS = VariantsAnalysis()

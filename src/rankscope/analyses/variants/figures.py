@@ -9,7 +9,6 @@ from rankscope.analyses.variants.results import (
     scaling_curves,
 )
 from rankscope.formatting import amount, count, difference
-from rankscope.records import VariantKind
 from rankscope.report.charts.figure import Figure, interval_cells
 from rankscope.report.charts.interval_rows import interval_rows
 from rankscope.report.charts.scatter import Path, paths_from_base
@@ -22,13 +21,6 @@ SECTIONS["mitigation"] = Section(
     "Forgetting less",
     "What remains when an update is scaled down, and how other mitigations compare with that.",
 )
-KINDS = {
-    "scale": ("the whole update", "solid"),
-    "layers": ("by layer", "dot"),
-    "intruders": ("its intruder dimensions", "dash"),
-    "control": ("the whole update, to their norm", "dashdot"),
-}
-"""What is scaled, and the dash of its line."""
 _SCALED_CAPTION = """Each line is one arm, the mean over its seeds, from the untuned base to the \
 trained model (the large mark): its whole update times 0 to 1, without further training. Right is \
 learned more, up is retained more. A mitigation is worth its trouble if its mark is above the \
@@ -44,8 +36,8 @@ with the difference."""
 def draw_scaled_variants(view: StudyView, task: str) -> Figure | None:
     """The scaling curves of one training task; None if the study has none."""
     curves = {
-        (label, kind): points
-        for (label, kind), points in scaling_curves(view.whole, task).items()
+        label: points
+        for label, points in scaling_curves(view.whole, task).items()
         if view.arm(task, label)  # else beyond the page's limit
     }
     if not curves:
@@ -55,27 +47,22 @@ def draw_scaled_variants(view: StudyView, task: str) -> Figure | None:
     rows = [
         {
             "arm": label,
-            "scaled": KINDS[kind][0],
             "strength": point.strength,
             gain: point.gain * unit.scale,
             retained: -point.forgetting * kept.scale,
             "seeds": point.seeds,
         }
-        for (label, kind), points in curves.items()
+        for label, points in curves.items()
         for point in points
     ]
     frame = table_from_rows(rows, view.plane_digits(task, kept))
-    words = {"scaled:": "scaled", "strength": "strength", "gain": gain, "retention": retained}
+    words = {"strength": "strength", "gain": gain, "retention": retained}
     paths: dict[str, list[Path]] = {}
     names = view.point_names(task)
-    for label, kind in curves:
-        (scaled, dash), color = KINDS[kind], view.color(view.arm(task, label)).light
-        drawn = frame[(frame["arm"] == label) & (frame["scaled"] == scaled)]
-        sizes = [6.0] * (len(drawn) - 1) + [12.0]
-        # Every curve of an arm ends in the same point.
-        name = names.get(label, label) if kind == "scale" else ""
-        path = Path(drawn, words, [color], (dash, "circle"), "", sizes, name)
-        paths.setdefault(label, []).append(path)
+    for label in curves:
+        drawn, color = frame[frame["arm"] == label], view.color(view.arm(task, label)).light
+        sizes, name = [6.0] * (len(drawn) - 1) + [12.0], names.get(label, label)
+        paths[label] = [Path(drawn, words, [color], ("solid", "circle"), "", sizes, name)]
     focus = [arm.label for arm in view.focus_arms(task)]
     return Figure(
         key=view.key("scaling", task),
@@ -87,13 +74,10 @@ def draw_scaled_variants(view: StudyView, task: str) -> Figure | None:
     )
 
 
-def _scaled_finding(
-    view: StudyView, task: str, curves: Mapping[tuple[str, VariantKind], Sequence[ScaledPoint]]
-) -> str:
+def _scaled_finding(view: StudyView, task: str, curves: Mapping[str, Sequence[ScaledPoint]]) -> str:
     focus = view.focus(task)
-    whole = [key for key in curves if key[1] == "scale"] or list(curves)
-    label, kind = next((key for key in whole if focus and key[0] == focus.label), whole[0])
-    points = curves[label, kind]
+    label = focus.label if focus and focus.label in curves else next(iter(curves))
+    points = curves[label]
     trained, chosen = points[-1], max(points, key=lambda point: point.net)
 
     def text(gain: float, forgetting: float) -> str:

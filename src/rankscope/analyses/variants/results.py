@@ -32,15 +32,13 @@ from rankscope.records import (
     TrialRecords,
     TrialSpec,
     Variant,
-    VariantKind,
     finished_trials,
     trial_of,
     variant_of,
 )
 
-SCALED: tuple[VariantKind, ...] = ("scale", "layers", "intruders", "control")
-Strengths = Mapping[tuple[str, VariantKind], Sequence[float]]
-"""(trial id, kind) -> rising strengths at which the trial was scored, without 0 and 1."""
+Strengths = Mapping[str, Sequence[float]]
+"""By trial id, the rising strengths at which the trial was scored, without 0 and 1."""
 ScaledModel = tuple[str, float, float]
 """A model with its gain and its forgetting."""
 
@@ -58,7 +56,7 @@ class ScaledPoint(NamedTuple):
 class MitigationComparison(NamedTuple):
     """A mitigation compared with the plain arm scaled down to the same in-domain score."""
 
-    label: str  # The mitigated arm, or the arm and how its update is scaled
+    label: str  # The mitigated arm
     plain: str  # Label of the arm whose scaling curve is the baseline
     gain: float  # In-domain gain, mean over the compared seeds
     forgetting: float
@@ -73,57 +71,49 @@ class MitigationComparison(NamedTuple):
 # --- scaling curves -----------------------------------------------------------------------------
 
 
-def scaling_curves(
-    study: StudyRecords, task: str
-) -> dict[tuple[str, VariantKind], list[ScaledPoint]]:
-    """By arm and what is scaled: the arm from the base to the trained model. Empty if the study
-    scored no scaled variant or has no retention task."""
-    strengths, curves = _scored_strengths(study), dict[tuple[str, VariantKind], list[ScaledPoint]]()
+def scaling_curves(study: StudyRecords, task: str) -> dict[str, list[ScaledPoint]]:
+    """Each arm from the base to the trained model. Empty if the study scored no scaled variant or
+    has no retention task."""
+    strengths, curves = _scored_strengths(study), dict[str, list[ScaledPoint]]()
     if not strengths:
         return curves
     arms = [arm for arm in trials_by_arm(study.trials).values() if arm[0].spec.task == task]
     parts = [part for part in net_parts(study, task) if part.weight]
     for arm in arms:
-        for kind in SCALED:
-            found = [_scaling_curve(study, strengths, t.spec, kind) for t in finished_trials(arm)]
-            by_seed = [curve for curve in found if curve]
-            shared = sorted(set.intersection(*map(set, by_seed))) if by_seed else []
-            if len(shared) > 1:
-                points = [(s, [curve[s] for curve in by_seed]) for s in shared]
-                curves[arm[0].spec.arm_label, kind] = [
-                    ScaledPoint(
-                        strength=strength,
-                        gain=float(np.mean([gain for _, gain, _ in models])),
-                        forgetting=float(np.mean([forgetting for _, _, forgetting in models])),
-                        net=float(
-                            np.mean([_net_gain(study, parts, model) for model, _, _ in models])
-                        ),
-                        seeds=len(models),
-                    )
-                    for strength, models in points
-                ]
+        found = [_scaling_curve(study, strengths, t.spec) for t in finished_trials(arm)]
+        by_seed = [curve for curve in found if curve]
+        shared = sorted(set.intersection(*map(set, by_seed))) if by_seed else []
+        if len(shared) > 1:
+            points = [(s, [curve[s] for curve in by_seed]) for s in shared]
+            curves[arm[0].spec.arm_label] = [
+                ScaledPoint(
+                    strength=strength,
+                    gain=float(np.mean([gain for _, gain, _ in models])),
+                    forgetting=float(np.mean([forgetting for _, _, forgetting in models])),
+                    net=float(np.mean([_net_gain(study, parts, model) for model, _, _ in models])),
+                    seeds=len(models),
+                )
+                for strength, models in points
+            ]
     return curves
 
 
 def _scored_strengths(study: StudyRecords) -> Strengths:
     variants = {(trial_of(m), v) for m, _, _ in study.evals if (v := variant_of(m)) is not None}
-    strengths: dict[tuple[str, VariantKind], list[float]] = {}
+    strengths: dict[str, list[float]] = {}
     for trial_id, variant in sorted(variants, key=lambda found: found[1].strength):
-        if variant.kind in SCALED:
-            strengths.setdefault((trial_id, variant.kind), []).append(variant.strength)
+        if variant.kind == "scale":
+            strengths.setdefault(trial_id, []).append(variant.strength)
     return strengths
 
 
 def _scaling_curve(
-    study: StudyRecords, strengths: Strengths, trial: TrialSpec, kind: VariantKind
+    study: StudyRecords, strengths: Strengths, trial: TrialSpec
 ) -> dict[float, ScaledModel]:
-    """A trial's models by rising strength, the trial itself at 1; empty without variants.
-
-    Only the curve of kind ``scale`` includes the base: the other kinds leave a part of the update
-    unchanged at strength 0.
-    """
-    scaled = strengths.get((trial.trial_id, kind), ())
-    models = {s: Variant(kind, s).of(trial.trial_id) for s in scaled} | {1.0: trial.trial_id}
+    """A trial's models by rising strength, the base at 0 and the trial itself at 1; empty without
+    variants."""
+    scaled = strengths.get(trial.trial_id, ())
+    models = {s: Variant("scale", s).of(trial.trial_id) for s in scaled} | {1.0: trial.trial_id}
     curve = {
         s: (model, *changes)
         for s, model in models.items()
@@ -131,7 +121,7 @@ def _scaling_curve(
     }
     if len(curve) < 2:
         return {}
-    return {0.0: (BASE, 0.0, 0.0), **curve} if kind == "scale" else curve
+    return {0.0: (BASE, 0.0, 0.0), **curve}
 
 
 def _gain_and_forgetting(study: StudyRecords, task: str, model: str) -> tuple[float, float] | None:
@@ -162,22 +152,15 @@ def _change(study: StudyRecords, model: str, task: str, split: Split) -> float |
 
 
 def compare_mitigations(study: StudyRecords, task: str) -> list[MitigationComparison]:
-    """Mitigated arms against their plain arms, and other kinds of scaling against plain scaling;
-    empty without scaling curves of plain arms."""
+    """Mitigated arms against their plain arms; empty without scaling curves of plain arms."""
     strengths = _scored_strengths(study)
     trials = [t for t in finished_trials(study.trials) if t.spec.task == task] if strengths else []
     plain = {(_plain_arm(t), t.spec.seed): t.spec for t in trials if not _is_mitigated(t)}
     by_label: dict[str, list[tuple[str, TrialSpec]]] = {}
     for trial in trials:
-        spec, label = trial.spec, trial.spec.arm_label
-        if _is_mitigated(trial):
-            if (partner := plain.get((_plain_arm(trial), spec.seed))) is not None:
-                by_label.setdefault(label, []).append((spec.trial_id, partner))
-            continue
-        for kind in SCALED[1:]:
-            for variant in (Variant(kind, s) for s in strengths.get((spec.trial_id, kind), ())):
-                of_kind = by_label.setdefault(f"{label} {variant.of('')[1:]}", [])
-                of_kind.append((variant.of(spec.trial_id), spec))
+        spec, partner = trial.spec, plain.get((_plain_arm(trial), trial.spec.seed))
+        if _is_mitigated(trial) and partner is not None:
+            by_label.setdefault(spec.arm_label, []).append((spec.trial_id, partner))
     compared = [_comparison(study, strengths, label, pairs) for label, pairs in by_label.items()]
     return [c for c in compared if c is not None]
 
@@ -227,7 +210,7 @@ def _comparison(
     trials."""
     matches, beyond = list[tuple[ScaledModel, Crossing]](), 0
     for model, trial in pairs:
-        curve = _scaling_curve(study, strengths, trial, "scale")
+        curve = _scaling_curve(study, strengths, trial)
         changes = _gain_and_forgetting(study, trial.task, model)
         if curve and changes is not None:
             crossing = crossing_at(list(curve.values()), changes[0])

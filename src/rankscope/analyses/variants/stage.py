@@ -4,19 +4,15 @@ under a model id of its own."""
 import itertools
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor
 
-from rankscope.analyses.spectra import SPECTRA
-from rankscope.analyses.spectra.intruders import control_factor, scale_intruders
 from rankscope.analyses.variants import VARIANTS
 from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.lora import Adapter, adapter_of
 from rankscope.models.low_rank_update import LowRankUpdate, to_float64
-from rankscope.models.parameters import compared_matrices
 from rankscope.models.quantize import dense_weight
-from rankscope.models.scaling import replaced_updates, scaled_adapter, scaled_model, variant_factors
+from rankscope.models.scaling import replaced_updates, scaled_adapter, scaled_model
 from rankscope.models.svd_cache import decomposition_device
 from rankscope.records import Variant, trial_of, variant_of
 from rankscope.run.groups import Group
@@ -24,7 +20,7 @@ from rankscope.run.stages.evaluate import EvalBatch, EvaluateStage, Scored
 
 
 class VariantsStage(EvaluateStage):
-    """Trials with all, or some, of their weight update scaled down."""
+    """Trials with their weight update scaled down, or truncated."""
 
     name = "variants"
 
@@ -55,7 +51,9 @@ class VariantsStage(EvaluateStage):
                 frozen.multi_lora.detach(name)
         rest = [batch for batch in work if None in batch[2]]
         for model_id, batches in itertools.groupby(rest, lambda batch: batch[2][None]):
-            scaled = self.scaled_model(model, model_id)
+            variant = variant_of(model_id)
+            assert variant is not None
+            scaled = scaled_model(self.context.base, model, variant.strength)
             yield from self.score_batches(scaled, list(batches))
             del scaled  # before the next copy is made
 
@@ -84,50 +82,14 @@ class VariantsStage(EvaluateStage):
             base.multi_lora.attach(adapter_of(name, own).to(base.device))
 
     def adapter_variant(self, adapter: Adapter, name: str, variant: Variant, base: Base) -> Adapter:
-        """An adapter's update with a factor for all of it or per layer, with scaled intruder
-        dimensions, scaled to the same Frobenius norm, matrix by matrix, or truncated."""
+        """An adapter's update scaled, or truncated."""
         linears, device = base.linears(), decomposition_device(base.device)
-        if variant.kind in ("scale", "layers"):
-            factor_of = variant_factors(variant, base.record.num_layers)
-            return scaled_adapter(adapter, name, factor_of, linears)
+        if variant.kind == "scale":
+            return scaled_adapter(adapter, name, variant.strength, linears)
 
         def update_of(module: str) -> LowRankUpdate:
             weight = dense_weight(linears[module]).to(device)
             update = LowRankUpdate.from_adapter(adapter, module, weight)
-            if variant.kind == "truncated":
-                return update.truncated(round(variant.strength))
-            delta = update.dense()
-            change = self.scaled_intruders(module, weight, delta, variant)
-            if variant.kind == "control":
-                return update.scaled(control_factor(delta, *change))
-            return update.plus(*change)
+            return update.truncated(round(variant.strength))
 
         return replaced_updates(adapter, name, update_of)
-
-    def scaled_intruders(
-        self, name: str, weight: Tensor, delta: Tensor, variant: Variant
-    ) -> tuple[Tensor, Tensor]:
-        settings, svds = SPECTRA.settings(self.context.study.config), self.context.svd_cache
-        return scale_intruders(weight, delta, svds.of(name, weight), variant.strength, settings)
-
-    def scaled_model(self, tuned: Base, model_id: str) -> Base:
-        """A variant of a fully fine-tuned model: a copy. Intruder dimensions are scaled only in the
-        matrices whose spectra the study compares; the other parameters stay as tuned."""
-        study, base, variant = self.context.study, self.context.base, variant_of(model_id)
-        assert variant is not None
-        if variant.kind in ("scale", "layers"):
-            return scaled_model(base, tuned, variant_factors(variant, base.record.num_layers))
-        model = scaled_model(base, tuned, lambda name: 1.0)
-        linears, base_linears = model.linears(), base.linears()
-        device = decomposition_device(base.device)
-        for name in compared_matrices(study.base.shapes, study.trials):
-            weight = dense_weight(base_linears[name]).to(device)
-            delta: Tensor = linears[name].weight.detach().to(device).float() - weight.float()
-            left, right = self.scaled_intruders(name, weight, delta, variant)
-            if variant.kind == "control":
-                delta = control_factor(delta, left, right) * delta
-            else:
-                delta = delta + (left @ right).float()
-            with torch.no_grad():
-                linears[name].weight.copy_(weight.float() + delta)
-        return model

@@ -63,14 +63,7 @@ def inspection_tables(study: StudyRecords) -> RenderableType:
 
 def changes_tables(changes: Sequence[AdapterChange]) -> RenderableType:
     """What ``shrink`` changed: per adapter written, a row per kind of matrix and the whole."""
-    last = changes[-1].matrices
-    grown = sum(1 for m in last if m.intruders and m.frobenius_after > m.frobenius_before)
-    notes = [
-        f"{grown} of {len(last)} matrices are further from the base than before, and so are their "
-        "controls: intruders belong to the whole weight, so the base's share is scaled as well"
-    ]
-    parts = [part for change in changes for part in _change(change)]
-    return Group(*parts, *note_lines(notes if grown else []))
+    return Group(*(part for change in changes for part in _change(change)))
 
 
 def _change(change: AdapterChange) -> Iterator[RenderableType]:
@@ -109,7 +102,6 @@ def _kind_row(kind: str, matrices: Sequence[MatrixChange]) -> dict[str, object]:
         for name in ("frobenius_before", "frobenius_after", "error")
     )
     worst = max(matrices, key=lambda m: m.error / m.frobenius_before if m.frobenius_before else 0.0)
-    intruders = [m.intruders for m in matrices if m.intruders is not None]
     layer = layer_index(worst.name)
     return {
         "matrices": kind,
@@ -120,7 +112,6 @@ def _kind_row(kind: str, matrices: Sequence[MatrixChange]) -> dict[str, object]:
         "|dW'|": after,
         "change": error / before if before else 0.0,
         "most in": "-" if layer is None else f"layer {layer}",
-        **({"intruders": sum(intruders)} if intruders else {}),
     }
 
 

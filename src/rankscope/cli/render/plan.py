@@ -67,7 +67,7 @@ def totals(plan: Plan) -> Iterator[str]:
     if plan.expected_tokens is not None and plan.expected_seconds is not None:
         devices = f" on {plan.gpus} devices" if plan.gpus > 1 else ""
         yield (
-            f"The search trains at most {plan.budget} of these, and arms beyond the ends of the "
+            f"The search spends at most {plan.budget}, on these and on arms beyond the ends of the "
             f"lists: about {plan.expected_tokens:,} tokens "
             f"({plan.expected_tokens / plan.train_tokens:.0%}) and "
             f"{rough_duration(plan.expected_seconds)}{devices}."

@@ -45,7 +45,7 @@ class FullMethod(Method):
             weights.append(float(whole(before.norm())))
         return math.hypot(*updates) / math.hypot(*weights)
 
-    def save(self, trained: Any, trial: TrialSpec, record: ModelRecord, folder: Path) -> None:
+    def save(self, trained: Any, record: ModelRecord, folder: Path) -> None:
         from rankscope.models.load import check_stored_weights, gathered_model
 
         is_sharded = trained.shards.size > 1

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rankscope.errors import UserError
 from rankscope.models.methods.method import Method
 
 if TYPE_CHECKING:
@@ -38,12 +37,6 @@ class LoraMethod(Method):
     peft_init: ClassVar[str] = ""  # The ``init_lora_weights`` by which PEFT does the same, if any
     unserved_by: ClassVar[Mapping[str, str]] = {}  # Program -> why it cannot serve its adapters
     fills_targets: ClassVar[bool] = True  # Every target gets an adapter
-    rank_limit: ClassVar[str] = ""  # Why no rank may be above a target's smaller dimension
-
-    @property
-    def is_plain(self) -> bool:
-        """Differs from ``lora`` by its scaling at most: slices and truncations compare with it."""
-        return type(self) is LoraMethod
 
     def rank_scale(self, rank: int) -> float:
         """The number that alpha is divided by: s = alpha / rank_scale(r)."""
@@ -129,21 +122,6 @@ class LoraMethod(Method):
 
     # --- a trial's life
 
-    def check_trial(self, trial: TrialSpec, base: StudyBase, tokens: int, steps: int) -> None:
-        from rankscope.models.parameters import target_shapes
-
-        if not self.rank_limit:
-            return
-        for name, shape in target_shapes(base.shapes, trial.targets).items():
-            if (trial.rank or 1) > min(shape):
-                raise UserError(
-                    f"method {self.name}",
-                    f"rank {trial.rank}",
-                    f"at most {min(shape)}, the smaller dimension of {name!r} {shape}: "
-                    f"{self.rank_limit}",
-                    "choose a smaller rank",
-                )
-
     def trainable_parameters(self, trial: TrialSpec, base: StudyBase) -> int:
         from rankscope.models.parameters import lora_parameters
 
@@ -174,7 +152,7 @@ class LoraMethod(Method):
                 weights.append(base.weight_norm(name, linear))
         return math.hypot(*updates) / math.hypot(*weights)
 
-    def save(self, trained: Any, trial: TrialSpec, record: ModelRecord, folder: Path) -> None:
+    def save(self, trained: Any, record: ModelRecord, folder: Path) -> None:
         from rankscope.models.adapters.folder import save_adapter
 
         save_adapter(trained, record, folder)

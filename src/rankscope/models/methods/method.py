@@ -43,7 +43,6 @@ class Method:
     can_be_sharded: ClassVar[bool] = False  # Trains on several devices, see ``train.devices``
     init_is_part_of_base: ClassVar[bool] = False  # The adapter subtracts A0 and B0
     has_magnitude: ClassVar[bool] = False  # Trains m, a length of each row of W, besides A and B
-    nests_ranks: ClassVar[bool] = False  # One run trains all ranks of an arm as slices
 
     @property
     def trains_alone(self) -> bool:
@@ -81,13 +80,7 @@ class Method:
         """
         raise NotImplementedError
 
-    def save(
-        self,
-        trained: Adapter | PeftTuner | Base,
-        trial: TrialSpec,
-        record: ModelRecord,
-        folder: Path,
-    ) -> None:
+    def save(self, trained: Adapter | PeftTuner | Base, record: ModelRecord, folder: Path) -> None:
         """Write a trained trial into an existing, empty folder; ``record`` is the frozen base's."""
         raise NotImplementedError
 

@@ -63,7 +63,7 @@ class PeftMethod(Method):
         update: float = trained.relative_update()
         return update
 
-    def save(self, trained: Any, trial: TrialSpec, record: ModelRecord, folder: Path) -> None:
+    def save(self, trained: Any, record: ModelRecord, folder: Path) -> None:
         trained.save(record, folder)
 
     def load(self, base: Base, trial: TrialSpec, folder: Path) -> Base:

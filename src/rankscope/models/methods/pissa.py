@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rankscope.errors import UserError
 from rankscope.models.methods.lora import LoraMethod
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
     from rankscope.models.init_context import InitContext
     from rankscope.models.lora import Adapter
+    from rankscope.models.study_base import StudyBase
+    from rankscope.records import TrialSpec
 
 
 class PissaMethod(LoraMethod):
@@ -30,7 +33,19 @@ class PissaMethod(LoraMethod):
     delta_needs_base = True
     can_be_sharded = False
     init_is_part_of_base = True
-    rank_limit = "the matrix has no more singular vectors to start from"
+
+    def check_trial(self, trial: TrialSpec, base: StudyBase, tokens: int, steps: int) -> None:
+        from rankscope.models.parameters import target_shapes
+
+        for name, shape in target_shapes(base.shapes, trial.targets).items():
+            if (trial.rank or 1) > min(shape):
+                raise UserError(
+                    f"method {self.name}",
+                    f"rank {trial.rank}",
+                    f"at most {min(shape)}, the smaller dimension of {name!r} {shape}: "
+                    "the matrix has no more singular vectors to start from",
+                    "choose a smaller rank",
+                )
 
     def init_module(
         self, adapter: Adapter, name: str, linear: nn.Linear, context: InitContext

@@ -14,9 +14,5 @@ class RsLoraMethod(LoraMethod):
         "llama.cpp": "llama.cpp scales by alpha / r, and this adapter is scaled by alpha / sqrt(r)."
     }
 
-    @property
-    def is_plain(self) -> bool:
-        return True
-
     def rank_scale(self, rank: int) -> float:
         return math.sqrt(rank)

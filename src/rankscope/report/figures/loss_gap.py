@@ -48,10 +48,10 @@ def draw_loss_gap(view: StudyView, task: str) -> Figure | None:
 
 def _gap(view: StudyView, trial: TrialRecords) -> float | None:
     """Of one trial; None if it saw no row twice, has no test score, or its losses are of other
-    weights than its score: of all slices of a nested run, or after the best step."""
+    weights than its score, after the best step."""
     spec, train = trial.spec, trial.train
     tested = view.study.evals.get((spec.trial_id, spec.task, "test"))
-    if train is None or tested is None or spec.nested or train.best_step is not None:
+    if train is None or tested is None or train.best_step is not None:
         return None
     protocol = view.study.config.train.model_dump() | spec.overrides
     epoch = -(-train.rows // (protocol["batch_size"] * protocol["gradient_accumulation"]))

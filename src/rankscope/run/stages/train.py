@@ -22,7 +22,6 @@ from rankscope.records import (
     CurvePoint,
     EvalRecord,
     TrainRecord,
-    TrialSpec,
 )
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group, group_id, group_label, halves_of
@@ -42,8 +41,7 @@ from rankscope.train.trial_state import TrialState
 
 
 class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
-    """Training of the trials that are still planned. Of a nested run the trial of the largest rank
-    trains, and the weights of all are cut from it."""
+    """Training of the trials that are still planned."""
 
     name = "train"
 
@@ -65,7 +63,7 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
         """Split a group for good, and its checkpoint with it."""
         halves = halves_of(group)
         for half in halves:  # before the ledger knows of them: the process may be killed
-            trained = [t.trial_id for t in self.context.study.trained(half)]
+            trained = [trial.trial_id for trial in half]
             self.checkpoint(group).extract(trained, self.checkpoint(half))
         self.context.group_ledger.split(group)
         self.checkpoint(group).remove()
@@ -78,7 +76,7 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
             train = study.config.train
             limit = context.group_ledger.batch_tokens(group)
             train = train.model_copy(update={"batch_tokens": limit})
-            rows, trials = study.data.rows[group[0].task], study.trained(group)
+            rows, trials = study.data.rows[group[0].task], group
             num_steps = max(map(study.num_steps, trials))
             context.begin_stage(f"{self.name} {group_label(group)}", num_steps)
             meter = SpeedMeter(context.reporter, len(trials), study=context.study_clock)
@@ -117,18 +115,15 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
         records: list[TrainRecord] = []
         failures = []
         for state in trained.states:
-            trials = [trial for trial in group if trial.nest == state.spec.nest]
+            trial = state.spec
             if state.failure is not None:
-                status, why = state.failure_status, state.failure
-                failures += [TrialFailure(trial.trial_id, status, why) for trial in trials]
+                failures.append(TrialFailure(trial.trial_id, state.failure_status, state.failure))
                 continue
-            seconds = trained.seconds * state.num_tokens / total_tokens / len(trials)
-            for trial in trials:
-                with context.ledger.stage() as folder:
-                    sha256 = write_weights(state, trial, trained.tuned, context.base.record, folder)
-                    artifacts += context.ledger.publish(folder, weights_path(trial))
-                record = self.record(state, group, seconds, peak, sha256)
-                records.append(_record_of(trial, record, state.spec))
+            seconds = trained.seconds * state.num_tokens / total_tokens
+            with context.ledger.stage() as folder:
+                sha256 = write_weights(state, trained.tuned, context.base.record, folder)
+                artifacts += context.ledger.publish(folder, weights_path(trial))
+            records.append(self.record(state, group, seconds, peak, sha256))
         context.ledger.commit(records, artifacts, failures=failures)
         self.checkpoint(group).remove()
 
@@ -159,16 +154,6 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
         )
 
 
-def _record_of(trial: TrialSpec, record: TrainRecord, trained: TrialSpec) -> TrainRecord:
-    """The record of ``trained``, as that of a slice of it."""
-    if trial == trained:
-        return record
-    parameters = record.trainable_parameters * (trial.rank or 0) // (trained.rank or 1)
-    return record.model_copy(
-        update={"trial_id": trial.trial_id, "trainable_parameters": parameters}
-    )
-
-
 # --- between two optimizer steps ----------------------------------------------------------------
 
 
@@ -189,12 +174,11 @@ class StepCallbacks:
         for state in states:
             if step not in study.snapshot_steps(state.spec) or not _can_score(state, step):
                 continue
-            for trial in study.candidates:
-                path = snapshot_path(trial, step)
-                if trial.nest == state.spec.nest and not ledger.artifacts(path):
-                    with ledger.stage() as folder:
-                        write_weights(state, trial, model, self.context.base.record, folder)
-                        artifacts += ledger.publish(folder, path)
+            path = snapshot_path(state.spec, step)
+            if not ledger.artifacts(path):
+                with ledger.stage() as folder:
+                    write_weights(state, model, self.context.base.record, folder)
+                    artifacts += ledger.publish(folder, path)
         if artifacts:
             ledger.commit(artifacts=artifacts)
 

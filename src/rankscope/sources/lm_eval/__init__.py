@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 class HarnessTasks(Source):
-    name = prefix = "lm_eval"
-    use = "scored"
+    prefix = "lm_eval"
+    has_tasks = True
     label = "a task of lm-evaluation-harness"
 
     def check_name(self, rest: str) -> None:

@@ -10,9 +10,7 @@ if TYPE_CHECKING:
 
 
 class ReferenceMargins(Source):
-    name = "reference"
     prefix = "reference"
-    use = "compared"
     label = "log-probabilities of the base"
 
     def stage(self, context: "RunContext") -> "ReferenceStage":

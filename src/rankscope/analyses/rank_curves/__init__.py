@@ -1,1 +1,0 @@
-"""Curves over rank: trained at each rank, slices of a nested run, truncations."""
