@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from rankscope.config.yaml_lines import Document, compose, dump_text
+from rankscope.config.yaml_lines import Document, compose, dump
 from rankscope.errors import UserError
 
 Style = Literal["yaml", "json", "python"]
@@ -34,10 +34,8 @@ def read_values(text: str) -> dict[str, Any]:
 
 def with_values(text: str, values: Mapping[str, Any]) -> str:
     """A study file with other values: it keeps its sections, and may get more."""
-    root = compose(text, "")
-    assert root is not None
-    changes = dict(_changes("", Document(root, Path()).values, values))
-    return with_changes([text], spans_of(root), "yaml", changes)[0]
+    changes = dict(_changes("", read_values(text), values))
+    return with_changes([text], spans_of(compose(text, "")), "yaml", changes)[0]
 
 
 def _changes(place: str, old: Any, new: Any) -> Iterator[tuple[str, Any]]:
@@ -52,7 +50,7 @@ def _changes(place: str, old: Any, new: Any) -> Iterator[tuple[str, Any]]:
         yield place, new
 
 
-def spans_of(node: yaml.Node, place: str = "") -> dict[str, Span]:
+def spans_of(node: yaml.Node | None, place: str = "") -> dict[str, Span]:
     """The spans of all entries below a node; a block ends before the comments that follow it."""
     spans = dict[str, Span]()
     for number, pair in enumerate(node.value if isinstance(node, yaml.CollectionNode) else ()):
@@ -148,5 +146,6 @@ def literal(value: Any, style: Style = "yaml") -> str:
         return f"[{', '.join(literal(entry, style) for entry in value)}]"
     if isinstance(value, dict):
         return f"{{{', '.join(_lines(value))}}}"
-    is_plain = style == "yaml" and not set(str(value)) & set("\n,[]{}")
-    return dump_text(value) if is_plain else json.dumps(value, ensure_ascii=False)
+    if style != "yaml" or set(str(value)) & set("\n,[]{}"):
+        return json.dumps(value, ensure_ascii=False)
+    return dump(value, width=2**30).removesuffix("...\n").rstrip("\n")

@@ -86,18 +86,12 @@ def compose(text: str, name: str) -> yaml.Node | None:
         loader.dispose()
 
 
-def dump(value: Any) -> str:
+def dump(value: Any, width: int = 100) -> str:
     """YAML text that reads back as ``value``; the order of keys is kept."""
     text: str = yaml.dump(
-        value, Dumper=_StudyDumper, sort_keys=False, allow_unicode=True, width=100
+        value, Dumper=_StudyDumper, sort_keys=False, allow_unicode=True, width=width
     )
     return text
-
-
-def dump_text(value: str) -> str:
-    """A text as a YAML scalar on one line, quoted if necessary."""
-    text: str = yaml.dump(value, Dumper=_StudyDumper, width=2**30)
-    return text.removesuffix("...\n").rstrip("\n")
 
 
 class _Written(str):

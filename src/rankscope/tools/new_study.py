@@ -99,7 +99,7 @@ def study_template(
     if task is not None:
         _set_task(study, preset, task)
     if model is not None and (on_pocket or preset == "default"):
-        _scale_rates(study, hidden_size(model) or USUAL_WIDTH)
+        _scale_rates(study, model)
     if may_lose is not None:
         study["objective"] = study.get("objective", {}) | {"max_forgetting": f"{may_lose:g} points"}
     if data_dir is not None:
@@ -156,23 +156,18 @@ RATE_POWER = 0.775
 Regret", for Llama models."""
 
 
-def hidden_size(model: str) -> int | None:
-    """Of a model whose configuration is on this machine."""
+def _scale_rates(study: dict[str, Any], model: str) -> None:
+    """Make the rates of a preset those for a model whose configuration is on this machine."""
     try:
         folder = model_folder(ModelConfig.model_validate(model), weights=False)
-        found = json.loads((folder / "config.json").read_text("utf-8")).get("hidden_size")
-    except (UserError, OSError, ValueError):
-        return None
-    return found if isinstance(found, int) else None
-
-
-def _scale_rates(study: dict[str, Any], hidden: int) -> None:
-    """Make the rates of a preset those for a hidden size."""
-    usual = float(f"{USUAL_RATE * (USUAL_WIDTH / hidden) ** RATE_POWER:.1g}")
+        hidden = json.loads((folder / "config.json").read_text("utf-8"))["hidden_size"]
+        usual = float(f"{USUAL_RATE * (USUAL_WIDTH / hidden) ** RATE_POWER:.1g}")
+    except (UserError, OSError, ValueError, KeyError, TypeError):
+        return
     for arm in study["arms"]:
         rates = arm["lr"] if isinstance(arm["lr"], list) else [arm["lr"]]
         rates = [float(f"{rate * usual / USUAL_RATE:.2g}") for rate in rates]
-        arm["lr"] = rates if isinstance(arm["lr"], list) else rates[0]
+        arm["lr"] = rates if len(rates) > 1 else rates[0]
 
 
 # --- a time to fit ------------------------------------------------------------------------------
