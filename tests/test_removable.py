@@ -47,7 +47,7 @@ for override in sys.argv[1:]:
 
 
 OTHERS = (
-    *("report/figures/loss.py", "tools/track.py", "tools/formats/mlx.py"),
+    *("report/figures/loss.py", "extensions/tracking", "tools/formats/mlx.py"),
     *("analyses/subjects", "integrations", "sources/reference"),
     *("tools/trainer_files/axolotl.py", "tools/trainer_files/axolotl.toml"),
 )

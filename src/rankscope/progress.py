@@ -109,14 +109,14 @@ class ConsoleReporter(ProgressReporter):
 LOG = "log.jsonl"  # Where a run writes its events, in its folder
 
 
-def logged_notes(path: Path) -> Iterator[str]:
-    """The notes in a log, oldest first; a line cut short by a crash is left out."""
+def logged(path: Path, kind: str) -> Iterator[dict[str, Any]]:
+    """A log's events of one kind, oldest first; a line cut short by a crash is left out."""
     with contextlib.suppress(OSError):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 event = json.loads(line)
-                if event["event"] == "note":
-                    yield str(event["text"])
+                if event["event"] == kind:
+                    yield event
 
 
 class JsonlReporter(ProgressReporter):

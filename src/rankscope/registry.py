@@ -7,8 +7,15 @@ from typing import Any
 
 
 def subclasses_in(folder: str, kind: type[Any]) -> Iterator[Any]:
-    """Subclasses of ``kind`` that the files of a package define, file by file."""
-    for file in pkgutil.iter_modules(import_module(folder).__path__):
+    """Subclasses of ``kind`` that the files of a package define, file by file; without the package
+    none."""
+    try:
+        package = import_module(folder)
+    except ModuleNotFoundError as error:
+        if not folder.startswith(str(error.name)):  # a package of others
+            raise
+        return
+    for file in pkgutil.iter_modules(package.__path__):
         module = import_module(f"{folder}.{file.name}")
         for value in vars(module).values():
             is_own = isinstance(value, type) and value.__module__ == module.__name__

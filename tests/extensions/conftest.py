@@ -1,4 +1,4 @@
-"""The file of an extension, beside its test."""
+"""The file of an extension, beside its test; where trackers write."""
 
 import importlib.util
 import sys
@@ -7,6 +7,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from finished_studies import two_groups
+
+__all__ = ["two_groups"]
 
 
 @pytest.fixture
@@ -24,3 +27,15 @@ def load_extension(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleTyp
         return module
 
     return load
+
+
+@pytest.fixture
+def tracker_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that holds the local stores of all trackers, named by their own variables."""
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB__SERVICE_WAIT", "240")  # on a busy machine it begins late
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)  # MLflow makes a folder for artifacts here
+    return tmp_path

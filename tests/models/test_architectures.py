@@ -148,7 +148,7 @@ def check_full(architecture: str, folder: Path) -> None:
 def check_export(architecture: str, folder: Path) -> None:
     """Of a fully fine-tuned model; and of a random adapter, if there can be one."""
     result = trained(architecture, is_full=True)
-    get_method("full").save(result.tuned, full_trial(), result.tuned.record, folder / "full")
+    get_method("full").save(result.tuned, result.tuned.record, folder / "full")
     check_stored_weights(folder / "full")
     loaded = AutoModelForCausalLM.from_pretrained(folder / "full")
     assert loaded.config.tie_word_embeddings == stock(architecture).config.tie_word_embeddings

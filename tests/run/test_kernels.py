@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from rankscope.errors import UserError
 from rankscope.models.compiled import CACHE, _Compiled, why_not
-from rankscope.progress import LOG, logged_notes
+from rankscope.progress import LOG, logged
 from rankscope.run import kernels
 from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.prepared import PreparedStudy
@@ -94,7 +94,7 @@ def test_a_compiler_that_fails_during_a_study(
         for name, weight in load_file(file).items():
             assert (found[name] - weight).norm() <= ROUNDING * weight.norm()
     for out, count in (("open", 1), ("workers", 2)):  # one for each unit
-        notes = logged_notes(tmp_path / out / LOG)
+        notes = [event["text"] for event in logged(tmp_path / out / LOG, "note")]
         assert sum("train.kernels: plain" in note for note in notes) == count, notes
 
 

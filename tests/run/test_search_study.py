@@ -21,7 +21,7 @@ from pocket_study import (
 )
 
 from rankscope.advise.recommend import recommend
-from rankscope.progress import LOG, ProgressReporter, logged_notes
+from rankscope.progress import LOG, ProgressReporter, logged
 from rankscope.records import BASE, OVER_BUDGET, StudyRecords, TrainRecord, TrialRecords
 from rankscope.report.study_view import StudyView
 from rankscope.report.tables import rounds_table
@@ -144,7 +144,7 @@ def test_the_answer_of_a_search_names_arms_with_test_scores(searched: Path) -> N
     tested = [t.spec for t in begun(study) if arms[t.spec.arm]]
     assert {spec.rank for spec in tested} == {2, 4, None}
     assert not all(arms.values())
-    (note,) = [note for note in logged_notes(searched / LOG) if note.startswith("search: ")]
+    (note,) = [e["text"] for e in logged(searched / LOG, "note") if "search: " in e["text"][:8]]
     assert note.startswith("search: at most 14 trials; the lists have 10 trials")
     write_outputs(searched)
     page = (searched / "report.html").read_text("utf-8")

@@ -161,7 +161,7 @@ def test_a_trained_model_is_stored_as_an_ordinary_one(
     tuned = train_together(sharded, FULL, tmp_path / "state", TRAIN.model_copy(update=SHORT)).tuned
     stored = tmp_path / "stored"
     stored.mkdir()
-    get_method("full").save(tuned, FULL[0], sharded.record, stored)
+    get_method("full").save(tuned, sharded.record, stored)
     names = {path.name for path in stored.iterdir()}
     assert names == {path.name for path in folder.iterdir()}
     assert "lm_head.weight" not in load_file(stored / "model.safetensors")

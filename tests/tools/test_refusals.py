@@ -75,7 +75,8 @@ REFUSED = [
      "an update of dora, which depends on the base; give --base"),
     ("shrink {dora} --scale 0.5 --base {base} --out {base}", "found a folder with files in it"),
     ("shrink {wide} --scale 0.5 --base {base} --out {new}", "(64, 64) as in this model"),
-    # track and plan
+    # plan and run
+    ("run study.yaml --track paper", "expected one of mlflow, trackio, wandb"),
     ("plan study.yaml --device h10", "'h10', expected here or one of h100"),
 ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Verbs beside a study: scores made elsewhere, weights."""
+"""Verbs beside a study: scores made elsewhere, and weights."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal

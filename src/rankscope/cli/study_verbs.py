@@ -22,7 +22,7 @@ from rankscope.cli.application import (
 from rankscope.cli.terminal import Reply, err_console, print_line, print_message, print_result
 from rankscope.errors import INTEGRITY, OK, UNFINISHED, UserError, reading
 from rankscope.filesystem import replace_text
-from rankscope.progress import ConsoleReporter, ProgressReporter
+from rankscope.progress import ConsoleReporter
 
 if TYPE_CHECKING:
     from rankscope.config.study import StudyConfig
@@ -108,12 +108,12 @@ def run_command(
             help="Run on a network disk, or after a run on another machine that did not end well.",
         ),
     ] = False,
+    track: Annotated[
+        str | None, Option(metavar="NAME", help="Send runs to mlflow, trackio or wandb meanwhile.")
+    ] = None,
     dry_run: Annotated[
         bool, Option("--dry-run", help="Print what SLURM would get, and submit nothing.")
     ] = False,
-    track: Annotated[
-        str | None, Option(metavar="TRACKER", help="Send its trials to mlflow, trackio or wandb.")
-    ] = None,
 ) -> Reply:
     """Run a study, or continue where it stopped.
 
@@ -136,12 +136,7 @@ def run_command(
         script = study.batch_script(folder, workers)
         return Reply({"script": script}, lambda: print_line(script))
     processes = _executor_of(study.config, workers)
-    with ConsoleReporter(err_console) as console:
-        reporter: ProgressReporter = console
-        if track is not None:
-            from rankscope.tools.track import TrackingReporter
-
-            reporter = TrackingReporter(console, folder, track, study.config.name)
+    with ConsoleReporter(err_console) as reporter:
         records = study.run(
             folder,
             reporter,
@@ -150,8 +145,8 @@ def run_command(
             allow_mixed=allow_mixed,
             take_over=take_over,
             anyway=anyway,
+            track=track,
         )
-        reporter.finish()  # A finished study has no stage left, but a tracker may lack trials
     _, recommendation = write_outputs(folder, records)
     is_done = all(trial.status in {"done", "skipped"} for trial in records.trials)
     return Reply(

@@ -7,22 +7,30 @@ import shutil
 import time
 from collections.abc import Collection, Sequence
 from contextlib import closing, nullcontext
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rankscope.config.loader import load_study_file
 from rankscope.config.study import StudyConfig
 from rankscope.data.task_source import check_sources
-from rankscope.errors import UserError, reporting_shortages
+from rankscope.errors import UserError, installed, reporting_shortages
 from rankscope.filesystem import user_path
 from rankscope.models.model_folder import model_folder
 from rankscope.progress import LOG, JsonlReporter, ProgressReporter
 from rankscope.records import BASE, StudyRecords
+from rankscope.registry import subclasses_in
+from rankscope.run.executors import (
+    Executor,
+    executor_section,
+    start_executor,
+    with_executor,
+    withdraw_units,
+)
 from rankscope.store import LEDGER, UNITS, Ledger
 
 if TYPE_CHECKING:
     from rankscope.run.context import RunContext
-    from rankscope.run.executors import Executor
     from rankscope.run.plan import Plan
     from rankscope.run.prepared import PreparedStudy
 
@@ -80,7 +88,6 @@ class Study:
         Raises:
             UserError: the study, the device or the executor cannot be planned.
         """
-        from rankscope.run.executors import with_executor
         from rankscope.run.machines import find_machine
         from rankscope.run.plan import make_plan
         from rankscope.run.prepare import prepare
@@ -103,7 +110,6 @@ class Study:
         Raises:
             UserError: the study would not run, or its executor submits none.
         """
-        from rankscope.run.executors import executor_section
         from rankscope.run.groups import BASE_GROUP, group_id
 
         study, chosen = self.check(), self.config.executor
@@ -123,6 +129,7 @@ class Study:
         allow_mixed: bool = False,
         take_over: bool = False,
         anyway: bool = False,
+        track: str | None = None,
     ) -> StudyRecords:
         """Run the study into ``out``, or continue it there; always safe to repeat.
 
@@ -132,20 +139,17 @@ class Study:
         Args:
             out: the study's folder, created if needed.
             reporter: of progress; silent by default.
-            executor: where groups run; by default the study file's, else in this process, or, if
-                they take several devices each, in worker processes of this machine.
-            retry: run trials of these statuses again, such as ``oom``; all results of trials named
-                by id, and of ``base``, are computed again.
+            executor: by default the study file's, else local for several devices, else none.
+            retry: statuses such as ``oom``, ids of trials and ``base``: computed again.
             allow_mixed: add results to those of other versions of libraries or code.
-            take_over: run in a folder on a network file system, or that a run on another machine
-                did not close.
+            take_over: run on a network file system, or after a run elsewhere that was not closed.
             anyway: begin with a budget of time that is too short for an answer.
+            track: the tracker that gets a run for each trial: mlflow, trackio or wandb.
 
-        Raises UserError, StudyLocked, IntegrityError, DiskFull, OutOfMemory, BaseFailed, or
+        Raises UserError, StudyLocked, IntegrityError, DiskFull, OutOfMemory, BaseFailed or
         Interrupted.
         """
         from rankscope.run.begin import begin_run, interruptible, prepare_process
-        from rankscope.run.executors import start_executor
         from rankscope.run.plan import check_time
         from rankscope.run.prepare import prepare
 
@@ -154,6 +158,7 @@ class Study:
         executor = executor or start_executor(self.config)
         with reporting_shortages(out), closing(executor) if executor else nullcontext():
             # Before the folder: a refused study leaves nothing.
+            tracker = _tracker_class(track) if track else None
             study = prepare(self.config, reporter, executor.num_local if executor else 1)
             if not (anyway or (out / LEDGER).exists()):
                 check_time(study)
@@ -167,11 +172,12 @@ class Study:
                 log, elsewhere = JsonlReporter(reporter, out / LOG), executor is not None
                 context = begin_run(study, ledger, log, should_stop, has_executor=elsewhere)
                 context.allow_mixed, context.counted_until = allow_mixed, begun
-                try:
-                    self._run_all(context, executor, retry)
-                    shutil.rmtree(out / UNITS, ignore_errors=True)
-                finally:
-                    context.count_time()
+                with tracker(log, ledger) if tracker else nullcontext(log) as context.reporter:
+                    try:
+                        self._run_all(context, executor, retry)
+                        shutil.rmtree(out / UNITS, ignore_errors=True)
+                    finally:
+                        context.count_time()
                 return ledger.load()
 
     def _run_all(
@@ -180,7 +186,6 @@ class Study:
         """Score the base and bring every group to its end, here or by the executor."""
         from rankscope.run.begin import plan_again
         from rankscope.run.conductor import Conductor
-        from rankscope.run.executors import withdraw_units
         from rankscope.run.given import store_given
         from rankscope.run.groups import BASE_GROUP
         from rankscope.run.search import run_rounds
@@ -209,3 +214,16 @@ class Study:
             conductor.remove_orphans()
 
         run_rounds(context, run_groups)
+
+
+def _tracker_class(name: str) -> type[Any]:
+    """The reporter that sends a study to a tracker. Raises UserError: there is none of this name,
+    or its library is not installed."""
+    kinds = subclasses_in("rankscope.extensions", ProgressReporter)
+    named = {kind.__name__.lower(): kind for kind in kinds}
+    known: dict[str, type[Any]] = {n: kind for n, kind in named.items() if n[0] != "_"}
+    if name not in known:
+        raise UserError("--track", repr(name), f"one of {', '.join(known) or 'none'}")
+    with installed(f"--track {name}", "track"):
+        import_module(name)
+    return known[name]

@@ -26,7 +26,7 @@ from slurm_host import slurm_host
 
 from rankscope.errors import Interrupted, UserError
 from rankscope.models.model_folder import pocket_folder
-from rankscope.progress import LOG, logged_notes
+from rankscope.progress import LOG, logged
 from rankscope.run.context import Round
 from rankscope.run.executors.slurm import (
     EXIT_CODE,
@@ -361,7 +361,7 @@ def test_an_error_of_nodes_names_them(tmp_path: Path, monkeypatch: pytest.Monkey
     executor.close()
     with pytest.raises(UserError, match="node19: no model here"):
         unit.future.result()
-    notes = [note.rpartition(": no model here")[0] for note in logged_notes(tmp_path / LOG)]
+    notes = [e["text"].rpartition(": no model here")[0] for e in logged(tmp_path / LOG, "note")]
     kept_off = "tasks keep off a node from now on: node"
     assert notes == [f"{kept_off}17", f"{kept_off}18", f"{kept_off}18"]
 

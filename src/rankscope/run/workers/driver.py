@@ -17,7 +17,7 @@ from rankscope.device import provenance
 from rankscope.errors import AGAIN, BaseFailed, IntegrityError, OutOfMemory, UserError
 from rankscope.filesystem import replace_text
 from rankscope.hashing import SUMS, sums_line, sums_text
-from rankscope.progress import LOG, logged_notes
+from rankscope.progress import LOG, logged
 from rankscope.records import BASE
 from rankscope.run.begin import check_record_settings
 from rankscope.run.context import Round, RunContext
@@ -111,7 +111,7 @@ def _adopt_results(context: RunContext, folder: Path) -> None:
     if order.trial_ids:
         context.group_ledger.replace(order.trial_ids, stored)
     group = tuple(trial for trial in context.study.candidates if trial.trial_id in order.trial_ids)
-    for note in dict.fromkeys(logged_notes(folder / LOG)):
+    for note in dict.fromkeys(str(event["text"]) for event in logged(folder / LOG, "note")):
         if note not in context.study.notes:
             context.reporter.note(f"{_unit_label(group)}: {note}")
     _discard_unit(folder)
