@@ -60,8 +60,9 @@ def test_presets_are_commented_and_ask_the_same_of_the_pocket_model(
     for asked, found in zip(own.arms, config.arms, strict=True):
         assert (asked.method, asked.alpha) == (found.method, found.alpha)
         assert asked.model_fields_set == found.model_fields_set
-    comments = [line for line in texts[0].splitlines()[1:] if line.strip().startswith("#")]
-    assert comments == [line for line in texts[1].splitlines()[1:] if line.strip().startswith("#")]
+    lines = ([line for line in t.splitlines() if line.strip().startswith("#")] for t in texts)
+    comments, on_pocket = lines
+    assert comments == on_pocket != []
 
 
 @pytest.mark.parametrize(
@@ -217,6 +218,8 @@ def test_own_presets_take_rows_and_retention_tasks_and_need_no_hub(
     named = load_text(study_template(preset, None, task, None, ["piqa", "boolq"]), tmp_path)
     assert {t.name for t in config.evaluate.retention} <= {"common_facts"}
     assert [t.name for t in named.evaluate.retention] == ["piqa", "boolq"]
+    limited = load_text(study_template(preset, "pocket", may_lose=3), tmp_path)
+    assert (limited.objective.max_forgetting, limited.evaluate.max_new_tokens) == (0.03, 32)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -17,6 +17,8 @@ from rankscope.errors import UserError
 Style = Literal["yaml", "json", "python"]
 Span = tuple[int, int, int, int, int]
 """A text and places there: where an entry begins, its value begins and ends, and all of it ends."""
+Replacement = tuple[int, int, int, str]
+"""A text, where the part to replace begins and ends, and the new part."""
 ENTRIES = {"yaml": "{}: {}", "json": '"{}": {}', "python": "{}={}"}
 REST_OF_LINE = re.compile(r"(,?)([ \t]*(?:#[^\r\n]*)?)(?=\r?\n|\Z)")
 AFTER = dict.fromkeys(("data_dir", "dtype", "quantize"), "model")
@@ -28,8 +30,7 @@ def read_values(text: str) -> dict[str, Any]:
     """The values of a study file."""
     root = compose(text, "")
     assert root is not None
-    values: dict[str, Any] = Document(root, Path()).values
-    return values
+    return dict(Document(root, Path()).values)
 
 
 def with_values(text: str, values: Mapping[str, Any]) -> str:
@@ -75,7 +76,8 @@ def with_changes(
         if key == name and isinstance(value, dict):
             entry = "\n  ".join((f"\n{name}:", *_lines(value)))
         added.setdefault(_neighbor(key, spans), []).append(entry)
-    edits = [_addition(texts, spans[key], entries, style) for key, entries in added.items()]
+    # Where a section and its last entry end together, what follows the section is written first.
+    edits = [_addition(texts, spans[key], added[key], style) for key in sorted(added)]
     edits += [_edit(texts, spans[key], changes[key], style) for key in changes if key in spans]
     for part, start, end, new in sorted(edits, key=lambda edit: edit[:2], reverse=True):
         changed[part] = changed[part][:start] + new + changed[part][end:]
@@ -85,9 +87,8 @@ def with_changes(
 def _neighbor(key: str, spans: Mapping[str, Span]) -> str:
     """The key that a missing one follows: the last of its mapping or call that begins alike, as in
     ``lora_``, else the last one."""
-    after = AFTER.get(key)
-    if after is not None:
-        return after if after in spans else _neighbor(after, spans)
+    if key in AFTER:
+        return AFTER[key] if AFTER[key] in spans else _neighbor(AFTER[key], spans)
     inside = [other for other in spans if other.rpartition(".")[0] == key.rpartition(".")[0]]
     if not inside:
         raise UserError(found=f"no call that takes {key}", expected="one", do="add it to the file")
@@ -95,9 +96,7 @@ def _neighbor(key: str, spans: Mapping[str, Span]) -> str:
     return max(alike or inside, key=spans.__getitem__)
 
 
-def _addition(
-    texts: Sequence[str], span: Span, entries: list[str], style: Style
-) -> tuple[int, int, int, str]:
+def _addition(texts: Sequence[str], span: Span, entries: list[str], style: Style) -> Replacement:
     """Entries behind another: on lines of their own if it has one."""
     part, first, _, _, last = span
     text, comma = texts[part], "," * (style != "yaml")
@@ -111,7 +110,7 @@ def _addition(
     return part, last, rest.end(), f"{comma}{rest[2]}{lines}{rest[1]}"
 
 
-def _edit(texts: Sequence[str], span: Span, value: Any, style: Style) -> tuple[int, int, int, str]:
+def _edit(texts: Sequence[str], span: Span, value: Any, style: Style) -> Replacement:
     """Another value in the place of one; a block of YAML stays one."""
     part, first, start, end, _ = span
     text = texts[part]
@@ -140,7 +139,7 @@ def literal(value: Any, style: Style = "yaml") -> str:
     if isinstance(value, bool):
         return str(value) if style == "python" else str(value).lower()
     if isinstance(value, int | float):
-        digits, e, exponent = f"{value:.12g}".partition("e")
+        digits, e, exponent = f"{value:.12g}".replace("e-0", "e-").partition("e")
         return f"{digits}{'.0' * (bool(e) and '.' not in digits)}{e}{exponent}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(literal(entry, style) for entry in value)}]"

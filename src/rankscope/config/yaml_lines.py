@@ -76,8 +76,7 @@ def compose(text: str, name: str) -> yaml.Node | None:
     loader = _StudyLoader(text)
     try:
         loader.name = name
-        node: yaml.Node | None = loader.get_single_node()
-        return node
+        return loader.get_single_node()
     except yaml.YAMLError:
         raise
     except Exception as error:  # ValueError for some escapes, RecursionError
@@ -89,7 +88,7 @@ def compose(text: str, name: str) -> yaml.Node | None:
 def dump(value: Any, width: int = 100) -> str:
     """YAML text that reads back as ``value``; the order of keys is kept."""
     text: str = yaml.dump(
-        value, Dumper=_StudyDumper, sort_keys=False, allow_unicode=True, width=width
+        value, None, _StudyDumper, sort_keys=False, allow_unicode=True, width=width
     )
     return text
 

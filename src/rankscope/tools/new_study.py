@@ -9,12 +9,11 @@ import re
 from collections.abc import Iterable, Mapping
 from math import ceil
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rankscope.config.loader import load_study_file
-from rankscope.config.presets import ON_POCKET, PRESETS, preset_text
+from rankscope.config.presets import ON_POCKET, PRESET_TEXTS, PRESETS
 from rankscope.config.section import short_repr
 from rankscope.config.study import ModelConfig, StudyConfig
 from rankscope.config.task import TaskConfig
@@ -25,7 +24,6 @@ from rankscope.data.task_source import hub_tasks, missing_rows
 from rankscope.data.tasks import numeric_answers, read_task_items
 from rankscope.errors import UserError, did_you_mean, reading
 from rankscope.evaluate.scorers import get_scorer
-from rankscope.filesystem import replace_text
 from rankscope.models.fetch import KNOWN_MODELS, is_cached
 from rankscope.models.model_folder import model_folder
 from rankscope.progress import ProgressReporter
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 
 OWN_TASK = "my_task"  # Name of the task in presets that train on the user's rows
 DEFAULT_RETENTION = "common_facts"
-POCKET_HEAD = "# On the pocket model, with tasks, rates and sizes that suit it:\n"
 OTHER_NAMES = {"validation": ("validation", "valid", "val", "dev"), "test": ("test", "eval")}
 """Split -> names of its file in a folder of rows, the usual one first."""
 MAX_BYTES_READ = 20 * 2**20  # A larger file is not read by ``init``, which answers at once
@@ -71,12 +68,11 @@ def study_template(
     """
     if preset not in PRESETS:
         known = f"one of {', '.join(PRESETS)}"
-        hint = did_you_mean(preset, PRESETS)
-        raise UserError("--preset", short_repr(preset), known, hint)
+        raise UserError("--preset", short_repr(preset), known, did_you_mean(preset, PRESETS))
     scorer = (task or {}).get("scorer")
     if preset == "default" and scorer is not None and get_scorer(scorer).compares_with_base:
         preset = "dpo"
-    text, is_pocket = preset_text(preset), False
+    text, is_pocket = PRESET_TEXTS[preset], False
     study, names = read_values(text), dict[str, str]()
     if model is not None:
         study["model"] = model
@@ -89,7 +85,6 @@ def study_template(
         names |= ON_POCKET["tasks"]
         retention = [*retention] or ON_POCKET["retention"]
         study = _on_pocket(study, is_example=task is None)
-        text = POCKET_HEAD + text.partition("\n")[2]  # in place of the purpose of the preset
     if task is not None:
         names[OWN_TASK] = task["name"]
     if retention := [*retention]:
@@ -109,7 +104,7 @@ def study_template(
 
 def takes_own_rows(preset: str) -> bool:
     """Whether a preset trains on the user's rows: then its task is an example."""
-    return preset in PRESETS and isinstance(read_values(preset_text(preset))["tasks"][0], dict)
+    return preset in PRESETS and isinstance(read_values(PRESET_TEXTS[preset])["tasks"][0], dict)
 
 
 def _set_task(study: dict[str, Any], preset: str, task: Mapping[str, Any]) -> None:
@@ -139,6 +134,7 @@ def _on_pocket(study: dict[str, Any], *, is_example: bool) -> dict[str, Any]:
         study["tasks"] = ["gsm8k" if "scorer" in example else OWN_TASK]
     if "max_steps" not in train:
         train |= ON_POCKET["train"]
+    train["max_length"] = ON_POCKET["max_length"]
     for settings in (study["evaluate"], *train.get("objective", {}).values()):
         settings["max_new_tokens"] = ON_POCKET["max_new_tokens"]
     for arm in study["arms"]:
@@ -191,14 +187,12 @@ def fit_to_minutes(
     from rankscope.run.plan import FEWEST_UPDATES, check_time, first_arms
     from rankscope.run.prepare import prepare
 
-    def prepared(text: str) -> "PreparedStudy":
-        with NamedTemporaryFile("w", dir=file.absolute().parent, suffix=".yaml") as draft:
-            draft.write(text)
-            draft.flush()
-            return prepare(load_study_file(Path(draft.name)), reporter, is_plan=True)
+    def prepared(values: Mapping[str, Any]) -> "PreparedStudy":
+        study = load_study_file(file, text=with_values(text, values))
+        return prepare(study, reporter, is_plan=True)
 
     values = read_values(text) | {"strategy": "search", "budget": f"{minutes:g} minutes"}
-    study, cuts = prepared(with_values(text, values)), list[str]()
+    study, cuts = prepared(values), list[str]()
     machine, evaluate, train = measured_machine(study), study.config.evaluate, study.config.train
     base, arms = first_arms(study, machine)
     limit, steps = 60 * minutes, max(1, min(map(study.num_steps, study.trials)))
@@ -226,24 +220,9 @@ def fit_to_minutes(
         number = ceil(number) if train.max_steps else ceil(100 * number) / 100
         cuts.append(f"{key} {number:g}; another length may change the order of arms")
         values["train"][key] = number
-    text = with_values(text, values)
     if not anyway:
-        check_time(prepared(text), machine)
-    return text, {"cuts": cuts, "notes": busy_notes()}
-
-
-def write_study(file: Path, text: str) -> StudyConfig:
-    """Write a study file. Raises UserError: it is none, and the file of before is put back."""
-    before = file.read_text("utf-8") if file.is_file() else None
-    replace_text(file, text)
-    try:
-        return load_study_file(file)
-    except UserError:
-        if before is None:
-            file.unlink()
-        else:
-            replace_text(file, before)
-        raise
+        check_time(prepared(values), machine)
+    return with_values(text, values), {"cuts": cuts, "notes": busy_notes()}
 
 
 # --- paths --------------------------------------------------------------------------------------
@@ -283,19 +262,18 @@ def own_rows(
     paths = split_files(data)
     name = task_name(data)
     files = {split: str(path) for split, path in paths.items()}
-    task: dict[str, Any] = {s: path_for_study_file(path, study_file) for s, path in paths.items()}
-    task |= keys
+    task = {s: path_for_study_file(path, study_file) for s, path in paths.items()}
+    task = {"name": name, **task, **keys}
     if sum(path.stat().st_size for path in paths.values()) > MAX_BYTES_READ:
         summary = f"{name}: rows not read yet ({', '.join(paths)}), 'check' does"
-        return {"name": name, **task}, summary, ""
+        return task, summary, ""
     with reading(data, "rows"):
         config = TaskConfig.model_validate({"name": name, **files, **keys})
     try:
         read, items = read_task_items(config, None, ())
     except UserError as error:
-        return {"name": name, **task}, f"{name}: {data}", str(error)
-    scorer = read.spec.scorer
-    notes = read.notes
+        return task, f"{name}: {data}", str(error)
+    scorer, notes = read.spec.scorer, read.notes
     if scorer == "loss" and numeric_answers([item for rows in items.values() for item in rows]):
         task["scorer"] = scorer = "number"
         notes = ()  # which recommend that
@@ -304,7 +282,7 @@ def own_rows(
     counts = ", ".join(f"{len(rows):,} {split}" for split, rows in items.items())
     dropped = f", {read.dropped:,} dropped" if read.dropped else ""
     summary = f"{name}: {counts} rows{dropped} ({read.row_shape}), scorer {scorer}"
-    return {"name": name, **task}, "\n".join((summary, *notes)), ""
+    return task, "\n".join((summary, *notes)), ""
 
 
 def split_files(data: Path) -> dict[str, Path]:
@@ -319,12 +297,9 @@ def split_files(data: Path) -> dict[str, Path]:
         if files:
             found[split] = files[0]
     if "train" not in found:
-        raise UserError(
-            data,
-            "no file of training rows",
-            f"train.jsonl or another of {', '.join(READERS)}",
-            "name the file itself with --data",
-        )
+        expected = f"train.jsonl or another of {', '.join(READERS)}"
+        do = "name the file itself with --data"
+        raise UserError(data, "no file of training rows", expected, do)
     return found
 
 
@@ -356,8 +331,7 @@ def missing_pieces(config: StudyConfig) -> list[str]:
 
 def hub_pieces(config: StudyConfig) -> list[str]:
     """What is read from the hub: the model, and tasks by name."""
-    model = [] if config.model.hub is None else [config.model.hub]
-    return [*model, *hub_tasks(config)]
+    return [*filter(None, [config.model.hub]), *hub_tasks(config)]
 
 
 # --- defaults of the questions ------------------------------------------------------------------

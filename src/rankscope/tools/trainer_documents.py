@@ -151,11 +151,8 @@ def _without_magics(source: str) -> str:
 def _constants(trees: Sequence[ast.Module]) -> dict[str, ast.expr]:
     """Names that are assigned once, at top level, with what is assigned to them."""
     nodes = [node for tree in trees for node in ast.walk(tree)]
-    stored = Counter(
-        node.id
-        for node in nodes
-        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)
-    )
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    stored = Counter(name.id for name in names if not isinstance(name.ctx, ast.Load))
     stored += Counter(node.arg for node in nodes if isinstance(node, ast.arg))
     defined = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.alias)
     stored += Counter(node.name for node in nodes if isinstance(node, defined))
@@ -189,6 +186,5 @@ def _code_span(node: ast.expr | ast.keyword, source: str) -> tuple[int, int]:
         before = sum(len(earlier) + 1 for earlier in lines[: line - 1])
         return before + len(lines[line - 1].encode()[:column].decode())
 
-    return place(node.lineno, node.col_offset), place(
-        node.end_lineno or 0, node.end_col_offset or 0
-    )
+    end = node.end_lineno or 0, node.end_col_offset or 0
+    return place(node.lineno, node.col_offset), place(*end)

@@ -161,19 +161,13 @@ def _assembled(
         tasks = [task | {"name": name} for task, name in zip(tasks, names, strict=True)]
     both = {"name": "_".join(names)[:60], "mixture": names}
     head = _table(run, [*notes, f"train.labels: {run.labels(row)}"])
+    given = dict[str, Any](model=base, arms=[_arm(run)], train=_train(run, warmup, run.labels(row)))
+    given |= {"quantize": "4bit"} if run.facts.get("four_bit") else {}
 
     def study(text: str) -> str:
-        text = text.partition("\n")[2]  # without the purpose of the preset
-        values = read_values(text)
-        values |= {
-            "model": base,
-            "arms": [_arm(run)],
-            "train": _train(run, warmup, run.labels(row)),
-        }
+        values = read_values(text) | given
         if len(tasks) > 1:
             values["evaluate"]["cross_domain"] = tasks
-        if run.facts.get("four_bit"):
-            values["quantize"] = "4bit"
         return f"{head}#\n{with_values(text, values)}"
 
     told = [lines[0] for _, _, lines in parts]
@@ -196,9 +190,7 @@ def _arm(run: TrainerFile) -> dict[str, Any]:
         "rank": ranks,
         # rsLoRA's own scaling keeps the size of the update at any rank.
         "alpha": alpha if method == "rslora" else f"{int(ratio) if ratio % 1 == 0 else ratio}r",
-        "lr": [float(f"{factor * facts['lr']:.12g}") for factor in (0.5, 1, 2)]
-        if "lr" in facts
-        else DEFAULT_RATES,
+        "lr": [f * facts["lr"] for f in (0.5, 1, 2)] if "lr" in facts else DEFAULT_RATES,
         **{name: facts[name] for name in ("targets", "dropout", "lr_ratio") if facts.get(name)},
     }
 
@@ -237,9 +229,7 @@ def _table(run: TrainerFile, notes: list[str]) -> str:
              for fact, value in run.facts.items() if fact not in run.sources]  # fmt: skip
     lines += [_entry(*entry) for entry in (*run.went, *unset)]
     lines += ["", "Not in the study:", *(_entry(*entry) for entry in run.left)] if run.left else []
-    lines += (
-        ["", "Not understood:", *(f"  {entry}" for entry in run.unknown)] if run.unknown else []
-    )
+    lines += ["", "Not understood:", *(f"  {entry}" for entry in run.unknown)] * bool(run.unknown)
     lines += ["", "Rows and steps:", *(f"  {note}" for note in notes)] if notes else []
     wrapped = [textwrap.wrap(line, HEAD_WIDTH, subsequent_indent=" " * 8) or [""] for line in lines]
     return "".join(f"# {line}".rstrip() + "\n" for one in wrapped for line in one)
