@@ -2,7 +2,7 @@ OUT ?= studies/pocket
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test evidence test-executors test-oldest lint docs bench-train bench-eval clean
+.PHONY: quickstart test evidence test-slow test-oldest lint docs bench-train bench-eval clean
 
 quickstart: .venv/installed
 	$(BIN)/rankscope quickstart --out $(OUT)
@@ -16,11 +16,12 @@ test: .venv/installed-dev
 evidence: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile evidence
 
-# Units on a local Ray cluster, in SLURM's queue (as root, with Debian's slurm-wlm), on two devices.
-test-executors: .venv/installed-dev
+# What takes minutes: units on a local Ray cluster, in SLURM's queue (as root, with Debian's
+# slurm-wlm) and on two devices, races in small, a lesson, studies killed over and over.
+test-slow: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --editable '.[dev,ray]'
-	OMP_NUM_THREADS=1 RANKSCOPE_SHARDS=1 $(BIN)/python -m pytest tests/run/executors \
-		--require ray --require slurm --require shards
+	OMP_NUM_THREADS=1 RANKSCOPE_SLOW=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile \
+		-m "ray or slurm or slow" --require ray --require slurm --require slow
 
 # With the oldest releases that pyproject.toml admits, in an environment of its own. uv finds them.
 test-oldest: .venv/bin/python

@@ -29,7 +29,7 @@ from fault_points import (
     tiny_study,
 )
 from rankscope.errors import OK, UNFINISHED
-from rankscope.progress import LOG, logged_notes
+from rankscope.progress import LOG, logged
 from rankscope.records import FAILED
 from rankscope.store import Ledger, weights_path
 
@@ -182,7 +182,7 @@ def resumed_fault(launcher: Launcher, reference: Undisturbed, out: Path) -> str:
     ran = launcher.run("run", reference.file, "--out", out, "--retry", "oom")
     if ran.code != OK:
         return f"then exit {ran.code}: {last_lines(ran)}"
-    is_rounded = any("not enough memory" in note for note in logged_notes(out / LOG))
+    is_rounded = any("not enough memory" in e["text"] for e in logged(out / LOG, "note"))
     return reference.differs(out, unrounded if is_rounded else without_groups)
 
 

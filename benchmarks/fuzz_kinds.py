@@ -114,7 +114,7 @@ def read_task(content: bytes, folder: Path) -> None:
     from rankscope.errors import RankscopeError
     from rankscope.evaluate.scorers import get_scorer
     from rankscope.evaluate.scorers.generation import GenerationScorer
-    from rankscope.sources.lm_eval.task_files import check_tags
+    from rankscope.extensions.harness.task_files import check_tags
 
     path = folder / "task.yaml"
     path.write_bytes(content)

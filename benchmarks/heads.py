@@ -26,10 +26,6 @@ import torch
 from scipy.stats import spearmanr
 
 from race import rounded
-from rankscope.analyses.heads.ablation import Ablation, ablate, single_heads, zeroed
-from rankscope.analyses.heads.layout import HeadLayout, HeadModel
-from rankscope.analyses.heads.measures import head_importance
-from rankscope.analyses.heads.tasks import HeadTask, token_trees
 from rankscope.config.study import EvaluateConfig, ModelConfig
 from rankscope.config.task import TaskConfig
 from rankscope.data.encode import Encoder
@@ -47,6 +43,10 @@ from rankscope.evaluate.likelihood import continuation_logprobs
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.evaluate.scorers.scorer import Question
 from rankscope.evaluate.token_trees import Floats, TokenTree
+from rankscope.extensions.heads.ablation import Ablation, ablate, single_heads, zeroed
+from rankscope.extensions.heads.layout import HeadLayout, HeadModel
+from rankscope.extensions.heads.measures import head_importance
+from rankscope.extensions.heads.tasks import HeadTask, token_trees
 from rankscope.models.base import Row, RowBatch, batches_of
 from rankscope.models.load import load_base
 

@@ -28,15 +28,15 @@ from peft.tuners.lora.intruders import reduce_intruder_dimension
 from torch import Tensor, nn
 
 from race import rounded
-from rankscope.analyses.spectra.leading_vectors import low_rank_leading_vectors
-from rankscope.analyses.spectra.spectra import (
+from rankscope.device import keep_freed_memory, peak_memory_bytes, provenance
+from rankscope.extensions.spectra.leading_vectors import low_rank_leading_vectors
+from rankscope.extensions.spectra.spectra import (
     Intruders,
     default_top_k,
     intruders_among,
     similarity_from_cosines,
 )
-from rankscope.analyses.spectra.subspace_iteration import Triples
-from rankscope.device import keep_freed_memory, peak_memory_bytes, provenance
+from rankscope.extensions.spectra.subspace_iteration import Triples
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.fetch import cached_model_folder
 from rankscope.models.low_rank_update import LowRankUpdate

@@ -25,7 +25,7 @@ from race import Rows, Setting, Times, announce, heading, run_side
 from rankscope.config.task import TaskConfig
 from rankscope.data.encode import Encoder, encode_rows
 from rankscope.data.tasks import load_task
-from rankscope.evaluate.scorers import register_scorer
+from rankscope.evaluate.scorers import scorers
 from rankscope.evaluate.scorers.exact_match import ExactMatchScorer
 from rankscope.models.model_folder import pocket_folder
 from single_runs import TrainerClock, copy_start, load, new_adapter, peft_config
@@ -53,7 +53,7 @@ class EvenScorer(ExactMatchScorer):
 
 def packed(rows: Rows) -> Times:
     """Train the trials in one group."""
-    register_scorer(EvenScorer())
+    scorers()["is_even"] = EvenScorer()
     task = load_task(TaskConfig(name=rows.setting.task), None, data_seed=0)
     base, times = load_base(rows), Times()
     encoder = Encoder(base.tokenizer, "plain", rows.setting.max_length)
@@ -124,7 +124,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=10, help="of each trial, 2 warm-up included")
     options = parser.parse_args()
     objective = f'{{"grpo":{{"answers":{ANSWERS},"max_new_tokens":{LONGEST},"reward":"is_even"}}}}'
-    register_scorer(EvenScorer())
+    scorers()["is_even"] = EvenScorer()
     rows = Rows.read(
         Setting(
             model=str(pocket_folder()),

@@ -24,7 +24,7 @@ import rankscope
 from kept_records import ABOUT, keep_records, record_table
 from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.resampling import ScoreArray
-from rankscope.analyses.spectra.record import SpectraRecord
+from rankscope.extensions.spectra.record import SpectraRecord
 from rankscope.records import BASE, AnalysisRecord, Estimate, Split
 from rankscope.store.database import kind_of
 

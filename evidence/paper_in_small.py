@@ -36,8 +36,8 @@ from claims_records import Arm, Grid, paired_estimate
 from posterior_claims import LIKELY, UNLIKELY, results_of
 from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.resampling import ScoreArray
-from rankscope.analyses.concentration import effective_number, gini
 from rankscope.records import Estimate
+from rankscope.report.charts.concentration import effective_number, gini
 
 PAGE = RECORDS.parent / "findings" / "paper-in-small.md"
 TABLES = RECORDS.parent / "studies" / "paper-in-small" / "README.md"

@@ -28,8 +28,8 @@ from rankscope.advise.posterior import Array
 from rankscope.advise.results import TaskResults, change_of, expected, task_results
 from rankscope.advise.statistics.matching import scores_of_models
 from rankscope.advise.statistics.resampling import ScoreArray
-from rankscope.analyses.variants.results import compare_mitigations
 from rankscope.config.arm import TARGET_GROUPS
+from rankscope.extensions.variants.results import compare_mitigations
 from rankscope.formatting import Unit, percent, signed
 from rankscope.records import BASE, Estimate, ExpectedChange, Variant
 

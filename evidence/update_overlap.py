@@ -19,7 +19,7 @@ from torch import Tensor
 
 import rankscope
 from rankscope.advise.recommend import recommend
-from rankscope.analyses.spectra.stored_models import StoredTunedModel, matrices_to_compare
+from rankscope.extensions.spectra.stored_models import StoredTunedModel, matrices_to_compare
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.low_rank_update import LowRankUpdate
 from rankscope.models.model_folder import model_folder

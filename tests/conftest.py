@@ -7,8 +7,8 @@ Folders are the package's rooms. ``fixtures/`` is on the path of imports: models
 faults are in ``faults/``, what users add from outside in ``extensions/``.
 
 Tests that request ``data_dir``, ``model_folder`` or ``browser`` are deselected where the machine
-has none; see ``fixtures/external_resources.py``. No assertion is about time: pytest's limit
-ends what hangs.
+has none, those that request ``minutes`` by ``make test``; see ``fixtures/external_resources.py``.
+No assertion is about time: pytest's limit ends what hangs.
 """
 
 import gc
@@ -64,10 +64,22 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.freeze()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _frozen() -> None:
+    """Nor through what earlier files imported and keep: a run collects once for each group."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _untrusted(monkeypatch: pytest.MonkeyPatch) -> None:
     """``--trust-task-code`` sets it in this process; restored after each test."""
     monkeypatch.setenv("RANKSCOPE_TRUST_TASK_CODE", "0")
+
+
+@pytest.fixture(scope="session")
+def minutes() -> None:
+    """Marks a test that takes long by nature; ``make test-slow`` runs it."""
 
 
 @pytest.fixture(scope="session")

@@ -140,6 +140,7 @@ RACES: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
 }
 
 
+@pytest.mark.usefixtures("minutes")
 @pytest.mark.parametrize("script", RACES)
 def test_a_race_in_small_prints_its_line(
     script: str, lines_of: LinesOf, byte_pair_model: Path, data_dir: Path
@@ -152,6 +153,7 @@ def test_a_race_in_small_prints_its_line(
     assert line.get("ratio", 1) > 0
 
 
+@pytest.mark.usefixtures("minutes")
 def test_a_whole_study_has_the_losses_and_scores_of_the_scripts(
     lines_of: LinesOf,
     launcher: Launcher,
@@ -192,6 +194,7 @@ def test_a_whole_study_has_the_losses_and_scores_of_the_scripts(
     assert result["scored_tokens"]["rankscope"] <= result["scored_tokens"]["scripts"]
 
 
+@pytest.mark.usefixtures("minutes")
 def test_gpu_runs_to_its_end_on_a_processor(lines_of: LinesOf, tmp_path: Path) -> None:
     options = ["--tiny", "--device", "cpu", "--results", str(tmp_path)]
     (result,) = lines_of("gpu", *options)

@@ -13,7 +13,6 @@ from rankscope.formatting import (
     compact,
     difference,
     duration,
-    evidence,
     interval,
     join_names,
     number,
@@ -64,7 +63,6 @@ def test_intervals() -> None:
     assert with_interval(unknown, POINTS) == "+2.0 [?]"
     assert plus_minus(estimate(0.5, None, None), POINTS) == "50.0 ±?"
     assert plus_minus(estimate(0.5, 0.4, 0.6), POINTS) == "50.0 ±10.0"
-    assert evidence(known, POINTS) == "95 % interval −1.0 to +3.0, 100 items, 3 seeds"  # noqa: RUF001
 
 
 @pytest.mark.parametrize(

@@ -8,18 +8,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 LIMITS = {
-    "code lines of the core": 35_057,
+    "code lines of the core": 30_042,
     "code lines of extensions": 7_000,  # a cap: room that the core's own lines do not have
     "lines of tests": 38_509,
-    "words of docs and README": 37_098,
+    "words of docs and README": 37_086,
     "words of README": 875,
     "sentences over 40 words": 19,
-    "data types": 181,
-    "public definitions": 1_213,
+    "data types": 157,
+    "public definitions": 1_069,
     "functions over 60 lines": 7,
-    "headless docstrings": 256,
-    "modules with one importer": 46,
-    "modules in the largest circle": 115,  # imports inside functions count
+    "headless docstrings": 227,
+    "modules with one importer": 41,
+    "modules in the largest circle": 97,  # imports inside functions count
     "modules that prepare.py imports": 16,  # run/prepare.py itself, not what those import
     "keys of the study file": 142,  # 32 of them in sections that a mere name can stand for
 }
@@ -86,8 +86,10 @@ def count(root: Path) -> Counter[str]:
     for path in source.rglob("*.py"):
         parts, text = path.relative_to(source).with_suffix("").parts, path.read_text("utf-8")
         nodes = list(ast.walk(ast.parse(text)))  # the module itself first
-        room = "extensions" if parts[1] == "extensions" else "the core"
-        found[f"code lines of {room}"] += code_lines(text, nodes)
+        if parts[1] == "extensions":
+            found["code lines of extensions"] += code_lines(text, nodes)
+            continue
+        found["code lines of the core"] += code_lines(text, nodes)
         found["headless docstrings"] += len(re.findall(r'"""(?:Of|What|That|The same|By) ', text))
         found["public definitions"] += sum(getattr(n, "name", "_")[0] != "_" for n in nodes[0].body)
         found["data types"] += sum(map(is_data_type, nodes))
@@ -144,7 +146,7 @@ PLANTED = {
     "public definitions": (2, "src/rankscope/a.py", "def g(): ...\n"),
     "functions over 60 lines": (0, "src/rankscope/a.py", SIXTY + "    pass\n"),
     "headless docstrings": (0, "src/rankscope/a.py", '"""Of a kind."""\n'),
-    "modules with one importer": (2, "src/rankscope/b.py", "from rankscope import a\n"),
+    "modules with one importer": (1, "src/rankscope/b.py", "from rankscope import a\n"),
     "modules in the largest circle": (0, "src/rankscope/b.py", "def _g():\n import rankscope.a\n"),
     "modules that prepare.py imports": (1, "src/rankscope/run/prepare.py", "import rankscope.a\n"),
     "keys of the study file": (2, SCHEMA, '[{"properties": {"c": {}}}, '),

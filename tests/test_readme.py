@@ -239,6 +239,7 @@ def script(cells: list[str]) -> str:
     return "\n".join(lines)
 
 
+@pytest.mark.usefixtures("minutes")
 def test_the_first_lesson_runs_and_shows_an_answer_tables_and_an_adapter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import sysconfig
 import tarfile
 import venv
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -46,66 +47,75 @@ for override in sys.argv[1:]:
 """
 
 
-OTHERS = (
-    *("report/figures/loss.py", "extensions/tracking", "tools/formats/mlx.py"),
-    *("analyses/subjects", "integrations", "sources/reference"),
-    *("tools/trainer_files/axolotl.py", "tools/trainer_files/axolotl.toml"),
-)
-"""Extensions that no study file names."""
-REMOVED = [
-    {
-        "analyses/answers": ("analyze.answers.enabled=true", "expected one of spectra"),
-        "analyses/heads": ("analyze.heads.enabled=true", "expected one of spectra"),
-        "analyses/variants": ("evaluate.scales=[0.5]", "expected one of cross_domain, retention"),
-        "evaluate/scorers/math_verify.py": (
-            "tasks.0.scorer=math_verify",
-            "expected one of contains",
-        ),
-        "evaluate/scorers/rouge.py": ("tasks.0.scorer=rouge", "expected one of contains"),
-        "models/methods/dora.py": ("arms.0.method=dora", "expected one of lora, full"),
-        "models/methods/eva.py": ("arms.0.method=eva", "expected one of lora, full"),
-        "run/executors/ray.py": ("executor=ray", "expected one of local, slurm"),
-        "train/objectives/grpo.py": ("train.objective=grpo", "expected one of sft, dpo"),
-        "sources/lm_eval": (
-            "evaluate.cross_domain=[lm_eval:x]",
-            "expected the name of a task, as there is no source of such tasks",
-        ),
-    },
-    {
-        "analyses/spectra": ("analyze.spectra.enabled=true", "expected one of answers, heads"),
-        "evaluate/scorers/regex.py": ("tasks.0.scorer=regex", "expected one of contains"),
-        "models/methods/pissa.py": ("arms.0.method=pissa", "expected one of lora, dora, eva"),
-        "run/executors/slurm.py": ("executor=slurm", "expected one of local, ray"),
-        "evaluate/scorers/preference.py": ("tasks.0.scorer=preference", "expected one of contains"),
-        "train/objectives/dpo.py": ("train.objective=dpo", "expected one of sft, grpo"),
-    },
-]
-"""Extensions with how a study file would name them, and what the refusal says."""
+EXTENSIONS = {
+    "analyze.heads.enabled=true": "expected none here",
+    "evaluate.scales=[0.5]": "expected one of cross_domain, retention",
+    "executor=slurm": "expected one of local",
+    "evaluate.cross_domain=[lm_eval:x]": "as there is no source of such tasks",
+}
+"""How a study file would name extensions, and what the refusal says without them."""
+FILES = {
+    "evaluate/scorers/math_verify.py": ("tasks.0.scorer=math_verify", "expected one of contains"),
+    "evaluate/scorers/regex.py": ("tasks.0.scorer=regex", "expected one of contains"),
+    "evaluate/scorers/rouge.py": ("tasks.0.scorer=rouge", "expected one of contains"),
+    "models/methods/dora.py": ("arms.0.method=dora", "expected one of lora, full"),
+    "models/methods/eva.py": ("arms.0.method=eva", "expected one of lora, full"),
+    "models/methods/pissa.py": ("arms.0.method=pissa", "expected one of lora, full"),
+    "train/objectives/grpo.py": ("train.objective=grpo", "expected one of sft, dpo"),
+}
+"""The same of files of the core."""
+OTHERS = ("extensions", "report/figures/loss.py", "integrations", "tools/trainer_files/axolotl.py")
+"""Folders and files that no study file names."""
 
 
-@pytest.mark.parametrize("removed", REMOVED, ids=lambda removed: next(iter(removed)))
-def test_without_an_extension_the_smallest_study_runs(
-    tmp_path: Path, removed: dict[str, tuple[str, str]]
-) -> None:
-    copy = tmp_path / "src" / "rankscope"
-    shutil.copytree(SOURCE, copy)
-    for name in (*removed, *OTHERS):
-        place = copy / name
+def copy_without(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Copy the package without some files; the environment that finds the copy."""
+    shutil.copytree(SOURCE, folder / "rankscope", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in names:
+        place = folder / "rankscope" / name
         shutil.rmtree(place) if place.is_dir() else place.unlink()
+    return os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+
+
+def test_without_extensions_the_smallest_study_runs(tmp_path: Path) -> None:
+    env = copy_without(tmp_path / "src", [*OTHERS, *FILES])
+    refused = EXTENSIONS | dict(FILES.values())
     (tmp_path / "study.yaml").write_text(STUDY, "utf-8")
     done = subprocess.run(
-        [sys.executable, "-c", CODE, *(override for override, _ in removed.values())],
+        [sys.executable, "-c", CODE, *refused],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(copy.parent), "OMP_NUM_THREADS": "1"},
+        env=env,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     refusals = [line for line in done.stdout.splitlines() if line.startswith("--set ")]
-    for line, (override, known) in zip(refusals, removed.values(), strict=True):
+    for line, (override, known) in zip(refusals, refused.items(), strict=True):
         assert override in line
         assert known in line
+
+
+LIST = """
+from pathlib import Path
+import rankscope.cli, rankscope.registry
+from rankscope.config.loader import load_study_file
+from rankscope.report.figures import all_sections
+load_study_file(Path("study.yaml")), all_sections()
+print(*(module.__name__ for module in rankscope.registry.extensions()))
+"""
+
+
+def test_every_extension_can_be_removed_alone(tmp_path: Path) -> None:
+    """The rest of the package is found, and its figures and verbs are loaded."""
+    (tmp_path / "study.yaml").write_text(STUDY, "utf-8")
+    names = [place.name for place in (SOURCE / "extensions").glob("[a-z]*")]
+    for name in names:
+        env = copy_without(tmp_path / name, [f"extensions/{name}"])
+        command, options = [sys.executable, "-c", LIST], {"capture_output": True, "text": True}
+        done = subprocess.run(command, cwd=tmp_path, env=env, check=False, **options)
+        left = [f"rankscope.extensions.{other}" for other in names if other != name]
+        assert sorted(done.stdout.split()) == sorted(left), (name, done.stderr[-2000:])
 
 
 REPOSITORY = Path(__file__).parents[1]
@@ -173,6 +183,7 @@ def test_the_source_archive_holds_what_its_pages_link_to(tmp_path: Path) -> None
     assert [link for link in linked if link not in held] == []
 
 
+@pytest.mark.usefixtures("minutes")
 def test_the_installed_wheel_runs_a_study(bin_folder: Path, tmp_path: Path) -> None:
     rankscope = bin_folder / "rankscope"
     where = run(bin_folder / "python", "-c", "import rankscope; print(rankscope.__file__)",

@@ -14,19 +14,17 @@ if TYPE_CHECKING:
     from rankscope.run.study import Study
     from rankscope.tools.evaluate import score
     from rankscope.tools.frames import load
-    from rankscope.tools.inspect import inspect
 
     __version__: str
 
 _MODULES = {
     "Study": "rankscope.run.study",
-    "inspect": "rankscope.tools.inspect",
     "load": "rankscope.tools.frames",
     "score": "rankscope.tools.evaluate",
 }
 """Public names are read when asked for: most of these modules import torch."""
 
-__all__ = ["Study", "__version__", "inspect", "load", "score"]
+__all__ = ["Study", "__version__", "load", "score"]
 
 
 def __getattr__(name: str) -> object:

@@ -6,10 +6,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal, NamedTuple
-
-if TYPE_CHECKING:  # records bring pydantic and numpy; this module has to stay light
-    from rankscope.records import Estimate, ExpectedChange
+from typing import Literal, NamedTuple, Protocol
 
 MINUS = "\N{MINUS SIGN}"
 UNKNOWN = "\N{EN DASH}"
@@ -87,14 +84,25 @@ def percent(p: float) -> str:
     return "under 1 %" if p < 0.01 else f"{math.floor(100 * p + 1e-9)} %"  # no more than it is
 
 
-def interval(estimate: Estimate | ExpectedChange, unit: Unit) -> str:
+class _Estimate(Protocol):
+    """A value with its 95 % interval, as records have it; without an interval its ends are None."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def low(self) -> float | None: ...
+    @property
+    def high(self) -> float | None: ...
+
+
+def interval(estimate: _Estimate, unit: Unit) -> str:
     """The 95 % interval of a difference, or a note that it is unknown."""
     if estimate.low is None or estimate.high is None:
         return "interval unknown"
     return f"95 % interval {signed(estimate.low, unit)} to {signed(estimate.high, unit)}"
 
 
-def with_interval(estimate: Estimate | ExpectedChange, unit: Unit) -> str:
+def with_interval(estimate: _Estimate, unit: Unit) -> str:
     """A difference and its 95 % interval for a table, such as ``+2.5 [-0.5, +5.5]``."""
     if estimate.low is None or estimate.high is None:
         return f"{signed(estimate.value, unit)} [?]"
@@ -102,9 +110,7 @@ def with_interval(estimate: Estimate | ExpectedChange, unit: Unit) -> str:
     return f"{signed(estimate.value, unit)} [{low}, {high}]"
 
 
-def plus_minus(
-    estimate: Estimate | ExpectedChange | None, unit: Unit, *, sign: bool = False
-) -> str:
+def plus_minus(estimate: _Estimate | None, unit: Unit, *, sign: bool = False) -> str:
     """A value and half the width of its 95 % interval, such as ``61.3 ±1.2``."""
     if estimate is None:
         return UNKNOWN
@@ -115,12 +121,6 @@ def plus_minus(
         return f"{value} ±?"
     half = (estimate.high - estimate.low) / 2 * unit.scale
     return f"{value} ±{half:.{unit.digits}f}"
-
-
-def evidence(estimate: Estimate, unit: Unit) -> str:
-    """Interval, items and seeds behind a difference, to put in brackets."""
-    counts = (count(estimate.n, "item"), count(estimate.seeds, "seed"))
-    return ", ".join([interval(estimate, unit), *counts])
 
 
 def number(value: float | None, digits: int | None = None) -> str:

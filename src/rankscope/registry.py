@@ -1,23 +1,68 @@
-"""The classes that the files of an extension folder define."""
+"""How every part of Rankscope is found: in the core, in an extension, or in another package.
+
+A part is a class with a ``name`` of its own, derived from its kind: a scorer, a method, an
+analysis. The core's parts of a kind are the files of one folder; an extension is a folder of
+``rankscope/extensions``. Another package names its module in its ``pyproject.toml``::
+
+    [project.entry-points.rankscope]
+    anything = "its_module"
+
+Modules of extensions and packages are loaded with every study file, so they load neither torch nor
+records. Their files ``figures`` and ``verbs`` are loaded for pages and for the command line.
+"""
 
 import pkgutil
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
-from typing import Any
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from types import ModuleType
+from typing import TypeVar
+
+from rankscope.errors import UserError, reading
+
+EXTENSIONS = f"{__package__}.extensions"
+Part = TypeVar("Part")
 
 
-def subclasses_in(folder: str, kind: type[Any]) -> Iterator[Any]:
-    """Subclasses of ``kind`` that the files of a package define, file by file; without the package
-    none."""
-    try:
-        package = import_module(folder)
-    except ModuleNotFoundError as error:
-        if not folder.startswith(str(error.name)):  # a package of others
-            raise
-        return
-    for file in pkgutil.iter_modules(package.__path__):
-        module = import_module(f"{folder}.{file.name}")
+def files_of(package: ModuleType) -> Iterator[ModuleType]:
+    """The modules of a package's folder, imported by name."""
+    for file in pkgutil.iter_modules(getattr(package, "__path__", ())):
+        yield import_module(f"{package.__name__}.{file.name}")
+
+
+@cache
+def extensions() -> tuple[ModuleType, ...]:
+    """The modules of extensions, then of other packages. Raises UserError: one cannot be loaded."""
+    own = files_of(import_module(EXTENSIONS)) if find_spec(EXTENSIONS) else ()
+    others = []
+    for entry in entry_points(group="rankscope"):
+        place = f"the entry point {entry.name!r} = {entry.value!r}"
+        with reading(place, "a module that can be imported", do="uninstall its package"):
+            others.append(entry.load())
+    return (*own, *others)
+
+
+@cache
+def parts(kind: type[Part], folder: str = "") -> dict[str, type[Part]]:
+    """The parts of a kind by name: those of the core's folder first. Raises UserError: two parts
+    have one name."""
+    found: dict[str, type[Part]] = {}
+    modules = [*files_of(import_module(folder))] if folder else []
+    for module in (*modules, *extensions()):
         for value in vars(module).values():
-            is_own = isinstance(value, type) and value.__module__ == module.__name__
-            if is_own and issubclass(value, kind) and value is not kind:
-                yield value
+            is_part = isinstance(value, type) and issubclass(value, kind) and "name" in vars(value)
+            if is_part and f"{value.__module__}.".startswith(f"{module.__name__}."):
+                other = found.setdefault(value.name, value)
+                if other is not value:
+                    places = f"in {other.__module__} and {value.__module__}"
+                    raise UserError(f"{kind.__name__} {value.name!r}", places, "one of each name")
+    return found
+
+
+def extension_files(name: str) -> Iterator[ModuleType]:
+    """The file of this name in each extension and package that has one."""
+    for module in extensions():
+        if hasattr(module, "__path__") and find_spec(f"{module.__name__}.{name}"):
+            yield import_module(f"{module.__name__}.{name}")

@@ -14,11 +14,11 @@ from pocket_study import loaded, small_study
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rankscope
-from rankscope.analyses.answers import WRITTEN_ANSWERS
-from rankscope.analyses.answers.record import AnswersRecord
 from rankscope.config.loader import study_values
 from rankscope.config.study import StudyConfig
 from rankscope.data.registry import NAMED_TASKS
+from rankscope.extensions.answers import WRITTEN_ANSWERS
+from rankscope.extensions.answers.record import AnswersRecord
 from rankscope.models.model_folder import pocket_folder
 from rankscope.records import StudyRecords, TrialRecords
 from rankscope.run.outputs import write_outputs

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from synthetic_study import Truth, synthetic_study
 
-from rankscope.analyses.variants.results import (
+from rankscope.extensions.variants.results import (
     MitigationComparison,
     compare_mitigations,
     crossing_at,

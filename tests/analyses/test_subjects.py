@@ -10,7 +10,7 @@ from scipy import stats
 from synthetic_study import Truth, synthetic_study, with_scores
 
 from rankscope.advise.recommend import recommend
-from rankscope.analyses.subjects.figures import (
+from rankscope.extensions.subjects.figures import (
     MOST_ARMS,
     SubjectChanges,
     draw_subjects,

@@ -2,19 +2,26 @@
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from finished_studies import two_groups
 
+from rankscope import registry
+from rankscope.analyses import all_analyses
+from rankscope.evaluate.scorers import scorers
+from rankscope.models.methods import methods
+from rankscope.sources import sources
+from rankscope.train.objectives import objectives
+
 __all__ = ["two_groups"]
 
 
 @pytest.fixture
-def load_extension(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """Runs a file of this folder as a module, as a user would who imports it."""
+def load_extension(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """Runs a file of this folder as the module of another package."""
 
     def load(name: str) -> ModuleType:
         place = Path(__file__).with_name(f"{name}.py")
@@ -24,9 +31,19 @@ def load_extension(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleTyp
         module = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, spec.name, module)
         spec.loader.exec_module(module)
+        there = (*registry.extensions(), module)
+        monkeypatch.setattr(registry, "extensions", lambda: there)
+        forget()
         return module
 
-    return load
+    yield load
+    monkeypatch.undo()
+    forget()
+
+
+def forget() -> None:
+    for found in (registry.parts, all_analyses, methods, objectives, scorers, sources):
+        found.cache_clear()
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 class SerialSettings(ExecutorSettings):
     """One unit after another, in this process."""
 
+    name = "serial"
     most: int = 99
     """Units that it takes."""
 

@@ -5,7 +5,6 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from rankscope.evaluate.metrics import ModelScores
-from rankscope.evaluate.scorers import register_scorer
 from rankscope.evaluate.scorers.scorer import Scorer
 
 if TYPE_CHECKING:
@@ -55,6 +54,3 @@ class AnswerScorer(Scorer["Question"]):
             metrics = {"logprob_per_answer": fmean([result.score for result in results])}
             scores[name] = ModelScores(results, metrics, logprobs.seconds, logprobs.num_tokens)
         return scores
-
-
-register_scorer(AnswerScorer())

@@ -1,15 +1,11 @@
 """A figure is one file: once imported, it is on the page with its sentence, plot and table."""
 
-import pkgutil
-import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 from report_studies import ordinary_study
 
-from rankscope.report import figures
 from rankscope.report.figures import REGISTRY
 from rankscope.report.study_page import render_study
 from rankscope.report.study_view import StudyView
@@ -30,12 +26,3 @@ def test_a_figure_of_ones_own_is_on_the_page() -> None:
         assert f'"items-{task}":' in page
     assert page.count("240 items in 4 tasks.") >= 2
     assert page.index('id="loss-0"') < page.index('id="items-0"')
-
-
-def test_no_file_names_a_figure_so_each_can_be_removed() -> None:
-    """Only tests import a figure; the pages find it by listing its folder."""
-    names = [m.name for m in pkgutil.iter_modules(figures.__path__)]
-    source = Path(figures.__file__).parents[2]
-    code = "".join(path.read_text("utf-8") for path in source.rglob("*.py"))
-    assert names
-    assert [n for n in names if re.search(rf"report\.figures(\.| import .*\b){n}\b", code)] == []

@@ -13,9 +13,8 @@ from toy_training import protocol, toy_rows, trial
 
 from rankscope.config.arm import ArmConfig
 from rankscope.config.loader import study_json_schema
-from rankscope.models import methods
 from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.methods import get_method, register_method
+from rankscope.models.methods import get_method
 from rankscope.train.loop import train_group
 from rankscope.train.memory import MemoryModel, RowCounts
 
@@ -24,10 +23,9 @@ ROWS = toy_rows()
 
 
 @pytest.fixture(autouse=True)
-def olora(monkeypatch: pytest.MonkeyPatch, load_extension: Callable[[str], ModuleType]) -> None:
-    """The method of the file beside this one, registered while a test runs."""
-    monkeypatch.setattr(methods, "_METHODS", dict(methods._METHODS))
-    register_method(load_extension("method").OloraMethod())
+def olora(load_extension: Callable[[str], ModuleType]) -> None:
+    """The method of the file beside this one, found while a test runs."""
+    load_extension("method")
 
 
 def logits(base: Base, adapter_name: str | None) -> Tensor:

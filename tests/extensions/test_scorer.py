@@ -12,17 +12,13 @@ from rankscope.config.loader import study_json_schema
 from rankscope.config.task import TaskConfig
 from rankscope.data.tasks import load_task
 from rankscope.errors import UserError
-from rankscope.evaluate import scorers
 
 ROWS = [{"prompt": f"what {word} ?", "completion": "metal"} for word in ("iron", "gold", "tin")]
 
 
 @pytest.fixture(autouse=True)
-def _scorer_file(
-    monkeypatch: pytest.MonkeyPatch, load_extension: Callable[[str], ModuleType]
-) -> None:
+def _scorer_file(load_extension: Callable[[str], ModuleType]) -> None:
     """Imports the scorer's file; the scorer is gone after the test."""
-    monkeypatch.setattr(scorers, "_SCORERS", dict(scorers._SCORERS))
     load_extension("scorer")
 
 

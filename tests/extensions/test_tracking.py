@@ -93,7 +93,7 @@ def test_a_study_is_sent_while_it_runs_and_once(
     to: str, two_groups: dict[str, Any], tracker_stores: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after a group, continued by a worker, and given again."""
-    monkeypatch.setattr(tracking._Tracker, "next_look", property(lambda _: 0.0, lambda *_: None))
+    monkeypatch.setattr(tracking.Tracker, "next_look", property(lambda _: 0.0, lambda *_: None))
     study, out = small_study(tracker_stores, **TWO_GROUPS), tracker_stores / "out"
     stopper = Stopper(READERS[to], tracker_stores)
     with pytest.raises(Interrupted):

@@ -141,6 +141,7 @@ def has_groups(out: Path) -> bool:
         return ledger.groups() is not None
 
 
+@pytest.mark.usefixtures("minutes")
 @pytest.mark.pitfall(18)
 def test_a_ledger_that_lost_its_last_transactions_continues(tmp_path: Path) -> None:
     """SQLite does not wait for the disk at each of them. Units of workers are there already, also

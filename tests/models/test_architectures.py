@@ -28,14 +28,14 @@ from toy_training import (
 from transformers import AutoModelForCausalLM
 
 from rankscope import inspect
-from rankscope.analyses.heads.ablation import ablate, zeroed
-from rankscope.analyses.heads.layout import HeadLayout, HeadModel
-from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.config.study import TrainConfig
 from rankscope.errors import UserError
 from rankscope.evaluate.likelihood import continuation_logprobs
 from rankscope.evaluate.scorers.scorer import Question
 from rankscope.evaluate.token_trees import TokenTree
+from rankscope.extensions.heads.ablation import ablate, zeroed
+from rankscope.extensions.heads.layout import HeadLayout, HeadModel
+from rankscope.extensions.spectra.record import SpectraRecord
 from rankscope.models.adapters.folder import save_adapter
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.init_context import new_adapter

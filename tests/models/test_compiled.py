@@ -1,8 +1,6 @@
 """Compiled norms, rotary embeddings and gates against PyTorch's own operations."""
 
 import os
-import subprocess
-import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +10,7 @@ import pytest
 import torch
 import torch._inductor.config as inductor_config
 from architectures import stock
+from launcher import Launcher
 from tiny_models import IDS, assert_close, base_of, logits_of, tiny_llama
 from torch import Tensor
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
@@ -48,11 +47,10 @@ def gap(found: Tensor, expected: Tensor) -> float:
     return float((found.float() - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("architecture", ["Llama", "Gemma 3"])
-def test_values_and_gradients_are_those_of_the_model(architecture: str) -> None:
+def test_values_and_gradients_are_those_of_the_model() -> None:
     """Gemma's norms multiply by 1 + w and its heads have some; its gate is a GELU. In bfloat16 both
     ways are as far from float32."""
-    exact = base_of(stock(architecture))
+    exact = base_of(stock("Gemma 3"))
     names = list(exact.model.state_dict())
     expected = logits_and_gradient(exact)
     use_kernels(exact.model, "compiled")
@@ -62,7 +60,7 @@ def test_values_and_gradients_are_those_of_the_model(architecture: str) -> None:
         assert_close(ours, theirs, tolerance)
     assert list(exact.model.state_dict()) == names
 
-    rounded = base_of(stock(architecture).bfloat16())
+    rounded = base_of(stock("Gemma 3").bfloat16())
     plainly = logits_and_gradient(rounded)
     use_kernels(rounded.model, "compiled")
     for ours, theirs, right in zip(logits_and_gradient(rounded), plainly, expected, strict=True):
@@ -138,11 +136,12 @@ def test_a_copy_to_train_computes_plainly() -> None:
 
 
 CACHED = """
-import sys
+import os
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
 from rankscope.models import compiled
+os.environ.pop(compiled.CACHE, None)
 compiled._configure()
 gate = nn.ReLU()
 gate.act_fn = nn.SiLU()
@@ -152,14 +151,13 @@ print(*(counters["inductor"][f"fxgraph_cache_{kind}"] for kind in ("miss", "hit"
 """
 
 
-def test_another_process_compiles_nothing(tmp_path: Path) -> None:
-    variables = {k: v for k, v in os.environ.items() if k != compiled.CACHE}
-    variables |= {"RANKSCOPE_CACHE": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+@pytest.mark.usefixtures("minutes")
+def test_another_process_compiles_nothing(launcher: Launcher, tmp_path: Path) -> None:
     files = set[Path]()
     for expected in ("1 0", "0 1"):
-        command = [sys.executable, "-c", CACHED]
-        done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
-        assert done.stdout.strip() == expected
+        launcher.start(code=CACHED, environment={"RANKSCOPE_CACHE": str(tmp_path)})
+        done = launcher.outcome()
+        assert done.out.strip() == expected, done.err
         written = set((tmp_path / "compiled").rglob("*"))
         assert expected == "1 0" or written == files
         files = written

@@ -8,8 +8,8 @@ import torch
 from full_decompositions import intruder_dimensions, similarity
 from torch import Tensor
 
-from rankscope.analyses.spectra.leading_vectors import low_rank_leading_vectors
-from rankscope.analyses.spectra.spectra import intruders_among, similarity_from_cosines
+from rankscope.extensions.spectra.leading_vectors import low_rank_leading_vectors
+from rankscope.extensions.spectra.spectra import intruders_among, similarity_from_cosines
 from rankscope.models import svd_cache
 from rankscope.models.low_rank_update import LowRankUpdate
 from rankscope.models.svd_cache import (

@@ -41,8 +41,8 @@ def assert_last_point_is_the_final_score(study: StudyRecords, trial: TrialRecord
 
 
 METHODS = [
-    *SETTINGS["arms"],
-    {"method": ["dora", "pissa", "lora+"], "rank": 4, "lr": 2e-3, "dropout": 0.1},
+    *SETTINGS["arms"][1:],
+    {"method": "dora", "rank": 4, "lr": 2e-3, "dropout": 0.1},
     {"method": {"peft": {"peft_type": "ADALORA", "init_r": 6, "target_r": 3}}, "lr": 5e-3},
     {"method": {"peft": {"peft_type": "LORA", "r": 4, "lora_dropout": 0.2}}, "lr": 2e-3},
 ]
@@ -62,7 +62,7 @@ def test_every_method_ends_at_its_final_score_and_trains_the_same(tmp_path: Path
     without.run(tmp_path / "without" / "out")
     watched = small_study(tmp_path / "with", **settings, **curved(**never))
     study = watched.run(tmp_path / "with" / "out")
-    assert [trial.status for trial in study.trials] == ["done"] * 8
+    assert [trial.status for trial in study.trials] == ["done"] * 5
     for trial in study.trials:
         found = [(point.step, point.task) for point in trial.curve]
         assert sorted(found) == [(step, task) for step in STEPS for task in TASKS]

@@ -8,10 +8,10 @@ import pytest
 import torch
 from pocket_study import changed, small_study
 
-from rankscope.analyses.heads import HEADS
-from rankscope.analyses.spectra import SPECTRA
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.evaluate.scorers.scorer import ItemTokens, Question
+from rankscope.extensions.heads import HEADS
+from rankscope.extensions.spectra import SPECTRA
 from rankscope.records import TrialSpec
 from rankscope.run import costs as costs_module
 from rankscope.run.costs import DISK_RATE, CostModel

@@ -1,4 +1,4 @@
-"""Studies on models whose rows run alone, one of each kind, by the command; and arms on experts."""
+"""Studies on models whose rows run alone, by the command; and arms on experts."""
 
 from itertools import takewhile
 from pathlib import Path
@@ -14,18 +14,12 @@ from pocket_study import SETTINGS, results, run_interrupted, study_file
 from transformers import AutoModelForCausalLM
 
 from rankscope import load
-from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.evaluate.scorers.generation import stop_strings
+from rankscope.extensions.spectra.record import SpectraRecord
 from rankscope.records import TrialRecords
 from rankscope.run.study import Study
 
-KINDS = {
-    "gated DeltaNet": "Qwen3.5",
-    "state space": "Mamba",
-    "convolutions": "LFM2",
-    "sinks and experts": "gpt-oss",
-    "capped scores": "Gemma 2",
-}
+KINDS = {"convolutions": "LFM2", "sinks and experts": "gpt-oss"}
 EXPERTS = "mlp.experts.gate_up_proj"
 TOKENS = 4  # of a written answer
 pytestmark = pytest.mark.filterwarnings("ignore:.*is falling back to its reference")
@@ -138,7 +132,7 @@ def test_a_study_stopped_again_and_again_comes_to_the_same(finished: Path, tmp_p
     assert results(tmp_path / "out") == results(finished.parent / "out")
 
 
-@pytest.mark.parametrize("finished", ["capped scores"], indirect=True)
+@pytest.mark.parametrize("finished", ["sinks and experts"], indirect=True)
 def test_shards_and_heads_are_refused(finished: Path) -> None:
     for wish in ("train.devices=2", "analyze.heads.enabled=true"):
         refused = rankscope("check", finished, *settings(wish))

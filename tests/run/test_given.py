@@ -12,14 +12,15 @@ from command_line import rankscope
 from pocket_study import SETTINGS, leftovers, loaded, other_base, other_tokenizer, small_study
 from safetensors.torch import load_file, save_file
 
-from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.errors import UserError
+from rankscope.extensions.spectra.record import SpectraRecord
 from rankscope.models.adapters.folder import BASE_HASH
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
 from rankscope.records import BASE, StudyRecords
 from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.outputs import write_outputs
 from rankscope.run.study import Study
+from rankscope.run.workers.worker import work
 from rankscope.store import find_problems
 from rankscope.tools.export import ExportRequest, export_trial
 
@@ -78,7 +79,9 @@ def test_given_models_beside_trained_ones_move_nothing_of_these(
     shutil.copytree(small, out)
     before = loaded(out)
     study = small_study(tmp_path, given=[str(given_models / "lora"), str(given_models / "ia3")])
-    after = study.run(out, executor=LocalExecutor(study.config, 1))
+    executor = LocalExecutor(study.config, 1)
+    executor.run = lambda unit: work(unit.parents[1], unit.name)  # in this process
+    after = study.run(out, executor=executor)
     assert after.trials[: len(before.trials)] == before.trials
     assert {key: after.evals[key] for key in before.evals} == dict(before.evals)
     lora = by_name(after)["lora"]

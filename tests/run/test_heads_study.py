@@ -10,8 +10,8 @@ from command_line import rankscope
 from evaluation_worlds import choice_items, loaded
 from pocket_study import small_study, study_file
 
-from rankscope.analyses.heads.record import HeadsRecord
-from rankscope.analyses.heads.tasks import related_tasks
+from rankscope.extensions.heads.record import HeadsRecord
+from rankscope.extensions.heads.tasks import related_tasks
 from rankscope.records import StudyRecords
 from rankscope.store import Ledger, find_problems
 

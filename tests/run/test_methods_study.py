@@ -10,7 +10,7 @@ from pocket_study import ROUNDING, changed, small_study
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from rankscope.analyses.spectra.record import SpectraRecord
+from rankscope.extensions.spectra.record import SpectraRecord
 from rankscope.models.model_folder import pocket_folder
 from rankscope.records import StudyRecords
 from rankscope.run.costs import CostModel

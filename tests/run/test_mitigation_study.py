@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from rankscope.config.loader import load_study_file
 from rankscope.data.study_data import replay_notes
 from rankscope.errors import UserError
+from rankscope.extensions.spectra.shrink import SourceAdapter, truncate
 from rankscope.models.model_folder import pocket_folder
 from rankscope.records import BASE, StudyRecords, TrialRecords, Variant, trial_of, variant_of
 from rankscope.run.begin import check_record_settings
@@ -21,7 +22,6 @@ from rankscope.run.outputs import write_outputs
 from rankscope.run.trials import make_trials
 from rankscope.store import Ledger, snapshot_path, weights_path
 from rankscope.tools.export import ExportRequest, export_trial
-from rankscope.tools.shrink import SourceAdapter, truncate
 
 
 def trial_with(study: StudyRecords, word: str) -> TrialRecords:
@@ -137,8 +137,8 @@ def test_interrupted_over_and_over_it_comes_to_the_same_end(
 ) -> None:
     """Between steps, points of curves, scores and spectra alike, bit for bit: adapters with and
     without dropout, an early stop, full fine-tuning, and the weights kept by step."""
-    user = run_interrupted(small_study(tmp_path, **MITIGATED), tmp_path / "out", every=7)
-    assert user.stops > 5
+    user = run_interrupted(small_study(tmp_path, **MITIGATED), tmp_path / "out", every=10)
+    assert user.stops > 3
     assert (user.steps, user.scored) == (mitigated.user.steps, mitigated.user.scored)
     assert results(tmp_path / "out") == results(mitigated.out)
     assert leftovers(tmp_path / "out") == []
@@ -150,7 +150,9 @@ def test_interrupted_over_and_over_it_comes_to_the_same_end(
 def test_a_joined_task_has_the_rows_and_items_of_its_parts(tmp_path: Path) -> None:
     """Multiple choice and written answers: each part is scored its own way."""
     joined = {"name": "both", "mixture": ["pocket_med", "pocket_gsm"]}
-    study = small_study(tmp_path, tasks=["pocket_med", joined], arms=[LORA], seeds=[0])
+    plain = {"spectra": {"enabled": False}, "answers": {"enabled": False}}
+    two = {"tasks": ["pocket_med", joined], "arms": [LORA], "seeds": [0], "analyze": plain}
+    study = small_study(tmp_path, **two)
     inputs = study.check()
     assert len(inputs.data.rows["both"].rows) == 512 + 2000
     study.run(tmp_path / "out")

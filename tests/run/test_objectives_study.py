@@ -11,8 +11,8 @@ from command_line import Outcome, rankscope, write_rows
 
 from faults import flip_bit
 from rankscope.advise.recommend import recommend
-from rankscope.analyses.spectra.figures import NORM, draw_objectives
-from rankscope.analyses.spectra.record import SpectraRecord
+from rankscope.extensions.spectra.figures import NORM, draw_objectives
+from rankscope.extensions.spectra.record import SpectraRecord
 from rankscope.report.study_view import StudyView
 from rankscope.run.study import Study
 from rankscope.store import Ledger
@@ -183,24 +183,6 @@ def test_the_base_margin_belongs_to_the_right_choice(tmp_path: Path) -> None:
     assert study.evals["base", "two", "test"].score == 0.5
     for trial in study.trials:
         assert study.evals[trial.spec.trial_id, "two", "test"].metrics["margin"] > 0
-
-
-def test_a_reward_counts_by_its_content(tmp_path: Path) -> None:
-    def ids(folder: Path, text: str) -> set[str]:
-        folder.mkdir()
-        (folder / "reward.py").write_text(text, "utf-8")
-        objective = {"grpo": {"answers": 2, "max_new_tokens": 2, "reward": "python:reward.py:f"}}
-        ran = run(folder, "--trust-task-code", tasks=["pocket_gsm"],
-                  train=TRAIN | {"objective": objective, "max_steps": 2},
-                  evaluate={"max_items": 4, "max_new_tokens": 2})  # fmt: skip
-        assert ran.code in (0, 1), ran.err
-        study = Ledger.read(folder / "out", with_analyses=False)
-        return {trial.spec.trial_id for trial in study.trials}
-
-    one = "import random\n\ndef f(answer, gold, prompt):\n    return len(answer) % 2\n"
-    first = ids(tmp_path / "a", one)
-    assert ids(tmp_path / "b", one) == first
-    assert not ids(tmp_path / "c", one + "# other\n") & first
 
 
 def test_weights_belong_to_the_content_of_rewards(

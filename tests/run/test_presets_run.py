@@ -16,8 +16,8 @@ SHORT = [
 ENDS = ["arms.0.lr=1e-3", "arms.1.lr=5e-4"]
 RUN = {
     "paper": ["arms.0.rank=8", *ENDS],
-    "dpo": ["arms.0.rank=8", *ENDS],
-    "grpo": [],
+    "dpo": ["strategy=grid", "arms.0.rank=8", *ENDS],
+    "grpo": ["arms.0.rank=[1,8]"],
     "heads": [],
     "high-rank": ["arms.0.rank=[8,128]", "arms.1.rank=[8,128]", *ENDS, "arms.2.lr=5e-4"],
     "methods": ["arms.2.lr=5e-4", "arms.3.lr=1e-2", "arms.4.lr=5e-4", *ENDS],

@@ -17,6 +17,7 @@ from rankscope.report.use_it import _prompt_steps
 from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.outputs import write_outputs
 from rankscope.run.prepare import prepare
+from rankscope.run.workers.worker import work
 from rankscope.store import Ledger
 from rankscope.tools.evaluate import score
 from rankscope.tools.export import ExportRequest, export_trial
@@ -110,7 +111,9 @@ def test_it_ends_alike_after_interruptions_and_with_workers(tmp_path: Path) -> N
     assert user.stops > 1
     whole.assert_equal(tmp_path / "b/out")
     study = small_study(tmp_path / "c", **QUICK)
-    study.run(tmp_path / "c/out", executor=LocalExecutor(study.config, 1))
+    executor = LocalExecutor(study.config, 1)
+    executor.run = lambda unit: work(unit.parents[1], unit.name)  # in this process
+    study.run(tmp_path / "c/out", executor=executor)
     assert results(tmp_path / "c/out")["evals"] == whole.results["evals"]
 
 

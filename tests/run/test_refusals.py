@@ -53,7 +53,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (mixture(BOTH) | arm(replay={**REPLAY, "task": "pocket_gsm"}),
      "training task 'both' has, expected a task that is not trained on"),
     (arm(replay={**REPLAY, "task": "lm_eval:x"}), "found 'lm_eval:x'"),
-    (changed("evaluate", cross_domain=["self:5"]), "expected one of lm_eval before the colon"),
+    (changed("evaluate", cross_domain=["nothing:5"]), "expected one of lm_eval before the colon"),
     (arm(**STOP), "evaluate_every"),
     (arm(kl_to_base=-1), "greater than or equal to 0"),
     (arm(method={"peft": {"peft_type": "adalora"}}, rank=None, **STOP)

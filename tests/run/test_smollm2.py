@@ -19,24 +19,24 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "smollm2-arc.yaml"
 def test_its_adapter_gives_the_same_logits_in_plain_peft(
     model_folder: Path, data_dir: Path, tmp_path: Path
 ) -> None:
-    """The example, small: ranks 2 and 32 on q and v, 32 rows, 8 items per task, float32."""
+    """The example, small: rank 32 on q and v, 32 rows, 4 items per task, float32."""
     overrides = [
         f"data_dir={data_dir}",
         "tasks=[{name: arc_easy, max_train_rows: 32}]",
-        "arms=[{method: lora, rank: [2, 32], lr: 5e-4, targets: [q_proj, v_proj]}]",
+        "arms=[{method: lora, rank: 32, lr: 5e-4, targets: [q_proj, v_proj]}]",
         "evaluate.cross_domain=[]",
         "evaluate.retention=[piqa]",
-        "evaluate.max_items=8",
+        "evaluate.max_items=4",
+        "analyze={spectra: {enabled: false}, answers: {enabled: false}}",
         "dtype=float32",
         "device=cpu",
     ]
     study = Study.load(EXAMPLE, overrides).run(tmp_path)
-    assert [(t.spec.rank, t.status) for t in study.trials] == [(2, "done"), (32, "done")]
-    for train in (trial.train for trial in study.trials):
-        losses = [point.loss for point in train.losses]  # single steps go up and down
-        assert sum(losses[2:]) < sum(losses[:2])
+    assert [(t.spec.rank, t.status) for t in study.trials] == [(32, "done")]
+    losses = [point.loss for point in study.trials[0].train.losses]  # single steps go up and down
+    assert sum(losses[2:]) < sum(losses[:2])
     base = load_base(ModelConfig(path=str(model_folder)), torch.device("cpu"), torch.float32)
-    trial = study.trials[-1].spec
+    trial = study.trials[0].spec
     path = tmp_path / weights_path(trial)
     base.multi_lora.attach(load_adapter(path, trial.trial_id, study.model))
     ids = base.tokenizer(

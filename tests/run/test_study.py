@@ -27,8 +27,8 @@ from pocket_study import (
 )
 from safetensors.torch import load_file
 
-from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.errors import NotFiniteError
+from rankscope.extensions.spectra.record import SpectraRecord
 from rankscope.models import load
 from rankscope.records import StudyRecords, TrialRecords
 from rankscope.run.outputs import write_outputs
@@ -184,13 +184,12 @@ def test_an_edit_that_would_mix_results_is_refused(
 
 
 @pytest.mark.pitfall(22)
-@pytest.mark.parametrize("rate", ["1e30", "1e6"])
-def test_a_trial_that_diverges_leaves_its_neighbors_alone(rate: str, tmp_path: Path) -> None:
+def test_a_trial_that_diverges_leaves_its_neighbors_alone(tmp_path: Path) -> None:
     rates = {"seeds": [0], "max_group_size": 3}
     good = {**LORA, "lr": [1e-3, 2e-3]}
-    file = study_file(tmp_path, arms=[{**LORA, "lr": [1e-3, float(rate), 2e-3]}], **rates)
+    file = study_file(tmp_path, arms=[{**LORA, "lr": [1e-3, 1e6, 2e-3]}], **rates)
     ran = rankscope("run", file, "--out", tmp_path / "mixed")
-    assert (ran.code, f"lr={float(rate):.12g}" in ran.out) == (3, True)
+    assert (ran.code, "lr=1000000" in ran.out) == (3, True)
     mixed = loaded(tmp_path / "mixed")
     assert [t.status for t in mixed.trials] == ["done", "diverged", "done"]
     failed = mixed.trials[1]

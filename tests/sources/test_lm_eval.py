@@ -17,10 +17,10 @@ from rankscope.config.study import EvaluateConfig
 from rankscope.data.encode import Encoder
 from rankscope.errors import UserError
 from rankscope.evaluate.evaluator import Evaluation
+from rankscope.extensions.harness.bridge import harness_tasks, load_harness_task
 from rankscope.models.base import Base
 from rankscope.models.lora import Adapter
 from rankscope.records import BASE
-from rankscope.sources.lm_eval.bridge import harness_tasks, load_harness_task
 
 SETTINGS = EvaluateConfig(batch_tokens=512)
 ROWS = [

@@ -14,8 +14,8 @@ from pocket_study import rewrite_rows
 from report_studies import ordinary_study
 
 import rankscope
-from rankscope.analyses.spectra.record import SpectraRecord
 from rankscope.errors import DiskFull, IntegrityError, UserError
+from rankscope.extensions.spectra.record import SpectraRecord
 from rankscope.filesystem import check_folder
 from rankscope.hashing import sha256_file
 from rankscope.records import BASE

@@ -19,18 +19,18 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import rankscope
-from rankscope.analyses.spectra.record import (
+from rankscope.extensions.spectra.inspect import inspect
+from rankscope.extensions.spectra.record import (
     MatrixSpectrum,
     NormGrowth,
     SpectraRecord,
     chance_levels,
     growth_of_given,
 )
-from rankscope.analyses.spectra.spectra import effective_rank, stable_rank
+from rankscope.extensions.spectra.spectra import effective_rank, stable_rank
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.svd_cache import svd
 from rankscope.records import StudyRecords
-from rankscope.tools.inspect import inspect
 
 KINDS_AND_HEAD: dict[str, dict[str, Any]] = {
     **KINDS,
@@ -177,7 +177,7 @@ def test_the_python_api_and_the_command_agree(base: Path, plain: Path, tmp_path:
         saved_adapter(tmp_path / f"r{rank}", tiny_llama(), r=rank, lora_alpha=2 * rank)
         for rank in (2, 4, 8)
     ]
-    found = rankscope.inspect(base, adapters)
+    found = inspect(base, adapters)
     out = tmp_path / "looked"
     said = command("inspect", base, *adapters, "--out", out, "--json")
     assert said.code == 0, said.err

@@ -14,11 +14,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from rankscope.analyses.heads.record import HeadsRecord
-from rankscope.analyses.spectra.record import SpectraRecord
+from rankscope.extensions.heads.record import HeadsRecord
+from rankscope.extensions.spectra.inspect import inspect, unfinished
+from rankscope.extensions.spectra.record import SpectraRecord
 from rankscope.models.adapters.settings import WEIGHTS
 from rankscope.models.model_folder import pocket_folder
-from rankscope.tools.inspect import inspect, unfinished
 
 NUM_LAYERS, NUM_HEADS, SIZE = 4, 8, 16
 
@@ -172,7 +172,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from safetensors.torch import load_file
-from rankscope.tools.inspect import inspect
+from rankscope.extensions.spectra.inspect import inspect
 base, tuned, small, room = *sys.argv[1:4], int(sys.argv[4])
 torch.set_num_threads(1)
 inspect(small, small)

@@ -10,10 +10,10 @@ from peft_adapters import KINDS, merged, saved_adapter, weights
 from tiny_models import tiny_llama
 from torch import Tensor
 
+from rankscope.extensions.spectra.shrink import SourceAdapter, scale, truncate
 from rankscope.models.low_rank_update import LowRankUpdate
 from rankscope.models.multi_lora import linear_layers
 from rankscope.models.scaling import scaled_adapter
-from rankscope.tools.shrink import SourceAdapter, scale, truncate
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 

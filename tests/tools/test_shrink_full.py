@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from tiny_models import IDS, tiny_llama
 from torch import Tensor
 
-from rankscope.analyses.spectra.stored_models import check_full
-from rankscope.tools.shrink import SourceAdapter, allot, allotted_ranks, truncate
+from rankscope.extensions.spectra.shrink import SourceAdapter, allot, allotted_ranks, truncate
+from rankscope.extensions.spectra.stored_models import check_full
 from rankscope.train.pass_memory import AllocationCounter
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out")  # PEFT corrects it for GPT-2

@@ -18,11 +18,12 @@ from command_line import rankscope as command
 
 from rankscope.config.loader import load_study_file
 from rankscope.config.task import TaskConfig
+from rankscope.config.yaml_changes import literal
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import read_task_items
 from rankscope.errors import UserError
 from rankscope.models.model_folder import pocket_folder
-from rankscope.tools.trainer_documents import as_literal, read_document
+from rankscope.tools.trainer_documents import read_document
 from rankscope.tools.trainer_files import read_trainer_file
 
 FILES = Path(__file__).with_name("trainer_files")
@@ -489,6 +490,6 @@ def test_trl_trains_with_the_patched_file(place: Path, small: Path, tmp_path: Pa
 
 def test_numbers_are_written_as_any_yaml_reads_them() -> None:
     for value in (2e-3, 1e-5, 2.5e-7, 16, 0.05):
-        assert yaml.safe_load(as_literal(value, "yaml")) == value
-        assert json.loads(as_literal(value, "json")) == value
-        assert ast.literal_eval(as_literal(value, "python")) == value
+        assert yaml.safe_load(literal(value, "yaml")) == value
+        assert json.loads(literal(value, "json")) == value
+        assert ast.literal_eval(literal(value, "python")) == value

@@ -25,6 +25,7 @@ from rankscope.config.arm import ArmConfig
 from rankscope.config.loader import dump_study, load_study_file
 from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
+from rankscope.extensions.spectra.shrink import SourceAdapter, allot
 from rankscope.models.adapters.folder import save_adapter
 from rankscope.models.adapters.settings import CONFIG
 from rankscope.models.adapters.warm_start import resolve_adapters
@@ -32,7 +33,6 @@ from rankscope.models.init_context import new_adapter
 from rankscope.models.methods import get_lora_method
 from rankscope.models.parameters import architecture
 from rankscope.run.trials import arm_specs
-from rankscope.tools.shrink import SourceAdapter, allot
 
 STEPS = 8
 ROWS = toy_rows(30)

@@ -16,7 +16,6 @@ from rankscope.formatting import (
     amount,
     count,
     difference,
-    evidence,
     interval,
     join_names,
     percent,
@@ -57,7 +56,8 @@ def _forgetting(results: TaskResults, arm: ArmSummary | None) -> Iterator[str]:
         for name, e in sorted(arm.retention.items())
     )
     text = f"On the retention tasks its score changes by {difference(change.value, unit)} "
-    yield text + f"({evidence(change, unit)}): {tasks}."
+    counts = f"{count(change.n, 'item')}, {count(change.seeds, 'seed')}"
+    yield f"{text}({interval(change, unit)}, {counts}): {tasks}."
 
 
 def _transfer(results: TaskResults, arm: ArmSummary | None) -> Iterator[str]:

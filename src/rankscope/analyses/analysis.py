@@ -3,10 +3,7 @@
 Results of analyses do not enter the decision: it rests on the scores of trials as trained.
 """
 
-import sys
 from collections.abc import Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from rankscope.config.section import ConfigSection
@@ -67,20 +64,12 @@ class Analysis(Generic[Settings]):
     # --- work
 
     def record_type(self) -> "type[AnalysisRecord] | None":
-        """Class of its records, one for each trial: ``<Name>Record`` of the file ``record`` in its
-        folder. None without this file: its results are scores."""
-        module = type(self).__module__
-        in_folder = hasattr(sys.modules[module], "__path__")
-        return self._in_folder("record") if in_folder and find_spec(f"{module}.record") else None
+        """Class of its records, one for each trial; None if its results are scores."""
+        return None
 
     def stage(self, context: "RunContext") -> "Stage[Any, Any]":
-        """Its work in a run: ``<Name>Stage`` of the file ``stage`` in its folder."""
-        stage: Stage[Any, Any] = self._in_folder("stage")(context)
-        return stage
-
-    def _in_folder(self, file: str) -> Any:
-        module = import_module(f"{type(self).__module__}.{file}")
-        return getattr(module, self.name.capitalize() + file.capitalize())
+        """Its work in a run."""
+        raise NotImplementedError
 
     def wanted_evals(self, study: "PreparedStudy", trial: "TrialSpec") -> list["EvalKey"]:
         """Scores of a trial that it adds to those that every trial has."""

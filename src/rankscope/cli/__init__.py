@@ -7,5 +7,8 @@ from rankscope.cli import (  # noqa: I001
     model_verbs,  # noqa: F401
 )
 from rankscope.cli.application import app, main, run_command_line
+from rankscope.registry import extension_files
+
+list(extension_files("verbs"))
 
 __all__ = ["app", "main", "run_command_line"]

@@ -9,7 +9,7 @@ from rankscope.cli.application import StudyFolder, check_study, verb
 from rankscope.cli.study_verbs import show_results
 from rankscope.cli.terminal import Reply, print_line, print_message
 from rankscope.errors import UserError
-from rankscope.tools.formats import PEFT, format_names
+from rankscope.tools.formats import PEFT
 
 if TYPE_CHECKING:
     from rankscope.tools.export import ExportRequest
@@ -66,7 +66,7 @@ def _export_command(
     merge: Annotated[bool, Option("--merge", help="Merge the adapter into a full model.")] = False,
     form: Annotated[
         str,
-        Option("--format", metavar="FORMAT", help=f"One of {', '.join(format_names())}."),
+        Option("--format", metavar="FORMAT", help="Of another program; an unknown one lists them."),
     ] = PEFT,
     step: Annotated[int | None, Option(help="Export the weights kept at this step.")] = None,
     base_name: Annotated[

@@ -77,7 +77,7 @@ def _init_command(
 ) -> Reply:
     if list_presets:
         return Reply(PRESETS, lambda: print_line(PRESET_LINES))
-    from rankscope.config.loader import published_schema, study_json_schema
+    from rankscope.config.loader import load_study_file, published_schema, study_json_schema
     from rankscope.tools import new_study
 
     if schema:
@@ -105,7 +105,8 @@ def _init_command(
     if minutes is not None:
         with ConsoleReporter(err_console) as reporter:
             text, fit = new_study.fit_to_minutes(text, file, minutes, reporter, anyway=anyway)
-    config = new_study.write_study(file, text)
+    config = load_study_file(file, text=text)
+    replace_text(file, text)
     missing = new_study.missing_pieces(config)
     missing += [problem] if problem else []
     hub = [] if missing else new_study.hub_pieces(config)
@@ -159,15 +160,11 @@ def _ask_what_is_missing(
     from rankscope.tools.new_study import default_model, default_rows, split_files
 
     if model is None:
-        model = typer.prompt(
-            "Base model (folder, hub id, fetched model, or pocket)",
-            default=default_model(),
-            err=True,
-        )
+        question = "Base model (folder, hub id, fetched model, or pocket)"
+        model = typer.prompt(question, default=default_model(), err=True)
     while data is None:
-        answer = typer.prompt(
-            f"Training rows (file or folder: {', '.join(READERS)})", default_rows(), err=True
-        )
+        question = f"Training rows (file or folder: {', '.join(READERS)})"
+        answer = typer.prompt(question, default_rows(), err=True)
         try:
             answer = user_path(answer)
             split_files(answer)

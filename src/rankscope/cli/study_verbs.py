@@ -124,7 +124,7 @@ def run_command(
     from rankscope.run.study import Study
 
     again = [word.strip() for word in retry.split(",") if word.strip()]
-    limits = {"until": until, "budget": None if minutes is None else f"{minutes:g} minutes"}
+    limits = {"until": until, "budget": None if minutes is None else f"{{hours: {minutes / 60}}}"}
     given = [f"{key}={value}" for key, value in limits.items() if value is not None]
     study = Study.load(file, [*(overrides or []), *given])
     from rankscope.run.executors import with_executor

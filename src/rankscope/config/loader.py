@@ -37,15 +37,17 @@ AnySection = TypeVar("AnySection", bound=ConfigSection)
 Faults = list[tuple[Mark, UserError]]
 
 
-def load_study_file(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
+def load_study_file(
+    path: Path, overrides: Sequence[str] = (), text: str | None = None
+) -> StudyConfig:
     """Read a study file and apply ``--set`` overrides such as ``train.epochs=1``, in order.
 
     Relative paths of the file start at its folder, those of overrides at the working directory; the
     result has absolute paths, and task files are replaced by their content. Raises UserError: every
     fault of the file and the overrides, one per line, such as ``study.yaml:12: arms.0.rank.0: found
-    0, expected greater than or equal to 1; correct it``.
+    0, expected greater than or equal to 1; correct it``. ``text`` is a file yet to be written.
     """
-    document = read_yaml(path, STUDY_KEYS, f"write one with 'rankscope init {path}'")
+    document = read_yaml(path, STUDY_KEYS, f"write one with 'rankscope init {path}'", text)
     faults: Faults = []
     for override in overrides:
         try:
@@ -58,9 +60,7 @@ def load_study_file(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
 
 def override_values(overrides: Sequence[str]) -> dict[str, Any]:
     """The keys of a study that ``--set`` overrides give, without a file."""
-    root = compose("{}", "")
-    assert root is not None
-    document = Document(root, Path.cwd())
+    document = read_yaml(Path("options"), STUDY_KEYS, "", "{}")
     for override in overrides:
         apply_override(document, override, StudyConfig)
     if document.problems:
@@ -114,9 +114,9 @@ def _task_lists(raw: Any) -> Iterator[tuple[list[Any], Location]]:
 # --- faults -------------------------------------------------------------------------------------
 
 
-def read_yaml(path: Path, keys: str, remedy: str) -> Document:
+def read_yaml(path: Path, keys: str, remedy: str, text: str | None = None) -> Document:
     """The mapping of a YAML file, which has such ``keys``; ``remedy`` if there is no file."""
-    text = _read_text(path, remedy)
+    text = _read_text(path, remedy) if text is None else text
     try:
         root = compose(text, str(path))
     except yaml.MarkedYAMLError as error:
@@ -234,7 +234,8 @@ def _unknown_key(location: Location, model: type[ConfigSection]) -> UserError:
     hint = f"did you mean {' or '.join(elsewhere)}?" if elsewhere else ""
     hint = hint or did_you_mean(key, known)
     more = f", ... ({len(known)} in all)" if len(known) > MAX_KEYS_SHOWN else ""
-    expected = "a known one" if hint else f"one of {', '.join(known[:MAX_KEYS_SHOWN])}{more}"
+    named = f"one of {', '.join(known[:MAX_KEYS_SHOWN])}{more}" if known else "none here"
+    expected = "a known one" if hint else named
     return UserError(found="an unknown key", expected=expected, do=hint)
 
 

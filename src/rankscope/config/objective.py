@@ -99,7 +99,7 @@ class BudgetConfig(ConfigSection):
         if self.hours is not None:
             is_short = self.hours < 2
             limits["minutes" if is_short else "hours"] = self.hours * (60 if is_short else 1)
-        return ", ".join(f"{n:,.6g} {name}" for name, n in limits.items() if n is not None)
+        return ", ".join(f"{n:,.12g} {name}" for name, n in limits.items() if n is not None)
 
     def pays_for(self, trials: int, tokens: float) -> bool:
         """Whether that many trials of that many tokens together are within the budget."""

@@ -8,10 +8,8 @@ published JSON schema (docs/study.schema.json) is generated from these classes.
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, ByteSize, Field, create_model, model_validator
-from pydantic.fields import FieldInfo
 
 from rankscope.analyses import all_analyses
-from rankscope.analyses.analysis import Analysis
 from rankscope.config.arm import ArmConfig, ScheduleName, TrainedBy
 from rankscope.config.objective import Budget, ObjectiveConfig
 from rankscope.config.section import (
@@ -198,17 +196,6 @@ else:
             if a.section == "analyze"
         },
     )
-
-
-def add_section(analysis: Analysis[Any]) -> None:
-    """Let study files have the section of an analysis that is registered after this module is
-    imported."""
-    default = Field(analysis.settings_type(), description=type(analysis).__doc__)
-    field = FieldInfo.from_annotated_attribute(analysis.settings_type, default)
-    AnalyzeConfig.__pydantic_fields__[analysis.name] = field
-    AnalyzeConfig.model_rebuild(force=True)
-    StudyConfig.__pydantic_fields__["analyze"].default = AnalyzeConfig()
-    StudyConfig.model_rebuild(force=True)
 
 
 class GivenConfig(ConfigSection):

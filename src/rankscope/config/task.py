@@ -22,7 +22,7 @@ from rankscope.config.section import (
 )
 from rankscope.evaluate.scorers import PYTHON_PATTERN, primary_metric_names, scorer_names
 from rankscope.evaluate.scorers.python_function import PYTHON_PREFIX
-from rankscope.sources import Source, all_sources, source_of
+from rankscope.sources import Source, source_of, sources
 
 MAX_FEWSHOT = 5
 TASK_FILE_SUFFIXES = (".yaml", ".yml")
@@ -50,7 +50,7 @@ def _check_name(name: str) -> str:
     _, colon, rest = name.partition(":")
     if not colon:
         return matches(NAME_PATTERN, NAME_RULE)(name)
-    source, known = source_of(name), [s.prefix for s in all_sources() if s.has_tasks]
+    source, known = source_of(name), [s.name for s in sources().values() if s.has_tasks]
     if source is None or not source.has_tasks:
         rule = "the name of a task, as there is no source of such tasks"
         if known:

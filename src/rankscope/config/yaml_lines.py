@@ -5,7 +5,6 @@ Numbers that are not finite are text. Tags, anchors and aliases are refused, so 
 cannot run code or grow without bound.
 """
 
-import json
 import math
 import re
 from pathlib import Path
@@ -77,8 +76,7 @@ def compose(text: str, name: str) -> yaml.Node | None:
     loader = _StudyLoader(text)
     try:
         loader.name = name
-        node: yaml.Node | None = loader.get_single_node()
-        return node
+        return loader.get_single_node()
     except yaml.YAMLError:
         raise
     except Exception as error:  # ValueError for some escapes, RecursionError
@@ -87,28 +85,12 @@ def compose(text: str, name: str) -> yaml.Node | None:
         loader.dispose()
 
 
-def dump(value: Any) -> str:
+def dump(value: Any, width: int = 100) -> str:
     """YAML text that reads back as ``value``; the order of keys is kept."""
     text: str = yaml.dump(
-        value, Dumper=_StudyDumper, sort_keys=False, allow_unicode=True, width=100
+        value, None, _StudyDumper, sort_keys=False, allow_unicode=True, width=width
     )
     return text
-
-
-def dump_text(value: str) -> str:
-    """A text as a YAML scalar on one line, quoted if necessary."""
-    text: str = yaml.dump(value, Dumper=_StudyDumper, width=2**30)
-    return text.removesuffix("...\n").rstrip("\n")
-
-
-def dump_flow(value: Any) -> str:
-    """A value as YAML on one line."""
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {dump_flow(entry)}' for key, entry in value.items())}}}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(dump_flow, value))}]"
-    is_line = isinstance(value, str) and not set(value) & set("\n,[]{}")
-    return dump_text(value) if is_line else json.dumps(value, ensure_ascii=False)
 
 
 class _Written(str):

@@ -4,6 +4,7 @@ Other rooms use the modules of ``__all__``; a figure is a file of ``figures`` or
 """
 
 __all__ = [
+    "analysis_tables",
     "analyzed_models",
     "answer",
     "charts",

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from rankscope.analyses.tables import TableRow
 from rankscope.formatting import CONFIDENCES, NATS, Unit
 from rankscope.records import FAILED, ArmSummary, Estimate, ExpectedChange, ModelScore, StudyRecords
+from rankscope.report.analysis_tables import TableRow
 from rankscope.report.columns import Column
 from rankscope.report.figures import import_figures
 from rankscope.report.study_view import StudyView, change_on

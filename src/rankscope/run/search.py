@@ -267,9 +267,9 @@ class _Search:
 
     def last_seconds(self, records: StudyRecords) -> float:
         """Seconds of the finalists' test items, by the base's."""
-        tests = [e.seconds for e in records.evals.values() if e.split == "test"]
-        of_base = [e.seconds for e in records.evals.values() if e.trial_id == BASE]
-        return FINALISTS * sum(tests) if len(of_base) else 0.0
+        scored = records.evals.values()
+        base = [e.seconds for e in scored if e.trial_id == BASE and e.split == "test"]
+        return FINALISTS * sum(base)
 
     def end(self) -> None:
         """Give every trial that is left its last status."""

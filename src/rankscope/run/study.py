@@ -19,7 +19,7 @@ from rankscope.filesystem import user_path
 from rankscope.models.model_folder import model_folder
 from rankscope.progress import LOG, JsonlReporter, ProgressReporter
 from rankscope.records import BASE, StudyRecords
-from rankscope.registry import subclasses_in
+from rankscope.registry import parts
 from rankscope.run.executors import (
     Executor,
     executor_section,
@@ -211,9 +211,7 @@ class Study:
 def _tracker_class(name: str) -> type[Any]:
     """The reporter that sends a study to a tracker. Raises UserError: there is none of this name,
     or its library is not installed."""
-    kinds = subclasses_in("rankscope.extensions", ProgressReporter)
-    named = {kind.__name__.lower(): kind for kind in kinds}
-    known: dict[str, type[Any]] = {n: kind for n, kind in named.items() if n[0] != "_"}
+    known = parts(ProgressReporter)
     if name not in known:
         raise UserError("--track", repr(name), f"one of {', '.join(known) or 'none'}")
     with installed(f"--track {name}", "track"):

@@ -8,7 +8,6 @@ from pathlib import Path
 from rankscope.advise.arms import trials_by_arm
 from rankscope.advise.comparisons import compare_cells, incomparable, paired_in
 from rankscope.advise.recommend import recommend
-from rankscope.analyses.tables import TableRow
 from rankscope.errors import UserError
 from rankscope.filesystem import check_outside
 from rankscope.formatting import count, difference, safe_text, unit_of, with_interval
@@ -22,6 +21,7 @@ from rankscope.records import (
     TaskAdvice,
     TaskRecord,
 )
+from rankscope.report.analysis_tables import TableRow
 from rankscope.report.charts.figure import Drawn, Figure, interval_cells
 from rankscope.report.charts.interval_rows import interval_rows
 from rankscope.report.columns import Column

@@ -7,7 +7,6 @@ from pathlib import Path
 import pandas as pd
 
 from rankscope.advise.recommend import recommend
-from rankscope.analyses.tables import TableRow, analysis_tables
 from rankscope.filesystem import user_path
 from rankscope.formatting import safe_text
 from rankscope.records import (
@@ -18,6 +17,7 @@ from rankscope.records import (
     TrialSpec,
     trial_of,
 )
+from rankscope.report.analysis_tables import TableRow, analysis_tables
 from rankscope.report.answer import answer_html, answer_lines
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import table

@@ -9,23 +9,21 @@ import re
 from collections.abc import Iterable, Mapping
 from math import ceil
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rankscope.config.loader import load_study_file
-from rankscope.config.presets import PRESETS, preset_text
+from rankscope.config.presets import ON_POCKET, PRESET_TEXTS, PRESETS
 from rankscope.config.section import short_repr
 from rankscope.config.study import ModelConfig, StudyConfig
 from rankscope.config.task import TaskConfig
-from rankscope.config.yaml_lines import dump_flow, dump_text
+from rankscope.config.yaml_changes import read_values, with_values
 from rankscope.data.registry import NAMED_TASKS
 from rankscope.data.sources import DEV, READERS, SPLIT_FILES, check_file
 from rankscope.data.task_source import hub_tasks, missing_rows
 from rankscope.data.tasks import numeric_answers, read_task_items
 from rankscope.errors import UserError, did_you_mean, reading
 from rankscope.evaluate.scorers import get_scorer
-from rankscope.filesystem import replace_text
 from rankscope.models.fetch import KNOWN_MODELS, is_cached
 from rankscope.models.model_folder import model_folder
 from rankscope.progress import ProgressReporter
@@ -58,8 +56,7 @@ def study_template(
     Args:
         preset: name of the preset; the default one is ``dpo`` for rows with a rejected answer.
         model: replaces the preset's model; a short form of the ``model`` key, such as ``./folder``
-            or ``owner/name``. ``pocket`` gives another file: the same question in tasks and
-            learning rates that suit that model (with ``task`` it gives the preset's own file).
+            or ``owner/name``. With ``pocket``, tasks, rates and sizes suit that model.
         task: keys of the user's own task; only for presets that train on the user's rows.
         data_dir: folder of the named tasks, as the study file will name it.
         retention: replaces the preset's retention tasks.
@@ -71,99 +68,102 @@ def study_template(
     """
     if preset not in PRESETS:
         known = f"one of {', '.join(PRESETS)}"
-        hint = did_you_mean(preset, PRESETS)
-        raise UserError("--preset", short_repr(preset), known, hint)
+        raise UserError("--preset", short_repr(preset), known, did_you_mean(preset, PRESETS))
     scorer = (task or {}).get("scorer")
     if preset == "default" and scorer is not None and get_scorer(scorer).compares_with_base:
         preset = "dpo"
-    is_pocket = False
+    text, is_pocket = PRESET_TEXTS[preset], False
+    study, names = read_values(text), dict[str, str]()
     if model is not None:
+        study["model"] = model
         with reading(f"--model {short_repr(model)}", "a model"):
             is_pocket = ModelConfig.model_validate(model).pocket
         if preset == "pocket" and not is_pocket:
             found = f"the model {model!r}"
             raise UserError("--preset pocket", found, "the pocket model", "choose another preset")
-    text = preset_text(preset, on_pocket=is_pocket and task is None and preset != "pocket")
-    if is_pocket and task is not None and not retention:
-        retention = ["pocket_general"]  # other tasks use words that the pocket model does not know
+    if on_pocket := is_pocket and preset != "pocket":
+        names |= ON_POCKET["tasks"]
+        retention = [*retention] or ON_POCKET["retention"]
+        study = _on_pocket(study, is_example=task is None)
     if task is not None:
-        text = _with_own_task(text, preset, task)
-    if model is not None:
-        text = _replace_line(text, "model: ", f"model: {dump_text(model)}")
-        if (hidden := hidden_size(model)) is not None:
-            text = _with_usual_rates(text, hidden)
-    if retention:
-        names = ", ".join(map(dump_text, retention))
-        text = _replace_line(text, "  retention: [", f"  retention: [{names}]")
-        text = text.replace(f", {DEFAULT_RETENTION}]", f", {names}]")  # in other lists
+        names[OWN_TASK] = task["name"]
+    if retention := [*retention]:
+        names[DEFAULT_RETENTION] = retention[0]
+        study["evaluate"]["retention"] = retention
+    study = _renamed(study, names)
+    if task is not None:
+        _set_task(study, preset, task)
+    if model is not None and (on_pocket or preset == "default"):
+        _scale_rates(study, model)
     if may_lose is not None:
-        text = _with_limit(text, f"  max_forgetting: {may_lose:g} points")
+        study["objective"] = study.get("objective", {}) | {"max_forgetting": f"{may_lose:g} points"}
     if data_dir is not None:
-        text = _replace_line(text, "# data_dir: ", None)
-        text = _replace_line(text, "data_dir: ", None)
-        text = text.rstrip("\n") + f"\n\ndata_dir: {dump_text(data_dir)}\n"
-    return text
-
-
-LORA_RATES, FULL_RATES = "    lr: [2.5e-4, 5e-4, 1e-3]", "    lr: [2.5e-5, 5e-5, 1e-4]"
-"""Lines of the default preset, whose middle rates suit a model of hidden size 2,000."""
-RATE_POWER = 0.775
-"""Of 2,000 / hidden size, by which the best rate rises for smaller models: found for Llama models
-by Schulman et al. 2025, "LoRA Without Regret"."""
-
-
-def hidden_size(model: str) -> int | None:
-    """Of a model whose configuration is on this machine."""
-    try:
-        folder = model_folder(ModelConfig.model_validate(model), weights=False)
-        found = json.loads((folder / "config.json").read_text("utf-8")).get("hidden_size")
-    except (UserError, OSError, ValueError):
-        return None
-    return found if isinstance(found, int) else None
-
-
-def _with_usual_rates(text: str, hidden: int) -> str:
-    """The default preset with rates around the usual one of a model: factors of two, and for full
-    fine-tuning a tenth."""
-    usual = float(f"{5e-4 * (2000 / hidden) ** RATE_POWER:.1g}")
-    for line, middle in ((LORA_RATES, usual), (FULL_RATES, usual / 10)):
-        rates = ", ".join(f"{middle * f:.2g}" for f in (0.5, 1, 2))
-        text = text.replace(line, f"    lr: [{rates}]")
-    return text
+        study["data_dir"] = data_dir
+    return with_values(text, study)
 
 
 def takes_own_rows(preset: str) -> bool:
-    return preset in PRESETS and f"name: {OWN_TASK}\n" in preset_text(preset)
+    """Whether a preset trains on the user's rows: then its task is an example."""
+    return preset in PRESETS and isinstance(read_values(PRESET_TEXTS[preset])["tasks"][0], dict)
 
 
-def _with_own_task(text: str, preset: str, task: Mapping[str, Any]) -> str:
-    """The preset with the user's own task in place of its example."""
-    if f"name: {OWN_TASK}\n" not in text:
-        raise UserError(
-            f"--preset {preset}",
-            "--data",
-            "none, as it trains on named tasks",
-            "leave --data out, or choose the preset 'default'",
-        )
-    text = re.sub(rf"\b{OWN_TASK}\b", task["name"], text)
-    keys = [f"    {key}: {dump_flow(value)}" for key, value in task.items() if key != "name"]
-    for split in SPLIT_FILES[1:]:
-        text = _replace_line(text, f"    # {split}: ", None)
-    text = _replace_line(text, "    train: ", "\n".join(keys))
-    return _replace_line(text, "name: my-study", f"name: {task['name']}")
+def _set_task(study: dict[str, Any], preset: str, task: Mapping[str, Any]) -> None:
+    """Put the user's own task in the place of a preset's example."""
+    if not takes_own_rows(preset):
+        found, do = "--data", "leave --data out, or choose the preset 'default'"
+        raise UserError(f"--preset {preset}", found, "none, as it trains on named tasks", do)
+    study["tasks"][0].pop("train")
+    study["tasks"][0] |= dict(task)
+    if study["name"] == "my-study":
+        study["name"] = task["name"]
 
 
-def _with_limit(text: str, line: str) -> str:
-    """The preset with this line in place of its limit, or in its objective."""
-    without = _replace_line(text, "  max_forgetting: ", None)
-    with_limit = _replace_line(without, "objective:", f"objective:\n{line}")
-    return with_limit if line in with_limit else f"{without.rstrip()}\n\nobjective:\n{line}\n"
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """Values with other names of tasks."""
+    if isinstance(value, dict):
+        return {key: _renamed(entry, names) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_renamed(entry, names) for entry in value]
+    return names.get(value, value) if isinstance(value, str) else value
 
 
-def _replace_line(text: str, start: str, line: str | None) -> str:
-    """Replace every line that starts with ``start``; None removes it."""
-    replaced = [line if old.startswith(start) else old for old in text.splitlines()]
-    return "\n".join(new for new in replaced if new is not None) + "\n"
+def _on_pocket(study: dict[str, Any], *, is_example: bool) -> dict[str, Any]:
+    """A preset in sizes that suit the pocket model; ``is_example``: its task has no rows."""
+    train, example, width = study["train"], study["tasks"][0], ON_POCKET["width"]
+    if isinstance(example, dict) and is_example:
+        study["tasks"] = ["gsm8k" if "scorer" in example else OWN_TASK]
+    if "max_steps" not in train:
+        train |= ON_POCKET["train"]
+    train["max_length"] = ON_POCKET["max_length"]
+    for settings in (study["evaluate"], *train.get("objective", {}).values()):
+        settings["max_new_tokens"] = ON_POCKET["max_new_tokens"]
+    for arm in study["arms"]:
+        if isinstance(arm.get("rank"), list):
+            arm["rank"] = [rank for rank in arm["rank"] if rank <= width]
+    if "spectra" in study.get("analyze", {}):
+        study["analyze"]["spectra"]["top_k"] = width
+    return study | {"dtype": "float32"}
+
+
+USUAL_RATE, USUAL_WIDTH = 5e-4, 2000
+"""A LoRA rate that suits a model of this hidden size, as those of the presets do."""
+RATE_POWER = 0.775
+"""The best rate grows with this power of (2,000 / hidden size): Schulman et al. 2025, "LoRA Without
+Regret", for Llama models."""
+
+
+def _scale_rates(study: dict[str, Any], model: str) -> None:
+    """Make the rates of a preset those for a model whose configuration is on this machine."""
+    try:
+        folder = model_folder(ModelConfig.model_validate(model), weights=False)
+        hidden = json.loads((folder / "config.json").read_text("utf-8"))["hidden_size"]
+        usual = float(f"{USUAL_RATE * (USUAL_WIDTH / hidden) ** RATE_POWER:.1g}")
+    except (UserError, OSError, ValueError, KeyError, TypeError):
+        return
+    for arm in study["arms"]:
+        rates = arm["lr"] if isinstance(arm["lr"], list) else [arm["lr"]]
+        rates = [float(f"{rate * usual / USUAL_RATE:.2g}") for rate in rates]
+        arm["lr"] = rates if len(rates) > 1 else rates[0]
 
 
 # --- a time to fit ------------------------------------------------------------------------------
@@ -187,15 +187,12 @@ def fit_to_minutes(
     from rankscope.run.plan import FEWEST_UPDATES, check_time, first_arms
     from rankscope.run.prepare import prepare
 
-    def prepared(text: str) -> "PreparedStudy":
-        with NamedTemporaryFile("w", dir=file.absolute().parent, suffix=".yaml") as draft:
-            draft.write(text)
-            draft.flush()
-            return prepare(load_study_file(Path(draft.name)), reporter, is_plan=True)
+    def prepared(values: Mapping[str, Any]) -> "PreparedStudy":
+        study = load_study_file(file, text=with_values(text, values))
+        return prepare(study, reporter, is_plan=True)
 
-    text = _replace_line(text, "strategy: ", None)
-    text = text.rstrip() + f"\n\nstrategy: search\nbudget: {minutes:g} minutes\n"
-    study, cuts = prepared(text), list[str]()
+    values = read_values(text) | {"strategy": "search", "budget": f"{minutes:g} minutes"}
+    study, cuts = prepared(values), list[str]()
     machine, evaluate, train = paced_machine(study), study.config.evaluate, study.config.train
     base, arms = first_arms(study, machine)
     limit, steps = 60 * minutes, max(1, min(map(study.num_steps, study.trials)))
@@ -204,7 +201,7 @@ def fit_to_minutes(
     if scoring > SCORING_SHARE * limit and evaluate.max_items:
         items = max(FEWEST_ITEMS, int(evaluate.max_items * SCORING_SHARE * limit / scoring))
         cuts.append(f"{items} items a split, so gains are known less well")
-        text = _replace_line(text, "  max_items: ", f"  max_items: {items}")
+        values["evaluate"]["max_items"] = items
         scoring *= items / evaluate.max_items
     training = of_arms * sum(arm["training"] for arm in arms)
     room = limit - base["starting"] - scoring
@@ -213,9 +210,8 @@ def fit_to_minutes(
         rows -= train.batch_size
     if rows < of_step:
         cuts.append(f"{rows} rows an update; another number may want other rates")
-        accumulation = f"  gradient_accumulation: {rows // train.batch_size}"
-        text = _replace_line(text, "  gradient_accumulation: ", accumulation)
-        study = prepared(text)  # smaller updates have a pace of their own
+        values["train"]["gradient_accumulation"] = rows // train.batch_size
+        study = prepared(values)  # smaller updates have a pace of their own
         machine, steps = paced_machine(study), max(1, min(map(study.num_steps, study.trials)))
         training = of_arms * sum(arm["training"] for arm in first_arms(study, machine)[1])
     length = max(FEWEST_UPDATES / steps, min(1.0, room / training))
@@ -224,24 +220,10 @@ def fit_to_minutes(
         number = length * (train.max_steps or train.epochs)
         number = ceil(number) if train.max_steps else ceil(100 * number) / 100
         cuts.append(f"{key} {number:g}; another length may change the order of arms")
-        text = _replace_line(text, f"  {key}: ", f"  {key}: {number:g}")
+        values["train"][key] = number
     if not anyway:
-        check_time(prepared(text), machine)
-    return text, {"cuts": cuts, "notes": busy_notes()}
-
-
-def write_study(file: Path, text: str) -> StudyConfig:
-    """Write a study file. Raises UserError: it is none, and the file of before is put back."""
-    before = file.read_text("utf-8") if file.is_file() else None
-    replace_text(file, text)
-    try:
-        return load_study_file(file)
-    except UserError:
-        if before is None:
-            file.unlink()
-        else:
-            replace_text(file, before)
-        raise
+        check_time(prepared(values), machine)
+    return with_values(text, values), {"cuts": cuts, "notes": busy_notes()}
 
 
 # --- paths --------------------------------------------------------------------------------------
@@ -281,19 +263,18 @@ def own_rows(
     paths = split_files(data)
     name = task_name(data)
     files = {split: str(path) for split, path in paths.items()}
-    task: dict[str, Any] = {s: path_for_study_file(path, study_file) for s, path in paths.items()}
-    task |= keys
+    task = {s: path_for_study_file(path, study_file) for s, path in paths.items()}
+    task = {"name": name, **task, **keys}
     if sum(path.stat().st_size for path in paths.values()) > MAX_BYTES_READ:
         summary = f"{name}: rows not read yet ({', '.join(paths)}), 'check' does"
-        return {"name": name, **task}, summary, ""
+        return task, summary, ""
     with reading(data, "rows"):
         config = TaskConfig.model_validate({"name": name, **files, **keys})
     try:
         read, items = read_task_items(config, None, ())
     except UserError as error:
-        return {"name": name, **task}, f"{name}: {data}", str(error)
-    scorer = read.spec.scorer
-    notes = read.notes
+        return task, f"{name}: {data}", str(error)
+    scorer, notes = read.spec.scorer, read.notes
     if scorer == "loss" and numeric_answers([item for rows in items.values() for item in rows]):
         task["scorer"] = scorer = "number"
         notes = ()  # which recommend that
@@ -302,7 +283,7 @@ def own_rows(
     counts = ", ".join(f"{len(rows):,} {split}" for split, rows in items.items())
     dropped = f", {read.dropped:,} dropped" if read.dropped else ""
     summary = f"{name}: {counts} rows{dropped} ({read.row_shape}), scorer {scorer}"
-    return {"name": name, **task}, "\n".join((summary, *notes)), ""
+    return task, "\n".join((summary, *notes)), ""
 
 
 def split_files(data: Path) -> dict[str, Path]:
@@ -317,12 +298,9 @@ def split_files(data: Path) -> dict[str, Path]:
         if files:
             found[split] = files[0]
     if "train" not in found:
-        raise UserError(
-            data,
-            "no file of training rows",
-            f"train.jsonl or another of {', '.join(READERS)}",
-            "name the file itself with --data",
-        )
+        expected = f"train.jsonl or another of {', '.join(READERS)}"
+        do = "name the file itself with --data"
+        raise UserError(data, "no file of training rows", expected, do)
     return found
 
 
@@ -354,8 +332,7 @@ def missing_pieces(config: StudyConfig) -> list[str]:
 
 def hub_pieces(config: StudyConfig) -> list[str]:
     """What is read from the hub: the model, and tasks by name."""
-    model = [] if config.model.hub is None else [config.model.hub]
-    return [*model, *hub_tasks(config)]
+    return [*filter(None, [config.model.hub]), *hub_tasks(config)]
 
 
 # --- defaults of the questions ------------------------------------------------------------------

@@ -7,24 +7,21 @@ assigned to, once and at top level. Any other expression is ``computed``.
 
 import ast
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from json.decoder import scanstring  # type: ignore[attr-defined]
 from json.scanner import py_make_scanner  # type: ignore[attr-defined]
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
-from rankscope.config.yaml_lines import Document, compose, dump_text
+from rankscope.config.yaml_changes import Span, Style, spans_of, with_changes
+from rankscope.config.yaml_lines import Document, compose
 from rankscope.errors import UserError, reading
 
-Style = Literal["yaml", "json", "python"]
 SUFFIXES = (".yaml", ".yml", ".json", ".py", ".ipynb")
-ENTRIES = {"yaml": "{}: {}", "json": '"{}": {}', "python": "{}={}"}
-REST_OF_LINE = re.compile(r"(,?)([ \t]*(?:#[^\r\n]*)?)(?=\r?\n|\Z)")
 NOT_CODE = ("%%bash", "%%sh", "%%html", "%%writefile", "%%javascript")
 """Beginnings of notebook cells that hold other languages."""
 
@@ -39,48 +36,15 @@ class TrainerDocument:
     values: dict[str, Any] = field(default_factory=dict)
     """By key, in Python by ``Call.argument``."""
     computed: dict[str, str] = field(default_factory=dict)  # Key -> expression
-    spans: dict[str, tuple[int, int, int, int, int]] = field(default_factory=dict)
-    """Key -> its text, and places there: where it begins, where its value begins and ends, and
-    where all of it ends."""
+    spans: dict[str, Span] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)  # Cells that are no Python
     called: set[str] = field(default_factory=set)  # Last names of all calls
 
     def patched(self, changes: Mapping[str, Any]) -> str:
         """The file with other values of some keys. Raises UserError: a missing key of a call that
         is not there."""
-        texts, added = list(self.texts), dict[str, list[str]]()
-        for key in [key for key in changes if key not in self.spans]:
-            literal = as_literal(changes[key], self.style)
-            entry = ENTRIES[self.style].format(key.rpartition(".")[2], literal)
-            added.setdefault(self._neighbor(key), []).append(entry)
-        edits = [self._addition(key, entries) for key, entries in added.items()]
-        edits += [self._edit(key, value) for key, value in changes.items() if key in self.spans]
-        for part, start, end, new in sorted(edits, key=lambda edit: edit[:2], reverse=True):
-            texts[part] = texts[part][:start] + new + texts[part][end:]
+        texts = with_changes(self.texts, self.spans, self.style, changes)
         return self._notebook(texts) if self.path.suffix == ".ipynb" else texts[0]
-
-    def _neighbor(self, key: str) -> str:
-        """The key that a missing one follows: the last of its mapping or call that begins alike,
-        as in ``lora_``, else the last one."""
-        call = key.rpartition(".")[0]
-        inside = [other for other in self.spans if other.rpartition(".")[0] == call]
-        if not inside:
-            raise UserError(self.path, f"no call that takes {key}", "one", "add it to the file")
-        alike = [other for other in inside if other.startswith(key.partition("_")[0] + "_")]
-        return max(alike or inside, key=self.spans.__getitem__)
-
-    def _addition(self, key: str, entries: list[str]) -> tuple[int, int, int, str]:
-        """Entries behind that of a key: on lines of their own if it has one."""
-        part, first, _, _, last = self.spans[key]
-        text = self.texts[part]
-        last = len(text[:last].rstrip())
-        margin = text[text.rfind("\n", 0, first) + 1 : first]
-        rest = REST_OF_LINE.match(text, last)
-        if margin.strip() or rest is None:
-            return part, last, last, "".join(f", {entry}" for entry in entries)
-        comma, newline = "," * (self.style != "yaml"), "\r\n" if "\r\n" in text else "\n"
-        lines = comma.join(f"{newline}{margin}{entry}" for entry in entries)
-        return part, last, rest.end(), f"{comma}{rest[2]}{lines}{rest[1]}"
 
     def _notebook(self, texts: list[str]) -> str:
         """The notebook with the sources of the changed cells written again, in its own layout."""
@@ -100,35 +64,11 @@ class TrainerDocument:
                 raw = raw[:start] + comma.join(literals) + raw[end:]
         return raw
 
-    def _edit(self, key: str, value: Any) -> tuple[int, int, int, str]:
-        part, _, start, end, _ = self.spans[key]
-        text = self.texts[part]
-        if self.style == "yaml" and text.startswith("- ", start):
-            if isinstance(value, list):
-                margin = " " * (start - text.rfind("\n", 0, start) - 1)
-                return part, start, end, f"\n{margin}".join(f"- {name}" for name in value)
-            start = len(text[:start].rstrip())  # beside the key
-            return part, start, end, f" {as_literal(value, self.style)}"
-        return part, start, end, " " * (start == end) + as_literal(value, self.style)
-
 
 def _placed(text: str, start: int, strict: bool) -> tuple[tuple[str, int, int], int]:
     """A text of JSON with the places of its quotes, in place of the text."""
     value, end = scanstring(text, start, strict)
     return (value, start - 1, end), end
-
-
-def as_literal(value: Any, style: Style) -> str:
-    """A value as text. Numbers have a point before an exponent, without which YAML 1.1 reads
-    text."""
-    if isinstance(value, bool):
-        return str(value) if style == "python" else str(value).lower()
-    if isinstance(value, int | float):
-        digits, e, exponent = f"{value:.12g}".partition("e")
-        return f"{digits}{'.0' * (bool(e) and '.' not in digits)}{e}{exponent}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(as_literal(entry, style) for entry in value)}]"
-    return dump_text(value) if style == "yaml" else json.dumps(value, ensure_ascii=False)
 
 
 def read_document(path: Path, calls: Mapping[str, Sequence[str]]) -> TrainerDocument:
@@ -156,17 +96,8 @@ def read_document(path: Path, calls: Mapping[str, Sequence[str]]) -> TrainerDocu
     if plain.problems:
         raise UserError(file, "values that cannot be read", faults=[
             f"{mark}: {problem}" for _, mark, problem in plain.problems])  # fmt: skip
-    pairs = [(key, *_span(value)) for key, value in root.value]
-    spans = {key.value: (0, key.start_mark.index, start, end, end) for key, start, end in pairs}
     style: Style = "json" if root.flow_style else "yaml"
-    return TrainerDocument(path, [text], style, plain.values, spans=spans)
-
-
-def _span(node: yaml.Node) -> tuple[int, int]:
-    """Without the comments that follow a list of dashes."""
-    is_block = isinstance(node, yaml.SequenceNode) and not node.flow_style and node.value
-    end = _span(node.value[-1])[1] if is_block else node.end_mark.index
-    return node.start_mark.index, end
+    return TrainerDocument(path, [text], style, plain.values, spans=spans_of(root))
 
 
 # --- Python -------------------------------------------------------------------------------------
@@ -220,11 +151,8 @@ def _without_magics(source: str) -> str:
 def _constants(trees: Sequence[ast.Module]) -> dict[str, ast.expr]:
     """Names that are assigned once, at top level, with what is assigned to them."""
     nodes = [node for tree in trees for node in ast.walk(tree)]
-    stored = Counter(
-        node.id
-        for node in nodes
-        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)
-    )
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    stored = Counter(name.id for name in names if not isinstance(name.ctx, ast.Load))
     stored += Counter(node.arg for node in nodes if isinstance(node, ast.arg))
     defined = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.alias)
     stored += Counter(node.name for node in nodes if isinstance(node, defined))
@@ -258,6 +186,5 @@ def _code_span(node: ast.expr | ast.keyword, source: str) -> tuple[int, int]:
         before = sum(len(earlier) + 1 for earlier in lines[: line - 1])
         return before + len(lines[line - 1].encode()[:column].decode())
 
-    return place(node.lineno, node.col_offset), place(
-        node.end_lineno or 0, node.end_col_offset or 0
-    )
+    end = node.end_lineno or 0, node.end_col_offset or 0
+    return place(node.lineno, node.col_offset), place(*end)

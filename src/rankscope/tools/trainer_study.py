@@ -15,7 +15,7 @@ from typing import Any
 
 from rankscope.config.arm import resolved_alpha
 from rankscope.config.study import ModelConfig
-from rankscope.config.yaml_lines import dump_flow
+from rankscope.config.yaml_changes import read_values, with_values
 from rankscope.data.sources import READERS, read_file
 from rankscope.errors import UserError
 from rankscope.tools.new_study import MAX_BYTES_READ, model_for_study_file, own_rows, split_files
@@ -161,17 +161,14 @@ def _assembled(
         tasks = [task | {"name": name} for task, name in zip(tasks, names, strict=True)]
     both = {"name": "_".join(names)[:60], "mixture": names}
     head = _table(run, [*notes, f"train.labels: {run.labels(row)}"])
+    given = dict[str, Any](model=base, arms=[_arm(run)], train=_train(run, warmup, run.labels(row)))
+    given |= {"quantize": "4bit"} if run.facts.get("four_bit") else {}
 
     def study(text: str) -> str:
-        _, _, text = text.partition("\n")  # the purpose of the preset
-        text = re.sub("^model: .*", lambda _: f"model: {dump_flow(base)}", text, flags=re.M)
-        text = _with_section(text, "arms", _arm(run))
-        text = _with_section(text, "train", _train(run, warmup, run.labels(row)))
+        values = read_values(text) | given
         if len(tasks) > 1:
-            line = f"  cross_domain: {dump_flow(tasks)}"
-            text = re.sub("  # cross_domain: .*", lambda _: line, text)
-        quantize = "\nquantize: 4bit\n" if run.facts.get("four_bit") else ""
-        return f"{head}#\n{text}{quantize}"
+            values["evaluate"]["cross_domain"] = tasks
+        return f"{head}#\n{with_values(text, values)}"
 
     told = [lines[0] for _, _, lines in parts]
     told.append(f"a file of {run.name}: {len(run.went)} keys are in the study, {len(run.left)} are "
@@ -182,37 +179,27 @@ def _assembled(
     return short, tasks[0] if len(tasks) == 1 else both, study, "\n".join(told), problem
 
 
-def _with_section(text: str, name: str, lines: list[str]) -> str:
-    """The preset with other lines in one of its sections."""
-    section = "".join(f"  {line}\n" for line in lines)
-    return re.sub(rf"(?<=^{name}:\n)(  .*\n)+", lambda _: section, text, count=1, flags=re.M)
-
-
-def _arm(run: TrainerFile) -> list[str]:
+def _arm(run: TrainerFile) -> dict[str, Any]:
     """The arm around theirs: its rank and rate are in the middle."""
     facts, rank = run.facts, run.facts["rank"]
     alpha, method = resolved_alpha(facts["alpha"], rank), run.methods[0]
     ranks = sorted({max(1, rank // 4), rank, max(rank, min(4 * rank, MAX_RANK))})
     ratio = alpha / rank
-    values = {
+    return {
+        "method": method,
         "rank": ranks,
         # rsLoRA's own scaling keeps the size of the update at any rank.
         "alpha": alpha if method == "rslora" else f"{int(ratio) if ratio % 1 == 0 else ratio}r",
-        "lr": [float(f"{factor * facts['lr']:.12g}") for factor in (0.5, 1, 2)]
-        if "lr" in facts
-        else DEFAULT_RATES,
+        "lr": [f * facts["lr"] for f in (0.5, 1, 2)] if "lr" in facts else DEFAULT_RATES,
         **{name: facts[name] for name in ("targets", "dropout", "lr_ratio") if facts.get(name)},
     }
-    lines = [f"  {key}: {dump_flow(value)}" for key, value in values.items()]
-    return [f"- method: {method}", *lines, "# - {method: full, lr: [1e-5, 5e-5]}"]
 
 
-def _train(run: TrainerFile, warmup: float, labels: str) -> list[str]:
+def _train(run: TrainerFile, warmup: float, labels: str) -> dict[str, Any]:
     values = {name: run.facts[name] for name in COPIED if name in run.facts}
     if "max_steps" in values:
         values.pop("epochs", None)
-    values |= {"warmup_fraction": warmup, "labels": labels}
-    return [f"{key}: {dump_flow(value)}" for key, value in values.items()]
+    return values | {"warmup_fraction": warmup, "labels": labels}
 
 
 def _warmup(run: TrainerFile, num_rows: int, notes: list[str]) -> float:
@@ -242,9 +229,7 @@ def _table(run: TrainerFile, notes: list[str]) -> str:
              for fact, value in run.facts.items() if fact not in run.sources]  # fmt: skip
     lines += [_entry(*entry) for entry in (*run.went, *unset)]
     lines += ["", "Not in the study:", *(_entry(*entry) for entry in run.left)] if run.left else []
-    lines += (
-        ["", "Not understood:", *(f"  {entry}" for entry in run.unknown)] if run.unknown else []
-    )
+    lines += ["", "Not understood:", *(f"  {entry}" for entry in run.unknown)] * bool(run.unknown)
     lines += ["", "Rows and steps:", *(f"  {note}" for note in notes)] if notes else []
     wrapped = [textwrap.wrap(line, HEAD_WIDTH, subsequent_indent=" " * 8) or [""] for line in lines]
     return "".join(f"# {line}".rstrip() + "\n" for one in wrapped for line in one)

@@ -10,9 +10,6 @@ import pytest
 import torch
 from evaluation_worlds import adapter, base, choice_items, encoder, joined_of, lettered, loaded
 
-from rankscope.analyses.heads.ablation import ablate, single_heads, whole_layers, zeroed
-from rankscope.analyses.heads.layout import HeadLayout, HeadModel
-from rankscope.analyses.heads.tasks import LOGPROB_PER_TOKEN, head_task, token_trees
 from rankscope.config.study import EvaluateConfig
 from rankscope.errors import UserError
 from rankscope.evaluate.context_window import EncodedSplit
@@ -20,6 +17,9 @@ from rankscope.evaluate.evaluator import encode_split
 from rankscope.evaluate.likelihood import continuation_logprobs, row_logprobs
 from rankscope.evaluate.scorers.scorer import Question
 from rankscope.evaluate.token_trees import Floats, TokenTree
+from rankscope.extensions.heads.ablation import ablate, single_heads, whole_layers, zeroed
+from rankscope.extensions.heads.layout import HeadLayout, HeadModel
+from rankscope.extensions.heads.tasks import LOGPROB_PER_TOKEN, head_task, token_trees
 
 TOLERANCE = 1e-4
 """Nats, of sums of log-probabilities of up to 100 nats in float32."""

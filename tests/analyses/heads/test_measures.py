@@ -12,9 +12,13 @@ from tiny_models import tiny_llama
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, Phi3Config, Phi3ForCausalLM
 
-from rankscope.analyses.heads.ablation import ablate
-from rankscope.analyses.heads.layout import PROJECTIONS, AttentionLayer, HeadLayout, HeadModel
-from rankscope.analyses.heads.measures import (
+from rankscope.config.study import EvaluateConfig
+from rankscope.errors import UserError
+from rankscope.evaluate.evaluator import encode_split
+from rankscope.evaluate.token_trees import Floats, TokenTree
+from rankscope.extensions.heads.ablation import ablate
+from rankscope.extensions.heads.layout import PROJECTIONS, AttentionLayer, HeadLayout, HeadModel
+from rankscope.extensions.heads.measures import (
     added_cost,
     attention_entropy,
     head_changes,
@@ -25,12 +29,8 @@ from rankscope.analyses.heads.measures import (
     unit_length,
     update_to,
 )
-from rankscope.analyses.heads.record import HeadAblation
-from rankscope.analyses.heads.tasks import token_trees
-from rankscope.config.study import EvaluateConfig
-from rankscope.errors import UserError
-from rankscope.evaluate.evaluator import encode_split
-from rankscope.evaluate.token_trees import Floats, TokenTree
+from rankscope.extensions.heads.record import HeadAblation
+from rankscope.extensions.heads.tasks import token_trees
 from rankscope.models.init_context import new_adapter
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import adapter_update

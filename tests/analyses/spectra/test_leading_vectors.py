@@ -7,16 +7,16 @@ import torch
 from full_decompositions import intruder_dimensions, similarity
 from torch import Tensor
 
-from rankscope.analyses.spectra import leading_vectors
-from rankscope.analyses.spectra.leading_vectors import (
+from rankscope.extensions.spectra import leading_vectors
+from rankscope.extensions.spectra.leading_vectors import (
     DiagonalPlusLowRank,
     countable,
     dense_leading_vectors,
     low_rank_leading_vectors,
     to_base_basis,
 )
-from rankscope.analyses.spectra.spectra import intruders_among, similarity_from_cosines
-from rankscope.analyses.spectra.subspace_iteration import NotConvergedError, leading_triples
+from rankscope.extensions.spectra.spectra import intruders_among, similarity_from_cosines
+from rankscope.extensions.spectra.subspace_iteration import NotConvergedError, leading_triples
 from rankscope.models.low_rank_update import LowRankUpdate
 from rankscope.models.svd_cache import SVD, svd
 
@@ -162,7 +162,7 @@ def test_a_base_of_zeros_or_of_low_rank_is_decomposed_directly() -> None:
 
 
 def test_a_start_that_cannot_converge_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rankscope.analyses.spectra.subspace_iteration.MAX_SWEEPS", 1)
+    monkeypatch.setattr("rankscope.extensions.spectra.subspace_iteration.MAX_SWEEPS", 1)
     weight = gaussian(300, 300)
     core = to_base_basis(svd(weight), random_update(300, 300, 4, 0.5))
     with pytest.raises(NotConvergedError, match="after 1 sweeps"):

@@ -8,11 +8,11 @@ from full_decompositions import intruder_dimensions, similarity
 from scipy.linalg import hadamard
 from torch import Tensor, nn
 
-from rankscope.analyses.concentration import effective_number, gini
-from rankscope.analyses.spectra import SpectraConfig
-from rankscope.analyses.spectra.leading_vectors import low_rank_leading_vectors
-from rankscope.analyses.spectra.record import MatrixSpectrum
-from rankscope.analyses.spectra.spectra import (
+from rankscope.errors import UserError
+from rankscope.extensions.spectra import SpectraConfig
+from rankscope.extensions.spectra.leading_vectors import low_rank_leading_vectors
+from rankscope.extensions.spectra.record import MatrixSpectrum
+from rankscope.extensions.spectra.spectra import (
     Intruders,
     adapter_spectrum,
     default_top_k,
@@ -21,10 +21,10 @@ from rankscope.analyses.spectra.spectra import (
     intruders_among,
     stable_rank,
 )
-from rankscope.errors import UserError
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate
 from rankscope.models.svd_cache import SVD, SvdCache, svd
+from rankscope.report.charts.concentration import effective_number, gini
 
 NAME = "model.layers.3.self_attn.q_proj"
 SHAPES = [(40, 40), (64, 24), (24, 64)]

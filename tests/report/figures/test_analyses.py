@@ -11,17 +11,17 @@ import pytest
 from inspections import HEADS, LAYERS, ablation, given, inspect_heads, inspection
 from report_studies import cells, ordinary_study, trial_with_heads
 
-from rankscope.analyses.heads.figures import draw_head_concentration, draw_heads_compared
-from rankscope.analyses.heads.record import HeadAblation, HeadsRecord
-from rankscope.analyses.spectra import figures
-from rankscope.analyses.spectra.record import SpectraRecord
+from rankscope.extensions.heads.figures import draw_head_concentration, draw_heads_compared
+from rankscope.extensions.heads.record import HeadAblation, HeadsRecord
+from rankscope.extensions.spectra import figures
+from rankscope.extensions.spectra.inspect import write_analyses
+from rankscope.extensions.spectra.record import SpectraRecord
 from rankscope.formatting import number
 from rankscope.report.analyzed_models import arms_analyzed, given_analyzed
 from rankscope.report.charts.figure import Figure
 from rankscope.report.figures import draw_section
 from rankscope.report.page import figure_data
 from rankscope.report.study_view import StudyView
-from rankscope.tools.inspect import write_analyses
 
 
 def test_intruder_dimensions_are_summed_over_the_matrices_of_a_model(view: StudyView) -> None:

@@ -10,10 +10,10 @@ from report_studies import cells, ordinary_study, study_and_advice, with_arms
 from synthetic_study import Truth, with_own_trials, with_specs
 
 from rankscope.advise.recommend import recommend
-from rankscope.analyses.variants.figures import (
+from rankscope.extensions.variants.figures import (
     comparisons_figure,
 )
-from rankscope.analyses.variants.results import MitigationComparison
+from rankscope.extensions.variants.results import MitigationComparison
 from rankscope.formatting import MAX_NAME, POINTS, score_text
 from rankscope.records import BASE, Estimate, Status
 from rankscope.report.charts.figure import Figure

@@ -12,7 +12,7 @@ import torch
 from pocket_study import ROUNDING, SETTINGS, leftovers, small_study
 from safetensors.torch import load_file
 
-from rankscope.analyses.spectra.record import SpectraRecord
+from rankscope.extensions.spectra.record import SpectraRecord
 from rankscope.records import BASE
 from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.prepare import prepare
@@ -45,7 +45,7 @@ class ShardKiller(LocalExecutor):
                 self.has_killed = True
 
 
-@pytest.mark.usefixtures("shard_processes")
+@pytest.mark.usefixtures("minutes")
 @pytest.mark.parametrize("replicates", [False, True], ids=["cut", "replicated"])
 def test_a_unit_whose_shard_was_killed_continues_from_its_checkpoint(
     tmp_path: Path, replicates: bool

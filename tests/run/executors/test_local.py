@@ -135,6 +135,7 @@ def holder(unit: Path) -> str:
     return (text_of(unit / "ledger.lock").split() or [""])[0]
 
 
+@pytest.mark.usefixtures("minutes")
 def test_a_killed_worker_and_a_killed_starter_are_started_again(
     two_groups: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

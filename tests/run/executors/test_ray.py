@@ -15,8 +15,8 @@ from command_line import rankscope
 from launcher import Launcher, text_of
 from pocket_study import TWO_GROUPS, leftovers, results, small_study, study_file
 
+from rankscope.extensions.clusters.ray import RayExecutor, packed, run_unit, unpack
 from rankscope.run.executors.local import LocalExecutor
-from rankscope.run.executors.ray import RayExecutor, packed, run_unit, unpack
 from rankscope.run.workers import attempts
 from rankscope.run.workers.attempts import check_worker
 from rankscope.run.workers.starter import DRIVER
@@ -87,6 +87,7 @@ class Forked:
         return code
 
 
+@pytest.mark.usefixtures("minutes")
 def test_a_node_that_does_not_see_the_folder_sends_it_back(
     two_groups: dict[str, Any], launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,10 +25,7 @@ from pocket_study import TWO_GROUPS, changed, leftovers, results, small_study, s
 from slurm_host import slurm_host
 
 from rankscope.errors import Interrupted, UserError
-from rankscope.models.model_folder import pocket_folder
-from rankscope.progress import LOG, logged
-from rankscope.run.context import Round
-from rankscope.run.executors.slurm import (
+from rankscope.extensions.clusters.slurm import (
     EXIT_CODE,
     JOB,
     SlurmExecutor,
@@ -36,7 +33,10 @@ from rankscope.run.executors.slurm import (
     _QueuedUnit,
     most_tasks,
 )
-from rankscope.run.executors.slurm import slurm as run_slurm
+from rankscope.extensions.clusters.slurm import slurm as run_slurm
+from rankscope.models.model_folder import pocket_folder
+from rankscope.progress import LOG, logged
+from rankscope.run.context import Round
 from rankscope.run.workers.attempts import SEAL
 from rankscope.run.workers.order import UnitOrder, read_unit
 from rankscope.store import running_process
@@ -114,7 +114,7 @@ def test_a_task_that_no_node_could_launch_is_queued_again(
     assert leftovers(out) == []
 
 
-@pytest.mark.usefixtures("shard_processes")
+@pytest.mark.usefixtures("minutes")
 def test_a_time_limit_and_nodes_that_are_drained_and_lost_cost_nothing(
     slurm: Path, launcher: Launcher, tmp_path: Path
 ) -> None:

@@ -6,7 +6,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rankscope.analyses.tables import TableRow
 from rankscope.cli.render.table import terminal_table
 from rankscope.cli.terminal import note_lines
 from rankscope.formatting import (
@@ -19,6 +18,7 @@ from rankscope.formatting import (
     with_interval,
 )
 from rankscope.records import ComparedCell
+from rankscope.report.analysis_tables import TableRow
 from rankscope.tools.compare import FACET_COLUMNS, StudyComparison, StudyPair
 
 MAX_ARMS_NAMED = 8  # Arms of one study alone that are named; the others are counted

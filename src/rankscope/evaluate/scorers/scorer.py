@@ -67,7 +67,7 @@ class Scorer(ABC, Generic[Encoded]):
     """Version of user tasks with this scorer; raise it when a change of the code moves scores."""
     generates: bool = False
     """Models write answers, so ``stop``, ``extract`` and ``max_new_tokens`` apply."""
-    compares_with_base: bool = False  # Items have ``base_margin``, see ``sources/reference``
+    compares_with_base: bool = False  # Items have ``base_margin``, see ``extensions/reference``
     needs_choices: bool = False  # Rows must have choices and the index of the right one
     needs_listed_options: bool = False  # The prompt must show the lettered options
     metric_choices: tuple[str, ...] = ()  # Metrics that a task may name as its primary metric

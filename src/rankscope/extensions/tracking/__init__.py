@@ -2,8 +2,7 @@
 
 The process that runs the study reads the ledger between two signs of progress, so it does not
 matter where trials train. ``OUT/tracked.jsonl`` names what was sent: a study that continues sends
-only the rest. After a kill it may send what it was sending again. A library is a public class
-of this file with its name.
+only the rest. After a kill it may send what it was sending again.
 """
 
 import contextlib
@@ -11,14 +10,16 @@ import logging
 import os
 import sys
 import time
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from uuid import uuid4
 
 from rankscope.errors import reason_of
 from rankscope.hashing import sha256_json
 from rankscope.progress import JsonlReporter, ProgressReporter, logged
-from rankscope.records import FAILED, StudyRecords, TrialRecords
-from rankscope.store import Ledger
+
+if TYPE_CHECKING:
+    from rankscope.records import StudyRecords, TrialRecords
+    from rankscope.store import Ledger
 
 History = list[tuple[int, dict[str, float]]]  # (optimizer step, values)
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -36,17 +37,17 @@ class _TrackedRun(NamedTuple):
     settings: dict[str, object]  # The trial's, and the protocol
 
 
-class _Tracker(ProgressReporter):
+class Tracker(ProgressReporter):
     """Passes progress on, and sends what the ledger has gained since."""
 
     SECONDS = 10.0  # Least time between two looks at the ledger
     LOOKS = 0.05  # Most of a study's time that looks take
     next_look, is_broken = 0.0, False
 
-    def __init__(self, log: JsonlReporter, ledger: Ledger) -> None:
-        self.log, self.ledger, self.library = log, ledger, type(self).__name__.lower()
+    def __init__(self, log: JsonlReporter, ledger: "Ledger") -> None:
+        self.log, self.ledger = log, ledger
         self.memory = JsonlReporter(ProgressReporter(), log.path.with_name("tracked.jsonl"))
-        events = list(logged(self.memory.path, self.library))
+        events = list(logged(self.memory.path, self.name))
         self.runs = {str(event["trial"]): str(event["run"]) for event in events}
         self.sent = {key for event in events for key in event["sent"]}
 
@@ -92,12 +93,14 @@ class _Tracker(ProgressReporter):
         except (Exception, SystemExit) as error:
             self.is_broken = True
             do = "the same command sends the rest"
-            self.note(f"{self.library} gets no more of this study ({reason_of(error)}); {do}")
+            self.note(f"{self.name} gets no more of this study ({reason_of(error)}); {do}")
         now = time.monotonic()
         self.next_look = now + max(self.SECONDS, (now - begun) / self.LOOKS)
 
-    def send(self, study: StudyRecords, trial: TrialRecords, scores: dict[str, float]) -> None:
+    def send(self, study: "StudyRecords", trial: "TrialRecords", scores: dict[str, float]) -> None:
         """Send those pieces of a trial that were not sent before."""
+        from rankscope.records import FAILED
+
         spec, losses = trial.spec, trial.train.losses if trial.train else ()
         last = losses[-1].step if losses else 0
         pieces: list[History] = [[(p.step, p.model_dump(include=LOGGED)) for p in losses]]
@@ -110,7 +113,7 @@ class _Tracker(ProgressReporter):
             return
         told = {"trial": spec.trial_id, "run": self.runs.get(spec.trial_id) or uuid4().hex}
         if spec.trial_id not in self.runs:  # now: a process that is killed leaves no second run
-            self.memory.write(self.library, **told, sent=[])
+            self.memory.write(self.name, **told, sent=[])
         self.runs[spec.trial_id] = told["run"]
         points = [point for p in new.values() if not isinstance(p, str) for point in p]
         settings = spec.model_dump(mode="json", exclude_none=True, exclude=UNSENT)
@@ -119,15 +122,19 @@ class _Tracker(ProgressReporter):
         run = _TrackedRun(told["run"], study.name, spec.label, settings)
         self.write(run, sorted(points, key=lambda point: point[0]), status)
         self.sent |= new.keys()
-        self.memory.write(self.library, **told, sent=[*new])
+        self.memory.write(self.name, **told, sent=[*new])
 
 
-class Mlflow(_Tracker):
+class Mlflow(Tracker):
     """Runs in the store of MLFLOW_TRACKING_URI, or in MLflow's default."""
+
+    name = "mlflow"
 
     def write(self, run: _TrackedRun, points: History, status: str) -> None:
         import mlflow
         from mlflow.entities import Metric, Param
+
+        from rankscope.records import FAILED
 
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -147,8 +154,10 @@ class Mlflow(_Tracker):
             client.set_terminated(run_id, "FAILED" if status in FAILED else "FINISHED")
 
 
-class Trackio(_Tracker):
+class Trackio(Tracker):
     """Runs in Trackio's local database, or on the server that its variables name."""
+
+    name = "trackio"
 
     def write(self, run: _TrackedRun, points: History, status: str) -> None:
         import trackio
@@ -163,11 +172,15 @@ class Trackio(_Tracker):
         opened.finish()  # returns once all is written
 
 
-class Wandb(_Tracker):
+class Wandb(Tracker):
     """Runs on the server that ``wandb`` is logged in to, or in ``wandb/`` if it is offline."""
+
+    name = "wandb"
 
     def write(self, run: _TrackedRun, points: History, status: str) -> None:
         import wandb
+
+        from rankscope.records import FAILED
 
         quiet = wandb.Settings(console="off", x_disable_stats=True)
         how: Any = {"resume": "allow", "reinit": "create_new", "settings": quiet}

@@ -5,26 +5,25 @@ labels, memory estimates and the documentation ask this registry. Import it free
 torch nor transformers nor PEFT.
 """
 
+from functools import cache
+
 from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.methods.method import Method
-from rankscope.registry import subclasses_in
-
-_METHODS: dict[str, Method] = {
-    kind.name: kind() for kind in (LoraMethod, *subclasses_in(__name__, Method))
-}
-"""``lora``, the default, first."""
+from rankscope.registry import parts
 
 
-def register_method(method: Method) -> None:
-    """Make a method available under its name, in place of one that had it."""
-    _METHODS[method.name] = method
+@cache
+def methods() -> dict[str, Method]:
+    """All methods by name: ``lora``, the default, first."""
+    kinds: dict[str, type[Method]] = {LoraMethod.name: LoraMethod, **parts(Method, __name__)}
+    return {name: kind() for name, kind in kinds.items()}
 
 
 def get_method(name: str) -> Method:
     """The method of a name; ValueError without one."""
-    if name in _METHODS:
-        return _METHODS[name]
-    raise ValueError(f"method {name!r}: expected one of {', '.join(_METHODS)}")
+    if name in methods():
+        return methods()[name]
+    raise ValueError(f"method {name!r}: expected one of {', '.join(methods())}")
 
 
 def get_lora_method(name: str) -> LoraMethod:
@@ -35,8 +34,8 @@ def get_lora_method(name: str) -> LoraMethod:
 
 
 def all_methods() -> tuple[Method, ...]:
-    return tuple(_METHODS.values())
+    return tuple(methods().values())
 
 
 def lora_methods() -> tuple[LoraMethod, ...]:
-    return tuple(method for method in _METHODS.values() if isinstance(method, LoraMethod))
+    return tuple(method for method in all_methods() if isinstance(method, LoraMethod))

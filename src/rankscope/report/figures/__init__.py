@@ -1,16 +1,14 @@
 """The figures of the pages, one file each. A file registers its figure; no other file names it.
 
-The figures of an analysis are in its own folder (``analyses/NAME/figures``).
+The figures of an extension are in its own file or folder ``figures``.
 """
 
-import importlib
-import pkgutil
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
-from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple
 
-from rankscope import analyses
+from rankscope.registry import extension_files, files_of
 from rankscope.report.charts.figure import Figure
 
 
@@ -40,7 +38,7 @@ SECTIONS = {
     "transfer": Section(40, "Effect on other tasks", "Every tested task for every training task."),
     "training": Section(70, "Training"),
 }
-"""By key; the figures of an analysis may add one."""
+"""By key; the figures of an extension may add one."""
 
 Scope = Literal["task", "unit", "models"]
 Draw = Callable[..., Figure | None]
@@ -82,10 +80,6 @@ def draw_section(section: str, per: Scope, *subject: Any) -> Iterator[Figure]:
 
 @cache
 def import_figures() -> None:
-    """Import the files of this folder, and the ``figures.py`` or ``figures/`` of each analysis."""
-    folders = [package.name for package in pkgutil.iter_modules(analyses.__path__) if package.ispkg]
-    for name in (__name__, *(f"{analyses.__name__}.{folder}.figures" for folder in folders)):
-        if find_spec(name) is not None:
-            package = importlib.import_module(name)
-            for module in pkgutil.iter_modules(getattr(package, "__path__", ())):
-                importlib.import_module(f"{name}.{module.name}")
+    """Import the files of this folder, and the figures of extensions and of other packages."""
+    for package in (sys.modules[__name__], *extension_files("figures")):
+        list(files_of(package))

@@ -4,22 +4,20 @@ An executor takes the folder of a unit and sees to it that ``rankscope work OUT 
 again if the worker dies, until the folder is sealed. It never opens the ledger of the study: the
 driver verifies sealed results and commits them. So results do not depend on the executor.
 
-To add one, write a file here with a subclass of :class:`ExecutorSettings`: the study file then
-takes the file's name, ``executor: NAME`` or ``executor: {NAME: {...}}``. The study file is read
-before torch is imported, so the file imports what needs torch inside functions.
+A subclass of :class:`ExecutorSettings` is the section ``executor: {NAME: {...}}`` of a study file.
+Its module loads no torch.
 """
 
 import os
 from concurrent.futures import Future
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from pydantic import Field, create_model, model_validator
 
 from rankscope.config.section import ConfigSection
 from rankscope.errors import UserError, did_you_mean
-from rankscope.registry import subclasses_in
+from rankscope.registry import parts
 
 if TYPE_CHECKING:
     from rankscope.config.study import StudyConfig
@@ -45,6 +43,8 @@ class Executor(Protocol):
 class ExecutorSettings(ConfigSection):
     """What the study file says of an executor; no result depends on it."""
 
+    name: ClassVar[str]
+
     @property
     def runs_elsewhere(self) -> bool:
         """Whether units run on machines with other devices than this one's."""
@@ -60,10 +60,6 @@ class ExecutorSettings(ConfigSection):
         most ``limit`` of them run at a time. Raises UserError: this executor submits no script."""
         found, do = f"executor {self.name}", "'rankscope plan' shows what the others will do"
         raise UserError("--dry-run", found, "slurm, whose batch script it prints", do)
-
-    @property
-    def name(self) -> str:
-        return type(self).__module__.rpartition(".")[2]
 
     def check_trusted(self, *keys: str) -> None:
         """Raise UserError for settings under these keys that the user did not allow: they come
@@ -113,11 +109,9 @@ class ExecutorChoice(ConfigSection):
         return settings
 
 
-@cache
 def executors() -> dict[str, type[ExecutorSettings]]:
-    """The settings of every executor by its name, from the files of this package."""
-    kinds = subclasses_in(__name__, ExecutorSettings)
-    return {kind.__module__.rpartition(".")[2]: kind for kind in kinds}
+    """The settings of every executor by its name."""
+    return parts(ExecutorSettings, __name__)
 
 
 def executor_section() -> type[ExecutorChoice]:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 class LocalSettings(ExecutorSettings):
     """Worker processes on this machine."""
 
+    name = "local"
+
     def start(self, config: "StudyConfig", num_workers: int | None) -> Executor:
         return LocalExecutor(config, num_workers)
 

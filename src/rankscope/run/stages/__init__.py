@@ -2,8 +2,7 @@
 
 A stage reads from the ledger what is missing, computes it piece by piece, and commits each piece
 before the next. A run that is killed at any moment repeats at most the piece it was in, and what
-``measure_base`` measured, which is not stored. The stages of analyses are in ``analyses/``, those
-of rows that the base makes in ``sources/``.
+``measure_base`` measured, which is not stored. Extensions have stages of their own.
 """
 
 import json

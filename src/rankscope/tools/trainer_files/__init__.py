@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from rankscope.config.arm import MODULE_PATTERN, TARGET_GROUPS
 from rankscope.errors import UserError
-from rankscope.registry import subclasses_in
+from rankscope.registry import parts
 from rankscope.tools.trainer_documents import TrainerDocument, read_document
 
 __all__ = ["PLACES", "TrainerFile", "read_trainer_file"]
@@ -209,7 +209,7 @@ class TrainerFile:
 
 def read_trainer_file(path: Path) -> TrainerFile:
     """The file as one of the trainer that knows most of its keys. Raises UserError: of none."""
-    kinds: list[type[TrainerFile]] = [*subclasses_in(__name__, TrainerFile)]
+    kinds: list[type[TrainerFile]] = [*parts(TrainerFile, __name__).values()]
     calls = {call: names for kind in kinds for call, names in kind.calls.items()}
     document = read_document(path, calls)
     keys = {*document.values, *document.computed}

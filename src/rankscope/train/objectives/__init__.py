@@ -5,26 +5,26 @@ ask this registry. Import it freely: it loads neither torch nor transformers.
 """
 
 import json
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from rankscope.config.section import Unfit, short_repr
 from rankscope.errors import did_you_mean
 from rankscope.hashing import canonical_json
-from rankscope.registry import subclasses_in
+from rankscope.registry import parts
 from rankscope.train.objectives.objective import Objective
 
 SFT = Objective.name
 
 
-_OBJECTIVES: dict[str, type[Objective]] = {
-    kind.name: kind for kind in (Objective, *subclasses_in(__name__, Objective))
-}
-"""``sft``, the default, first."""
+@cache
+def objectives() -> dict[str, type[Objective]]:
+    """All objectives by name: ``sft``, the default, first."""
+    return {SFT: Objective, **parts(Objective, __name__)}
 
 
 def objective_names() -> tuple[str, ...]:
-    return tuple(_OBJECTIVES)
+    return tuple(objectives())
 
 
 def parse_objective(value: Any) -> str:
@@ -34,11 +34,11 @@ def parse_objective(value: Any) -> str:
         value = json.loads(value)
     named = value if isinstance(value, dict) else {str(value): {}}
     name, given = next(iter(named.items()), ("", {}))
-    if len(named) != 1 or name not in _OBJECTIVES:
-        hint = did_you_mean(str(name), _OBJECTIVES)
-        rule = f"one of {', '.join(_OBJECTIVES)}, or one with settings: {{dpo: {{beta: 0.3}}}}"
+    if len(named) != 1 or name not in objectives():
+        hint = did_you_mean(str(name), objectives())
+        rule = f"one of {', '.join(objectives())}, or one with settings: {{dpo: {{beta: 0.3}}}}"
         raise Unfit(short_repr(value), rule, hint)
-    settings = _OBJECTIVES[name].settings_type.model_validate(given or {})
+    settings = objectives()[name].settings_type.model_validate(given or {})
     chosen = settings.model_dump(mode="json", exclude_defaults=True)
     return canonical_json({name: chosen}) if chosen else name
 
@@ -47,5 +47,5 @@ def parse_objective(value: Any) -> str:
 def objective_of(text: str) -> Objective:
     """The objective that :func:`parse_objective` made this text of."""
     name, given = next(iter(json.loads(text).items())) if text.startswith("{") else (text, {})
-    kind = _OBJECTIVES[name]
+    kind = objectives()[name]
     return kind(kind.settings_type.model_validate(given))
