@@ -23,7 +23,7 @@ from typing import TypeVar
 from rankscope.errors import UserError, reading
 
 EXTENSIONS = f"{__package__}.extensions"
-Part = TypeVar("Part")
+_Part = TypeVar("_Part")
 
 
 def files_of(package: ModuleType) -> Iterator[ModuleType]:
@@ -45,10 +45,10 @@ def extensions() -> tuple[ModuleType, ...]:
 
 
 @cache
-def parts(kind: type[Part], folder: str = "") -> dict[str, type[Part]]:
+def parts(kind: type[_Part], folder: str = "") -> dict[str, type[_Part]]:
     """The parts of a kind by name: those of the core's folder first. Raises UserError: two parts
     have one name."""
-    found: dict[str, type[Part]] = {}
+    found: dict[str, type[_Part]] = {}
     modules = [*files_of(import_module(folder))] if folder else []
     for module in (*modules, *extensions()):
         for value in vars(module).values():

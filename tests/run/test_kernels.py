@@ -21,6 +21,7 @@ def study(folder: Path, kernels: str) -> Any:
     return small_study(folder, **train, arms=ARMS, seeds=[0], evaluate=scored)
 
 
+@pytest.mark.usefixtures("minutes")
 def test_compiled_functions_have_the_same_bits_however_a_study_runs(tmp_path: Path) -> None:
     """In one process, with interruptions, and in a worker. A later run that computes plainly has a
     note."""

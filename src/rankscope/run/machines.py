@@ -153,7 +153,7 @@ def _pace_of_steps(inputs: PreparedStudy, machine: Machine, group: Group) -> flo
 
     def note_step(step: int, num_steps: int, tokens: int, losses: list[float]) -> None:
         nonlocal begun
-        each = tokens / max(1, len(losses))
+        each = round(tokens / max(1, len(losses)))
         operations = sum(costs.training_operations(t, each) for t in trials[: len(losses)])
         before, begun = begun, time.perf_counter()
         rates.append(operations / (begun - before))

@@ -21,7 +21,7 @@ class Method:
     """One way to fine-tune.
 
     To add a LoRA variant, subclass :class:`~rankscope.models.methods.lora.LoraMethod` in a file of
-    its own in this folder, where it is found; from outside the package, call ``register_method``.
+    its own in this folder, or in another package (``registry.py``).
     ``config`` and ``records`` import the registry, so a method's file imports torch, transformers
     and PEFT only inside functions.
     """
