@@ -19,7 +19,6 @@ SEAMS = {
     "data": "tasks",
     "models": "methods/",
     "evaluate": "scorers/",
-    "analyses": "a folder each",
     "report": "figures/",
     "run": "executors/",
 }

@@ -18,7 +18,6 @@ WALK = (
     "models",
     "evaluate",
     "train",
-    "analyses",
     "advise",
     "integrations",
     "report",
@@ -51,7 +50,7 @@ LAW: dict[str, frozenset[str]] = {
     **{room: GROUND | frozenset(WALK[: i + 1]) | {"store"} for i, room in enumerate(WALK)},
     **dict.fromkeys(GROUND, GROUND),
     # Only the conductor and the rooms after it see the ledger.
-    **{room: GROUND | frozenset(WALK[: i + 1]) for i, room in enumerate(WALK[:8])},
+    **{room: GROUND | frozenset(WALK[: i + 1]) for i, room in enumerate(WALK[:7])},
     # The decision and the report are functions of typed records and settings.
     "advise": frozenset({"advise", "config", "records", "registry", "errors", "formatting"}),
     "report": frozenset(

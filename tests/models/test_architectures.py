@@ -27,7 +27,6 @@ from toy_training import (
 )
 from transformers import AutoModelForCausalLM
 
-from rankscope import inspect
 from rankscope.config.study import TrainConfig
 from rankscope.errors import UserError
 from rankscope.evaluate.likelihood import continuation_logprobs
@@ -35,6 +34,7 @@ from rankscope.evaluate.scorers.scorer import Question
 from rankscope.evaluate.token_trees import TokenTree
 from rankscope.extensions.heads.ablation import ablate, zeroed
 from rankscope.extensions.heads.layout import HeadLayout, HeadModel
+from rankscope.extensions.spectra.inspect import inspect
 from rankscope.extensions.spectra.record import SpectraRecord
 from rankscope.models.adapters.folder import save_adapter
 from rankscope.models.base import Base, Row, RowBatch
