@@ -7,8 +7,9 @@ analysis. The core's parts of a kind are the files of one folder; an extension i
     [project.entry-points.rankscope]
     anything = "its_module"
 
-Modules of extensions and packages are loaded with every study file, so they load neither torch nor
-records. Their files ``figures`` and ``verbs`` are loaded for pages and for the command line.
+Modules of extensions and packages are loaded with every study file, so they load neither torch, nor
+records, nor ``config.study``. Their parts are defined in them or in modules below them. Their files
+``figures`` and ``verbs`` are loaded for pages and for the command line.
 """
 
 import pkgutil
@@ -64,5 +65,8 @@ def parts(kind: type[_Part], folder: str = "") -> dict[str, type[_Part]]:
 def extension_files(name: str) -> Iterator[ModuleType]:
     """The file of this name in each extension and package that has one."""
     for module in extensions():
-        if hasattr(module, "__path__") and find_spec(f"{module.__name__}.{name}"):
-            yield import_module(f"{module.__name__}.{name}")
+        file = f"{module.__name__}.{name}"
+        if hasattr(module, "__path__") and find_spec(file):
+            with reading(file, "a module that can be imported"):
+                loaded = import_module(file)
+            yield loaded

@@ -227,3 +227,10 @@ def test_a_data_folder_fits_every_preset(preset: str, tmp_path: Path) -> None:
     plain = load_text(study_template(preset), tmp_path)
     config = load_text(study_template(preset, data_dir="./data"), tmp_path)
     assert config == plain.model_copy(update={"data_dir": str(tmp_path / "data")})
+
+
+def test_retention_of_ones_own_is_written_as_given(tmp_path: Path) -> None:
+    own = load_text(
+        study_template("default", "pocket", retention=("mmlu", "common_facts")), tmp_path
+    )
+    assert [task.name for task in own.evaluate.retention] == ["mmlu", "common_facts"]

@@ -1,25 +1,21 @@
 """A figure is one file: once imported, it is on the page with its sentence, plot and table."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
 from report_studies import ordinary_study
 
-from rankscope.report.figures import REGISTRY
+from rankscope.report import figures
 from rankscope.report.study_page import render_study
 from rankscope.report.study_view import StudyView
 
 
-@pytest.fixture
-def imported_figure(load_extension: Callable[[str], ModuleType]) -> Iterator[None]:
-    module = load_extension("figure")
-    yield
-    del REGISTRY[module.draw]
-
-
-@pytest.mark.usefixtures("imported_figure")
-def test_a_figure_of_ones_own_is_on_the_page() -> None:
+def test_a_figure_of_ones_own_is_on_the_page(
+    monkeypatch: pytest.MonkeyPatch, load_extension: Callable[[str], ModuleType]
+) -> None:
+    monkeypatch.setattr(figures, "REGISTRY", dict(figures.REGISTRY))
+    load_extension("figure")
     page = render_study(StudyView(*ordinary_study()))
     for task in (0, 1):
         assert f'<figure id="items-{task}">' in page

@@ -66,7 +66,7 @@ def _export_command(
     merge: Annotated[bool, Option("--merge", help="Merge the adapter into a full model.")] = False,
     form: Annotated[
         str,
-        Option("--format", metavar="FORMAT", help="Of another program; an unknown one lists them."),
+        Option("--format", metavar="FORMAT", help="Another program's, such as gguf or mlx."),
     ] = PEFT,
     step: Annotated[int | None, Option(help="Export the weights kept at this step.")] = None,
     base_name: Annotated[

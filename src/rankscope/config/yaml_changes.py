@@ -138,7 +138,9 @@ def literal(value: Any, style: Style = "yaml") -> str:
     """
     if isinstance(value, bool):
         return str(value) if style == "python" else str(value).lower()
-    if isinstance(value, int | float):
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
         digits, e, exponent = f"{value:.12g}".replace("e-0", "e-").partition("e")
         return f"{digits}{'.0' * (bool(e) and '.' not in digits)}{e}{exponent}"
     if isinstance(value, list | tuple):

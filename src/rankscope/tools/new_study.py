@@ -83,14 +83,15 @@ def study_template(
             raise UserError("--preset pocket", found, "the pocket model", "choose another preset")
     if on_pocket := is_pocket and preset != "pocket":
         names |= ON_POCKET["tasks"]
-        retention = [*retention] or ON_POCKET["retention"]
         study = _on_pocket(study, is_example=task is None)
     if task is not None:
         names[OWN_TASK] = task["name"]
-    if retention := [*retention]:
-        names[DEFAULT_RETENTION] = retention[0]
-        study["evaluate"]["retention"] = retention
+    kept = [*retention] or (ON_POCKET["retention"] if on_pocket else [])
+    if kept:
+        names[DEFAULT_RETENTION] = kept[0]
     study = _renamed(study, names)
+    if kept:
+        study["evaluate"]["retention"] = kept
     if task is not None:
         _set_task(study, preset, task)
     if model is not None and (on_pocket or preset == "default"):

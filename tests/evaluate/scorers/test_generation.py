@@ -14,7 +14,7 @@ from rankscope.evaluate.continuous_batching import Generation
 from rankscope.evaluate.metrics import ModelScores
 from rankscope.evaluate.scorers import get_scorer, scorer_names
 from rankscope.evaluate.scorers.generation import normalized_answer, stop_strings
-from rankscope.evaluate.scorers.rouge import longest_common_subsequence, rouge_l
+from rankscope.extensions.rouge import longest_common_subsequence, rouge_l
 
 
 def test_normalized_answer_keeps_what_matters() -> None:
