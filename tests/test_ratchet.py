@@ -8,16 +8,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 LIMITS = {
-    "code lines of the core": 29_737,
+    "code lines of the core": 29_736,
     "code lines of extensions": 7_000,  # a cap: room that the core's own lines do not have
-    "lines of tests": 38_298,
-    "words of docs and README": 36_597,
+    "lines of tests": 38_297,
+    "words of docs and README": 36_596,
     "words of README": 875,
     "sentences over 40 words": 19,
     "data types": 157,
     "public definitions": 1_053,
     "functions over 60 lines": 7,
-    "headless docstrings": 216,
+    "headless docstrings": 212,
     "modules with one importer": 41,
     "modules in the largest circle": 97,  # imports inside functions count
     "modules that prepare.py imports": 16,  # run/prepare.py itself, not what those import

@@ -12,7 +12,6 @@ from torch import Tensor
 from toy_training import protocol, toy_rows, trial
 
 from rankscope.config.arm import ArmConfig
-from rankscope.config.loader import study_json_schema
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.methods import get_method
 from rankscope.train.loop import train_group
@@ -38,7 +37,6 @@ def test_a_study_file_may_name_it() -> None:
     assert get_method("olora").name == "olora"
     arm = ArmConfig.model_validate({"method": ["lora", "olora"], "rank": 4, "lr": 1e-3})
     assert [grid["method"] for grid in arm.grids()] == [["lora"], ["olora"]]
-    assert '"olora"' in str(study_json_schema()).replace("'", '"')
     with pytest.raises(ValueError, match=r"'olorra', expected one of .*olora.* mean 'olora'"):
         ArmConfig.model_validate({"method": "olorra", "rank": 4, "lr": 1e-3})
     with pytest.raises(ValueError, match="found 'init_from' with method 'olora'"):

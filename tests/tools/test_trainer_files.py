@@ -18,7 +18,7 @@ from command_line import rankscope as command
 
 from rankscope.config.loader import load_study_file
 from rankscope.config.task import TaskConfig
-from rankscope.config.yaml_changes import literal
+from rankscope.config.yaml_changes import literal, read_values, with_values
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import read_task_items
 from rankscope.errors import UserError
@@ -488,8 +488,11 @@ def test_trl_trains_with_the_patched_file(place: Path, small: Path, tmp_path: Pa
     assert ranks == {2}
 
 
-def test_numbers_are_written_as_any_yaml_reads_them() -> None:
-    for value in (2e-3, 1e-5, 2.5e-7, 16, 0.05):
+def test_what_is_written_reads_back() -> None:
+    for text in ("a: >-\n  b\n# d\nc: 1\n", "a:\n- b\nc: 1\n", "a: {}\nc: 1\n"):
+        for values in ({"a": "e", "c": 1}, {"a": {"e": 2}, "c": 1}, {"a": ["e", "f"], "c": 2}):
+            assert read_values(with_values(text, values)) == values
+    for value in (2e-3, 1e-5, 2.5e-7, 16, 2**53 + 1, 0.05):
         assert yaml.safe_load(literal(value, "yaml")) == value
         assert json.loads(literal(value, "json")) == value
         assert ast.literal_eval(literal(value, "python")) == value

@@ -1,4 +1,4 @@
-"""What is measured of each model besides its scores, by the analyses that the registry finds.
+"""Analyses measure more of each model than its scores; the registry finds them.
 
 The study file, the ledger, the conductor, the plan, the tables and the pages ask here. Import it
 freely: it loads neither torch nor records.

@@ -43,7 +43,7 @@ def _changes(place: str, old: Any, new: Any) -> Iterator[tuple[str, Any]]:
     """The entries that differ; a list of another length, and a mapping that lacks keys, is one."""
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         old, new = dict(enumerate(old)), dict(enumerate(new))
-    if isinstance(old, dict) and isinstance(new, dict) and old.keys() <= new.keys():
+    if isinstance(old, dict) and isinstance(new, dict) and set() < old.keys() <= new.keys():
         for key, value in new.items():
             name = f"{place}.{key}" if place else key
             yield from _changes(name, old[key], value) if key in old else [(name, value)]
@@ -114,8 +114,9 @@ def _edit(texts: Sequence[str], span: Span, value: Any, style: Style) -> Replace
     """Another value in the place of one; a block of YAML stays one."""
     part, first, start, end, _ = span
     text = texts[part]
+    end = start + len(text[start:end].rstrip())  # A block of text ends on the next line
     if style == "yaml" and ("\n" in text[first:start] or text[start - 2 : start] == "- "):
-        if isinstance(value, list | dict) and value:
+        if value and isinstance(value, list if text[start : start + 1] == "-" else dict):
             margin = " " * (start - text.rfind("\n", 0, start) - 1)
             return part, start, end, f"\n{margin}".join(_lines(value))
         start = text.index(":", first) + 1 if first < start else start
@@ -136,10 +137,8 @@ def literal(value: Any, style: Style = "yaml") -> str:
 
     Numbers have a point before an exponent, without which YAML 1.1 reads text.
     """
-    if isinstance(value, bool):
-        return str(value) if style == "python" else str(value).lower()
-    if isinstance(value, int):
-        return str(value)
+    if value is None or isinstance(value, int):
+        return str(value) if style == "python" else json.dumps(value)
     if isinstance(value, float):
         digits, e, exponent = f"{value:.12g}".replace("e-0", "e-").partition("e")
         return f"{digits}{'.0' * (bool(e) and '.' not in digits)}{e}{exponent}"

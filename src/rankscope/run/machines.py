@@ -88,7 +88,7 @@ MACHINES: Mapping[str, Machine] = {
     # 10 cores x 128 units x 2 x 1.4 GHz; Apple publishes no rate
     "m3": Machine("Apple M3", torch.device("mps"), {"float32": 3.6}, 24),
 }
-"""By the name that ``rankscope plan --device`` takes; the figures are the vendors'."""
+"""``rankscope plan --device`` takes these names; the figures are the vendors'."""
 
 
 def find_machine(name: str) -> Machine | None:

@@ -1,7 +1,7 @@
-"""The scorers by name: one file each, and the registry that lists them.
+"""Rankscope knows these scorers by name: the files of this folder, extensions and other packages.
 
-A file of this folder is all that a scorer needs, and it can be deleted. Study files, tasks, error
-messages and the documentation use this registry. Importing it loads neither torch nor transformers.
+One file is all that a scorer needs. Study files, tasks, error messages and the documentation ask
+here. Importing it loads neither torch nor transformers.
 """
 
 import re

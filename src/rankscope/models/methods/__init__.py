@@ -1,8 +1,7 @@
-"""The fine-tuning methods by name: one file each, and the registry that lists them.
+"""Rankscope knows these fine-tuning methods by name: files of this folder, and other packages'.
 
-A file of this folder is all that a method needs, and it can be deleted. Study files, records,
-labels, memory estimates and the documentation ask this registry. Import it freely: it loads neither
-torch nor transformers nor PEFT.
+One file is all that a method needs. Study files, records, labels, memory estimates and the
+documentation ask here. Import it freely: it loads neither torch nor transformers nor PEFT.
 """
 
 from functools import cache

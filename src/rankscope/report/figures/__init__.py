@@ -38,7 +38,7 @@ SECTIONS = {
     "transfer": Section(40, "Effect on other tasks", "Every tested task for every training task."),
     "training": Section(70, "Training"),
 }
-"""By key; the figures of an extension may add one."""
+"""The sections by key; the figures of an extension may add one."""
 
 Scope = Literal["task", "unit", "models"]
 Draw = Callable[..., Figure | None]

@@ -1,7 +1,7 @@
-"""What training minimizes: one file per objective, and the registry that lists them.
+"""Training minimizes one of these objectives: the files of this folder, and other packages'.
 
-A file of this folder is all that an objective needs, and it can be deleted. Study files and plans
-ask this registry. Import it freely: it loads neither torch nor transformers.
+One file is all that an objective needs. Study files and plans ask here. Import it freely: it loads
+neither torch nor transformers.
 """
 
 import json
