@@ -1,6 +1,6 @@
 """How much of a core the driver needs while ten workers run a study of a thousand small units.
 
-    python benchmarks/driver_load.py [--units 1000] [--workers 10] [--seconds 10]
+    python evidence/campaigns/driver_load.py [--units 1000] [--workers 10] [--seconds 10]
 
 No race. The driver is the real one: it opens units, starts worker processes, verifies what they
 seal and commits it. The workers are simulated, since ten real ones would need ten cores: each is a
@@ -61,7 +61,7 @@ def processor_seconds() -> float:
 
 def measure(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, object]]:
     """Figures by name."""
-    sys.path.insert(1, str(Path(__file__).parents[1] / "tests" / "fixtures"))
+    sys.path.insert(1, str(Path(__file__).parents[2] / "tests" / "fixtures"))
     from pocket_study import SETTINGS, changed, small_study
 
     from rankscope.progress import ProgressReporter

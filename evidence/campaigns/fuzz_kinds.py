@@ -15,7 +15,7 @@ from fuzz_ledgers import LEDGERS, read_ledger
 from fuzz_mutations import HOSTILE, TEXTS, altered, as_bytes, damaged, json_text
 from fuzz_rows import JSONL, PARQUET, TABLES, read_jsonl, read_parquet, read_table
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 
 
 class Kind(NamedTuple):

@@ -1,6 +1,6 @@
 """Search against Optuna's pruners, at equal training tokens.
 
-    python benchmarks/search_peers.py [--draws 16]
+    python evidence/judges/search_peers.py [--draws 16]
 
 The rule of the comparison, set before any result was seen:
 

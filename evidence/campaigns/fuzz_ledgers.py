@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fuzz_mutations import HOSTILE, altered, json_text
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fixtures"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "fixtures"))
 
 
 KEYS = {
@@ -33,7 +33,7 @@ def stored_study() -> Path:
     """The ledger of a simulated study; its files are in ``out`` beside it."""
     from synthetic_study import Truth, synthetic_study
 
-    from large_report import store
+    from fault_scale import store
 
     truth = Truth(ranks=(2, 8), lrs=(1e-3,), seeds=(0, 1), num_items=5, curve_steps=(5, 10))
     folder = Path(tempfile.mkdtemp())

@@ -1,6 +1,6 @@
 """Read many damaged and hostile inputs, and count those that end in anything but a message.
 
-    python benchmarks/fuzz.py [--kind jsonl] [--inputs 100000] [--keep DIR]
+    python evidence/campaigns/fuzz.py [--kind jsonl] [--inputs 100000] [--keep DIR]
 
 The law: an input is read, or refused by an error of ``rankscope.errors``, within 5 seconds of
 processor time and 2 GB. Prints one line per kind, and exits with 1 if an input broke the law.
