@@ -56,7 +56,6 @@ bench-eval: .venv/installed-dev
 	$(BIN)/python benchmarks/evaluate_choice.py --task arc_easy
 	$(BIN)/python benchmarks/evaluate_choice.py --task mmlu
 	$(BIN)/python benchmarks/evaluate_generate.py
-	$(BIN)/python benchmarks/evaluate_agreement.py
 
 # Stamps: the package is installed again only when pyproject.toml has changed.
 .venv/bin/python:

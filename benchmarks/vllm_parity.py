@@ -20,9 +20,8 @@ from typing import Any
 
 import torch
 
-from evaluate_choice import DATA
-from evaluation_race import gsm8k, heading, load, write_adapters
-from race import announce
+from evaluation import DATA, gsm8k, load, write_adapters
+from race import announce, heading
 from rankscope.evaluate.continuous_batching import GenerationLimits
 from rankscope.evaluate.vllm import ANSWERS_COMPARED, LARGEST_DIFFERENCE, Vllm
 from rankscope.models.adapters.folder import load_adapter
