@@ -303,7 +303,7 @@ def write(base: Base, count: int, size: Size) -> dict[str, Any]:
         RunningBatch(base, limits).run(deque(answers))
         clock.step_done()
     base.multi_lora.clear()
-    return {"tokens_per_second": sum(len(a.ids) for a in answers) / clock.seconds()}
+    return {"tokens_per_second": sum(len(a.ids) for a in answers) / clock.seconds(0)}
 
 
 def count_launches(

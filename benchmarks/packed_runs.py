@@ -10,7 +10,7 @@ from rankscope.models.compiled import use_kernels, why_not
 from rankscope.models.load import load_base
 from rankscope.train.loop import train_group
 from rankscope.train.trial_state import TrialState
-from training import Rows, Trained
+from training import Rows, StepClock, Trained
 
 
 def packed(rows: Rows) -> Turn:
@@ -39,13 +39,19 @@ def load(rows: Rows) -> Base:
 
 def train(base: Base, rows: Rows, trained: Trained) -> Sequence[TrialState]:
     """Train all trials in one group, count them, and return them."""
-    setting = rows.setting
-    result = train_group(base, setting.specs(), rows.encoded, setting.protocol())
+    setting, clock = rows.setting, StepClock(base.device)
+    result = train_group(
+        base,
+        setting.specs(),
+        rows.encoded,
+        setting.protocol(),
+        progress=lambda *_: clock.step_done(),
+    )
     for state in result.states:
         if state.failure is not None:
             raise RuntimeError(f"{state.spec.trial_id}: {state.failure}")
         trained.losses[state.spec.trial_id] = [point.loss for point in state.losses]
         trained.tokens += rows.tokens(state.spec)
-    trained.seconds += result.seconds
+    trained.seconds += clock.seconds()
     base.multi_lora.clear()
     return result.states

@@ -50,7 +50,7 @@ def packed(rows: Rows) -> Turn:
         clock.step_done()
         pairs = zip(rows.encoded, margins, strict=True)
         own = replace(rows, encoded=[replace(row, value=margin) for row, margin in pairs])
-        trained = Trained(seconds=clock.seconds())
+        trained = Trained(seconds=clock.seconds(0))
         train(base, own, trained)
         return trained.segment()
 
@@ -128,7 +128,7 @@ def main() -> int:
     parser.add_argument("--data-dir", default=str(DATA))
     parser.add_argument("--pocket", action="store_true", help="the pocket model, offline")
     parser.add_argument("--pairs", type=int, default=6, help="of turns, for each peer")
-    parser.add_argument("--steps", type=int, default=2, help="of each trial in a turn")
+    parser.add_argument("--steps", type=int, default=4, help="of each trial in a turn")
     options = parser.parse_args()
     model = pocket_folder() if options.pocket else cached_model_folder("smollm2-135m")
     setting = Setting(

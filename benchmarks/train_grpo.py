@@ -29,7 +29,7 @@ from rankscope.evaluate.scorers import scorers
 from rankscope.evaluate.scorers.exact_match import ExactMatchScorer
 from rankscope.models.model_folder import pocket_folder
 from single_runs import TrainerClock, copy_start, load, new_adapter, peft_config
-from training import Rows, Setting, Trained, heading
+from training import UNTIMED, Rows, Setting, Trained, heading
 
 RANKS = (1, 4, 16, 64)
 PROMPTS, ANSWERS, LONGEST = 8, 8, 24
@@ -66,7 +66,8 @@ def packed(rows: Rows) -> Turn:
         trained = Trained()
         states = train(base, rows, trained)
         points = [point for state in states for point in state.rewards]
-        written = sum(round(point.length * PROMPTS * ANSWERS) for point in points)
+        timed = [point for point in points if point.step >= UNTIMED]
+        written = sum(round(point.length * PROMPTS * ANSWERS) for point in timed)
         first = [point.length for point in points if point.step == 0]
         return Segment(trained.seconds, written, {"first": first})
 
@@ -118,7 +119,7 @@ def trl(rows: Rows) -> Turn:
                 trainer.add_callback(clock)
                 trainer.train()
             seconds += clock.clock.seconds()
-            written += round(sum(lengths[: setting.steps]) * PROMPTS * ANSWERS)
+            written += round(sum(lengths[UNTIMED : setting.steps]) * PROMPTS * ANSWERS)
             first.append(lengths[0])
         return Segment(seconds, written, {"first": first})
 
@@ -129,7 +130,7 @@ def main() -> int:
     """Race, print, and exit with 1 where the sides did not draw alike."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--pairs", type=int, default=8, help="of turns")
-    parser.add_argument("--steps", type=int, default=3, help="of each trial in a turn")
+    parser.add_argument("--steps", type=int, default=4, help="of each trial in a turn")
     options = parser.parse_args()
     objective = f'{{"grpo":{{"answers":{ANSWERS},"max_new_tokens":{LONGEST},"reward":"is_even"}}}}'
     scorers()["is_even"] = EvenScorer()

@@ -1,7 +1,8 @@
 """What the races of training share: the trials, their rows, and when losses agree.
 
 All sides start from the same A and B and see the same rows in the same order. A turn trains every
-trial from its start. Loading, tokenizing and building trainers are not timed.
+trial from its start. Loading, tokenizing, building trainers and every run's first step, in which a
+trainer sets itself up, are not timed.
 """
 
 import time
@@ -30,6 +31,8 @@ BFLOAT16_TOLERANCE = 1e-2
 """bfloat16 keeps 8 bits: each product is rounded by up to 2^-9 = 0.2 %, and sums in another order
 are rounded otherwise. Measured over the first steps on SmolLM2-135M: 0.3 %.
 """
+UNTIMED = 1
+"""First steps of every run that do not count."""
 ATTENTION = ("k_proj", "o_proj", "q_proj", "v_proj")
 
 
@@ -46,7 +49,7 @@ class Setting:
         batch_size: rows per micro-batch.
         gradient_accumulation: micro-batches per optimizer step.
         max_length: tokens; longer rows are left out on every side.
-        steps: optimizer steps of each trial in a turn.
+        steps: optimizer steps of each trial in a turn, the untimed one included.
         objective: what is minimized; with ``dpo`` rows have a rejected answer.
         kernels: Rankscope's, as ``train.kernels``.
     """
@@ -151,9 +154,10 @@ class Rows:
         )
         return [order.step(step) for step in range(setting.steps)]
 
-    def tokens(self, spec: TrialSpec) -> int:
-        """Valid tokens of a trial's steps, rejected answers with their prompts too."""
-        rows = (self.encoded[i] for micros in self.order(spec) for micro in micros for i in micro)
+    def tokens(self, spec: TrialSpec, start: int = UNTIMED) -> int:
+        """Valid tokens of a trial's steps from ``start``, rejected answers with their prompts."""
+        steps = self.order(spec)[start:]
+        rows = (self.encoded[i] for micros in steps for micro in micros for i in micro)
         return sum(len(part.input_ids) for row in rows for part in row.parts)
 
 
@@ -174,7 +178,7 @@ class StepClock:
         """Call at the end of every step."""
         self.marks.append(self.now())
 
-    def seconds(self, start: int = 0) -> float:
+    def seconds(self, start: int = UNTIMED) -> float:
         """Seconds of all steps but the first ``start``."""
         return self.marks[-1] - self.marks[start]
 

@@ -71,7 +71,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=160, help="tokens of a row")
     parser.add_argument("--steps", type=int, default=24, help="of 4 rows")
     parser.add_argument("--items", type=int, default=40, help="of each task and split")
-    parser.add_argument("--sample-steps", type=int, default=4, help="TRL's, after as many untimed")
+    parser.add_argument("--sample-steps", type=int, default=4, help="TRL's, the first untimed")
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"])
     parser.add_argument("--out", type=Path, help="keep the study in this new folder")
     options = parser.parse_args(arguments)
@@ -419,7 +419,7 @@ def race(options: argparse.Namespace, model: Path, folder: Path) -> dict[str, An
     place = folder / "out" / weights_path(adapters[0])
     scripts, speed = samples(options, model, place, items)
     rows = Rows.read(setting, options.rows)
-    by_seed = {spec.seed: rows.tokens(spec) for spec in setting.specs()}
+    by_seed = {spec.seed: rows.tokens(spec, 0) for spec in setting.specs()}
     rates = {*options.rates, *options.full_rates}  # The search may have trained others
     listed = [trial.spec for trial in study.trials if trial.spec.lr in rates]
     whole = {spec.trial_id: by_seed[spec.seed] for spec in listed}

@@ -113,7 +113,7 @@ RACES: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
         lambda line: line["tokens_per_second"].keys() == {"2", "8", "full"},
     ),
     "train_pocket": (
-        "--steps 2 --batch-size 4 --pairs 2",
+        "--steps 3 --batch-size 4 --pairs 2",
         lambda line: line["rates"].keys() == {"packed", "plain_loop", "hand_tuned"},
     ),
     "train_dpo": ("--pocket --pairs 1", lambda line: line["ratio_reference_before"]),
