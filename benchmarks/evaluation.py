@@ -1,4 +1,4 @@
-"""What the races of evaluation share: questions and adapters."""
+"""Questions and adapters that the races of evaluation share."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def asked(row: Row, is_lettered: bool) -> str:
 
 
 def answers_of(row: Row, is_lettered: bool) -> list[str]:
-    """What is scored after the prompt."""
+    """Texts that are scored after the prompt."""
     texts = LETTERS[: len(row["choices"])] if is_lettered else row["choices"]
     return [f" {text}" for text in texts]
 

@@ -31,7 +31,7 @@ STOP = "\nQuestion:"
 
 
 def timed(call: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    """What a call returns, and its seconds."""
+    """A call's result, and its seconds."""
     begun = time.perf_counter()
     found = call(*arguments)
     return found, time.perf_counter() - begun
@@ -152,7 +152,7 @@ def harness_choice(given: Given) -> Turn:
 def request_of(
     lm: Any, prompt: str, answer: str, max_length: int | None
 ) -> tuple[tuple[str, str], list[int], list[int]]:
-    """What the harness makes of a prompt and an answer, or of a text without a prompt."""
+    """The harness's request of a prompt and an answer, or of a text without a prompt."""
     if prompt:
         context, continuation = lm._encode_pair(prompt, answer)
     else:
@@ -187,7 +187,7 @@ def stock_generation(given: Given) -> Turn:
 
 
 def stock_generation_merged(given: Given) -> Turn:
-    """The same with every adapter merged into a base of its own."""
+    """``stock_generation`` with every adapter merged into a base of its own."""
     return generation(given, merged=True)
 
 

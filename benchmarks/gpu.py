@@ -60,7 +60,7 @@ from training import ATTENTION, StepClock
 
 DTYPE = torch.bfloat16
 RANKS = (8, 16, 32, 64, 128)
-"""Of several adapters, in turn; a single one has 16, as in published figures."""
+"""Several adapters have these in turn; a single one has 16, as in published figures."""
 SQUARE = {"cpu": 2048, "cuda": 8192}
 """Side of the square product. On a processor 1024 to 4096 were equally fast, a GPU wants more."""
 IMPLEMENTATIONS = ("loop", "grouped_mm")

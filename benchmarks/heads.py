@@ -146,7 +146,7 @@ def scored(w: World) -> list[Floats]:
 
 
 def scored_plainly(w: World) -> list[Floats]:
-    """The same, every option with its prompt as a row of its own."""
+    """Log-probabilities of the options, every option with its prompt as a row of its own."""
     rows, targets = [], []
     for question in w.questions:
         for ids in question.continuations:

@@ -1,4 +1,4 @@
-"""What a rank costs by itself: tokens per second and peak memory of one adapter, and of full
+"""Cost of a rank by itself: tokens per second and peak memory of one adapter, and of full
 fine-tuning.
 
     python benchmarks/rank_cost.py [--ranks 8,32,128,512]

@@ -252,7 +252,7 @@ def hand_tuned(rows: Rows) -> Turn:
 
 
 def hand_tuned_joined(rows: Rows) -> Turn:
-    """The same with a step's micro-batches in one pass, as an expert with memory to spare does."""
+    """A step's micro-batches go in one pass, as an expert with memory to spare has them."""
     cast = rows.setting.torch_dtype() == torch.bfloat16
     loops = [Loop(loss, cast, is_joined=True) for loss in (padded_at_labels, concatenated)]
     return by(fastest(loops, rows), rows)
@@ -315,7 +315,7 @@ def trl(rows: Rows) -> Turn:
 
 
 def trl_without_recomputation(rows: Rows) -> Turn:
-    """The same with its default gradient checkpointing off."""
+    """TRL's SFTTrainer with its default gradient checkpointing off."""
     return sft(rows, {"gradient_checkpointing": False})
 
 

@@ -63,12 +63,12 @@ def trl(rows: Rows) -> Turn:
 
 
 def trl_without_recomputation(rows: Rows) -> Turn:
-    """The same, which keeps activations."""
+    """TRL's DPOTrainer, which keeps activations."""
     return runs(rows, {"activation_checkpointing": False})
 
 
 def trl_reference_before(rows: Rows) -> Turn:
-    """The same, with the reference computed before."""
+    """TRL's DPOTrainer, with the reference computed before."""
     return runs(rows, {"activation_checkpointing": False, "precompute_ref_log_probs": True})
 
 

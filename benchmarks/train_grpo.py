@@ -37,7 +37,7 @@ MOST_ERRORS = 4.0  # Standard errors
 
 
 def is_even(text: str) -> float:
-    """Of the last number."""
+    """1 if the last number is even."""
     numbers = re.findall(r"[0-9]+", text)
     return float(bool(numbers) and int(numbers[-1]) % 2 == 0)
 

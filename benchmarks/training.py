@@ -1,4 +1,4 @@
-"""What the races of training share: the trials, their rows, and when losses agree.
+"""Trials and rows of the races of training, and when losses agree.
 
 All sides start from the same A and B and see the same rows in the same order. A turn trains every
 trial from its start. Loading, tokenizing, building trainers and every run's first step, in which a
@@ -38,7 +38,7 @@ ATTENTION = ("k_proj", "o_proj", "q_proj", "v_proj")
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is raced.
+    """A race of training.
 
     Attributes:
         model: Hugging Face folder.
@@ -206,7 +206,7 @@ class Trained:
         self.tokens += tokens
 
     def segment(self) -> Segment:
-        """What the harness is told."""
+        """The turn as the harness counts it."""
         return Segment(self.seconds, self.tokens, {"losses": self.losses, "rates": self.rates})
 
 

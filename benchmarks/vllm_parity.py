@@ -29,7 +29,7 @@ from rankscope.models.fetch import cached_model_folder
 
 
 def compare(given: dict[str, Any], lengths: list[int], adapters: list[str]) -> dict[str, Any]:
-    """By length and model, on one server."""
+    """Compare by length and model, on one server."""
     base = load(given)
     engine, found = Vllm(Path(given["model"])), {}
     engine.folders = {None: engine.base_folder} | {Path(a).name: Path(a) for a in adapters}

@@ -173,7 +173,7 @@ Items = dict[tuple[str, Split], tuple[Item, ...]]
 
 
 def items_of(options: argparse.Namespace) -> Items:
-    """By task and split, what every model of a grid is scored on: other tasks on test items only,
+    """Items that every model of a grid is scored on, by task and split: of other tasks test items,
     since nothing is chosen by them."""
     items: Items = {}
     for name, config in task_configs(options).items():
@@ -220,7 +220,7 @@ def harness(
 def tokens_of(
     options: argparse.Namespace, model: Path, items: Items
 ) -> dict[tuple[str, Split], list[int]]:
-    """By task and split, the tokens of every item: its prompt with each of its answers."""
+    """Tokens of every item by task and split: its prompt with each of its answers."""
     tokenizer = load_tokenizer(model)
 
     def length(text: str) -> int:

@@ -25,7 +25,7 @@ SECONDS, FINISHED = "SIMULATED_SECONDS", "SIMULATED_RESULTS"
 
 
 def simulated_worker(out: Path, unit: str) -> None:
-    """What ``rankscope work OUT UNIT`` does, from the results of a finished study of one trial."""
+    """Do as ``rankscope work OUT UNIT`` does, from the results of a finished study of one trial."""
     begun = time.monotonic()
     from rankscope.filesystem import replace_text
     from rankscope.hashing import sums_text
@@ -54,7 +54,7 @@ def simulated_worker(out: Path, unit: str) -> None:
 
 
 def processor_seconds() -> float:
-    """Of this process so far, all its threads together."""
+    """Processor time of this process so far, all its threads together."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 

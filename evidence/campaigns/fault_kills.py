@@ -101,6 +101,6 @@ def kill(process: int) -> None:
 
 
 def outcome_of(kills: list[str]) -> str:
-    """By which points are counted: who was killed, in turn."""
+    """Points are counted by this: who was killed, in turn."""
     victims = [kill.partition(" at ")[0] for kill in kills if " at " in kill]
     return f"{', '.join(victims)} killed" if victims else "ended before"

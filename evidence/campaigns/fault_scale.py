@@ -31,7 +31,7 @@ arms:
 
 
 def study_files(folder: Path, count: int) -> dict[str, Path]:
-    """The same number of trials as that many arms, as one arm's grid, and one arm too many."""
+    """Files of as many trials: that many arms, one arm's grid, and one arm too many."""
     arms = "".join(
         f"- {{method: lora, rank: {1 + i % 64}, lr: {1e-5 * (1 + i // 64):.6g}}}\n"
         for i in range(count)

@@ -42,14 +42,14 @@ class GaveUp(BaseException):
 
 
 class Tally:
-    """What became of the inputs of one kind."""
+    """Outcomes of the inputs of one kind."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self.outcomes: Counter[str] = Counter()
         """``read``, ``refused``, or how an input broke the law."""
         self.shortest: dict[str, bytes] = {}
-        """By how it broke the law, the shortest input that did."""
+        """The shortest input that broke the law, by how it did."""
         self.slowest = 0.0
         """Seconds of processor time."""
         self.peak_bytes = peak_memory()

@@ -144,4 +144,4 @@ KINDS = {
     "task": Kind(task_inputs(), read_task),
     "ledger": Kind(LEDGERS, read_ledger),
 }
-"""By the name on the command line."""
+"""Kinds by their name on the command line."""

@@ -24,7 +24,7 @@ KEYS = {
     "records": ("trial_id", "kind", "key"),
     "artifacts": ("path",),
 }
-"""By table, the columns that name a row."""
+"""Columns that name a row, by table."""
 VALUES = (None, 0, -1, 1e300, "", "{}", "[]", "null", "x", "done", {"hex": "ff"})
 
 

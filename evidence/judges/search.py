@@ -53,7 +53,7 @@ MARGIN = 0.02
 
 @dataclass(frozen=True)
 class World:
-    """What studies are drawn from."""
+    """The distributions that studies are drawn from."""
 
     name: str
     ranks: tuple[int, ...] = (4, 8, 16, 32, 64)
@@ -74,7 +74,7 @@ class World:
     broken: bool = False
     """One LoRA arm loses all that it could."""
     alpha: float | None = None
-    """Of every rank; None: twice the rank."""
+    """Every rank has it; None: twice the rank."""
     unlisted: tuple[int, int] = (0, 0)
     """LoRA's lowest and highest rates that the lists of the study do not have."""
     trade_off: float = 0.5
@@ -183,7 +183,7 @@ class Drawn:
         }
 
     def true_scores(self, task: str, share: float) -> Array:
-        """Of every trial, (M,), after that share of its steps."""
+        """Scores of every trial, (M,), after that share of its steps."""
         speed = self._speed[task]
         reached = (1 - np.exp(-speed * share)) / (1 - np.exp(-speed))
         late, early = self._noise[task]
@@ -412,8 +412,8 @@ def played(
 
 
 def judge(drawn: Drawn, run: Played) -> dict[str, float]:
-    """What a study's answer loses, and how sure it is. An arm over the limit on forgetting is worth
-    no more than the base."""
+    """Count what a study's answer loses, and how sure it is. An arm over the limit on forgetting
+    is worth no more than the base."""
     answer = decide(task_results(run.records, drawn.task, summarize_arms(run.records)[drawn.task]))
     limit, net = drawn.frame.config.objective.max_forgetting, 0.0
     if (label := answer.chosen and answer.chosen.label) is not None:

@@ -50,7 +50,7 @@ OURS, OUR_BEST = "Rankscope", "Rankscope, best"
 
 @dataclass
 class Curves:
-    """What a peer can ask of a study: net gains of its trials at any share of their steps."""
+    """A peer can ask this of a study: net gains of its trials at any share of their steps."""
 
     study: Oracle
     found: dict[tuple[Split, float], dict[EvalKey, ItemScores]] = field(default_factory=dict)

@@ -46,7 +46,7 @@ MARGIN = 0.02
 
 @dataclass(frozen=True)
 class Scenario:
-    """What one simulated comparison is drawn from."""
+    """The distributions that one simulated comparison is drawn from."""
 
     name: str
     seeds: int = 3
