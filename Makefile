@@ -2,7 +2,7 @@ OUT ?= studies/pocket
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test evidence test-slow test-oldest lint docs bench-train bench-eval clean
+.PHONY: quickstart test evidence campaigns test-slow test-oldest lint docs bench-train bench-eval clean
 
 quickstart: .venv/installed
 	$(BIN)/rankscope quickstart --out $(OUT)
@@ -15,6 +15,13 @@ test: .venv/installed-dev
 # Every number of evidence/ is computed again from its records, and compared with its page.
 evidence: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile evidence
+
+# What a maintainer runs before a release, for hours: faults made to happen to real commands, hostile
+# inputs, the driver's load.
+campaigns: .venv/installed-dev
+	$(BIN)/python evidence/campaigns/faults.py
+	$(BIN)/python evidence/campaigns/fuzz.py --inputs 100000
+	$(BIN)/python evidence/campaigns/driver_load.py
 
 # What takes minutes: units on a local Ray cluster, in SLURM's queue (as root, with Debian's
 # slurm-wlm) and on two devices, races in small, a lesson, studies killed over and over.
@@ -49,7 +56,6 @@ bench-eval: .venv/installed-dev
 	$(BIN)/python benchmarks/evaluate_choice.py --task arc_easy
 	$(BIN)/python benchmarks/evaluate_choice.py --task mmlu
 	$(BIN)/python benchmarks/evaluate_generate.py
-	$(BIN)/python benchmarks/evaluate_agreement.py
 
 # Stamps: the package is installed again only when pyproject.toml has changed.
 .venv/bin/python:

@@ -14,21 +14,22 @@ import tempfile
 from pathlib import Path
 
 from agreement import text_agreement
-from evaluate_choice import DATA
-from evaluation_race import dtype_of, gsm8k, heading, run_side, write_adapters
-from race import announce
+from evaluation import DATA, dtype_of, gsm8k, write_adapters
+from evaluation_sides import rankscope_generation, stock_generation, stock_generation_merged
+from race import announce, heading, race
 from rankscope.models.fetch import cached_model_folder
 
 SAME_TEXTS = {"float32": 0.98, "bfloat16": 0.0}
 """Share of texts that must be the same; in bfloat16 near ties fall either way within words."""
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+def main() -> int:
+    """Race, print, and exit with 1 where the sides did not write the same."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--model", type=Path, help="folder; default: SmolLM2-135M, fetched before")
     parser.add_argument("--data-dir", type=Path, default=DATA)
-    parser.add_argument("--items", type=int, default=24)
+    parser.add_argument("--pairs", type=int, default=6, help="of turns")
+    parser.add_argument("--items", type=int, default=24, help="in every turn")
     parser.add_argument("--ranks", default="8,16,32,64", help="of the adapters")
     parser.add_argument("--with-base", action="store_true", help="the bare base too")
     parser.add_argument("--max-new-tokens", type=int, default=256)
@@ -36,12 +37,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-sizes", default="8,16,32,64", help="tried for the peer")
     parser.add_argument("--dtype", default="float32", choices=["auto", "bfloat16", "float32"])
     parser.add_argument("--merged", action="store_true", help="merge the peer's adapters")
-    return parser.parse_args(arguments)
-
-
-def main() -> int:
-    """Race, print, and exit with 1 where the sides did not write the same."""
-    options = parse()
+    options = parser.parse_args()
     dtype = dtype_of(options.dtype)
     model = str((options.model or cached_model_folder("smollm2-135m")).resolve())
     ranks = [int(rank) for rank in options.ranks.split(",") if rank]
@@ -55,22 +51,14 @@ def main() -> int:
             "max_new_tokens": options.max_new_tokens,
             "batch_tokens": options.batch_tokens,
             "batch_sizes": [int(size) for size in options.batch_sizes.split(",")],
-            "merged": options.merged,
         }
-        theirs = run_side("evaluation_sides", "stock_generation", given)
-        ours = run_side("evaluation_sides", "rankscope_generation", given)
-    result = heading("evaluate_generate", dtype)
-    result |= {"items": options.items, "adapters": len(ranks), "merged": options.merged}
-    result["ratio"] = theirs["seconds"] / ours["seconds"]
+        peers = {"ratio": stock_generation_merged if options.merged else stock_generation}
+        result, raced = race(rankscope_generation, peers, given, options.pairs)
+    same = text_agreement(raced["ratio"].ours[0].found, raced["ratio"].theirs[0].found)
+    result |= {"items": options.items, "adapters": len(ranks), "same_texts": same}
     # Announced like a difference: the share of texts that are not the same.
-    result["same_texts"] = text_agreement(ours, theirs)
-    result["parity"] = 1 - text_agreement(ours, theirs)
-    result["parity_tolerance"] = 1 - SAME_TEXTS[dtype]
-    sides = {"transformers": theirs, "rankscope": ours}
-    result["seconds"] = {name: side["seconds"] for name, side in sides.items()}
-    result["new_tokens"] = {name: side["new_tokens"] for name, side in sides.items()}
-    result["peer_batch_size"] = theirs["batch_size"]
-    return announce(result)
+    result |= {"parity": 1 - same, "parity_tolerance": 1 - SAME_TEXTS[dtype]}
+    return announce({**heading("evaluate_generate", dtype), **result})
 
 
 if __name__ == "__main__":

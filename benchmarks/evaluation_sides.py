@@ -1,13 +1,13 @@
-"""The sides of the races of evaluation; each is started in its own process by ``run_side``.
+"""The sides of the races of evaluation.
 
-What is given, and returned, is JSON. ``given`` holds: ``model``, a folder; ``dtype``; ``adapters``,
-folders in PEFT's format, with None for the bare base; ``questions`` or ``prompts``;
-``batch_tokens`` for Rankscope, ``batch_sizes`` for the peers.
+``given`` holds: ``model``, a folder; ``dtype``; ``adapters``, folders in PEFT's format, with None
+for the bare base; ``questions`` or ``prompts``; ``batch_tokens`` for Rankscope, ``batch_sizes`` for
+the peers. A turn scores or answers all of them under every model.
 """
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from evaluation_race import load
+from evaluation import load
+from race import Segment, Turn
 from rankscope.device import limit_kernel_cache
 from rankscope.evaluate.continuous_batching import GenerationLimits, generate
 from rankscope.evaluate.likelihood import continuation_logprobs
@@ -30,7 +31,7 @@ STOP = "\nQuestion:"
 
 
 def timed(call: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    """What a call returns, and its seconds."""
+    """A call's result, and its seconds."""
     begun = time.perf_counter()
     found = call(*arguments)
     return found, time.perf_counter() - begun
@@ -51,32 +52,27 @@ def ready(given: Given) -> tuple[Base, list[str | None]]:
     return base, adapter_names
 
 
-@torch.inference_mode()
-def rankscope_choice(given: Given) -> dict[str, Any]:
-    """Log p of every option under every model, and the seconds of all."""
+def rankscope_choice(given: Given) -> Turn:
+    """Log p of every option under every model."""
     base, adapter_names = ready(given)
     encode = base.tokenizer.encode
     questions = [
         Question(encode(q["prompt"]), [encode(a, add_special_tokens=False) for a in q["answers"]])
         for q in given["questions"]
     ]
-    continuation_logprobs(base, questions[:TRIED], adapter_names[:1], given["batch_tokens"])
-    found, seconds = timed(
-        continuation_logprobs, base, questions, adapter_names, given["batch_tokens"]
-    )
-    return {
-        "logprobs": [
-            [values.tolist() for values in found[adapter_name].values]
-            for adapter_name in adapter_names
-        ],
-        "tokens": [[list(q.prompt), [list(c) for c in q.continuations]] for q in questions],
-        "seconds": seconds,
-        "computed_tokens": sum(found[adapter_name].num_tokens for adapter_name in adapter_names),
-    }
+    tokens = [[list(q.prompt), [list(c) for c in q.continuations]] for q in questions]
+
+    @torch.inference_mode()
+    def turn() -> Segment:
+        asked = (base, questions, adapter_names, given["batch_tokens"])
+        found, seconds = timed(continuation_logprobs, *asked)
+        logprobs = [[v.tolist() for v in found[name].values] for name in adapter_names]
+        return Segment(seconds, len(questions), {"logprobs": logprobs, "tokens": tokens})
+
+    return turn
 
 
-@torch.inference_mode()
-def rankscope_generation(given: Given) -> dict[str, Any]:
+def rankscope_generation(given: Given) -> Turn:
     """Every prompt continued by every model in one running batch."""
     base, adapter_names = ready(given)
     prompts = [base.tokenizer.encode(prompt) for prompt in given["prompts"]]
@@ -88,15 +84,14 @@ def rankscope_generation(given: Given) -> dict[str, Any]:
         stop_ids=frozenset({stop}),
         stop_strings=(STOP,),
     )
-    generate(base, prompts[:2], adapter_names[:1], limits)
-    found, seconds = timed(generate, base, prompts, adapter_names, limits)
-    return {
-        "texts": [[g.text for g in found[adapter_name]] for adapter_name in adapter_names],
-        "seconds": seconds,
-        "new_tokens": sum(
-            len(g.ids) for adapter_name in adapter_names for g in found[adapter_name]
-        ),
-    }
+
+    @torch.inference_mode()
+    def turn() -> Segment:
+        found, seconds = timed(generate, base, prompts, adapter_names, limits)
+        texts = [[answer.text for answer in found[name]] for name in adapter_names]
+        return Segment(seconds, len(prompts), {"texts": texts})
+
+    return turn
 
 
 # --- lm-evaluation-harness ----------------------------------------------------------------------
@@ -114,56 +109,50 @@ def best_of(sizes: Sequence[int], run: Callable[[int], float]) -> int:
             best, least = size, seconds
         elif seconds > 1.3 * least:
             break
+    print(f"batch size: {best}", file=sys.stderr)
     return best
 
 
-def harness_choice(given: Given) -> dict[str, Any]:
-    """lm-evaluation-harness's HFLM, one model after another; loading and tokenizing untimed."""
+def harness_choice(given: Given) -> Turn:
+    """lm-evaluation-harness's HFLM, one model after another."""
     from lm_eval.models.huggingface import HFLM
 
-    logprobs, tokens, seconds, batch_size = [], [], [], None
-    for folder in given["adapters"]:
-        lm = HFLM(
+    models = [
+        HFLM(
             pretrained=given["model"],
             peft=folder,
             device="cpu",
             dtype=given["dtype"],
             softmax_dtype="float32",
         )
-        requests = []
-        for question in given["questions"]:
-            for answer in question["answers"]:
-                longest = question.get("max_length")
-                requests.append(request_of(lm, question["prompt"], answer, longest))
-        counts = [len(question["answers"]) for question in given["questions"]]
-        if batch_size is None:
-            # From all over: the first ones may be shorter than the rest.
-            step = max(1, len(counts) // TRIED)
-            chosen = [
-                request
-                for number, part in enumerate(parts(requests, counts))
-                if number % step == 0
-                for request in part
-            ]
-            batch_size = best_of(given["batch_sizes"], partial(seconds_of_scoring, lm, chosen))
-        found, took = timed(score, lm, requests, batch_size)
-        seconds.append(took)
-        logprobs.append([[value for value, _ in part] for part in parts(found, counts)])
-        if not tokens:
-            tokens = [[part[0][1], [r[2] for r in part]] for part in parts(requests, counts)]
-    return {
-        "logprobs": logprobs,
-        "tokens": tokens,
-        "seconds": sum(seconds),
-        "seconds_by_model": seconds,
-        "batch_size": batch_size,
-    }
+        for folder in given["adapters"]
+    ]
+    requests = [
+        request_of(models[0], question["prompt"], answer, question.get("max_length"))
+        for question in given["questions"]
+        for answer in question["answers"]
+    ]
+    counts = [len(question["answers"]) for question in given["questions"]]
+    tokens = [[part[0][1], [r[2] for r in part]] for part in parts(requests, counts)]
+    # From all over: the first ones may be shorter than the rest.
+    step = max(1, len(counts) // TRIED)
+    tried = [request for part in parts(requests, counts)[::step] for request in part]
+    batch_size = best_of(given["batch_sizes"], lambda n: timed(score, models[0], tried, n)[1])
+
+    def turn() -> Segment:
+        found = [timed(score, model, requests, batch_size) for model in models]
+        seconds = [took for _, took in found]
+        logprobs = [[[v for v, _ in p] for p in parts(scored, counts)] for scored, _ in found]
+        results = {"logprobs": logprobs, "tokens": tokens, "seconds_by_model": seconds}
+        return Segment(sum(seconds), len(counts), results)
+
+    return turn
 
 
 def request_of(
     lm: Any, prompt: str, answer: str, max_length: int | None
 ) -> tuple[tuple[str, str], list[int], list[int]]:
-    """What the harness makes of a prompt and an answer, or of a text without a prompt."""
+    """The harness's request of a prompt and an answer, or of a text without a prompt."""
     if prompt:
         context, continuation = lm._encode_pair(prompt, answer)
     else:
@@ -171,11 +160,6 @@ def request_of(
     if max_length is not None:
         continuation = continuation[: max_length - len(context)]
     return (prompt, answer), context, continuation
-
-
-def seconds_of_scoring(lm: Any, requests: Sequence[Any], batch_size: int) -> float:
-    """What a batch size costs."""
-    return timed(score, lm, requests, batch_size)[1]
 
 
 def score(lm: Any, requests: Sequence[Any], batch_size: int) -> list[tuple[float, bool]]:
@@ -197,43 +181,45 @@ def parts(flat: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:
 # --- transformers -------------------------------------------------------------------------------
 
 
-@torch.inference_mode()
-def stock_generation(given: Given) -> dict[str, Any]:
-    """transformers' ``generate``, one model after another; adapters merged where that is asked."""
+def stock_generation(given: Given) -> Turn:
+    """transformers' ``generate``, one model after another, adapters as PEFT loads them."""
+    return generation(given, merged=False)
+
+
+def stock_generation_merged(given: Given) -> Turn:
+    """``stock_generation`` with every adapter merged into a base of its own."""
+    return generation(given, merged=True)
+
+
+def generation(given: Given, merged: bool) -> Turn:
     tokenizer = AutoTokenizer.from_pretrained(given["model"], padding_side="left")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    texts, seconds, new_tokens, batch_size = [], 0.0, 0, None
+    dtype, models = getattr(torch, given["dtype"]), []
     for folder in given["adapters"]:
-        dtype = getattr(torch, given["dtype"])
         model = AutoModelForCausalLM.from_pretrained(given["model"], dtype=dtype).eval()
         if folder is not None:
             model = PeftModel.from_pretrained(model, folder).eval()
-            if given["merged"]:
-                model = model.merge_and_unload()
+            model = model.merge_and_unload() if merged else model
+        models.append(model)
+    prompts = given["prompts"]
+    sizes = [size for size in given["batch_sizes"] if size <= len(prompts)]
 
-        run = partial(in_batches, model, tokenizer, given["max_new_tokens"])
-        if batch_size is None:
-            run(2, given["prompts"][:2])
-            tried = given["batch_sizes"]
-            sizes = [size for size in tried if size <= len(given["prompts"])] or tried[:1]
-            batch_size = best_of(sizes, partial(seconds_per_prompt, run, given["prompts"]))
-        found, took = timed(run, batch_size, given["prompts"])
-        seconds += took
-        texts.append([text.partition(STOP)[0] for text in found])
-        new_tokens += sum(len(tokenizer(text).input_ids) for text in texts[-1])
-    return {
-        "texts": texts,
-        "seconds": seconds,
-        "new_tokens": new_tokens,
-        "batch_size": batch_size,
-    }
+    @torch.inference_mode()
+    def written(model: Any, batch_size: int, count: int) -> list[str]:
+        length = given["max_new_tokens"]
+        return in_batches(model, tokenizer, length, batch_size, prompts[:count])
 
+    batch_size = best_of(
+        sizes or given["batch_sizes"][:1],
+        lambda size: timed(written, models[0], size, size)[1] / size,
+    )
 
-def seconds_per_prompt(
-    run: Callable[[int, Sequence[str]], list[str]], prompts: Sequence[str], batch_size: int
-) -> float:
-    """What a batch size costs, tried on one batch."""
-    return timed(run, batch_size, prompts[:batch_size])[1] / batch_size
+    def turn() -> Segment:
+        found = [timed(written, model, batch_size, len(prompts)) for model in models]
+        texts = [[text.partition(STOP)[0] for text in of_model] for of_model, _ in found]
+        return Segment(sum(took for _, took in found), len(prompts), {"texts": texts})
+
+    return turn
 
 
 def in_batches(

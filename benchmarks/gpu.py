@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -29,7 +30,7 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from race import ATTENTION, StepClock, announce
+from race import announce
 from random_models import SEED, random_base, random_rows
 from rankscope.config.section import Kernels
 from rankscope.config.study import TrainConfig
@@ -55,11 +56,13 @@ from rankscope.train.loop import train_group
 from rankscope.train.memory import MemoryModel, RowCounts
 from rankscope.train.step import compute_gradients
 from rankscope.train.trial_state import TrialState, start_trials
-from useful_work import SQUARE, best_seconds
+from training import ATTENTION, StepClock
 
 DTYPE = torch.bfloat16
 RANKS = (8, 16, 32, 64, 128)
-"""Of several adapters, in turn; a single one has 16, as in published figures."""
+"""Several adapters have these in turn; a single one has 16, as in published figures."""
+SQUARE = {"cpu": 2048, "cuda": 8192}
+"""Side of the square product. On a processor 1024 to 4096 were equally fast, a GPU wants more."""
 IMPLEMENTATIONS = ("loop", "grouped_mm")
 WARMUP_STEPS, TIMED_STEPS = 2, 3
 ANSWERS = 8  # Of each adapter
@@ -225,7 +228,7 @@ def measure(
     with patch("rankscope.train.trial_state.is_update_checked", lambda *_: False):
         train_group(base, group, rows, train, progress=step_done)
     base.multi_lora.clear()
-    rate = tokens[0] / clock.seconds_after(WARMUP_STEPS)
+    rate = tokens[0] / clock.seconds(WARMUP_STEPS)
     return {
         "tokens_per_second": rate,
         "utilization": 4 * base.record.num_parameters * rate / peak_rate,
@@ -300,7 +303,7 @@ def write(base: Base, count: int, size: Size) -> dict[str, Any]:
         RunningBatch(base, limits).run(deque(answers))
         clock.step_done()
     base.multi_lora.clear()
-    return {"tokens_per_second": sum(len(a.ids) for a in answers) / clock.seconds_after(0)}
+    return {"tokens_per_second": sum(len(a.ids) for a in answers) / clock.seconds(0)}
 
 
 def count_launches(
@@ -341,8 +344,12 @@ def peak_rate_of(device: torch.device) -> tuple[float, str]:
         # Cards on PCIe, and parts of a card, are slower than what the data sheet is quoted for.
         if re.search(rf"\b{key}\b", name) and not re.search("pcie|nvl|mig", name):
             return machine.rates[dtype_name(DTYPE)] * 1e12, "published"
-    x = torch.randn(side, side, device=device).to(DTYPE)
-    return 2 * side**3 / best_seconds(x, x), f"a product of side {side}, measured"
+    x, clock = torch.randn(side, side, device=device).to(DTYPE), StepClock(device)
+    for _ in range(10):
+        x @ x
+        clock.step_done()
+    best = min(b - a for a, b in pairwise(clock.marks))
+    return 2 * side**3 / best, f"a product of side {side}, measured"
 
 
 def cases(size: Size, device: torch.device, rate: float, ends: float) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a rank costs by itself: tokens per second and peak memory of one adapter, and of full
+"""Cost of a rank by itself: tokens per second and peak memory of one adapter, and of full
 fine-tuning.
 
     python benchmarks/rank_cost.py [--ranks 8,32,128,512]
@@ -15,25 +15,32 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
 
+from evaluation import DATA
 from packed_runs import packed
-from race import Rows, Setting, Times, heading, rounded, run_side
+from race import Segment, Turn, rounded, segment_of
 from rankscope.device import peak_memory_bytes
 from rankscope.models.fetch import cached_model_folder
+from training import Rows, Setting, heading
 
 
-def alone(rows: Rows) -> Times:
-    """One side: train, and note the peak of the process."""
-    times = packed(rows)
-    times.notes = {"peak_bytes": peak_memory_bytes(rows.setting.torch_device())}
-    return times
+def alone(rows: Rows) -> Turn:
+    """Train, and note the peak of the process."""
+    train = packed(rows)
+
+    def turn() -> Segment:
+        segment = train()
+        segment.found["peak_bytes"] = peak_memory_bytes(rows.setting.torch_device())
+        return segment
+
+    return turn
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n\n")[0])
     parser.add_argument("--model", type=Path, help="folder; by default the fetched smollm2-135m")
-    parser.add_argument("--data-dir", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--data-dir", type=Path, default=DATA)
     parser.add_argument("--ranks", default="8,16,32,64,128,256,512")
-    parser.add_argument("--steps", type=int, default=4, help="the first is not timed")
+    parser.add_argument("--steps", type=int, default=2, help="in a turn, which is timed once")
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"])
     options = parser.parse_args()
@@ -52,11 +59,11 @@ def main() -> int:
             steps=options.steps,
             dtype=options.dtype,
         )
-        times = run_side("rank_cost", "alone", Rows.read(setting))
+        segment = segment_of(alone, Rows.read(setting))
         name = "full" if rank is None else str(rank)
-        speeds[name].append(times.tokens_per_second)
-        peaks[name].append(float(str(times.notes["peak_bytes"])))
-        print(f"{name}: {times.tokens_per_second:.0f} tokens/s", file=sys.stderr, flush=True)
+        speeds[name].append(segment.rate)
+        peaks[name].append(segment.found["peak_bytes"])
+        print(f"{name}: {segment.rate:.0f} tokens/s", file=sys.stderr, flush=True)
     result = heading("rank_cost", setting)
     del result["parity_tolerance"]
     result["tokens_per_second"] = {name: fmean(found) for name, found in speeds.items()}

@@ -3,10 +3,10 @@
 All start from the same A and B as Rankscope's adapters and see the same rows in the same order.
 """
 
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -21,15 +21,14 @@ from transformers import (
     TrainerCallback,
 )
 
-from race import Rows, Setting, StepClock, Times
+from race import Segment, Turn
 from rankscope.data.encode import EncodedRow
 from rankscope.models.init_context import new_adapter
 from rankscope.models.lora import Adapter
 from rankscope.records import TrialSpec
 from rankscope.train.step_schedule import learning_rate
+from training import Rows, Setting, StepClock, Trained
 
-STEPS_TO_CHOOSE = 1
-"""Timed optimizer steps, after the warm-up, for which each hand-tuned loop is tried."""
 ROW_BY_ROW = "row_by_row"
 """Name of the attention that ``concatenated`` needs."""
 
@@ -185,9 +184,9 @@ def copy_start(model: nn.Module, start: Adapter) -> None:
 
 
 def train_alone(
-    model: PreTrainedModel, spec: TrialSpec, rows: Rows, loop: Loop, times: Times
+    model: PreTrainedModel, spec: TrialSpec, rows: Rows, loop: Loop, trained: Trained
 ) -> None:
-    """Train one trial, add what it measured to ``times``; the model comes out as it was."""
+    """Train one trial and count it; the model comes out as it was."""
     wrapped = with_start(model, spec)
     wrapped.train()
     parameters = [p for p in wrapped.parameters() if p.requires_grad]
@@ -214,7 +213,7 @@ def train_alone(
         optimizer.zero_grad(set_to_none=True)
         losses.append(total)
         clock.step_done()
-    times.add(spec, rows, [float(loss) for loss in losses], clock)
+    trained.add(spec, rows, [float(loss) for loss in losses], clock)
     wrapped.unload()
 
 
@@ -231,54 +230,63 @@ def load(setting: Setting, attention: str = "sdpa") -> PreTrainedModel:
     return on_device
 
 
-def plain_loop(rows: Rows) -> Times:
+def plain_loop(rows: Rows) -> Turn:
     """One trial after another by the loop people write."""
-    model, times = load(rows.setting), Times()
-    for spec in rows.setting.specs():
-        train_alone(model, spec, rows, Loop(plain), times)
-    return times
+    return by(Loop(plain), rows)
 
 
-def hand_tuned(rows: Rows) -> Times:
+def hand_tuned(rows: Rows) -> Turn:
     """One trial after another by the fastest of a few loops an expert would try.
 
-    Each is tried for a few steps on the middle trial. The protocol's micro-batches are kept; what
-    joining them gains is told in the notes as ``joined_gain``, since an expert with memory to spare
-    would join them.
+    Each is tried on the middle trial. The protocol's micro-batches are kept.
     """
-    setting = rows.setting
-    short = replace(rows, setting=replace(setting, steps=setting.warmup_steps + STEPS_TO_CHOOSE))
-    is_low = setting.torch_dtype() == torch.bfloat16
+    is_low = rows.setting.torch_dtype() == torch.bfloat16
     precisions = (False, True) if is_low else (False,)
-    loops = [Loop(loss, cast) for loss in (padded_at_labels, concatenated) for cast in precisions]
-    middle = setting.middle()
-    rates = {loop: trial_rate(middle, short, loop) for loop in loops}
-    best = max(loops, key=rates.__getitem__)
-    joined = [best._replace(is_joined=True), best._replace(loss=concatenated, is_joined=True)]
-    joined_rate = max(trial_rate(middle, short, loop) for loop in set(joined))
-    times = Times(
-        notes={
-            "loop": best.label(),
-            "tokens_per_second": {loop.label(): round(rate) for loop, rate in rates.items()},
-            "joined_gain": joined_rate / rates[best],
-        }
+    return by(
+        fastest(
+            [Loop(loss, cast) for loss in (padded_at_labels, concatenated) for cast in precisions],
+            rows,
+        ),
+        rows,
     )
-    model = load(setting, attention_of(best))
-    for spec in setting.specs():
-        train_alone(model, spec, rows, best, times)
-    return times
+
+
+def hand_tuned_joined(rows: Rows) -> Turn:
+    """A step's micro-batches go in one pass, as an expert with memory to spare has them."""
+    cast = rows.setting.torch_dtype() == torch.bfloat16
+    loops = [Loop(loss, cast, is_joined=True) for loss in (padded_at_labels, concatenated)]
+    return by(fastest(loops, rows), rows)
+
+
+def by(loop: Loop, rows: Rows) -> Turn:
+    """One trial after another by a loop."""
+    model = load(rows.setting, attention_of(loop))
+
+    def turn() -> Segment:
+        trained = Trained()
+        for spec in rows.setting.specs():
+            train_alone(model, spec, rows, loop, trained)
+        return trained.segment()
+
+    return turn
+
+
+def fastest(loops: Sequence[Loop], rows: Rows) -> Loop:
+    """The loop that trains the middle trial fastest, the second time."""
+    rates = {}
+    for loop in loops:
+        model, spec = load(rows.setting, attention_of(loop)), rows.setting.middle()
+        for _ in range(2):
+            trained = Trained()
+            train_alone(model, spec, rows, loop, trained)
+        rates[loop] = trained.rates[spec.trial_id]
+        print(f"{loop.label()}: {rates[loop]:.0f} tokens/s", file=sys.stderr)
+    return max(loops, key=rates.__getitem__)
 
 
 def attention_of(loop: Loop) -> str:
     """The attention implementation a loop needs."""
     return ROW_BY_ROW if loop.loss is concatenated else "sdpa"
-
-
-def trial_rate(spec: TrialSpec, rows: Rows, loop: Loop) -> float:
-    """Valid tokens per second of a whole run of one trial."""
-    times = Times()
-    train_alone(load(rows.setting, attention_of(loop)), spec, rows, loop, times)
-    return times.tokens_per_second
 
 
 # --- TRL -----------------------------------------------------------------------------------------
@@ -301,24 +309,32 @@ class TrainerClock(TrainerCallback):
         self.clock.step_done()
 
 
-def trl(rows: Rows) -> Times:
+def trl(rows: Rows) -> Turn:
     """TRL's SFTTrainer as its documentation shows it, one run per trial."""
-    model, times = load(rows.setting), Times()
-    for spec in rows.setting.specs():
-        trl_run(None if spec.is_full else new_adapter(model, spec), spec, rows, {}, times)
-    return times
+    return sft(rows, {})
 
 
-def trl_without_recomputation(rows: Rows) -> Times:
-    """The same on the middle trial alone, with its default gradient checkpointing off."""
-    spec, times = rows.setting.middle(), Times()
-    start = new_adapter(load(rows.setting), spec)
-    trl_run(start, spec, rows, {"gradient_checkpointing": False}, times)
-    return times
+def trl_without_recomputation(rows: Rows) -> Turn:
+    """TRL's SFTTrainer with its default gradient checkpointing off."""
+    return sft(rows, {"gradient_checkpointing": False})
+
+
+def sft(rows: Rows, changes: Mapping[str, Any]) -> Turn:
+    """One SFTTrainer for each trial."""
+    model = load(rows.setting)
+
+    def turn() -> Segment:
+        trained = Trained()
+        for spec in rows.setting.specs():
+            start = None if spec.is_full else new_adapter(model, spec)
+            trl_run(start, spec, rows, changes, trained)
+        return trained.segment()
+
+    return turn
 
 
 def trl_run(
-    start: Adapter | None, spec: TrialSpec, rows: Rows, changes: Mapping[str, Any], times: Times
+    start: Adapter | None, spec: TrialSpec, rows: Rows, changes: Mapping[str, Any], trained: Trained
 ) -> None:
     """One SFTTrainer on the rows in the trial's order; prompt and completion are text columns.
 
@@ -352,7 +368,7 @@ def trl_run(
         clock = TrainerClock(setting.torch_device())
         trainer.add_callback(clock)
         trainer.train()
-    times.add(spec, rows, step_losses(), clock.clock)
+    trained.add(spec, rows, step_losses(), clock.clock)
 
 
 def trl_settings(spec: TrialSpec, rows: Rows, folder: str) -> dict[str, Any]:

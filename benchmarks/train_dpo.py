@@ -1,6 +1,6 @@
 """Race: a sweep over ranks by direct preference optimization, against TRL's DPOTrainer.
 
-    python benchmarks/train_dpo.py --data-dir DATA
+    python benchmarks/train_dpo.py
     python benchmarks/train_dpo.py --pocket
 
 Pairs are multiple-choice rows: the right option and the one after it. TRL runs as its documentation
@@ -16,9 +16,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from evaluation import DATA
 from packed_runs import load as load_base
 from packed_runs import train
-from race import Rows, Setting, StepClock, Times, announce, heading, parity_of, run_side, tolerance
+from race import Segment, Turn, announce, race
 from rankscope.models.fetch import cached_model_folder
 from rankscope.models.model_folder import pocket_folder
 from rankscope.train.objectives.dpo import reference_margins
@@ -31,76 +32,86 @@ from single_runs import (
     trl_settings,
     watch_losses,
 )
+from training import Rows, Setting, StepClock, Trained, heading, parity_of, tolerance
 
 RANKS = (1, 4, 16, 64)
 MORE_ERROR = 2.0
 """Over the tolerance of a mean over tokens: a loss near log 2 moves by beta / 2 = .05 times the
 error of a margin, four sums of some 30 nats, each known in bfloat16 to .3 %."""
+
+
+def packed(rows: Rows) -> Turn:
+    """Train the trials in one group, after the reference of all rows."""
+    base = load_base(rows)
+
+    def turn() -> Segment:
+        clock = StepClock(base.device)
+        margins = reference_margins(base, rows.encoded, rows.setting.protocol().batch_tokens)
+        clock.step_done()
+        pairs = zip(rows.encoded, margins, strict=True)
+        own = replace(rows, encoded=[replace(row, value=margin) for row, margin in pairs])
+        trained = Trained(seconds=clock.seconds(0))
+        train(base, own, trained)
+        return trained.segment()
+
+    return turn
+
+
+def trl(rows: Rows) -> Turn:
+    """TRL's DPOTrainer as its documentation shows it, one run per trial."""
+    return runs(rows, {})
+
+
+def trl_without_recomputation(rows: Rows) -> Turn:
+    """TRL's DPOTrainer, which keeps activations."""
+    return runs(rows, {"activation_checkpointing": False})
+
+
+def trl_reference_before(rows: Rows) -> Turn:
+    """TRL's DPOTrainer, with the reference computed before."""
+    return runs(rows, {"activation_checkpointing": False, "precompute_ref_log_probs": True})
+
+
 PEERS = {
-    "ratio": "trl",
-    "ratio_without_recomputation": "trl_without_recomputation",
-    "ratio_reference_before": "trl_reference_before",
+    "ratio": trl,
+    "ratio_without_recomputation": trl_without_recomputation,
+    "ratio_reference_before": trl_reference_before,
 }
 
 
-def packed(rows: Rows) -> Times:
-    """Train the trials in one group, after the reference of all rows."""
-    times, base = Times(), load_base(rows)
-    clock = StepClock(base.device)
-    margins = reference_margins(base, rows.encoded, rows.setting.protocol().batch_tokens)
-    clock.step_done()
-    pairs = zip(rows.encoded, margins, strict=True)
-    rows.encoded = [replace(row, value=margin) for row, margin in pairs]
-    train(base, rows.setting.specs(), rows, rows.setting.protocol(), times)
-    times.notes["reference_seconds"] = clock.seconds_after(0)
-    times.seconds += clock.seconds_after(0)
-    return times
-
-
-def trl(rows: Rows) -> Times:
-    """TRL's DPOTrainer as its documentation shows it, one run per trial."""
-    return trl_runs(rows, {})
-
-
-def trl_without_recomputation(rows: Rows) -> Times:
-    """The same, which keeps activations."""
-    return trl_runs(rows, {"activation_checkpointing": False})
-
-
-def trl_reference_before(rows: Rows) -> Times:
-    """The same, with the reference computed before."""
-    return trl_runs(rows, {"activation_checkpointing": False, "precompute_ref_log_probs": True})
-
-
-def trl_runs(rows: Rows, changes: Mapping[str, Any]) -> Times:
+def runs(rows: Rows, changes: Mapping[str, Any]) -> Turn:
     """One trainer by trial on the rows in the trial's order."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    setting, times = rows.setting, Times()
-    model = load(setting)
-    for spec in setting.specs():
-        order = [i for micros in rows.order(spec) for micro in micros for i in micro]
-        columns = {
-            "prompt": [rows.prompts[i] for i in order],
-            "chosen": [rows.completions[i] for i in order],
-            "rejected": [rows.rejected[i] for i in order],
-        }
-        with tempfile.TemporaryDirectory() as folder:
-            trainer: Any = DPOTrainer(
-                model=setting.model,
-                args=DPOConfig(**trl_settings(spec, rows, folder), **changes),
-                train_dataset=Dataset.from_dict(columns),
-                peft_config=peft_config(spec),
-            )
-            check_pairs(trainer.train_dataset, rows, order)
-            copy_start(trainer.model, new_adapter(model, spec))
-            step_losses = watch_losses(trainer, setting.gradient_accumulation)
-            clock = TrainerClock(setting.torch_device())
-            trainer.add_callback(clock)
-            trainer.train()
-        times.add(spec, rows, step_losses(), clock.clock)
-    return times
+    setting, model = rows.setting, load(rows.setting)
+
+    def turn() -> Segment:
+        trained = Trained()
+        for spec in setting.specs():
+            order = [i for micros in rows.order(spec) for micro in micros for i in micro]
+            columns = {
+                "prompt": [rows.prompts[i] for i in order],
+                "chosen": [rows.completions[i] for i in order],
+                "rejected": [rows.rejected[i] for i in order],
+            }
+            with tempfile.TemporaryDirectory() as folder:
+                trainer: Any = DPOTrainer(
+                    model=setting.model,
+                    args=DPOConfig(**trl_settings(spec, rows, folder), **changes),
+                    train_dataset=Dataset.from_dict(columns),
+                    peft_config=peft_config(spec),
+                )
+                check_pairs(trainer.train_dataset, rows, order)
+                copy_start(trainer.model, new_adapter(model, spec))
+                step_losses = watch_losses(trainer, setting.gradient_accumulation)
+                clock = TrainerClock(setting.torch_device())
+                trainer.add_callback(clock)
+                trainer.train()
+            trained.add(spec, rows, step_losses(), clock.clock)
+        return trained.segment()
+
+    return turn
 
 
 def check_pairs(prepared: Any, rows: Rows, order: list[int]) -> None:
@@ -114,35 +125,26 @@ def check_pairs(prepared: Any, rows: Rows, order: list[int]) -> None:
 def main() -> int:
     """Race, print, and exit with 1 where the sides did not compute the same."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--data-dir", help="folder of the named tasks; needed without --pocket")
+    parser.add_argument("--data-dir", default=str(DATA))
     parser.add_argument("--pocket", action="store_true", help="the pocket model, offline")
-    parser.add_argument("--steps", type=int, default=4, help="of each trial, 1 warm-up included")
+    parser.add_argument("--pairs", type=int, default=6, help="of turns, for each peer")
+    parser.add_argument("--steps", type=int, default=4, help="of each trial in a turn")
     options = parser.parse_args()
     model = pocket_folder() if options.pocket else cached_model_folder("smollm2-135m")
-    rows = Rows.read(
-        Setting(
-            model=str(model),
-            task="pocket_med" if options.pocket else "arc_easy",
-            data_dir=None if options.pocket else options.data_dir,
-            trials=tuple((rank, 1e-4, 0) for rank in RANKS),
-            batch_size=2,
-            gradient_accumulation=4,
-            max_length=512,
-            steps=options.steps,
-            objective="dpo",
-        )
+    setting = Setting(
+        model=str(model),
+        task="pocket_med" if options.pocket else "arc_easy",
+        data_dir=None if options.pocket else options.data_dir,
+        trials=tuple((rank, 1e-4, 0) for rank in RANKS),
+        batch_size=2,
+        gradient_accumulation=4,
+        max_length=512,
+        steps=options.steps,
+        objective="dpo",
     )
-    peers = {name: run_side("train_dpo", side, rows) for name, side in PEERS.items()}
-    ours = run_side("train_dpo", "packed", rows)
-    result = heading("train_dpo", rows.setting) | {"parity": parity_of(ours, peers.values())}
-    result["parity_tolerance"] = MORE_ERROR * tolerance(
-        rows.setting.model, rows.setting.torch_dtype()
-    )
-    for name, times in peers.items():
-        result[name] = ours.tokens_per_second / times.tokens_per_second
-    sides = {**{side: peers[name] for name, side in PEERS.items()}, "packed": ours}
-    result["tokens_per_second"] = {name: times.tokens_per_second for name, times in sides.items()}
-    result["reference_seconds"] = ours.notes["reference_seconds"]
+    result, raced = race(packed, PEERS, Rows.read(setting), options.pairs)
+    result = {**heading("train_dpo", setting), "parity": parity_of(raced.values()), **result}
+    result["parity_tolerance"] = MORE_ERROR * tolerance(setting.model, setting.torch_dtype())
     return announce(result)
 
 

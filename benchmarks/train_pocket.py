@@ -13,48 +13,42 @@ import argparse
 import itertools
 import sys
 
-from race import Rows, Setting, announce, heading, parity_of, run_side
+from packed_runs import packed
+from race import announce, race
 from rankscope.models.model_folder import pocket_folder
+from single_runs import hand_tuned, plain_loop
+from training import Rows, Setting, heading, parity_of
 
 RANKS = (2, 8, 32, 128)
 LEARNING_RATES = (1e-3, 2e-3)
 SEEDS = (0, 1)
-PEERS = {"ratio": "plain_loop", "ratio_hand_tuned": "hand_tuned"}
+PEERS = {"ratio": plain_loop, "ratio_hand_tuned": hand_tuned}
 
 
 def main() -> int:
     """Race, print, and exit with 1 where the sides did not compute the same."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=32, help="of each trial, 2 warm-up included")
+    parser.add_argument("--pairs", type=int, default=20, help="of turns, for each peer")
+    parser.add_argument("--steps", type=int, default=4, help="of each trial in a turn")
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--gradient-accumulation", type=int, default=4)
     options = parser.parse_args()
-    rows = Rows.read(
-        Setting(
-            model=str(pocket_folder()),
-            task="pocket_med",
-            data_dir=None,
-            trials=tuple(itertools.product(RANKS, LEARNING_RATES, SEEDS)),
-            batch_size=options.batch_size,
-            gradient_accumulation=options.gradient_accumulation,
-            max_length=64,
-            steps=options.steps,
-            warmup_steps=2,
-            dtype="float32",
-            device="cpu",
-        )
+    setting = Setting(
+        model=str(pocket_folder()),
+        task="pocket_med",
+        data_dir=None,
+        trials=tuple(itertools.product(RANKS, LEARNING_RATES, SEEDS)),
+        batch_size=options.batch_size,
+        gradient_accumulation=options.gradient_accumulation,
+        max_length=64,
+        steps=options.steps,
+        dtype="float32",
+        device="cpu",
     )
-    peers = {name: run_side("single_runs", side, rows) for name, side in PEERS.items()}
-    ours = run_side("packed_runs", "packed", rows)
-    result = heading("train_pocket", rows.setting)
-    result["batch_size"] = options.batch_size
-    result["gradient_accumulation"] = options.gradient_accumulation
-    result["parity"] = parity_of(ours, peers.values())
-    for name, times in peers.items():
-        result[name] = ours.tokens_per_second / times.tokens_per_second
-    sides = {**{side: peers[name] for name, side in PEERS.items()}, "packed": ours}
-    result["tokens_per_second"] = {name: times.tokens_per_second for name, times in sides.items()}
-    return announce(result)
+    result, raced = race(packed, PEERS, Rows.read(setting), options.pairs)
+    head = heading("train_pocket", setting)
+    sizes = {"batch_size": options.batch_size, "accumulation": options.gradient_accumulation}
+    return announce({**head, **sizes, "parity": parity_of(raced.values()), **result})
 
 
 if __name__ == "__main__":

@@ -20,9 +20,8 @@ from typing import Any
 
 import torch
 
-from evaluate_choice import DATA
-from evaluation_race import gsm8k, heading, load, write_adapters
-from race import announce
+from evaluation import DATA, gsm8k, load, write_adapters
+from race import announce, heading
 from rankscope.evaluate.continuous_batching import GenerationLimits
 from rankscope.evaluate.vllm import ANSWERS_COMPARED, LARGEST_DIFFERENCE, Vllm
 from rankscope.models.adapters.folder import load_adapter
@@ -30,7 +29,7 @@ from rankscope.models.fetch import cached_model_folder
 
 
 def compare(given: dict[str, Any], lengths: list[int], adapters: list[str]) -> dict[str, Any]:
-    """By length and model, on one server."""
+    """Compare by length and model, on one server."""
     base = load(given)
     engine, found = Vllm(Path(given["model"])), {}
     engine.folders = {None: engine.base_folder} | {Path(a).name: Path(a) for a in adapters}

@@ -30,10 +30,11 @@ from typing import Any
 
 import torch
 
-import evaluation_race
-from evaluate_choice import BATCH_SIZES, DATA
+from evaluate_choice import BATCH_SIZES
 from evaluate_choice import TOLERANCE as LOGPROB_TOLERANCE
-from race import Rows, Setting, Times, announce, heading, parity_of, run_side
+from evaluation import DATA
+from evaluation_sides import harness_choice
+from race import Segment, Turn, announce, segment_of
 from rankscope.advise.recommend import recommend
 from rankscope.config.task import TaskConfig
 from rankscope.data.items import Item
@@ -44,6 +45,8 @@ from rankscope.models.fetch import cached_model_folder
 from rankscope.models.load import load_tokenizer
 from rankscope.records import BASE, Split, StudyRecords
 from rankscope.store import Ledger, weights_path
+from single_runs import trl, trl_without_recomputation
+from training import Rows, Setting, difference, heading
 
 TRAINED, CROSS_DOMAIN, RETAINED = "gsm8k", ("arc_easy", "openbookqa"), "piqa"
 TEXT = "exam_text"
@@ -68,7 +71,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=160, help="tokens of a row")
     parser.add_argument("--steps", type=int, default=24, help="of 4 rows")
     parser.add_argument("--items", type=int, default=40, help="of each task and split")
-    parser.add_argument("--sample-steps", type=int, default=8, help="TRL's, the first untimed")
+    parser.add_argument("--sample-steps", type=int, default=4, help="TRL's, the first untimed")
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"])
     parser.add_argument("--out", type=Path, help="keep the study in this new folder")
     options = parser.parse_args(arguments)
@@ -147,7 +150,7 @@ def run_study(file: dict[str, Any], folder: Path) -> tuple[StudyRecords, float]:
 
 
 def setting_of(options: argparse.Namespace, model: Path, **changes: Any) -> Setting:
-    """The study's trials, as ``race.py`` describes them."""
+    """The study's trials, as ``training.py`` describes them."""
     rates = {**dict.fromkeys(options.ranks, options.rates), None: options.full_rates}
     seeds = range(options.seeds)
     setting = Setting(
@@ -156,7 +159,6 @@ def setting_of(options: argparse.Namespace, model: Path, **changes: Any) -> Sett
         data_dir=str(options.data_dir.resolve()),
         trials=tuple((rank, lr, s) for rank in rates for lr in rates[rank] for s in seeds),
         steps=options.steps,
-        warmup_steps=0,
         dtype=options.dtype,
         device="cpu",
         max_length=options.max_length,
@@ -171,7 +173,7 @@ Items = dict[tuple[str, Split], tuple[Item, ...]]
 
 
 def items_of(options: argparse.Namespace) -> Items:
-    """By task and split, what every model of a grid is scored on: other tasks on test items only,
+    """Items that every model of a grid is scored on, by task and split: of other tasks test items,
     since nothing is chosen by them."""
     items: Items = {}
     for name, config in task_configs(options).items():
@@ -212,13 +214,13 @@ def harness(
         ],
         "batch_sizes": BATCH_SIZES["arc_easy"],
     }
-    return evaluation_race.run_side("evaluation_sides", "harness_choice", given)
+    return segment_of(harness_choice, given).found
 
 
 def tokens_of(
     options: argparse.Namespace, model: Path, items: Items
 ) -> dict[tuple[str, Split], list[int]]:
-    """By task and split, the tokens of every item: its prompt with each of its answers."""
+    """Tokens of every item by task and split: its prompt with each of its answers."""
     tokenizer = load_tokenizer(model)
 
     def length(text: str) -> int:
@@ -249,7 +251,7 @@ def parity(options: argparse.Namespace, model: Path) -> dict[str, Any]:
         file = study_file(small, model, "grid")
         file["analyze"]["spectra"] = {"enabled": False}
         study, _ = run_study(file, Path(folder))
-        theirs = run_side("single_runs", "trl", Rows.read(setting, options.rows))
+        theirs = segment_of(trl, Rows.read(setting, options.rows)).found["losses"]
         adapters = [t for t in study.trials if not t.spec.is_full]
         places = [str(Path(folder) / "out" / weights_path(t.spec)) for t in adapters]
         items = {key: chosen for key, chosen in items_of(small).items() if chosen[0].choices}
@@ -257,13 +259,13 @@ def parity(options: argparse.Namespace, model: Path) -> dict[str, Any]:
         models = [BASE, *(trial.spec.trial_id for trial in adapters)]
         logprobs = largest_difference(study, models, items, scored["logprobs"])
     trained = {(t.spec.rank, t.spec.lr, t.spec.seed): t.train for t in study.trials}
-    ours = Times()
+    ours: dict[str, list[float]] = {}
     for spec in setting.specs():
         record = trained[spec.rank, spec.lr, spec.seed]
-        ours.losses[spec.trial_id] = [point.loss for point in record.losses] if record else []
+        ours[spec.trial_id] = [point.loss for point in record.losses] if record else []
     return {
         **heading("whole_study", setting),
-        "parity": parity_of(ours, [theirs]),
+        "parity": difference(ours, theirs),
         "parity_logprobs": logprobs,
     }
 
@@ -286,23 +288,23 @@ def largest_difference(
 # --- the scripts ----------------------------------------------------------------------------------
 
 
-def decompose(given: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds of full SVDs of one layer's matrices: those of attention, and all."""
-    reader = CheckpointReader(Path(given["model"]))
+def decompose(model: str) -> Turn:
+    """Full SVDs of one layer's matrices: seconds of those of attention, and of all."""
+    reader = CheckpointReader(Path(model))
     layer = f".{reader.num_layers // 2}."
-    seconds = {name: 0.0 for name in reader.layers if layer in name}
-    for name in seconds:
-        weight, took = reader.weight(name).float(), []
-        for _ in range(3):
+    weights = {name: reader.weight(name).float() for name in reader.layers if layer in name}
+
+    def turn() -> Segment:
+        seconds = {}
+        for name, weight in weights.items():
             begun = time.perf_counter()
             torch.linalg.svd(weight, full_matrices=False)
-            took.append(time.perf_counter() - begun)
-        seconds[name] = statistics.median(took)
-    return {
-        "layers": reader.num_layers,
-        "attention": sum(s for name, s in seconds.items() if name.endswith(ATTENTION)),
-        "all": sum(seconds.values()),
-    }
+            seconds[name] = time.perf_counter() - begun
+        attention = sum(s for name, s in seconds.items() if name.endswith(ATTENTION))
+        found = {"layers": reader.num_layers, "attention": attention}
+        return Segment(sum(seconds.values()), len(seconds), found)
+
+    return turn
 
 
 def samples(
@@ -313,22 +315,22 @@ def samples(
     times as fast TRL trains the middle rank without its gradient checkpointing."""
     ranks = sorted({options.ranks[0], options.ranks[len(options.ranks) // 2], options.ranks[-1]})
     trials = [(rank, options.rates[0], 0) for rank in ranks] + [(None, options.full_rates[0], 0)]
-    setting = setting_of(options, model, trials=tuple(trials), warmup_steps=1)
-    setting = replace(setting, steps=options.sample_steps)
+    setting = setting_of(options, model, trials=tuple(trials), steps=options.sample_steps)
     rows = Rows.read(setting, options.rows)
-    *rates, full = run_side("single_runs", "trl", rows).rates.values()
-    rows = replace(rows, setting=replace(setting, trials=setting.trials[:-1]))
-    (faster,) = run_side("single_runs", "trl_without_recomputation", rows).rates.values()
+    *rates, full = segment_of(trl, rows).found["rates"].values()
+    rows = replace(rows, setting=replace(setting, trials=(trials[len(rates) // 2],)))
+    (faster,) = segment_of(trl_without_recomputation, rows).found["rates"].values()
     tested = {key: chosen for key, chosen in items.items() if key[1] == "test"}
     base, tuned = harness(options, model, [None, str(adapter)], tested)["seconds_by_model"]
     scored = sum(sum(tokens) for tokens in tokens_of(options, model, tested).values())
-    svds = evaluation_race.run_side("whole_study", "decompose", {"model": str(model)})
+    svds = segment_of(decompose, str(model))
+    layers, attention = svds.found["layers"], svds.found["attention"]
     found = {
         "per_trained_token": {False: statistics.mean(1 / rate for rate in rates), True: 1 / full},
         "per_scored_token": {False: tuned / scored, True: base / scored},
         "decompositions": {
-            False: svds["layers"] * svds["attention"],
-            True: svds["layers"] * svds["all"],
+            False: layers * attention,
+            True: layers * svds.seconds,
         },
     }
     return found, faster / rates[len(rates) // 2]
@@ -417,9 +419,7 @@ def race(options: argparse.Namespace, model: Path, folder: Path) -> dict[str, An
     place = folder / "out" / weights_path(adapters[0])
     scripts, speed = samples(options, model, place, items)
     rows = Rows.read(setting, options.rows)
-    by_seed = {
-        spec.seed: sum(len(row.input_ids) for row in rows.timed(spec)) for spec in setting.specs()
-    }
+    by_seed = {spec.seed: rows.tokens(spec, 0) for spec in setting.specs()}
     rates = {*options.rates, *options.full_rates}  # The search may have trained others
     listed = [trial.spec for trial in study.trials if trial.spec.lr in rates]
     whole = {spec.trial_id: by_seed[spec.seed] for spec in listed}

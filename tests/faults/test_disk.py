@@ -1,6 +1,6 @@
 """A full or failing disk: one message, nothing lost, and the same command ends the study.
 
-``benchmarks/faults.py`` lets every single change fail; these are a few of them.
+``evidence/campaigns/faults.py`` lets every single change fail; these are a few of them.
 """
 
 import errno

@@ -1,6 +1,6 @@
 """Inputs from outside are read, or refused with a message: fresh ones, and those that were not.
 
-benchmarks/fuzz.py reads as many as asked, with limits of time and memory, too.
+evidence/campaigns/fuzz.py reads as many as asked, with limits of time and memory, too.
 """
 
 import logging

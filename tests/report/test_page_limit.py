@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from synthetic_study import Truth, synthetic_study
 
-from large_report import store
+from fault_scale import store
 from rankscope.advise.recommend import recommend
 from rankscope.records import FAILED, Recommendation, StudyRecords
 from rankscope.report import page_limit

@@ -22,7 +22,7 @@ fork_starter()
 import rankscope.cli
 rankscope.cli.main()
 """
-"""What the launcher runs: a command whose first starter is forked."""
+"""The launcher runs this: a command whose first starter is forked."""
 
 
 def fork_starter() -> None:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from fuzz_mutations import HOSTILE, altered, json_text
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fixtures"))
-
+sys.path.insert(1, str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.insert(1, str(Path(__file__).parents[2] / "tests" / "fixtures"))
 
 KEYS = {
     "study": ("key",),
@@ -24,7 +24,7 @@ KEYS = {
     "records": ("trial_id", "kind", "key"),
     "artifacts": ("path",),
 }
-"""By table, the columns that name a row."""
+"""Columns that name a row, by table."""
 VALUES = (None, 0, -1, 1e300, "", "{}", "[]", "null", "x", "done", {"hex": "ff"})
 
 
@@ -33,7 +33,7 @@ def stored_study() -> Path:
     """The ledger of a simulated study; its files are in ``out`` beside it."""
     from synthetic_study import Truth, synthetic_study
 
-    from large_report import store
+    from fault_scale import store
 
     truth = Truth(ranks=(2, 8), lrs=(1e-3,), seeds=(0, 1), num_items=5, curve_steps=(5, 10))
     folder = Path(tempfile.mkdtemp())

@@ -154,7 +154,7 @@ def point(room: int, name: str, outcome: Outcome, problem: str) -> Point:
 
 
 def memory_fault(outcome: Outcome) -> str:
-    """What is wrong with how a verb ended."""
+    """Say what is wrong with how a verb ended."""
     if outcome.code == OK:
         return ""
     if outcome.code != UNFINISHED:
@@ -163,7 +163,7 @@ def memory_fault(outcome: Outcome) -> str:
 
 
 def run_fault(outcome: Outcome, out: Path) -> str:
-    """What is wrong with how a run ended: trials that do not fit are ``oom`` and nothing else."""
+    """Say what is wrong with a run's end: trials that do not fit are ``oom`` and nothing else."""
     if outcome.code != UNFINISHED or "error: " in outcome.err:
         return memory_fault(outcome)
     with Ledger.open(out, write=False) as ledger:
@@ -174,7 +174,7 @@ def run_fault(outcome: Outcome, out: Path) -> str:
 
 
 def resumed_fault(launcher: Launcher, reference: Undisturbed, out: Path) -> str:
-    """What is wrong once there is memory.
+    """Say what is wrong once there is memory.
 
     Less memory may have cut other groups, whose trials come to the same results; smaller passes
     round otherwise.

@@ -1,6 +1,6 @@
 """How much of a core the driver needs while ten workers run a study of a thousand small units.
 
-    python benchmarks/driver_load.py [--units 1000] [--workers 10] [--seconds 10]
+    python evidence/campaigns/driver_load.py [--units 1000] [--workers 10] [--seconds 10]
 
 No race. The driver is the real one: it opens units, starts worker processes, verifies what they
 seal and commits it. The workers are simulated, since ten real ones would need ten cores: each is a
@@ -25,7 +25,7 @@ SECONDS, FINISHED = "SIMULATED_SECONDS", "SIMULATED_RESULTS"
 
 
 def simulated_worker(out: Path, unit: str) -> None:
-    """What ``rankscope work OUT UNIT`` does, from the results of a finished study of one trial."""
+    """Do as ``rankscope work OUT UNIT`` does, from the results of a finished study of one trial."""
     begun = time.monotonic()
     from rankscope.filesystem import replace_text
     from rankscope.hashing import sums_text
@@ -54,14 +54,15 @@ def simulated_worker(out: Path, unit: str) -> None:
 
 
 def processor_seconds() -> float:
-    """Of this process so far, all its threads together."""
+    """Processor time of this process so far, all its threads together."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
 
 def measure(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, object]]:
     """Figures by name."""
-    sys.path.insert(1, str(Path(__file__).parents[1] / "tests" / "fixtures"))
+    sys.path.insert(1, str(Path(__file__).parents[2] / "benchmarks"))
+    sys.path.insert(1, str(Path(__file__).parents[2] / "tests" / "fixtures"))
     from pocket_study import SETTINGS, changed, small_study
 
     from rankscope.progress import ProgressReporter

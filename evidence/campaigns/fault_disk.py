@@ -98,7 +98,7 @@ class Disk:
         self.reference, self.options = reference, options
         self.folders = new_folders(options.folder)
         self.continued: dict[str, str] = {}
-        """What was wrong once the command continued, by the state that it found; '' is nothing."""
+        """Faults once the command continued, by the state that it found; '' is nothing."""
 
     def study(self, name: str, most: int | None = None, *words: object) -> Iterator[Job]:
         """Faults while a study runs."""
@@ -197,7 +197,7 @@ class Disk:
 
 
 def fault_of(outcome: Outcome, out: Path, number: int) -> str:
-    """What is wrong with how the command ended."""
+    """Say what is wrong with how the command ended."""
     if outcome.code == OK:
         return "a traceback" if "Traceback" in outcome.err else ""
     if outcome.code not in (UNFINISHED, INTEGRITY):
@@ -207,7 +207,7 @@ def fault_of(outcome: Outcome, out: Path, number: int) -> str:
 
 
 def status_fault(outcome: Outcome) -> str:
-    """What is wrong with what ``status`` says of the study then."""
+    """Say what is wrong with what ``status`` says of the study then."""
     none_yet = outcome.code == BAD_INPUT and (
         "found no study here" in outcome.err or "no run has stored a study" in outcome.err
     )

@@ -1,8 +1,7 @@
 """Campaign of faults: what a maintainer runs before a release.
 
-    python benchmarks/faults.py                          # everything; takes hours
-    python benchmarks/faults.py --families disk --points 50 --minutes 60
-    python benchmarks/faults.py --families disk --record points.jsonl    # a line per point
+    python evidence/campaigns/faults.py                          # everything; takes hours
+    python evidence/campaigns/faults.py --families disk --points 50 --minutes 60
 
 Each family makes real faults happen to real commands and checks what comes of each one; it prints
 one summary line. The last line is one JSON object. The exit code is 1 if anything is not as it
@@ -18,7 +17,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -32,7 +30,6 @@ FAMILIES = {
     "memory": "fault_memory",
     "readers": "fault_readers",
     "scale": "fault_scale",
-    "workers": "fault_lost_workers",
 }
 """Name -> module, which has a function ``points(options)``."""
 SHOWN = 20
@@ -46,22 +43,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--points", type=int, help="most per series of a family; default: all")
     parser.add_argument("--minutes", type=float, help="most for a family; default: to its end")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--record", type=Path, help="file that gets a JSON line per point at once")
     return parser.parse_args(arguments)
 
 
-def run_family(
-    name: str, points: Iterator[Point], minutes: float | None, record: Path | None
-) -> Any:
+def run_family(name: str, points: Iterator[Point], minutes: float | None) -> Any:
     """Run one family, print its summary line, and return its figures."""
     begun = time.monotonic()
     outcomes: Counter[str] = Counter()
     problems: list[str] = []
     for point in points:
         outcomes[point.outcome] += 1
-        if record is not None:
-            with record.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"family": name, **asdict(point)}) + "\n")
         if point.problem:
             problems.append(f"{point.what}: {point.problem}")
             print(f"{name}: PROBLEM: {problems[-1]}", file=sys.stderr, flush=True)
@@ -96,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             options = Options(asked.points, asked.seed, folder)
             points = import_module(FAMILIES[name]).points(options)
-            families[name] = run_family(name, points, asked.minutes, asked.record)
+            families[name] = run_family(name, points, asked.minutes)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     print(json.dumps({"benchmark": "faults", "points": asked.points, "families": families}))

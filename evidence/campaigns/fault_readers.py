@@ -16,7 +16,7 @@ from rankscope.errors import OK
 
 COUNT = 200
 NOT_YET = ("found no study here", "no run has stored a study yet")
-"""What a reader may be told before the run has written anything."""
+"""A reader may be told this before the run has written anything."""
 READERS = """
 import contextlib, io, json, os, sys
 from pathlib import Path
@@ -56,7 +56,7 @@ for _ in range(int(count)):
 
 @dataclass
 class Readings:
-    """What all readers saw."""
+    """Readings of all readers."""
 
     total: int = 0
     faults: Counter[str] = field(default_factory=Counter)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fixtures"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "fixtures"))
 
 from synthetic_study import Truth, synthetic_study, with_objective, with_specs, with_tasks
 

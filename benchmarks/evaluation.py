@@ -1,18 +1,7 @@
-"""What the races of evaluation share: questions, adapters, and sides in processes of their own.
+"""Questions and adapters that the races of evaluation share."""
 
-    python benchmarks/evaluation_race.py MODULE FUNCTION GIVEN RESULT
-
-is how :func:`run_side` starts a side: it reads one JSON file, calls ``MODULE.FUNCTION(given)`` and
-writes what that returns to another. As in ``race.py`` sides run one after another, and each keeps
-freed memory.
-"""
-
-import importlib
 import json
 import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,13 +10,14 @@ import torch
 
 from rankscope.config.study import ModelConfig
 from rankscope.data.items import LETTERS
-from rankscope.device import choose_device, choose_dtype, keep_freed_memory, provenance
+from rankscope.device import choose_device, choose_dtype
 from rankscope.models.adapters.folder import save_adapter
 from rankscope.models.base import Base
 from rankscope.models.init_context import new_adapter
 from rankscope.models.load import load_base
 from rankscope.records import TrialSpec
 
+DATA = Path(os.environ.get("RANKSCOPE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 ATTENTION = ("k_proj", "o_proj", "q_proj", "v_proj")
 
 Row = Mapping[str, Any]
@@ -51,7 +41,7 @@ def asked(row: Row, is_lettered: bool) -> str:
 
 
 def answers_of(row: Row, is_lettered: bool) -> list[str]:
-    """What is scored after the prompt."""
+    """Texts that are scored after the prompt."""
     texts = LETTERS[: len(row["choices"])] if is_lettered else row["choices"]
     return [f" {text}" for text in texts]
 
@@ -136,52 +126,6 @@ def write_adapters(model: str, folder: Path, ranks: Sequence[int]) -> list[str]:
     return folders
 
 
-# --- processes ----------------------------------------------------------------------------------
-
-
-def run_side(module: str, function: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Run one side in a new process; what it prints goes to standard error.
-
-    Raises:
-        subprocess.CalledProcessError: the side failed.
-    """
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    with tempfile.TemporaryDirectory() as folder:
-        source, result = Path(folder) / "given.json", Path(folder) / "result.json"
-        source.write_text(json.dumps(given), encoding="utf-8")
-        arguments = [module, function, str(source), str(result)]
-        subprocess.run(
-            [sys.executable, str(Path(__file__).resolve()), *arguments],
-            check=True,
-            stdout=sys.stderr,
-            env=environment,
-        )
-        found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-        return found
-
-
-def heading(benchmark: str, dtype: str) -> dict[str, Any]:
-    """The first fields of a result: the race, and the machine that its figures belong to."""
-    here = provenance()
-    return {
-        "benchmark": benchmark,
-        "device": f"{here.processor}, {here.num_threads} threads, torch {torch.__version__}",
-        "dtype": dtype,
-    }
-
-
 def dtype_of(name: str) -> str:
     """``auto`` is what a study would take on this machine's processor."""
     return str(choose_dtype(name, choose_device("cpu"))).removeprefix("torch.")
-
-
-def main(module: str, function: str, source: str, result: str) -> None:
-    """Be one side of a race."""
-    keep_freed_memory()
-    side = getattr(importlib.import_module(module), function)
-    found = side(json.loads(Path(source).read_text(encoding="utf-8")))
-    Path(result).write_text(json.dumps(found), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,6 +1,6 @@
 """Read many damaged and hostile inputs, and count those that end in anything but a message.
 
-    python benchmarks/fuzz.py [--kind jsonl] [--inputs 100000] [--keep DIR]
+    python evidence/campaigns/fuzz.py [--kind jsonl] [--inputs 100000] [--keep DIR]
 
 The law: an input is read, or refused by an error of ``rankscope.errors``, within 5 seconds of
 processor time and 2 GB. Prints one line per kind, and exits with 1 if an input broke the law.
@@ -42,14 +42,14 @@ class GaveUp(BaseException):
 
 
 class Tally:
-    """What became of the inputs of one kind."""
+    """Outcomes of the inputs of one kind."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self.outcomes: Counter[str] = Counter()
         """``read``, ``refused``, or how an input broke the law."""
         self.shortest: dict[str, bytes] = {}
-        """By how it broke the law, the shortest input that did."""
+        """The shortest input that broke the law, by how it did."""
         self.slowest = 0.0
         """Seconds of processor time."""
         self.peak_bytes = peak_memory()

@@ -1,8 +1,8 @@
 """Simulated studies whose truth is known: is the advice right, and do intervals cover the truth?
 
-    python benchmarks/simulate_studies.py [--only truths] [--row flat]
-    python benchmarks/simulate_studies.py --only random --draws 150 --start 10000 --json FILE
-    python benchmarks/simulate_studies.py --pair BEFORE AFTER
+    python evidence/judges/simulate_studies.py [--only truths] [--row flat]
+    python evidence/judges/simulate_studies.py --only random --draws 150 --start 10000 --json FILE
+    python evidence/judges/simulate_studies.py --pair BEFORE AFTER
 
 The first line prints the tables of this version. The second one writes what the advice says of
 studies of random truths; run it with another version's ``PYTHONPATH`` and another file. The third
@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fixtures"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "fixtures"))
 
 from synthetic_study import Truth, synthetic_study
 
@@ -46,7 +46,7 @@ MARGIN = 0.02
 
 @dataclass(frozen=True)
 class Scenario:
-    """What one simulated comparison is drawn from."""
+    """The distributions that one simulated comparison is drawn from."""
 
     name: str
     seeds: int = 3

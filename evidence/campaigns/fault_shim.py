@@ -9,7 +9,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("fault_shim.c")
 LAYOUT = struct.Struct("6q1024s64s1024s")
-"""Of ``struct fault``: armed, count, at, lasts, number, failed, folder, call, path."""
+"""Fields of ``struct fault``: armed, count, at, lasts, number, failed, folder, call, path."""
 
 
 class NoCompiler(Exception):

@@ -1,6 +1,6 @@
 """Search against Optuna's pruners, at equal training tokens.
 
-    python benchmarks/search_peers.py [--draws 16]
+    python evidence/judges/search_peers.py [--draws 16]
 
 The rule of the comparison, set before any result was seen:
 
@@ -50,7 +50,7 @@ OURS, OUR_BEST = "Rankscope", "Rankscope, best"
 
 @dataclass
 class Curves:
-    """What a peer can ask of a study: net gains of its trials at any share of their steps."""
+    """A peer can ask this of a study: net gains of its trials at any share of their steps."""
 
     study: Oracle
     found: dict[tuple[Split, float], dict[EvalKey, ItemScores]] = field(default_factory=dict)

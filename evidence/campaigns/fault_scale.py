@@ -9,9 +9,10 @@ from launcher import Launcher
 from synthetic_study import Truth, synthetic_study
 
 from fault_points import Options, Point, last_lines
-from large_report import store
+from rankscope.config.loader import study_values
 from rankscope.errors import BAD_INPUT, OK
-from rankscope.store import OUTPUT_FILES
+from rankscope.records import ItemResult, StudyRecords, write_items
+from rankscope.store import OUTPUT_FILES, Artifact, Ledger, items_path, weights_path
 
 ARMS = 10_000
 SECONDS = 300
@@ -30,7 +31,7 @@ arms:
 
 
 def study_files(folder: Path, count: int) -> dict[str, Path]:
-    """The same number of trials as that many arms, as one arm's grid, and one arm too many."""
+    """Files of as many trials: that many arms, one arm's grid, and one arm too many."""
     arms = "".join(
         f"- {{method: lora, rank: {1 + i % 64}, lr: {1e-5 * (1 + i // 64):.6g}}}\n"
         for i in range(count)
@@ -42,6 +43,43 @@ def study_files(folder: Path, count: int) -> dict[str, Path]:
     for name, text in files.items():
         (folder / f"{name}.yaml").write_text(HEAD + text)
     return {name: folder / f"{name}.yaml" for name in files}
+
+
+def store(study: StudyRecords, out: Path) -> None:
+    """The study as a finished run leaves it, with empty files for weights."""
+    with Ledger.open(out, write=True) as ledger:
+        ledger.put_study(
+            study.name, study_values(study.config), study.model, study.tasks, study.provenance
+        )
+        ledger.put_trials([trial.spec for trial in study.trials])
+        ledger.commit([trial.train for trial in study.trials if trial.train is not None])
+        ledger.commit([record for trial in study.trials for record in trial.analyses])
+        ledger.commit([point for trial in study.trials for point in trial.curve])
+        artifacts: list[Artifact] = []
+        for spec in (trial.spec for trial in study.trials if trial.train is not None):
+            with ledger.stage() as folder:
+                (folder / "weights").touch()
+                artifacts += ledger.publish(folder, weights_path(spec))
+        for key, scores in study.items.items():
+            rows = zip(scores.item_ids, scores.subjects, scores.scores, strict=True)
+            with ledger.stage() as folder:
+                write_items(
+                    folder / "items.parquet",
+                    [
+                        ItemResult(
+                            item_id=item,
+                            subject=subject,
+                            score=float(score),
+                            gold="A",
+                            prediction="B",
+                            gold_logprob=None,
+                        )
+                        for item, subject, score in rows
+                    ],
+                )
+                artifacts += ledger.publish(folder / "items.parquet", items_path(*key))
+        ledger.commit(list(study.evals.values()), artifacts)
+        ledger.finish_trials([t.spec.trial_id for t in study.trials if t.train is not None])
 
 
 def finished(out: Path, count: int) -> None:

@@ -1,8 +1,9 @@
 """SIGKILL at random moments of a run's life, and again while it continues.
 
 By turns the points are runs in one process and with two workers. There, by turns, the driver is
-killed, one worker, or all of them. Every fourth run is killed again while it continues. Then the
-same command must end with the hashes of a run that nobody killed.
+killed, one worker, or all of them. A run that lost a worker must end by itself. Every fourth run is
+killed again while it continues. Then the same command must end with the hashes of a run that nobody
+killed.
 """
 
 import os
@@ -51,7 +52,8 @@ def points(options: Options) -> Iterator[Point]:
                     launcher.start("run", file, "--out", out, *words)
                     moment = moments.uniform(0, lives[name])
                     kills.append(killed(launcher, victim, moment, moments))
-                problem = reference.resumed(launcher, out, *words)
+                problem = "; ".join(kill for kill in kills if "then exit" in kill)
+                problem = problem or reference.resumed(launcher, out, *words)
                 yield Point(f"{name}: {'; '.join(kills)}", f"{name}, {outcome_of(kills)}", problem)
 
 
@@ -99,6 +101,6 @@ def kill(process: int) -> None:
 
 
 def outcome_of(kills: list[str]) -> str:
-    """By which points are counted: who was killed, in turn."""
+    """Points are counted by this: who was killed, in turn."""
     victims = [kill.partition(" at ")[0] for kill in kills if " at " in kill]
     return f"{', '.join(victims)} killed" if victims else "ended before"

@@ -1,4 +1,4 @@
-"""What all families of ``faults.py`` share: options, points, the study that faults happen to."""
+"""Options, points and the study that faults happen to; all families of ``faults.py`` share them."""
 
 import hashlib
 import json
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(1, str(Path(__file__).parents[1] / "tests" / "fixtures"))
+sys.path.insert(1, str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.insert(1, str(Path(__file__).parents[2] / "tests" / "fixtures"))
 
 from command_line import Outcome
 from launcher import Launcher
@@ -24,7 +25,7 @@ AGAIN = "then give the same command again"
 
 @dataclass(frozen=True)
 class Options:
-    """Of the campaign."""
+    """Options of the campaign."""
 
     points: int | None
     """Most points of one series, spread over the whole of it; None: every one."""
@@ -48,7 +49,7 @@ class Point:
     outcome: str
     """A word or two, by which points are counted, such as ``exit 3``."""
     problem: str = ""
-    """What is not as it must be."""
+    """A sentence says what is not as it must be."""
 
 
 def tiny_study(folder: Path, **changes: Any) -> Path:
@@ -130,7 +131,7 @@ def state_of(out: Path) -> str:
 
 
 def message_fault(outcome: Outcome, *texts: object) -> str:
-    """What is wrong with the message of a command that failed, or ''.
+    """Say what is wrong with the message of a command that failed, or ''.
 
     There must be one, no traceback, and in it the ``texts``, such as a path.
     """

@@ -1,7 +1,7 @@
 """Simulated studies whose truth is known: what does a search lose, and what is it worth?
 
-    python benchmarks/search.py [--studies 16] [--start 6000] [--only WORLD] [--json FILE]
-    python benchmarks/search.py --records evidence/records/alpha-ranks ...
+    python evidence/judges/search.py [--studies 16] [--start 6000] [--only WORLD]
+    python evidence/judges/search.py --records evidence/records/alpha-ranks ...
 
 Every draw of a *world* is a study: final scores of every arm, learning curves, spread between
 seeds, items. Sides: the search at 0.235 and at 0.16 of the grid's trainings, a random part of the
@@ -25,8 +25,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fixtures"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "evidence"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "fixtures"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from synthetic_study import Truth, synthetic_study, with_specs
 
@@ -53,7 +53,7 @@ MARGIN = 0.02
 
 @dataclass(frozen=True)
 class World:
-    """What studies are drawn from."""
+    """The distributions that studies are drawn from."""
 
     name: str
     ranks: tuple[int, ...] = (4, 8, 16, 32, 64)
@@ -74,7 +74,7 @@ class World:
     broken: bool = False
     """One LoRA arm loses all that it could."""
     alpha: float | None = None
-    """Of every rank; None: twice the rank."""
+    """Every rank has it; None: twice the rank."""
     unlisted: tuple[int, int] = (0, 0)
     """LoRA's lowest and highest rates that the lists of the study do not have."""
     trade_off: float = 0.5
@@ -183,7 +183,7 @@ class Drawn:
         }
 
     def true_scores(self, task: str, share: float) -> Array:
-        """Of every trial, (M,), after that share of its steps."""
+        """Scores of every trial, (M,), after that share of its steps."""
         speed = self._speed[task]
         reached = (1 - np.exp(-speed * share)) / (1 - np.exp(-speed))
         late, early = self._noise[task]
@@ -412,8 +412,8 @@ def played(
 
 
 def judge(drawn: Drawn, run: Played) -> dict[str, float]:
-    """What a study's answer loses, and how sure it is. An arm over the limit on forgetting is worth
-    no more than the base."""
+    """Count what a study's answer loses, and how sure it is. An arm over the limit on forgetting
+    is worth no more than the base."""
     answer = decide(task_results(run.records, drawn.task, summarize_arms(run.records)[drawn.task]))
     limit, net = drawn.frame.config.objective.max_forgetting, 0.0
     if (label := answer.chosen and answer.chosen.label) is not None:
@@ -523,22 +523,16 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=16)
     parser.add_argument("--start", type=int, default=6000)
     parser.add_argument("--only", default="", help="part of a world's name")
-    parser.add_argument("--json", type=Path, help="append every study to this file, a line each")
-    parser.add_argument("--table", type=Path, nargs="+", help="only print tables of such files")
     parser.add_argument("--records", type=Path, nargs="+", help="replay these finished grids")
     args = parser.parse_args()
     if args.records:
         print_records(args.records)
         return
-    lines = [line for file in args.table or () for line in file.read_text().splitlines()]
-    rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    rows: list[dict[str, Any]] = []
     worlds = [w for w in WORLDS.values() if args.only in w.name]
-    for seed in range(args.start, args.start + args.studies) if not args.table else ():
+    for seed in range(args.start, args.start + args.studies):
         for world in worlds:
             rows.append({"world": world.name, "seed": seed, "sides": compare(world, seed)})
-            if args.json is not None:
-                with args.json.open("a") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
     shown: dict[str, Any] = {}
     groups = {f"all {kind}": {w.name for w in of_kind} for kind, of_kind in KINDS.items()}
     groups |= {name: {name} for name in dict.fromkeys(row["world"] for row in rows)}

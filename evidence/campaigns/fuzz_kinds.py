@@ -15,7 +15,7 @@ from fuzz_ledgers import LEDGERS, read_ledger
 from fuzz_mutations import HOSTILE, TEXTS, altered, as_bytes, damaged, json_text
 from fuzz_rows import JSONL, PARQUET, TABLES, read_jsonl, read_parquet, read_table
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 
 
 class Kind(NamedTuple):
@@ -144,4 +144,4 @@ KINDS = {
     "task": Kind(task_inputs(), read_task),
     "ledger": Kind(LEDGERS, read_ledger),
 }
-"""By the name on the command line."""
+"""Kinds by their name on the command line."""
