@@ -28,8 +28,7 @@ def inputs_with(folder: Path, room_bytes: int, **changes: object) -> PreparedStu
     )
     inputs = found.check()
     grouping = dataclasses.replace(inputs.grouping, room_bytes=room_bytes)
-    groups = tuple(grouping.groups(inputs.trials, inputs.config))
-    return dataclasses.replace(inputs, grouping=grouping, chosen=groups)
+    return dataclasses.replace(inputs, grouping=grouping)
 
 
 def sizes(inputs: PreparedStudy) -> list[int]:

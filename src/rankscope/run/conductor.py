@@ -43,11 +43,11 @@ class Conductor:
         if self.context.round.is_last:
             for stage in self.analysis_stages:
                 stage.measure_base()
-        context, groups = self.context, self.context.study.groups
+        context, groups = self.context, self.context.round.groups
         statuses = context.ledger.statuses()
         ended = frozenset(i for i, s in statuses.items() if s not in ("planned", "trained"))
         context.memory_before_groups = 0
-        clock = StudyClock.of(context.study, ended)
+        clock = StudyClock.of(context.study, groups, ended)
         if context.study.config.strategy == "grid":  # else nobody knows how much is left
             context.study_clock = clock
         for index, group in enumerate(groups, start=1):
@@ -61,7 +61,8 @@ class Conductor:
         longest training first: of units, one that begins last would keep the others' devices
         waiting."""
         study = self.context.study
-        groups = [g for g in study.groups if self.train_stage.missing(g) or self.unfinished(g)]
+        current = self.context.round.groups
+        groups = [g for g in current if self.train_stage.missing(g) or self.unfinished(g)]
         groups.sort(key=lambda g: -sum(training_work(study, trial) for trial in g))
         return [BASE_GROUP, *groups] if self.evaluate_stage.missing_of_base() else groups
 
@@ -150,7 +151,7 @@ class Conductor:
         continues goes through the earlier rounds again, and needs those of later ones."""
         if not self.context.round.is_last:
             return
-        current = {group_id(self.train_stage.untrained(g)) for g in self.context.study.groups}
+        current = {group_id(self.train_stage.untrained(g)) for g in self.context.round.groups}
         for folder in (self.context.ledger.out / CHECKPOINTS).glob("*"):
             if GROUP_ID.fullmatch(folder.name) and folder.name not in current:
                 GroupCheckpoint(folder).remove()

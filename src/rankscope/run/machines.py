@@ -205,8 +205,7 @@ def _pace_of_layer(inputs: PreparedStudy, machine: Machine) -> float:
         if rows == most or _seconds_of(step, inputs.device) > PROBE_SECONDS:
             break
         rows = min(4 * rows, most)
-    base = dataclasses.replace(inputs.base, shapes=architecture(config))
-    costs, tokens = CostModel(dataclasses.replace(inputs, base=base), machine), rows * length
+    costs, tokens = CostModel(inputs, machine, architecture(config)), rows * length
     # Backward, attention has the gradients of both products
     operations = 2 * costs.forward(tokens, 0, length / 2) + 2 * tokens * costs.attention * length
     return operations / _fastest(step, inputs.device)

@@ -54,21 +54,21 @@ class PreparedStudy:
     notes: tuple[str, ...]  # What a reader of the results must know
     beyond: tuple[TrialSpec, ...] = ()
     """Trials beyond the ends of the lists of rates and ranks, which a search may train."""
-    chosen: tuple[Group, ...] | None = None  # Groups of a round or unit; None: of all trials
     prompted: Mapping[str, Items] = field(default_factory=dict)
     """By trial that is a prompt, the items after it."""
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
-        """Trials that train together, in the order in which they run. Forming them runs passes on
-        shapes."""
-        groups = self.chosen
-        if groups is None:
-            groups = tuple(self.grouping.groups(self.trials, self.config))
-        if self.config.train.devices > 1:  # each holds the frozen base whole, if all fit then
+        """All trials, in groups that train together. Forming them runs passes on shapes."""
+        return self.placed(self.grouping.groups(self.trials, self.config))
+
+    def placed(self, groups: Sequence[Group]) -> tuple[Group, ...]:
+        """Groups that run on the study's devices, each of which holds the frozen base whole if all
+        of them fit then."""
+        if self.config.train.devices > 1:
             self.grouping.model.replicates = True
             self.grouping.model.replicates = all(map(self._fits, ((), *groups)))
-        return groups
+        return tuple(groups)
 
     def _fits(self, group: Group) -> bool:
         """Whether a group can be trained and scored; without trials, whether the base can."""

@@ -1,7 +1,7 @@
 """Time left of a whole study, at the pace of its groups in this run."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rankscope.formatting import rough_duration
@@ -30,9 +30,11 @@ class StudyClock:
     _train_begun: float | None = None
 
     @classmethod
-    def of(cls, study: PreparedStudy, done: frozenset[str]) -> "StudyClock":
-        """A clock for the trials of a study that are not ``done``."""
-        trials = [t for group in study.groups for t in group if t.trial_id not in done]
+    def of(
+        cls, study: PreparedStudy, groups: Sequence[Group], done: frozenset[str]
+    ) -> "StudyClock":
+        """A clock for the trials of some groups that are not ``done``."""
+        trials = [t for group in groups for t in group if t.trial_id not in done]
         return cls({trial.trial_id: training_work(study, trial) for trial in trials})
 
     def begin_group(self, group: Group) -> None:

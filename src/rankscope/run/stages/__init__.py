@@ -33,7 +33,7 @@ class Stage(ABC, Generic[Work, Result]):
         """Of a stage whose work are trials, those of all groups that it will come to: they lack its
         results, or are not trained yet."""
         statuses = self.context.ledger.statuses()
-        trials = tuple(trial for group in self.context.study.groups for trial in group)
+        trials = tuple(trial for group in self.context.round.groups for trial in group)
         missing: set[object] = set(self.missing(trials))
         return [t for t in trials if t in missing or statuses[t.trial_id] == "planned"]
 
