@@ -17,21 +17,28 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig
 from transformers.initialization import no_init_weights
 
+from rankscope.config.study import StudyConfig
+from rankscope.data.study_data import StudyData
 from rankscope.device import (
     available_memory_bytes,
+    choose_device,
+    choose_dtype,
     dtype_name,
     keep_freed_memory,
     limit_kernel_cache,
 )
 from rankscope.errors import Interrupted, UserError, did_you_mean, first_line
+from rankscope.evaluate.vllm import resolved_engine
 from rankscope.formatting import count
 from rankscope.models.attention import varlen
 from rankscope.models.load import frozen_base, model_record
 from rankscope.models.parameters import architecture
+from rankscope.models.study_base import StudyBase
 from rankscope.run.costs import CostModel
-from rankscope.run.groups import Group
+from rankscope.run.groups import USABLE_SHARE, Group, Grouping
 from rankscope.run.prepared import PreparedStudy
 from rankscope.train.loop import train_group
+from rankscope.train.memory import MemoryModel, RowCounts
 from rankscope.train.objectives import objective_of
 
 PROBE_SECONDS = 0.3
@@ -50,7 +57,8 @@ performance summary)."""
 class Machine:
     label: str
     device: torch.device
-    rates: Mapping[str, float]  # By dtype, 10^12 operations per second of a matrix product
+    rates: Mapping[str, float]
+    """10^12 operations per second of a matrix product, by dtype; this machine has none at first."""
     memory: float  # 10^9 bytes
     share: float = PUBLISHED_SHARE  # The part of a rate that training and scoring reach
     basis: str = "from published figures, not measured"  # What estimates of time rest on
@@ -63,12 +71,34 @@ class Machine:
 
     def dtype(self, wanted: str) -> torch.dtype:
         """The base's dtype; ``auto`` is the first of its rates, as in ``device.choose_dtype``."""
+        if not self.rates:
+            return choose_dtype(wanted, self.device)
         name = next(iter(self.rates)) if wanted == "auto" else wanted
         if name not in self.rates:
             known = f"{' or '.join(self.rates)}, in which {self.label} computes"
             raise UserError("plan: dtype", name, known, "give '--set dtype=...'")
         named: torch.dtype = getattr(torch, name)
         return named
+
+    def resolved(self, config: StudyConfig) -> StudyConfig:
+        """The study with its dtype, and what writes answers. Raises UserError: a wish is not met
+        here."""
+        dtype = self.dtype(config.dtype)
+        engine = "own" if self.rates else resolved_engine(config, self.device, dtype)
+        evaluate = config.evaluate.model_copy(update={"engine": engine})
+        return config.model_copy(update={"dtype": dtype_name(dtype), "evaluate": evaluate})
+
+    def grouping(
+        self, config: StudyConfig, base: StudyBase, data: StudyData, num_processes: int
+    ) -> Grouping:
+        """Cuts a study's trials into groups, of which ``num_processes`` share the memory."""
+        dtype, kernel = self.dtype(config.dtype), self.has_attention_kernel if self.rates else None
+        model = MemoryModel(base.config, dtype, self.device, config.quantize, kernel)
+        rows = {**data.replay_rows, **data.rows}
+        counts = {name: RowCounts.of(encoded.rows) for name, encoded in rows.items()}
+        shards = config.train.devices if self.device.type == "cpu" else 1  # which share it
+        free_bytes = self.memory * 1e9 / num_processes / shards
+        return Grouping(model, counts, config.memory_limit or round(USABLE_SHARE * free_bytes))
 
 
 def _card(label: str, half: float, float32: float, memory: float, *dtypes: str) -> Machine:
@@ -101,17 +131,23 @@ def find_machine(name: str) -> Machine | None:
     return MACHINES[name]
 
 
+def this_machine(device: str) -> Machine:
+    """This machine, whose pace is not known yet."""
+    found = choose_device(device)
+    return Machine("this machine", found, {}, available_memory_bytes(found) / 1e9)
+
+
 def paced_machine(
     inputs: PreparedStudy, machine: Machine | None = None, tokens_per_second: float | None = None
 ) -> Machine:
     """``machine``, or this one, at the pace that is given or measured here, else published."""
     if machine is not None and tokens_per_second is None:
         return machine
-    device, dtype = inputs.device, dtype_name(inputs.dtype)
+    dtype = dtype_name(inputs.dtype)
     if machine is None:
         keep_freed_memory()
         limit_kernel_cache()
-        machine = Machine("this machine", device, {}, available_memory_bytes(device) / 1e9)
+        machine = this_machine(inputs.config.device)
     per_token = CostModel(inputs, machine).operations_per_token()
     pace, origin = (tokens_per_second or 0.0) * per_token, "as given"
     if not pace:

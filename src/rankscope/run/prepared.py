@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import zip_longest
 from math import ceil
+from statistics import fmean
 
 import torch
 
@@ -205,6 +206,12 @@ class PreparedStudy:
 
     def base_evals(self) -> list[EvalKey]:
         return self.wanted_evals(BASE, None)
+
+
+def tokens_note(trial: TrialSpec, items: Items, prompted: Items) -> str:
+    """How much longer a prompt makes what a model reads."""
+    own, base = (fmean(i.read for i in of[trial.task, "validation"]) for of in (prompted, items))
+    return f"{trial.task} {trial.arm_label}: reads {own:,.0f} tokens an item, the base {base:,.0f}"
 
 
 def first_trials(study: PreparedStudy) -> list[TrialSpec]:
