@@ -16,7 +16,6 @@ from rankscope.config.loader import dump_study, study_values
 from rankscope.device import (
     keep_freed_memory,
     limit_kernel_cache,
-    provenance,
     use_deterministic,
 )
 from rankscope.errors import CONTINUES, STOP_SIGNALS, Interrupted, UserError
@@ -31,6 +30,7 @@ from rankscope.records import BASE, FAILED, trial_of
 from rankscope.run.context import Round, RunContext
 from rankscope.run.group_ledger import GroupLedger
 from rankscope.run.prepared import PreparedStudy
+from rankscope.run.versions import provenance
 from rankscope.store import Ledger
 
 

@@ -8,13 +8,12 @@ from rankscope.records import TrialSpec
 from rankscope.run.context import RunContext
 from rankscope.run.groups import BASE_GROUP, Group, group_id
 from rankscope.run.oom import with_oom_backoff
-from rankscope.run.stages import run_stage
+from rankscope.run.stages import run_stage, use_rows
 from rankscope.run.stages.evaluate import EvaluateStage
 from rankscope.run.stages.train import TrainStage
 from rankscope.run.study_clock import StudyClock, training_work
 from rankscope.run.trial_weights import model_with_weights
 from rankscope.run.trials import ID_LENGTH
-from rankscope.sources import use_rows
 from rankscope.store import CHECKPOINTS, TrialFailure
 from rankscope.train.checkpoint import GroupCheckpoint
 

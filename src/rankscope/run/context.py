@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from pydantic import Field
 
-from rankscope.device import provenance, release_freed_memory
+from rankscope.device import release_freed_memory
 from rankscope.errors import CONTINUES, Interrupted
 from rankscope.models.base import Base
 from rankscope.models.svd_cache import SvdCache, svd_cache_folder
@@ -16,6 +16,7 @@ from rankscope.run.group_ledger import GroupLedger, resolve_groups
 from rankscope.run.groups import Group
 from rankscope.run.prepared import PreparedStudy
 from rankscope.run.study_clock import StudyClock
+from rankscope.run.versions import provenance
 from rankscope.store import Ledger
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from rankscope.formatting import byte_size
 from rankscope.records import TrialSpec
 from rankscope.run.groups import Group, halves_of
-from rankscope.run.prepared import PreparedStudy, first_trials
+from rankscope.run.prepared import PreparedStudy
 from rankscope.store import Ledger, StoredGroups
 from rankscope.train.memory import GroupMemory
 
@@ -127,7 +127,7 @@ class GroupLedger:
         """
         if self.ledger.groups() is None:
             is_search = self.study.config.strategy == "search"
-            first = first_trials(self.study) if is_search else self.study.trials
+            first = self.study.first if is_search else self.study.trials
             resolve_groups(self.ledger, self.study, first)
         self._put(trial_ids, unit.groups, unit.batch_tokens)
 

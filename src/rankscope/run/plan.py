@@ -19,7 +19,7 @@ from rankscope.records import Record, TrialSpec
 from rankscope.run.costs import CostModel
 from rankscope.run.groups import Group, GroupLimit, what_limits
 from rankscope.run.machines import Machine, busy_notes, paced_machine
-from rankscope.run.prepared import PreparedStudy, first_trials
+from rankscope.run.prepared import PreparedStudy
 
 FEWEST_ARMS, FEWEST_UPDATES = 3, 40  # Of a study that is to have an answer
 Seconds = dict[str, float]
@@ -121,7 +121,7 @@ def make_plan(
 def first_arms(inputs: PreparedStudy, machine: Machine) -> tuple[Seconds, list[Seconds]]:
     """Seconds of the base, and of each of the first arms of a search: as few as give an answer."""
     model, scoring = CostModel(inputs, machine), dict[tuple[object, ...], float]()
-    arms = first_trials(inputs)[:FEWEST_ARMS]
+    arms = inputs.first[:FEWEST_ARMS]
     costs = [_trial_costs(model, (trial,), scoring)[trial.trial_id] for trial in arms]
     return _base_cost(model), costs
 
@@ -132,7 +132,7 @@ def check_time(inputs: PreparedStudy, machine: Machine | None = None) -> None:
     budget = inputs.config.budget
     if budget is None or budget.hours is None:
         return
-    arms = first_trials(inputs)[:FEWEST_ARMS]
+    arms = inputs.first[:FEWEST_ARMS]
     steps, do = min(map(inputs.num_steps, arms)), "or take what comes of it: --anyway"
     if steps < FEWEST_UPDATES:
         found = f"arms of {count(steps, 'update')}"

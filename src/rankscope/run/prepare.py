@@ -1,13 +1,14 @@
 """One descent fixes a study before weights are loaded: its model, data, trials and groups."""
 
 from rankscope.advise.checks import notes_beforehand
+from rankscope.advise.search import first_designs
 from rankscope.config.study import StudyConfig
 from rankscope.data.study_data import prepare_data
 from rankscope.evaluate.evaluator import scored_items
 from rankscope.models.study_base import check_machine, resolve_base
 from rankscope.progress import ProgressReporter
 from rankscope.run.machines import Machine, this_machine
-from rankscope.run.prepared import PreparedStudy, check_prepared, tokens_note
+from rankscope.run.prepared import PreparedStudy, tokens_note
 from rankscope.run.trials import duplicate_grid_notes, study_trials
 
 
@@ -52,12 +53,13 @@ def prepare(
         items=items,
         task_records=tasks,
         trials=trials,
+        first=first_designs(trials, data.rows),
         grouping=grouping,
         beyond=beyond,
         prompted=prompted,
         notes=(*notes, *duplicate_grid_notes(config)),
     )
-    check_prepared(study)
+    study.check()
     reporter.finish()
     if machine is None:
         check_machine(config, trials, study.device, study.dtype)

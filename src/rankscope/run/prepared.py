@@ -3,13 +3,11 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import zip_longest
 from math import ceil
 from statistics import fmean
 
 import torch
 
-from rankscope.advise.search import first_design
 from rankscope.analyses import all_analyses, enabled_analyses
 from rankscope.config.objective import BudgetConfig
 from rankscope.config.section import Interval
@@ -51,6 +49,7 @@ class PreparedStudy:
     items: Items
     task_records: tuple[TaskRecord, ...]  # One per task, as stored
     trials: tuple[TrialSpec, ...]
+    first: tuple[TrialSpec, ...]  # Trials that a search begins with
     grouping: Grouping
     notes: tuple[str, ...]  # What a reader of the results must know
     beyond: tuple[TrialSpec, ...] = ()
@@ -204,6 +203,16 @@ class PreparedStudy:
         settings = {i: self.record_settings(kind, i) for i in model_ids if i != BASE}
         return {i: canonical_json(values) if values else "" for i, values in settings.items()}
 
+    def check(self) -> None:
+        """Raise UserError for a search whose budget is too small for one trial, and for settings of
+        an analysis that do not suit the study."""
+        if self.config.strategy == "search" and self.first:
+            tokens = self.training_tokens(self.first[0])
+            if not self.search_budget.pays_for(1, tokens):
+                raise UserError("budget", "less than one trial", f"at least {tokens:,} tokens")
+        for analysis in enabled_analyses(self.config):
+            analysis.check(self)
+
     def base_evals(self) -> list[EvalKey]:
         return self.wanted_evals(BASE, None)
 
@@ -212,28 +221,6 @@ def tokens_note(trial: TrialSpec, items: Items, prompted: Items) -> str:
     """How much longer a prompt makes what a model reads."""
     own, base = (fmean(i.read for i in of[trial.task, "validation"]) for of in (prompted, items))
     return f"{trial.task} {trial.arm_label}: reads {own:,.0f} tokens an item, the base {base:,.0f}"
-
-
-def first_trials(study: PreparedStudy) -> list[TrialSpec]:
-    """The first design of a search: the most telling trials of all tasks first."""
-    of_task = ([t for t in study.trials if t.task == task and t.trains] for task in study.data.rows)
-    designs = zip_longest(*(first_design(trials) for trials in of_task))
-    return [trial for of in designs for trial in of if trial is not None]
-
-
-def check_prepared(study: PreparedStudy) -> None:
-    """Raise UserError for a search whose budget is too small for one trial, and for settings of an
-    analysis that do not suit the study."""
-    if study.config.strategy == "search" and any(trial.trains for trial in study.trials):
-        _check_search(study)
-    for analysis in enabled_analyses(study.config):
-        analysis.check(study)
-
-
-def _check_search(study: PreparedStudy) -> None:
-    tokens = study.training_tokens(first_trials(study)[0])
-    if not study.search_budget.pays_for(1, tokens):
-        raise UserError("budget", "less than one trial", f"at least {tokens:,} tokens")
 
 
 def scoring_memory(

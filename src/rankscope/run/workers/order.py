@@ -11,7 +11,6 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from rankscope.device import provenance
 from rankscope.errors import IntegrityError, UserError, reading
 from rankscope.filesystem import replace_text
 from rankscope.hashing import sha256_json, sums_text
@@ -19,6 +18,7 @@ from rankscope.records import Record
 from rankscope.run.context import Round
 from rankscope.run.group_ledger import known_groups
 from rankscope.run.prepared import PreparedStudy
+from rankscope.run.versions import provenance
 from rankscope.run.workers.attempts import SEAL
 from rankscope.store import UNIT_ORDER, StoredGroups
 

@@ -46,10 +46,10 @@ from rankscope.records import ModelRecord, TrialSpec
 from rankscope.run.begin import begin_run, interruptible, prepare_process
 from rankscope.run.conductor import Conductor
 from rankscope.run.prepare import prepare
+from rankscope.run.stages import use_rows
 from rankscope.run.workers.attempts import KILLED_FOR_MEMORY, is_sealed
 from rankscope.run.workers.order import check_versions, read_unit, seal_unit, unit_round
 from rankscope.run.workers.starter import DRIVER
-from rankscope.sources import use_rows
 from rankscope.store import UNITS, Ledger
 from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import train_group
