@@ -2,9 +2,9 @@
 
 import re
 
-from rankscope.analyses import enabled_analyses
+from rankscope.analyses.analysis import analyses_of_run
 from rankscope.device import live_memory_bytes
-from rankscope.records import TrialSpec
+from rankscope.records import WAITING, TrialSpec
 from rankscope.run.context import RunContext
 from rankscope.run.groups import BASE_GROUP, Group, group_id
 from rankscope.run.oom import with_oom_backoff
@@ -28,7 +28,7 @@ class Conductor:
         self.context = context
         self.train_stage = TrainStage(context)
         self.evaluate_stage = EvaluateStage(context)
-        enabled = enabled_analyses(context.study.config)
+        enabled = analyses_of_run(context.study.config)
         self.analysis_stages = [analysis.stage(context) for analysis in enabled]
 
     def run_base(self) -> None:
@@ -43,11 +43,11 @@ class Conductor:
             for stage in self.analysis_stages:
                 stage.measure_base()
         context, groups = self.context, self.context.round.groups
-        statuses = context.ledger.statuses()
-        ended = frozenset(i for i, s in statuses.items() if s not in ("planned", "trained"))
+        statuses, study = context.ledger.statuses(), context.study
+        left = [t for group in groups for t in group if statuses[t.trial_id] in WAITING]
         context.memory_before_groups = 0
-        clock = StudyClock.of(context.study, groups, ended)
-        if context.study.config.strategy == "grid":  # else nobody knows how much is left
+        clock = StudyClock({trial.trial_id: training_work(study, trial) for trial in left})
+        if study.config.strategy == "grid":  # else nobody knows how much is left
             context.study_clock = clock
         for index, group in enumerate(groups, start=1):
             clock.begin_group(group)

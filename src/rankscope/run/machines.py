@@ -57,10 +57,10 @@ performance summary)."""
 class Machine:
     label: str
     device: torch.device
-    rates: Mapping[str, float]
-    """10^12 operations per second of a matrix product, by dtype; this machine has none at first."""
+    rates: Mapping[str, float]  # By dtype, 10^12 operations per second of a matrix product
     memory: float  # 10^9 bytes
-    share: float = PUBLISHED_SHARE  # The part of a rate that training and scoring reach
+    share: float = PUBLISHED_SHARE
+    """The part of a rate that training and scoring reach; 0 if no pace of it is known."""
     basis: str = "from published figures, not measured"  # What estimates of time rest on
 
     @property
@@ -71,8 +71,6 @@ class Machine:
 
     def dtype(self, wanted: str) -> torch.dtype:
         """The base's dtype; ``auto`` is the first of its rates, as in ``device.choose_dtype``."""
-        if not self.rates:
-            return choose_dtype(wanted, self.device)
         name = next(iter(self.rates)) if wanted == "auto" else wanted
         if name not in self.rates:
             known = f"{' or '.join(self.rates)}, in which {self.label} computes"
@@ -84,7 +82,7 @@ class Machine:
         """The study with its dtype, and what writes answers. Raises UserError: a wish is not met
         here."""
         dtype = self.dtype(config.dtype)
-        engine = "own" if self.rates else resolved_engine(config, self.device, dtype)
+        engine = "own" if self.share else resolved_engine(config, self.device, dtype)
         evaluate = config.evaluate.model_copy(update={"engine": engine})
         return config.model_copy(update={"dtype": dtype_name(dtype), "evaluate": evaluate})
 
@@ -92,7 +90,7 @@ class Machine:
         self, config: StudyConfig, base: StudyBase, data: StudyData, num_processes: int
     ) -> Grouping:
         """Cuts a study's trials into groups, of which ``num_processes`` share the memory."""
-        dtype, kernel = self.dtype(config.dtype), self.has_attention_kernel if self.rates else None
+        dtype, kernel = self.dtype(config.dtype), self.has_attention_kernel if self.share else None
         model = MemoryModel(base.config, dtype, self.device, config.quantize, kernel)
         rows = {**data.replay_rows, **data.rows}
         counts = {name: RowCounts.of(encoded.rows) for name, encoded in rows.items()}
@@ -131,10 +129,11 @@ def find_machine(name: str) -> Machine | None:
     return MACHINES[name]
 
 
-def this_machine(device: str) -> Machine:
+def this_machine(config: StudyConfig) -> Machine:
     """This machine, whose pace is not known yet."""
-    found = choose_device(device)
-    return Machine("this machine", found, {}, available_memory_bytes(found) / 1e9)
+    device = choose_device(config.device)
+    rates = {dtype_name(choose_dtype(config.dtype, device)): 0.0}
+    return Machine("this machine", device, rates, available_memory_bytes(device) / 1e9, share=0.0)
 
 
 def paced_machine(
@@ -147,7 +146,7 @@ def paced_machine(
     if machine is None:
         keep_freed_memory()
         limit_kernel_cache()
-        machine = this_machine(inputs.config.device)
+        machine = this_machine(inputs.config)
     per_token = CostModel(inputs, machine).operations_per_token()
     pace, origin = (tokens_per_second or 0.0) * per_token, "as given"
     if not pace:

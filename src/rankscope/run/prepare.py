@@ -28,7 +28,7 @@ def prepare(
     ``machine`` in place of this one. In the study's settings, ``auto`` is resolved: trial ids name
     what was done.
     """
-    reporter, place = reporter or ProgressReporter(), machine or this_machine(config.device)
+    reporter, place = reporter or ProgressReporter(), machine or this_machine(config)
     reporter.stage("preparing", 3)
     config, base = resolve_base(place.resolved(config), weights=not is_plan)
     reporter.advance(1, "rows")
@@ -38,6 +38,7 @@ def prepare(
     reporter.advance(2, "trials and groups")
     tasks, items, length_notes = scored_items(config, base, data)
     trials, beyond = study_trials(config, base, data, tasks, whole=not is_plan)
+    duplicates = duplicate_grid_notes(config)
     prompts = [trial for trial in trials if trial.prompt]
     prompted = {t.trial_id: scored_items(config, base, data.seen_by(t))[1] for t in prompts}
     grouping = place.grouping(config, base, data, num_processes)
@@ -48,7 +49,7 @@ def prepare(
         config=config,
         base=base,
         device=place.device,
-        dtype=place.dtype(config.dtype),
+        dtype=grouping.model.dtype,
         data=data,
         items=items,
         task_records=tasks,
@@ -57,7 +58,7 @@ def prepare(
         grouping=grouping,
         beyond=beyond,
         prompted=prompted,
-        notes=(*notes, *duplicate_grid_notes(config)),
+        notes=(*notes, *duplicates),
     )
     study.check()
     reporter.finish()

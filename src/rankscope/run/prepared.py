@@ -8,7 +8,8 @@ from statistics import fmean
 
 import torch
 
-from rankscope.analyses import all_analyses, enabled_analyses
+from rankscope.analyses import all_analyses
+from rankscope.analyses.analysis import Analysis, analyses_of_run
 from rankscope.config.objective import BudgetConfig
 from rankscope.config.section import Interval
 from rankscope.config.study import EvaluateConfig, StudyConfig
@@ -135,7 +136,7 @@ class PreparedStudy:
 
     def analysis_evals(self, trial: TrialSpec) -> list[EvalKey]:
         """What the study's analyses score besides, in order."""
-        enabled = enabled_analyses(self.config) if trial.prompt is None else ()
+        enabled = analyses_of_run(self.config) if trial.prompt is None else ()
         return [key for analysis in enabled for key in analysis.wanted_evals(self, trial)]
 
     def num_steps(self, trial: TrialSpec) -> int:
@@ -195,7 +196,8 @@ class PreparedStudy:
         """
         settings: dict[str, object] = {}
         for analysis in all_analyses():
-            settings |= analysis.record_settings(self, kind, model_id)
+            if isinstance(analysis, Analysis):
+                settings |= analysis.record_settings(self, kind, model_id)
         return settings
 
     def settings_of(self, kind: str, model_ids: Iterable[str]) -> dict[str, str]:
@@ -210,11 +212,8 @@ class PreparedStudy:
             tokens = self.training_tokens(self.first[0])
             if not self.search_budget.pays_for(1, tokens):
                 raise UserError("budget", "less than one trial", f"at least {tokens:,} tokens")
-        for analysis in enabled_analyses(self.config):
+        for analysis in analyses_of_run(self.config):
             analysis.check(self)
-
-    def base_evals(self) -> list[EvalKey]:
-        return self.wanted_evals(BASE, None)
 
 
 def tokens_note(trial: TrialSpec, items: Items, prompted: Items) -> str:

@@ -1,7 +1,7 @@
 """Time left of a whole study, at the pace of its groups in this run."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rankscope.formatting import rough_duration
@@ -28,14 +28,6 @@ class StudyClock:
     _trained: float = 0.0
     _trained_before: float = 0.0
     _train_begun: float | None = None
-
-    @classmethod
-    def of(
-        cls, study: PreparedStudy, groups: Sequence[Group], done: frozenset[str]
-    ) -> "StudyClock":
-        """A clock for the trials of some groups that are not ``done``."""
-        trials = [t for group in groups for t in group if t.trial_id not in done]
-        return cls({trial.trial_id: training_work(study, trial) for trial in trials})
 
     def begin_group(self, group: Group) -> None:
         self._group, self._group_begun = group, self.clock()

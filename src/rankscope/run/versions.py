@@ -35,7 +35,7 @@ def provenance() -> Provenance:
         processor = f"{processor} ({os.cpu_count()} logical)"
     return Provenance(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        rankscope=f"{_version('rankscope')}+{source_sha256()[:8]}",
+        rankscope=f"{_version('rankscope')}+{_source_sha256()[:8]}",
         python=platform.python_version(),
         platform=platform.platform(),
         processor=processor or platform.processor() or platform.machine() or "unknown",
@@ -45,7 +45,7 @@ def provenance() -> Provenance:
 
 
 @functools.cache
-def source_sha256() -> str:
+def _source_sha256() -> str:
     """Hex sha256 of this package's source: code that was edited in place has the same version."""
     digest, root = hashlib.sha256(), Path(__file__).parents[1]
     for path in sorted(root.rglob("*.py")):
