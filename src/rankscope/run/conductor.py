@@ -59,8 +59,7 @@ class Conductor:
         """The base if it lacks a score, and the groups with something left to do in this round,
         longest training first: of units, one that begins last would keep the others' devices
         waiting."""
-        study = self.context.study
-        current = self.context.round.groups
+        study, current = self.context.study, self.context.round.groups
         groups = [g for g in current if self.train_stage.missing(g) or self.unfinished(g)]
         groups.sort(key=lambda g: -sum(training_work(study, trial) for trial in g))
         return [BASE_GROUP, *groups] if self.evaluate_stage.missing_of_base() else groups

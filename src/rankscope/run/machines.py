@@ -63,12 +63,6 @@ class Machine:
     """The part of a rate that training and scoring reach; 0 if no pace of it is known."""
     basis: str = "from published figures, not measured"  # What estimates of time rest on
 
-    @property
-    def has_attention_kernel(self) -> bool:
-        """Whether it has the kernel of ``attention/kernel.py``: NVIDIA's cards do from compute
-        capability 8.0 on, which is also the first with bfloat16."""
-        return self.device.type == "cuda" and "bfloat16" in self.rates
-
     def dtype(self, wanted: str) -> torch.dtype:
         """The base's dtype; ``auto`` is the first of its rates, as in ``device.choose_dtype``."""
         name = next(iter(self.rates)) if wanted == "auto" else wanted
@@ -90,7 +84,9 @@ class Machine:
         self, config: StudyConfig, base: StudyBase, data: StudyData, num_processes: int
     ) -> Grouping:
         """Cuts a study's trials into groups, of which ``num_processes`` share the memory."""
-        dtype, kernel = self.dtype(config.dtype), self.has_attention_kernel if self.share else None
+        dtype = self.dtype(config.dtype)
+        # NVIDIA's cards have it from compute capability 8.0 on, the first with bfloat16, too.
+        kernel = self.device.type == "cuda" and "bfloat16" in self.rates if self.share else None
         model = MemoryModel(base.config, dtype, self.device, config.quantize, kernel)
         rows = {**data.replay_rows, **data.rows}
         counts = {name: RowCounts.of(encoded.rows) for name, encoded in rows.items()}
