@@ -83,7 +83,7 @@ class Machine:
     def grouping(
         self, config: StudyConfig, base: StudyBase, data: StudyData, num_processes: int
     ) -> Grouping:
-        """Cuts a study's trials into groups, of which ``num_processes`` share the memory."""
+        """Cuts a study's trials into groups; ``num_processes`` groups share the memory."""
         dtype = self.dtype(config.dtype)
         # NVIDIA's cards have it from compute capability 8.0 on, the first with bfloat16, too.
         kernel = self.device.type == "cuda" and "bfloat16" in self.rates if self.share else None
