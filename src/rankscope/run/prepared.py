@@ -64,8 +64,8 @@ class PreparedStudy:
         return self.placed(self.grouping.groups(self.trials, self.config))
 
     def placed(self, groups: Sequence[Group]) -> tuple[Group, ...]:
-        """Groups that run on the study's devices, each of which holds the frozen base whole if all
-        of them fit then."""
+        """The groups as they run on the study's devices. Each device holds the frozen base whole if
+        all groups fit then."""
         if self.config.train.devices > 1:
             self.grouping.model.replicates = True
             self.grouping.model.replicates = all(map(self._fits, ((), *groups)))
