@@ -14,7 +14,6 @@ from launcher import Launcher
 
 from rankscope.cli.application import WAITING_LOOPS, limit_busy_waiting
 from rankscope.device import (
-    LIBRARIES,
     available_memory_bytes,
     choose_device,
     choose_dtype,
@@ -23,12 +22,12 @@ from rankscope.device import (
     limit_kernel_cache,
     peak_memory_bytes,
     processor_flags,
-    provenance,
     release_freed_memory,
     reset_peak_memory,
     use_deterministic,
 )
 from rankscope.errors import UserError
+from rankscope.run.versions import LIBRARIES, provenance
 
 CPU = torch.device("cpu")
 MIB = 2**20

@@ -1,9 +1,7 @@
 """The machine that a study runs on: allocator, device, dtype, memory, determinism, versions."""
 
 import ctypes
-import functools
 import gc
-import hashlib
 import os
 import platform
 import random
@@ -11,16 +9,12 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from rankscope.errors import UserError, free_memory_bytes
-from rankscope.hashing import sha256_file
-from rankscope.records import Provenance
 
 # Parameters of mallopt(3), from glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
@@ -132,10 +126,10 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def processor_flags() -> frozenset[str]:
     """Instruction set flags of the processor in Linux's names; empty on other systems."""
-    return frozenset(_processor_field("flags").split())
+    return frozenset(processor_field("flags").split())
 
 
-def _processor_field(name: str) -> str:
+def processor_field(name: str) -> str:
     """What Linux says of the first processor; empty on other systems."""
     with suppress(OSError):
         text = Path("/proc/cpuinfo").read_text(errors="replace")
@@ -236,52 +230,3 @@ def distinct_places(device: torch.device) -> Iterator[None]:
     finally:
         if was_on:
             torch.use_deterministic_algorithms(True, warn_only=warns)
-
-
-# --- versions -------------------------------------------------------------------------------------
-
-LIBRARIES = (
-    "datasets",
-    "numpy",
-    "peft",
-    "pyarrow",
-    "safetensors",
-    "scipy",
-    "tokenizers",
-    "torch",
-    "transformers",
-)
-"""Distributions whose version can move a result."""
-
-
-def provenance() -> Provenance:
-    """Versions, processor and threads of this process, now."""
-    # Linux's ``platform.processor()`` is empty.
-    if processor := _processor_field("model name"):
-        processor = f"{processor} ({os.cpu_count()} logical)"
-    return Provenance(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        rankscope=f"{_version('rankscope')}+{source_sha256()[:8]}",
-        python=platform.python_version(),
-        platform=platform.platform(),
-        processor=processor or platform.processor() or platform.machine() or "unknown",
-        num_threads=torch.get_num_threads(),
-        libraries={name: _version(name) for name in LIBRARIES},
-    )
-
-
-@functools.cache
-def source_sha256() -> str:
-    """Hex sha256 of this package's source: code that was edited in place has the same version."""
-    digest, root = hashlib.sha256(), Path(__file__).parent
-    for path in sorted(root.rglob("*.py")):
-        digest.update(f"{path.relative_to(root).as_posix()} {sha256_file(path)}\n".encode())
-    return digest.hexdigest()
-
-
-@functools.cache
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "not installed"

@@ -121,7 +121,7 @@ def test_a_leak_of_one_group_is_not_blamed_on_the_next(launcher: Launcher, tmp_p
 
 def test_workers_share_the_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     study = small_study(tmp_path)
-    monkeypatch.setattr("rankscope.run.prepare.available_memory_bytes", lambda device: 8 * 10**9)
+    monkeypatch.setattr("rankscope.run.machines.available_memory_bytes", lambda device: 8 * 10**9)
     room = prepare(study.config).grouping.room_bytes
     quarter = prepare(study.config, num_processes=4).grouping.room_bytes
     assert quarter == pytest.approx(room / 4)

@@ -235,9 +235,8 @@ def test_shards_hold_the_base_whole_if_all_groups_fit_then(inputs: PreparedStudy
     def sharded(room: int) -> PreparedStudy:
         memory = copy.copy(inputs.grouping.model)
         grouping = dataclasses.replace(inputs.grouping, model=memory, room_bytes=room)
-        groups = (lora,), (full,)
-        study = dataclasses.replace(inputs, config=config, grouping=grouping, chosen=groups)
-        assert study.groups == groups
+        study = dataclasses.replace(inputs, config=config, grouping=grouping)
+        study.placed([(lora,), (full,)])
         return study
 
     roomy = sharded(10**12)

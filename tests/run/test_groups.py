@@ -28,8 +28,7 @@ def inputs_with(folder: Path, room_bytes: int, **changes: object) -> PreparedStu
     )
     inputs = found.check()
     grouping = dataclasses.replace(inputs.grouping, room_bytes=room_bytes)
-    groups = tuple(grouping.groups(inputs.trials, inputs.config))
-    return dataclasses.replace(inputs, grouping=grouping, chosen=groups)
+    return dataclasses.replace(inputs, grouping=grouping)
 
 
 def sizes(inputs: PreparedStudy) -> list[int]:
@@ -41,17 +40,17 @@ def test_groups_stay_when_another_amount_of_memory_is_free(tmp_path: Path) -> No
     assert (sizes(tight), sizes(wide)) == ([1] * 4, [4])
     for first, second in ((tight, wide), (wide, tight)):
         with Ledger.open(tmp_path / str(sizes(first)), write=True) as ledger:
-            assert resolve_groups(ledger, first) == first.groups
-            assert resolve_groups(ledger, second) == first.groups
+            assert resolve_groups(ledger, first, first.trials) == first.groups
+            assert resolve_groups(ledger, second, second.trials) == first.groups
 
 
 def test_halves_take_the_place_of_a_group_and_its_state(tmp_path: Path) -> None:
     inputs = inputs_with(tmp_path, 2**40)
     (group,) = inputs.groups
     with Ledger.open(tmp_path / "out", write=True) as ledger:
-        resolve_groups(ledger, inputs)
+        resolve_groups(ledger, inputs, inputs.trials)
         halves = GroupLedger(ledger, inputs).split(group)
-        assert resolve_groups(ledger, inputs) == halves
+        assert resolve_groups(ledger, inputs, inputs.trials) == halves
         assert halves[0] + halves[1] == group
     whole, half = GroupCheckpoint(tmp_path / "whole"), GroupCheckpoint(tmp_path / "half")
     whole.extract([t.trial_id for t in halves[0]], half)
@@ -77,7 +76,7 @@ def test_a_study_that_asks_for_smaller_passes_gets_them(tmp_path: Path) -> None:
     inputs = inputs_with(tmp_path, 2**40)
     (group,) = inputs.groups
     with Ledger.open(tmp_path / "out", write=True) as ledger:
-        resolve_groups(ledger, inputs)
+        resolve_groups(ledger, inputs, inputs.trials)
         stored = GroupLedger(ledger, inputs).stored()
         budgets = {trial.trial_id: 512 for trial in group}
         ledger.put_groups(stored.model_copy(update={"batch_tokens": budgets}))
@@ -246,10 +245,11 @@ def test_new_trials_are_packed_among_themselves_and_changed_settings_cut_anew(
     before = inputs_with(tmp_path, 2**40, seeds=[0, 1])
     after = inputs_with(tmp_path, 2**40, seeds=[0, 1, 2, 3])
     with Ledger.open(tmp_path / "out", write=True) as ledger:
-        resolve_groups(ledger, before)
-        grown = resolve_groups(ledger, after)
+        resolve_groups(ledger, before, before.trials)
+        grown = resolve_groups(ledger, after, after.trials)
         assert [len(group) for group in grown] == [2, 2]
         assert grown[0] == before.groups[0]
-        assert [len(g) for g in resolve_groups(ledger, before)] == [2]  # seeds taken away again
+        (again,) = resolve_groups(ledger, before, before.trials)  # seeds taken away again
+        assert len(again) == 2
         other = inputs_with(tmp_path, 2**40, max_group_size=1)
-        assert [len(group) for group in resolve_groups(ledger, other)] == [1] * 4
+        assert [len(group) for group in resolve_groups(ledger, other, other.trials)] == [1] * 4

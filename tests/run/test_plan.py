@@ -16,9 +16,9 @@ from rankscope.cli.render.plan import plan_table, totals
 from rankscope.errors import UserError
 from rankscope.models.model_folder import pocket_folder
 from rankscope.models.parameters import architecture
+from rankscope.run.groups import attention_notes
 from rankscope.run.machines import MACHINES
 from rankscope.run.plan import Plan, make_plan
-from rankscope.run.prepare import attention_notes
 from rankscope.run.study import Study
 from rankscope.tools.new_study import study_template
 from rankscope.train.memory import MemoryModel

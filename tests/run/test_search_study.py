@@ -26,7 +26,6 @@ from rankscope.records import BASE, OVER_BUDGET, StudyRecords, TrainRecord, Tria
 from rankscope.report.study_view import StudyView
 from rankscope.report.tables import rounds_table
 from rankscope.run.outputs import write_outputs
-from rankscope.run.prepared import first_trials
 from rankscope.run.workers.worker import work
 from rankscope.store import Ledger, find_problems
 
@@ -184,7 +183,7 @@ def test_a_larger_budget_goes_on_as_if_it_had_been_there_at_once(
     """Budgets that cut the first design, and a round; each trial is trained once."""
     out, before = tmp_path / "out", dict[str, TrainRecord]()
     prepared = small_study(tmp_path, **SEARCH).check()
-    cost = prepared.training_tokens(first_trials(prepared)[0])
+    cost = prepared.training_tokens(prepared.first[0])
     for budget, most in ((f"{3 * cost - 1} tokens", 2), ("6 trials", 6), ("14 trials", 14)):
         study = small_study(tmp_path, **SEARCH | {"budget": budget}).run(out)
         found = trained(study)
@@ -217,7 +216,7 @@ def test_the_first_design_is_a_cross_and_full_fine_tuning(tmp_path: Path) -> Non
     tasks = ["pocket_med", "pocket_gsm"]
     study = small_study(tmp_path, **SEARCH | {"arms": arms, "tasks": tasks, "budget": None}).check()
     cross = [(4, 2e-3), (None, 2e-4), (8, 2e-3), (2, 2e-3), (4, 4e-3), (4, 1e-3)]
-    found = [(t.rank, t.lr, t.seed, t.task) for t in first_trials(study)]
+    found = [(t.rank, t.lr, t.seed, t.task) for t in study.first]
     assert found == [(*arm, 0, task) for arm in cross for task in tasks]
     # A quarter of 2 x 20 trials is 10; two rounds after the first design of each task are more.
     assert study.search_budget.trials == 24

@@ -8,6 +8,7 @@ would have. What this costs and misses: benchmarks/results.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from math import inf, nan
 
 import numpy as np
@@ -32,6 +33,13 @@ class NextRound:
     leader: str = ""  # Label of the arm of the highest expected net gain
     regret: float = inf  # Of the answer so far; of none before anything was scored
     after: float = inf  # Expected of the answer after this round
+
+
+def first_designs(trials: Sequence[TrialSpec], tasks: Iterable[str]) -> tuple[TrialSpec, ...]:
+    """The first designs of all tasks that models train on, the most telling trials first."""
+    of_task = ([t for t in trials if t.task == task and t.trains] for task in tasks)
+    designs = zip_longest(*map(first_design, of_task))
+    return tuple(trial for of in designs for trial in of if trial is not None)
 
 
 def first_design(trials: Iterable[TrialSpec]) -> list[TrialSpec]:

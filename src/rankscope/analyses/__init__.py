@@ -1,25 +1,79 @@
 """Analyses measure more of each model than its scores; the registry finds them.
 
-The study file, the ledger, the conductor, the plan, the tables and the pages ask here. Import it
-freely: it loads neither torch nor records.
+The study file, the ledger, the tables and the pages ask here. Import it freely: it loads neither
+torch nor records.
 """
 
+from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from rankscope.analyses.analysis import Analysis
+from rankscope.config.section import ConfigSection
 from rankscope.registry import parts
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import RenderableType
+
     from rankscope.config.study import StudyConfig
+    from rankscope.records import AnalysisRecord, StudyRecords, TrialSpec
+
+Settings = TypeVar("Settings", bound=ConfigSection)
+
+
+class AnalysisKind(Generic[Settings]):
+    """An analysis as study files, ledgers and pages know it; ``analysis.py`` adds its work."""
+
+    name: ClassVar[str]
+    """Key in the study file, kind of the records in the ledger, and name of the stage."""
+    place: ClassVar[float]  # Analyses run in this order
+    settings_type: type[Settings]
+    section: ClassVar[str] = "analyze"
+    """Section of the study file with the settings; those of another section are keys of its own."""
+    absence: ClassVar[str] = ""  # Sentence for the page if no trial of the study was analyzed
+    runs_models: ClassVar[bool] = False  # Whether reading stored weights is not enough
+
+    def settings(self, config: "StudyConfig") -> Settings:
+        section: Any = getattr(config, self.section)
+        if self.section != "analyze":
+            return section  # type: ignore[no-any-return]
+        settings: Settings = getattr(section, self.name)
+        return settings
+
+    def is_enabled(self, config: "StudyConfig") -> bool:
+        """Whether a study asks for it."""
+        enabled: bool = getattr(self.settings(config), "enabled", True)
+        return enabled
+
+    def check_config(self, config: "StudyConfig") -> None:
+        """Raise ValueError for settings that contradict the rest of the study file."""
+
+    def needs_one_device(self, config: "StudyConfig", trials: Sequence["TrialSpec"]) -> str:
+        """What of an enabled analysis cannot run on a sharded model, as the study file says it."""
+        return ""
+
+    # --- results
+
+    def record_type(self) -> "type[AnalysisRecord] | None":
+        """Class of its records, one for each trial; None if its results are scores."""
+        return None
+
+    def tables(self, models: Sequence[tuple[dict[str, object], Any]]) -> dict[str, "pd.DataFrame"]:
+        """Tables by name, of pairs of a model's columns and its record; each row of a model begins
+        with its columns."""
+        return {}
+
+    def terminal(self, study: "StudyRecords") -> "tuple[list[RenderableType], list[str]]":
+        """Tables and notes on given models for the terminal."""
+        return [], []
 
 
 @cache
-def all_analyses() -> tuple[Analysis[Any], ...]:
+def all_analyses() -> tuple[AnalysisKind[Any], ...]:
     """In the order in which they run."""
-    kinds: dict[str, type[Analysis[Any]]] = parts(Analysis)
+    kinds: dict[str, type[AnalysisKind[Any]]] = parts(AnalysisKind)
     return tuple(sorted((kind() for kind in kinds.values()), key=lambda analysis: analysis.place))
 
 
-def enabled_analyses(config: "StudyConfig") -> tuple[Analysis[Any], ...]:
+def enabled_analyses(config: "StudyConfig") -> tuple[AnalysisKind[Any], ...]:
     return tuple(analysis for analysis in all_analyses() if analysis.is_enabled(config))

@@ -381,7 +381,7 @@ def _compare_command(
         check_page(out, folders)
     comparison = compare(folders)
     if out is not None:
-        from rankscope.device import provenance
+        from rankscope.run.versions import provenance
 
         replace_text(out, render_comparison(comparison, provenance()))
         print_message(f"written to {out}")

@@ -1,17 +1,14 @@
 """The base of every stored result, and the words they share."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
-
-from rankscope.models.methods import get_method
+from pydantic import BaseModel, ConfigDict, model_validator
 
 SCHEMA_VERSION = 1
 BASE = "base"  # Used in place of a trial id for the untuned base model
 
 Split = Literal["validation", "test"]
 Role = Literal["in_domain", "cross_domain", "retention"]
-MethodName = Annotated[str, AfterValidator(lambda name: get_method(name).name)]
 Status = Literal["planned", "trained", "done", "diverged", "oom", "failed", "skipped"]
 WAITING: frozenset[Status] = frozenset({"planned", "trained"})
 FAILED: frozenset[Status] = frozenset({"diverged", "oom", "failed"})

@@ -2,15 +2,15 @@
 
 import json
 from pathlib import PurePath
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ValidationInfo, field_validator
+from pydantic import AfterValidator, ValidationInfo, field_validator
 
 from rankscope.config.arm import TARGET_GROUPS
 from rankscope.hashing import sha256_json
 from rankscope.models.methods import get_lora_method, get_method
 from rankscope.models.methods.lora import LoraMethod
-from rankscope.records.record import MethodName, Record
+from rankscope.records.record import Record
 
 
 class GivenModel(Record):
@@ -44,7 +44,7 @@ class TrialSpec(Record):
 
     trial_id: str  # Content hash of settings, base weights, data and code version
     task: str  # Training task; empty for a given model
-    method: MethodName  # Registered name, see ``models/methods``
+    method: Annotated[str, AfterValidator(lambda name: get_method(name).name)]
     peft: str | None = None  # Only for ``peft``: its settings as JSON, with ``peft_type``
     rank: int | None  # None for full fine-tuning and for PEFT methods without ``r``
     alpha: float | None

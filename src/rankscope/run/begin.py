@@ -6,7 +6,6 @@ import signal
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from types import FrameType
 
@@ -17,7 +16,6 @@ from rankscope.config.loader import dump_study, study_values
 from rankscope.device import (
     keep_freed_memory,
     limit_kernel_cache,
-    provenance,
     use_deterministic,
 )
 from rankscope.errors import CONTINUES, STOP_SIGNALS, Interrupted, UserError
@@ -29,9 +27,10 @@ from rankscope.models.parameters import model_on_meta
 from rankscope.models.sharding import Shards
 from rankscope.progress import ProgressReporter
 from rankscope.records import BASE, FAILED, trial_of
-from rankscope.run.context import RunContext
+from rankscope.run.context import Round, RunContext
 from rankscope.run.group_ledger import GroupLedger
 from rankscope.run.prepared import PreparedStudy
+from rankscope.run.versions import provenance
 from rankscope.store import Ledger
 
 
@@ -53,20 +52,21 @@ def begin_run(
     ledger: Ledger,
     reporter: ProgressReporter,
     should_stop: Callable[[], bool],
+    unit: Round | None = None,
     *,
     has_executor: bool = False,
     shards: Shards | None = None,
 ) -> RunContext:
-    """Store what the study is made of, without its groups; the ledger of a unit has its trials.
+    """Store what the study is made of, without its groups; a ``unit`` has its trials already.
 
     Raises UserError: stored results would not be comparable with new ones, or the base cannot be
     used.
     """
     check_record_settings(ledger, study)
-    config, before = study.config, ledger.statuses()
+    config, before, notes = study.config, ledger.statuses(), study.notes
     if (kernels := ledger.kernels()) not in (None, config.train.kernels):
         mixed = f"{config.train.kernels} now, {kernels} before: results differ by rounding"
-        study = replace(study, notes=(*study.notes, f"train.kernels: {mixed}"))
+        notes = (*notes, f"train.kernels: {mixed}")
     tokenizer = study.data.encoder.tokenizer  # one of 262,144 entries takes .25 GB
     source = (config.model, study.device, study.dtype)
     model, sha256 = model_on_meta(study.base.config), study.base.sha256
@@ -81,22 +81,23 @@ def begin_run(
         reporter,
         should_stop,
         groups,
+        unit or Round(),
     )
     if not (has_executor or ledger.artifacts()):  # a base that cannot be loaded leaves no study
         context.load_base()
     values = study_values(config)
     ledger.put_study(config.name, values, record, study.task_records, provenance())
     replace_text(ledger.out / "study.resolved.yaml", dump_study(config))
-    ledger.put_notes(study.notes)
+    ledger.put_notes(notes)
     shown = [*study.trials, *(t for t in study.beyond if t.trial_id in before)]
-    num_new = ledger.put_trials(shown if study.chosen is None else ledger.trials())
+    num_new = ledger.put_trials(shown if unit is None else ledger.trials())
     if before and num_new:
         gone = len(before.keys() - ledger.statuses().keys())
         reporter.note(
             f"the study changed: {num_new} of its {len(study.trials)} trials are new in this "
             f"folder; {gone} that it no longer has are kept there and not shown"
         )
-    for note in study.notes:
+    for note in notes:
         reporter.note(note)
     return context
 

@@ -2,19 +2,18 @@
 
 import re
 
-from rankscope.analyses import enabled_analyses
+from rankscope.analyses.analysis import analyses_of_run
 from rankscope.device import live_memory_bytes
-from rankscope.records import TrialSpec
+from rankscope.records import WAITING, TrialSpec
 from rankscope.run.context import RunContext
 from rankscope.run.groups import BASE_GROUP, Group, group_id
 from rankscope.run.oom import with_oom_backoff
-from rankscope.run.stages import run_stage
+from rankscope.run.stages import run_stage, use_rows
 from rankscope.run.stages.evaluate import EvaluateStage
 from rankscope.run.stages.train import TrainStage
 from rankscope.run.study_clock import StudyClock, training_work
 from rankscope.run.trial_weights import model_with_weights
 from rankscope.run.trials import ID_LENGTH
-from rankscope.sources import use_rows
 from rankscope.store import CHECKPOINTS, TrialFailure
 from rankscope.train.checkpoint import GroupCheckpoint
 
@@ -29,7 +28,7 @@ class Conductor:
         self.context = context
         self.train_stage = TrainStage(context)
         self.evaluate_stage = EvaluateStage(context)
-        enabled = enabled_analyses(context.study.config)
+        enabled = analyses_of_run(context.study.config)
         self.analysis_stages = [analysis.stage(context) for analysis in enabled]
 
     def run_base(self) -> None:
@@ -43,12 +42,12 @@ class Conductor:
         if self.context.round.is_last:
             for stage in self.analysis_stages:
                 stage.measure_base()
-        context, groups = self.context, self.context.study.groups
-        statuses = context.ledger.statuses()
-        ended = frozenset(i for i, s in statuses.items() if s not in ("planned", "trained"))
+        context, groups = self.context, self.context.round.groups
+        statuses, study = context.ledger.statuses(), context.study
+        left = [t for group in groups for t in group if statuses[t.trial_id] in WAITING]
         context.memory_before_groups = 0
-        clock = StudyClock.of(context.study, ended)
-        if context.study.config.strategy == "grid":  # else nobody knows how much is left
+        clock = StudyClock({trial.trial_id: training_work(study, trial) for trial in left})
+        if study.config.strategy == "grid":  # else nobody knows how much is left
             context.study_clock = clock
         for index, group in enumerate(groups, start=1):
             clock.begin_group(group)
@@ -60,8 +59,8 @@ class Conductor:
         """The base if it lacks a score, and the groups with something left to do in this round,
         longest training first: of units, one that begins last would keep the others' devices
         waiting."""
-        study = self.context.study
-        groups = [g for g in study.groups if self.train_stage.missing(g) or self.unfinished(g)]
+        study, current = self.context.study, self.context.round.groups
+        groups = [g for g in current if self.train_stage.missing(g) or self.unfinished(g)]
         groups.sort(key=lambda g: -sum(training_work(study, trial) for trial in g))
         return [BASE_GROUP, *groups] if self.evaluate_stage.missing_of_base() else groups
 
@@ -150,7 +149,7 @@ class Conductor:
         continues goes through the earlier rounds again, and needs those of later ones."""
         if not self.context.round.is_last:
             return
-        current = {group_id(self.train_stage.untrained(g)) for g in self.context.study.groups}
+        current = {group_id(self.train_stage.untrained(g)) for g in self.context.round.groups}
         for folder in (self.context.ledger.out / CHECKPOINTS).glob("*"):
             if GROUP_ID.fullmatch(folder.name) and folder.name not in current:
                 GroupCheckpoint(folder).remove()

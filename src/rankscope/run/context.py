@@ -2,23 +2,28 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from rankscope.device import provenance, release_freed_memory
+from pydantic import Field
+
+from rankscope.device import release_freed_memory
 from rankscope.errors import CONTINUES, Interrupted
 from rankscope.models.base import Base
 from rankscope.models.svd_cache import SvdCache, svd_cache_folder
 from rankscope.progress import ProgressReporter
 from rankscope.records import ModelRecord, Record, TrialSpec
 from rankscope.run.group_ledger import GroupLedger, resolve_groups
+from rankscope.run.groups import Group
 from rankscope.run.prepared import PreparedStudy
 from rankscope.run.study_clock import StudyClock
+from rankscope.run.versions import provenance
 from rankscope.store import Ledger
 
 
 class Round(Record):
-    """How far the groups of a round go: to their end, unless a search decides first."""
+    """Which groups run now, and how far: to their end, unless a search decides first."""
 
+    groups: tuple[Group, ...] = Field((), exclude=True)  # A worker reads its own ledger's
     is_last: bool = True  # Score test items and analyze too
     analyzed: tuple[str, ...] | None = None  # Ids of the trials to analyze; None: all
     label: str = ""
@@ -66,10 +71,8 @@ class RunContext:
 
     def begin_round(self, trials: Sequence[TrialSpec], this_round: Round) -> None:
         """Work on some trials, in the groups of the study's first run if it formed them."""
-        groups = resolve_groups(self.ledger, self.study, trials)
-        # A study that was kept from before still has the groups of an earlier round.
-        self.study, self.round = replace(self.study, chosen=groups), this_round
-        self.group_ledger = GroupLedger(self.ledger, self.study)
+        groups = self.study.placed(resolve_groups(self.ledger, self.study, trials))
+        self.round = this_round.model_copy(update={"groups": groups})
 
     def begin_stage(self, name: str, num_steps: int) -> None:
         """Report a stage that has something to do; the first one stores who does it. Raises

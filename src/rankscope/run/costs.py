@@ -44,10 +44,11 @@ class CostModel:
 
     inputs: PreparedStudy
     machine: "Machine"
+    part: Architecture | None = None  # What is counted in place of the whole base
 
     @property
     def shapes(self) -> Architecture:
-        return self.inputs.base.shapes
+        return self.part or self.inputs.base.shapes
 
     @cached_property
     def body(self) -> int:

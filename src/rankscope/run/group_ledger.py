@@ -10,21 +10,20 @@ from dataclasses import dataclass
 from rankscope.formatting import byte_size
 from rankscope.records import TrialSpec
 from rankscope.run.groups import Group, halves_of
-from rankscope.run.prepared import PreparedStudy, first_trials
+from rankscope.run.prepared import PreparedStudy
 from rankscope.store import Ledger, StoredGroups
 from rankscope.train.memory import GroupMemory
 
 
 def resolve_groups(
-    ledger: Ledger, study: PreparedStudy, trials: Sequence[TrialSpec] | None = None
+    ledger: Ledger, study: PreparedStudy, trials: Sequence[TrialSpec]
 ) -> tuple[Group, ...]:
-    """The groups of some trials of a study, by default of all; stored if they had none.
+    """The groups of some trials of a study; stored if they had none.
 
     Trials that have none are grouped among themselves. A changed ``max_group_size`` or
     ``memory_limit`` cuts all groups anew; trained trials stay as they are.
     """
     config, stored = study.config, ledger.groups()
-    trials = study.trials if trials is None else trials
     groups: list[Group] = []
     budgets: dict[str, int] = {}
     limits = (config.max_group_size, config.memory_limit)
@@ -33,8 +32,7 @@ def resolve_groups(
         budgets = stored.batch_tokens
     grouped = {trial.trial_id for group in groups for trial in group}
     new = [trial for trial in trials if trial.trial_id not in grouped]
-    is_first = not grouped and len(new) == len(study.trials)
-    groups += study.groups if is_first else study.grouping.groups(new, config)
+    groups += study.grouping.groups(new, config)
     store_groups(ledger, study, groups, budgets)
     wanted = {trial.trial_id for trial in trials}
     of_trials = (tuple(t for t in group if t.trial_id in wanted) for group in groups)
@@ -127,7 +125,7 @@ class GroupLedger:
         """
         if self.ledger.groups() is None:
             is_search = self.study.config.strategy == "search"
-            first = first_trials(self.study) if is_search else self.study.trials
+            first = self.study.first if is_search else self.study.trials
             resolve_groups(self.ledger, self.study, first)
         self._put(trial_ids, unit.groups, unit.batch_tokens)
 

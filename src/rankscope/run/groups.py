@@ -7,8 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from rankscope.config.study import StudyConfig, TrainConfig
+from rankscope.errors import UserError
 from rankscope.hashing import sha256_json
+from rankscope.models.attention.kernel import kernel_takes
 from rankscope.records import TrialSpec
 from rankscope.run.trials import ID_LENGTH
 from rankscope.train.memory import GroupMemory, MemoryModel, RowCounts
@@ -136,3 +140,65 @@ class Grouping:
         groups = make_groups(trials, config.max_group_size, fits)
         self.model.replicates = before  # which other groups decided
         return groups
+
+    def notes(self, config: StudyConfig, trials: Sequence[TrialSpec]) -> list[str]:
+        """Say where the base's architecture leaves layers out, or is slow on this device. Raises
+        UserError: its rows cannot be shared among devices."""
+        notes = _experts_notes(self.model, trials) + attention_notes(self.model)
+        return notes if self.model.packs else notes + _rows_alone_notes(config, self)
+
+
+def _experts_notes(memory: MemoryModel, trials: Sequence[TrialSpec]) -> list[str]:
+    """That adapters leave experts alone, if each layer holds them in one tensor."""
+    names = [
+        f"{name}.{key}"
+        for name, module in memory.base.named_modules()
+        if "Experts" in type(module).__name__
+        for key, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() == 3
+    ]
+    if not names or not any(trial.rank and not trial.peft for trial in trials):
+        return []
+    short = names[0].split(".layers.")[-1].partition(".")[2]
+    return [
+        f"{type(memory.base).__name__}: adapters leave its experts, no linear layers, as they "
+        f"are; method {{peft: {{peft_type: LORA, target_parameters: [{short}]}}}} trains them"
+    ]
+
+
+def attention_notes(memory: MemoryModel) -> list[str]:
+    """What attention on CUDA costs without the kernel that takes rows of any length."""
+    if not memory.packs or memory.device.type != "cuda":
+        return []
+    sizes = {
+        getattr(module, "qk_head_dim", None) or getattr(module, "head_dim", None) or 64
+        for module in memory.base.modules()
+    }
+    sizes = {size for size in sizes if not kernel_takes(size, memory.dtype)}
+    if not memory.passes.has_kernel:
+        why = "a GPU below compute capability 8.0"
+    elif memory.dtype == torch.float32:
+        why = "float32"
+    elif sizes:
+        why = f"heads of {max(sizes)}"
+    else:
+        return []
+    return [
+        f"{why}: attention without FlashAttention, so rows are padded to the longest of their pass "
+        "and key heads repeated; the plan counts their memory, not their time"
+    ]
+
+
+def _rows_alone_notes(config: StudyConfig, grouping: Grouping) -> list[str]:
+    """What it costs that rows of this model cannot share a pass."""
+    architecture = type(grouping.model.base).__name__
+    if config.train.devices > 1:
+        found = f"{config.train.devices}, with {architecture}, whose rows run alone"
+        raise UserError("train.devices", found, "1 (docs/models.md)")
+    shortest = min((of.mean_tokens for of in grouping.counts.values()), default=1.0)
+    times = max(1.0, config.train.batch_tokens / shortest)
+    return [
+        f"{architecture}: rows cannot share a pass (docs/models.md), so each row, and each answer "
+        f"of a question, runs alone: exact, in up to {times:,.0f} times as many passes as "
+        f"train.batch_tokens={config.train.batch_tokens:,} allows, and shared beginnings run again"
+    ]

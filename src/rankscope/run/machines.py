@@ -17,21 +17,28 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, PretrainedConfig
 from transformers.initialization import no_init_weights
 
+from rankscope.config.study import StudyConfig
+from rankscope.data.study_data import StudyData
 from rankscope.device import (
     available_memory_bytes,
+    choose_device,
+    choose_dtype,
     dtype_name,
     keep_freed_memory,
     limit_kernel_cache,
 )
 from rankscope.errors import Interrupted, UserError, did_you_mean, first_line
+from rankscope.evaluate.vllm import resolved_engine
 from rankscope.formatting import count
 from rankscope.models.attention import varlen
 from rankscope.models.load import frozen_base, model_record
 from rankscope.models.parameters import architecture
+from rankscope.models.study_base import StudyBase
 from rankscope.run.costs import CostModel
-from rankscope.run.groups import Group
+from rankscope.run.groups import USABLE_SHARE, Group, Grouping
 from rankscope.run.prepared import PreparedStudy
 from rankscope.train.loop import train_group
+from rankscope.train.memory import MemoryModel, RowCounts
 from rankscope.train.objectives import objective_of
 
 PROBE_SECONDS = 0.3
@@ -52,14 +59,9 @@ class Machine:
     device: torch.device
     rates: Mapping[str, float]  # By dtype, 10^12 operations per second of a matrix product
     memory: float  # 10^9 bytes
-    share: float = PUBLISHED_SHARE  # The part of a rate that training and scoring reach
+    share: float = PUBLISHED_SHARE
+    """The part of a rate that training and scoring reach; 0 if no pace of it is known."""
     basis: str = "from published figures, not measured"  # What estimates of time rest on
-
-    @property
-    def has_attention_kernel(self) -> bool:
-        """Whether it has the kernel of ``attention/kernel.py``: NVIDIA's cards do from compute
-        capability 8.0 on, which is also the first with bfloat16."""
-        return self.device.type == "cuda" and "bfloat16" in self.rates
 
     def dtype(self, wanted: str) -> torch.dtype:
         """The base's dtype; ``auto`` is the first of its rates, as in ``device.choose_dtype``."""
@@ -69,6 +71,28 @@ class Machine:
             raise UserError("plan: dtype", name, known, "give '--set dtype=...'")
         named: torch.dtype = getattr(torch, name)
         return named
+
+    def resolved(self, config: StudyConfig) -> StudyConfig:
+        """The study with its dtype, and what writes answers. Raises UserError: a wish is not met
+        here."""
+        dtype = self.dtype(config.dtype)
+        engine = "own" if self.share else resolved_engine(config, self.device, dtype)
+        evaluate = config.evaluate.model_copy(update={"engine": engine})
+        return config.model_copy(update={"dtype": dtype_name(dtype), "evaluate": evaluate})
+
+    def grouping(
+        self, config: StudyConfig, base: StudyBase, data: StudyData, num_processes: int
+    ) -> Grouping:
+        """Cuts a study's trials into groups; ``num_processes`` groups share the memory."""
+        dtype = self.dtype(config.dtype)
+        # NVIDIA's cards have it from compute capability 8.0 on, the first with bfloat16, too.
+        kernel = self.device.type == "cuda" and "bfloat16" in self.rates if self.share else None
+        model = MemoryModel(base.config, dtype, self.device, config.quantize, kernel)
+        rows = {**data.replay_rows, **data.rows}
+        counts = {name: RowCounts.of(encoded.rows) for name, encoded in rows.items()}
+        shards = config.train.devices if self.device.type == "cpu" else 1  # which share it
+        free_bytes = self.memory * 1e9 / num_processes / shards
+        return Grouping(model, counts, config.memory_limit or round(USABLE_SHARE * free_bytes))
 
 
 def _card(label: str, half: float, float32: float, memory: float, *dtypes: str) -> Machine:
@@ -101,17 +125,24 @@ def find_machine(name: str) -> Machine | None:
     return MACHINES[name]
 
 
+def this_machine(config: StudyConfig) -> Machine:
+    """This machine, whose pace is not known yet."""
+    device = choose_device(config.device)
+    rates = {dtype_name(choose_dtype(config.dtype, device)): 0.0}
+    return Machine("this machine", device, rates, available_memory_bytes(device) / 1e9, share=0.0)
+
+
 def paced_machine(
     inputs: PreparedStudy, machine: Machine | None = None, tokens_per_second: float | None = None
 ) -> Machine:
     """``machine``, or this one, at the pace that is given or measured here, else published."""
     if machine is not None and tokens_per_second is None:
         return machine
-    device, dtype = inputs.device, dtype_name(inputs.dtype)
+    dtype = dtype_name(inputs.dtype)
     if machine is None:
         keep_freed_memory()
         limit_kernel_cache()
-        machine = Machine("this machine", device, {}, available_memory_bytes(device) / 1e9)
+        machine = this_machine(inputs.config)
     per_token = CostModel(inputs, machine).operations_per_token()
     pace, origin = (tokens_per_second or 0.0) * per_token, "as given"
     if not pace:
@@ -205,8 +236,7 @@ def _pace_of_layer(inputs: PreparedStudy, machine: Machine) -> float:
         if rows == most or _seconds_of(step, inputs.device) > PROBE_SECONDS:
             break
         rows = min(4 * rows, most)
-    base = dataclasses.replace(inputs.base, shapes=architecture(config))
-    costs, tokens = CostModel(dataclasses.replace(inputs, base=base), machine), rows * length
+    costs, tokens = CostModel(inputs, machine, architecture(config)), rows * length
     # Backward, attention has the gradients of both products
     operations = 2 * costs.forward(tokens, 0, length / 2) + 2 * tokens * costs.attention * length
     return operations / _fastest(step, inputs.device)

@@ -10,16 +10,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from typing import Any
 
-from rankscope.analyses import enabled_analyses
+from rankscope.analyses.analysis import analyses_of_run
 from rankscope.device import dtype_name
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers.scorer import ItemTokens
 from rankscope.formatting import count, rough_duration
-from rankscope.records import Record, TrialSpec
+from rankscope.records import BASE, Record, TrialSpec
 from rankscope.run.costs import CostModel
 from rankscope.run.groups import Group, GroupLimit, what_limits
 from rankscope.run.machines import Machine, busy_notes, paced_machine
-from rankscope.run.prepared import PreparedStudy, first_trials
+from rankscope.run.prepared import PreparedStudy
 
 FEWEST_ARMS, FEWEST_UPDATES = 3, 40  # Of a study that is to have an answer
 Seconds = dict[str, float]
@@ -104,7 +104,7 @@ def make_plan(
         library_bytes=inputs.grouping.model.library_bytes,
         dtype=dtype_name(inputs.dtype),
         groups=groups,
-        disk_bytes=disk_bytes(model, gpus),
+        disk_bytes=_disk_bytes(model, gpus),
         stages=stages,
         seconds=sum(stages.values()),
         gpus=gpus,
@@ -121,7 +121,7 @@ def make_plan(
 def first_arms(inputs: PreparedStudy, machine: Machine) -> tuple[Seconds, list[Seconds]]:
     """Seconds of the base, and of each of the first arms of a search: as few as give an answer."""
     model, scoring = CostModel(inputs, machine), dict[tuple[object, ...], float]()
-    arms = first_trials(inputs)[:FEWEST_ARMS]
+    arms = inputs.first[:FEWEST_ARMS]
     costs = [_trial_costs(model, (trial,), scoring)[trial.trial_id] for trial in arms]
     return _base_cost(model), costs
 
@@ -132,7 +132,7 @@ def check_time(inputs: PreparedStudy, machine: Machine | None = None) -> None:
     budget = inputs.config.budget
     if budget is None or budget.hours is None:
         return
-    arms = first_trials(inputs)[:FEWEST_ARMS]
+    arms = inputs.first[:FEWEST_ARMS]
     steps, do = min(map(inputs.num_steps, arms)), "or take what comes of it: --anyway"
     if steps < FEWEST_UPDATES:
         found = f"arms of {count(steps, 'update')}"
@@ -146,7 +146,7 @@ def check_time(inputs: PreparedStudy, machine: Machine | None = None) -> None:
 
 def _counts(inputs: PreparedStudy) -> dict[str, Any]:
     """What is counted: trials, evaluations and tokens."""
-    evaluations, curve = len(inputs.base_evals()), 0
+    evaluations, curve = len(inputs.wanted_evals(BASE, None)), 0
     items = _base_items(inputs)
     tokens = sum(item.total for item in items)
     counted: dict[tuple[object, ...], int] = {}
@@ -182,7 +182,7 @@ def _expected(inputs: PreparedStudy, shared: float, wall: float, tokens: int) ->
     }
 
 
-def disk_bytes(model: CostModel, gpus: int) -> int:
+def _disk_bytes(model: CostModel, gpus: int) -> int:
     """Of all stored weights, and of the checkpoints of the largest groups that train at a time,
     each twice: the new one is complete before the old one goes."""
     inputs = model.inputs
@@ -220,7 +220,7 @@ def _plan_group(model: CostModel, group: Group, costs: Mapping[str, Seconds]) ->
 
 
 def _base_cost(model: CostModel) -> Seconds:
-    analyses = enabled_analyses(model.inputs.config)
+    analyses = analyses_of_run(model.inputs.config)
     return {
         "starting": model.start(),
         "training": 0.0,
@@ -235,7 +235,7 @@ def _trial_costs(
 ) -> dict[str, Seconds]:
     """By trial id; ``scoring`` keeps the seconds of trials that are scored alike."""
     inputs, training, stored = model.inputs, model.training(group), model.storing(group)
-    analyses = () if group[0].prompt else enabled_analyses(inputs.config)
+    analyses = () if group[0].prompt else analyses_of_run(inputs.config)
     costs = {}
     for trial in group:
         kind = _scored_alike(inputs, trial)
@@ -252,7 +252,9 @@ def _trial_costs(
 
 def _base_items(inputs: PreparedStudy) -> list[ItemTokens]:
     """What the base is scored on."""
-    return [i for _, task, split in inputs.base_evals() for i in inputs.items[task, split]]
+    return [
+        i for _, task, split in inputs.wanted_evals(BASE, None) for i in inputs.items[task, split]
+    ]
 
 
 def _scored_alike(inputs: PreparedStudy, trial: TrialSpec) -> tuple[object, ...]:

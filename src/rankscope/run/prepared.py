@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import zip_longest
 from math import ceil
+from statistics import fmean
 
 import torch
 
-from rankscope.advise.search import first_design
-from rankscope.analyses import all_analyses, enabled_analyses
+from rankscope.analyses import all_analyses
+from rankscope.analyses.analysis import Analysis, analyses_of_run
 from rankscope.config.objective import BudgetConfig
 from rankscope.config.section import Interval
 from rankscope.config.study import EvaluateConfig, StudyConfig
@@ -50,25 +50,26 @@ class PreparedStudy:
     items: Items
     task_records: tuple[TaskRecord, ...]  # One per task, as stored
     trials: tuple[TrialSpec, ...]
+    first: tuple[TrialSpec, ...]  # Trials that a search begins with
     grouping: Grouping
     notes: tuple[str, ...]  # What a reader of the results must know
     beyond: tuple[TrialSpec, ...] = ()
     """Trials beyond the ends of the lists of rates and ranks, which a search may train."""
-    chosen: tuple[Group, ...] | None = None  # Groups of a round or unit; None: of all trials
     prompted: Mapping[str, Items] = field(default_factory=dict)
     """By trial that is a prompt, the items after it."""
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
-        """Trials that train together, in the order in which they run. Forming them runs passes on
-        shapes."""
-        groups = self.chosen
-        if groups is None:
-            groups = tuple(self.grouping.groups(self.trials, self.config))
-        if self.config.train.devices > 1:  # each holds the frozen base whole, if all fit then
+        """All trials, in groups that train together. Forming them runs passes on shapes."""
+        return self.placed(self.grouping.groups(self.trials, self.config))
+
+    def placed(self, groups: Sequence[Group]) -> tuple[Group, ...]:
+        """The groups as they run on the study's devices. Each device holds the frozen base whole if
+        all groups fit then."""
+        if self.config.train.devices > 1:
             self.grouping.model.replicates = True
             self.grouping.model.replicates = all(map(self._fits, ((), *groups)))
-        return groups
+        return tuple(groups)
 
     def _fits(self, group: Group) -> bool:
         """Whether a group can be trained and scored; without trials, whether the base can."""
@@ -135,7 +136,7 @@ class PreparedStudy:
 
     def analysis_evals(self, trial: TrialSpec) -> list[EvalKey]:
         """What the study's analyses score besides, in order."""
-        enabled = enabled_analyses(self.config) if trial.prompt is None else ()
+        enabled = analyses_of_run(self.config) if trial.prompt is None else ()
         return [key for analysis in enabled for key in analysis.wanted_evals(self, trial)]
 
     def num_steps(self, trial: TrialSpec) -> int:
@@ -195,7 +196,8 @@ class PreparedStudy:
         """
         settings: dict[str, object] = {}
         for analysis in all_analyses():
-            settings |= analysis.record_settings(self, kind, model_id)
+            if isinstance(analysis, Analysis):
+                settings |= analysis.record_settings(self, kind, model_id)
         return settings
 
     def settings_of(self, kind: str, model_ids: Iterable[str]) -> dict[str, str]:
@@ -203,30 +205,21 @@ class PreparedStudy:
         settings = {i: self.record_settings(kind, i) for i in model_ids if i != BASE}
         return {i: canonical_json(values) if values else "" for i, values in settings.items()}
 
-    def base_evals(self) -> list[EvalKey]:
-        return self.wanted_evals(BASE, None)
+    def check(self) -> None:
+        """Raise UserError for a search whose budget is too small for one trial, and for settings of
+        an analysis that do not suit the study."""
+        if self.config.strategy == "search" and self.first:
+            tokens = self.training_tokens(self.first[0])
+            if not self.search_budget.pays_for(1, tokens):
+                raise UserError("budget", "less than one trial", f"at least {tokens:,} tokens")
+        for analysis in analyses_of_run(self.config):
+            analysis.check(self)
 
 
-def first_trials(study: PreparedStudy) -> list[TrialSpec]:
-    """The first design of a search: the most telling trials of all tasks first."""
-    of_task = ([t for t in study.trials if t.task == task and t.trains] for task in study.data.rows)
-    designs = zip_longest(*(first_design(trials) for trials in of_task))
-    return [trial for of in designs for trial in of if trial is not None]
-
-
-def check_prepared(study: PreparedStudy) -> None:
-    """Raise UserError for a search whose budget is too small for one trial, and for settings of an
-    analysis that do not suit the study."""
-    if study.config.strategy == "search" and any(trial.trains for trial in study.trials):
-        _check_search(study)
-    for analysis in enabled_analyses(study.config):
-        analysis.check(study)
-
-
-def _check_search(study: PreparedStudy) -> None:
-    tokens = study.training_tokens(first_trials(study)[0])
-    if not study.search_budget.pays_for(1, tokens):
-        raise UserError("budget", "less than one trial", f"at least {tokens:,} tokens")
+def tokens_note(trial: TrialSpec, items: Items, prompted: Items) -> str:
+    """How much longer a prompt makes what a model reads."""
+    own, base = (fmean(i.read for i in of[trial.task, "validation"]) for of in (prompted, items))
+    return f"{trial.task} {trial.arm_label}: reads {own:,.0f} tokens an item, the base {base:,.0f}"
 
 
 def scoring_memory(

@@ -24,7 +24,6 @@ from rankscope.records import (
     TrialSpec,
 )
 from rankscope.run.context import Round, RunContext
-from rankscope.run.prepared import first_trials
 from rankscope.run.stages.evaluate import EvaluateStage
 from rankscope.run.study_clock import training_work
 
@@ -121,7 +120,7 @@ class _Search:
         rounds, records = self.ledger.rounds(), self.validated()
         number, known = rounds[-1].number + 1 if rounds else 0, self.asked_for(rounds)
         # Its lists may have become longer since.
-        if design := tuple(t for t in first_trials(self.declared) if t not in known):
+        if design := tuple(t for t in self.declared.first if t not in known):
             asked = {"": NextRound(design)}
         else:
             asked = {task: self.asked(records, task) for task in self.declared.data.rows}

@@ -181,8 +181,8 @@ class Study:
         from rankscope.run.given import store_given
         from rankscope.run.groups import BASE_GROUP
         from rankscope.run.search import run_rounds
+        from rankscope.run.stages import rows_stages, use_rows
         from rankscope.run.workers.driver import adopt_units, run_units
-        from rankscope.sources import rows_stages, use_rows
 
         if retry:  # units have statuses and results of their own
             adopt_units(context, keep_unsealed=False)

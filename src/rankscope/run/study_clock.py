@@ -29,12 +29,6 @@ class StudyClock:
     _trained_before: float = 0.0
     _train_begun: float | None = None
 
-    @classmethod
-    def of(cls, study: PreparedStudy, done: frozenset[str]) -> "StudyClock":
-        """A clock for the trials of a study that are not ``done``."""
-        trials = [t for group in study.groups for t in group if t.trial_id not in done]
-        return cls({trial.trial_id: training_work(study, trial) for trial in trials})
-
     def begin_group(self, group: Group) -> None:
         self._group, self._group_begun = group, self.clock()
         self._trained = self._trained_before = 0.0

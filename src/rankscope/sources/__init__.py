@@ -5,15 +5,13 @@ neither torch nor records.
 """
 
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from rankscope.registry import parts
 
 if TYPE_CHECKING:
     from rankscope.config.task import TaskConfig
     from rankscope.data.tasks import LoadedTask
-    from rankscope.run.context import RunContext
-    from rankscope.run.stages import RowsStage
 
 
 class Source:
@@ -36,10 +34,6 @@ class Source:
         """One task with its items; needs no model."""
         raise NotImplementedError
 
-    def stage(self, context: "RunContext") -> "RowsStage[Any] | None":
-        """Makes numbers beside rows that only a run of the base can make."""
-        return None
-
 
 @cache
 def sources() -> dict[str, Source]:
@@ -51,14 +45,3 @@ def source_of(name: str) -> Source | None:
     """The source of a task called ``PREFIX:REST``; None for any other name."""
     prefix, colon, _ = name.partition(":")
     return sources().get(prefix) if colon else None
-
-
-def rows_stages(context: "RunContext") -> "list[RowsStage[Any]]":
-    """The stages of all sources that have one."""
-    return [stage for source in sources().values() if (stage := source.stage(context)) is not None]
-
-
-def use_rows(context: "RunContext") -> None:
-    """Put into the study all that only a run of the base can make."""
-    for stage in rows_stages(context):
-        stage.use()

@@ -15,7 +15,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rankscope.device import provenance
 from rankscope.errors import UserError
 from rankscope.evaluate.metrics import standard_error
 from rankscope.filesystem import check_taken, folder_in_one_step
@@ -34,6 +33,7 @@ from rankscope.records import (
     TrialSpec,
 )
 from rankscope.run.given import given_record
+from rankscope.run.versions import provenance
 from rankscope.store import Artifact, Ledger, items_path
 from rankscope.tools.score_files import ITEM, MEAN, MODEL, OF_ARM, Said, plain_name, read_scores
 

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from rankscope.analyses import all_analyses, enabled_analyses
 from rankscope.config.loader import dump_study, study_values
 from rankscope.config.study import StudyConfig
-from rankscope.device import choose_device, keep_freed_memory, provenance
+from rankscope.device import choose_device, keep_freed_memory
 from rankscope.errors import UserError
 from rankscope.extensions.spectra import SPECTRA
 from rankscope.extensions.spectra.stored_models import StoredTunedModel, stored_spectra
@@ -41,6 +41,7 @@ from rankscope.report.table_formats import write_tables
 from rankscope.run.given import given_record
 from rankscope.run.outputs import write_outputs
 from rankscope.run.study import Study
+from rankscope.run.versions import provenance
 from rankscope.store import Ledger
 from rankscope.tools.evaluate import given_study
 

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from rankscope.models.base import Base
 from rankscope.records import TrialSpec
+from rankscope.registry import extension_files
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group
 from rankscope.store import rows_path
@@ -33,7 +34,7 @@ class Stage(ABC, Generic[Work, Result]):
         """Of a stage whose work are trials, those of all groups that it will come to: they lack its
         results, or are not trained yet."""
         statuses = self.context.ledger.statuses()
-        trials = tuple(trial for group in self.context.study.groups for trial in group)
+        trials = tuple(trial for group in self.context.round.groups for trial in group)
         missing: set[object] = set(self.missing(trials))
         return [t for t in trials if t in missing or statuses[t.trial_id] == "planned"]
 
@@ -75,8 +76,9 @@ def run_stage(
 
 
 class RowsStage(Stage[tuple[str, Work], tuple[str, list[Any]]]):
-    """What the bare base makes once per study, before any trial trains: lists of JSON values, each
-    stored by a hash of all that it depends on besides the base."""
+    """The bare base makes it once per study, before any trial trains: lists of JSON values, each
+    stored by a hash of all that it depends on besides the base. An extension has one in its file
+    ``rows``."""
 
     @abstractmethod
     def wanted(self) -> Mapping[str, Work]:
@@ -107,3 +109,16 @@ class RowsStage(Stage[tuple[str, Work], tuple[str, list[Any]]]):
             text = self.context.ledger.checked_path(rows_path(sha256)).read_text("utf-8")
             found[sha256] = [json.loads(line) for line in text.splitlines()]
         return found
+
+
+def rows_stages(context: RunContext) -> list[RowsStage[Any]]:
+    """The stages of all extensions that make rows."""
+    found = [value for module in extension_files("rows") for value in vars(module).values()]
+    kinds = [kind for kind in found if isinstance(kind, type) and issubclass(kind, RowsStage)]
+    return [kind(context) for kind in kinds if kind is not RowsStage]
+
+
+def use_rows(context: RunContext) -> None:
+    """Put into the study all that only a run of the base can make."""
+    for stage in rows_stages(context):
+        stage.use()

@@ -38,7 +38,7 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
         return self.missing_batches(model_ids, wanted)
 
     def missing_of_base(self) -> list[EvalBatch]:
-        return self.missing_batches({None: BASE}, self.context.study.base_evals())
+        return self.missing_batches({None: BASE}, self.context.study.wanted_evals(BASE, None))
 
     def missing_batches(
         self, model_ids: Mapping[str | None, str], wanted: Sequence[EvalKey]

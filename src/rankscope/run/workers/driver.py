@@ -13,7 +13,6 @@ from pathlib import Path
 
 from rankscope.config.loader import study_values
 from rankscope.config.study import StudyConfig
-from rankscope.device import provenance
 from rankscope.errors import AGAIN, BaseFailed, IntegrityError, OutOfMemory, UserError
 from rankscope.filesystem import replace_text
 from rankscope.hashing import SUMS, sums_line, sums_text
@@ -25,6 +24,7 @@ from rankscope.run.executors import Executor
 from rankscope.run.group_ledger import store_groups
 from rankscope.run.groups import BASE_GROUP, Group, group_id, group_label
 from rankscope.run.prepared import PreparedStudy
+from rankscope.run.versions import provenance
 from rankscope.run.workers.attempts import POLL_SECONDS, SEAL, WorkerFailed, is_sealed
 from rankscope.run.workers.order import (
     LEDGER_FILE,

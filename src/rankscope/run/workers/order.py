@@ -7,12 +7,10 @@ OUT/units/<group id or "base">/
     sealed.sha256  hash of that ledger; written last by the worker
 """
 
-import dataclasses
 import socket
 from pathlib import Path
 from typing import Any
 
-from rankscope.device import provenance
 from rankscope.errors import IntegrityError, UserError, reading
 from rankscope.filesystem import replace_text
 from rankscope.hashing import sha256_json, sums_text
@@ -20,6 +18,7 @@ from rankscope.records import Record
 from rankscope.run.context import Round
 from rankscope.run.group_ledger import known_groups
 from rankscope.run.prepared import PreparedStudy
+from rankscope.run.versions import provenance
 from rankscope.run.workers.attempts import SEAL
 from rankscope.store import UNIT_ORDER, StoredGroups
 
@@ -67,12 +66,13 @@ def read_unit(folder: Path) -> UnitOrder:
         return UnitOrder.model_validate_json(file.read_text(encoding="utf-8"))
 
 
-def unit_study(order: UnitOrder, study: PreparedStudy, stored: StoredGroups) -> PreparedStudy:
-    """The study with the groups of a unit alone."""
+def unit_round(order: UnitOrder, study: PreparedStudy, stored: StoredGroups) -> Round:
+    """The round with the groups of a unit alone. Raises UserError: the study is another one."""
     if prepared_sha256(study) != order.study_sha256:
         same = "the same model, data, device and versions of libraries"
         raise UserError(socket.gethostname(), "a study that differs from the driver's", same)
-    return dataclasses.replace(study, chosen=tuple(known_groups(stored, study)))
+    groups = study.placed(known_groups(stored, study))
+    return order.round.model_copy(update={"groups": groups})
 
 
 def seal_unit(folder: Path) -> None:

@@ -46,10 +46,10 @@ from rankscope.records import ModelRecord, TrialSpec
 from rankscope.run.begin import begin_run, interruptible, prepare_process
 from rankscope.run.conductor import Conductor
 from rankscope.run.prepare import prepare
+from rankscope.run.stages import use_rows
 from rankscope.run.workers.attempts import KILLED_FOR_MEMORY, is_sealed
-from rankscope.run.workers.order import check_versions, read_unit, seal_unit, unit_study
+from rankscope.run.workers.order import check_versions, read_unit, seal_unit, unit_round
 from rankscope.run.workers.starter import DRIVER
-from rankscope.sources import use_rows
 from rankscope.store import UNITS, Ledger
 from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import train_group
@@ -98,17 +98,16 @@ def work(out: Path, unit: str) -> None:
         ):
             stored = ledger.groups()
             assert stored is not None
-            study = unit_study(order, study, stored)
+            this_round = unit_round(order, study, stored)
             was_killed = KILLED_FOR_MEMORY in os.environ
             # Groups decide whether each shard holds the base whole; not if that was too much.
-            memory, _ = study.grouping.model, study.groups
+            memory = study.grouping.model
             was_whole, memory.replicates = memory.replicates, memory.replicates and not was_killed
             if shards is not None:
                 shards.replicates = memory.replicates
             reporter = JsonlReporter(ProgressReporter(), folder / LOG)
-            context = begin_run(study, ledger, reporter, should_stop, shards=shards)
+            context = begin_run(study, ledger, reporter, should_stop, this_round, shards=shards)
             context.allow_mixed = True  # the driver has decided that
-            context.round = order.round
             context.killed_for_memory = was_killed
             conductor = Conductor(context)
             if order.trial_ids:
