@@ -19,7 +19,6 @@ WALK = (
     "evaluate",
     "train",
     "advise",
-    "integrations",
     "report",
     "run",
     "tools",
@@ -50,7 +49,7 @@ LAW: dict[str, frozenset[str]] = {
     **{room: GROUND | frozenset(WALK[: i + 1]) | {"store"} for i, room in enumerate(WALK)},
     **dict.fromkeys(GROUND, GROUND),
     # Only the conductor and the rooms after it see the ledger.
-    **{room: GROUND | frozenset(WALK[: i + 1]) for i, room in enumerate(WALK[:7])},
+    **{room: GROUND | frozenset(WALK[: i + 1]) for i, room in enumerate(WALK[:6])},
     # The decision and the report are functions of typed records and settings.
     "advise": frozenset({"advise", "config", "records", "registry", "errors", "formatting"}),
     "report": frozenset(

@@ -44,6 +44,11 @@ for override in sys.argv[1:]:
         Study.load(file, [override])
     except UserError as error:
         print(error)
+from rankscope.cli import run_command_line
+assert run_command_line(["init", "new.yaml", "--from", "study.yaml"]) == 2
+assert run_command_line(["export", "out", "--patch", "study.yaml", "--out", "new"]) == 2
+assert run_command_line(["import", "scores.csv", "--out", "new"]) == 2
+assert run_command_line(["--help"]) == 0
 """
 
 
@@ -62,7 +67,7 @@ FILES = {
     "train/objectives/grpo.py": ("train.objective=grpo", "expected one of sft, dpo"),
 }
 """The same of files of the core."""
-OTHERS = ("extensions", "report/figures/loss.py", "integrations", "tools/trainer_files/axolotl.py")
+OTHERS = ("extensions", "report/figures/loss.py")
 """Folders and files that no study file names."""
 
 
@@ -79,19 +84,20 @@ def test_without_extensions_the_smallest_study_runs(tmp_path: Path) -> None:
     env = copy_without(tmp_path / "src", [*OTHERS, *FILES])
     refused = EXTENSIONS | dict(FILES.values())
     (tmp_path / "study.yaml").write_text(STUDY, "utf-8")
+    command = [sys.executable, "-c", CODE, *refused]
     done = subprocess.run(
-        [sys.executable, "-c", CODE, *refused],
-        cwd=tmp_path,
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
+        command, cwd=tmp_path, env=env, check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
     refusals = [line for line in done.stdout.splitlines() if line.startswith("--set ")]
     for line, (override, known) in zip(refusals, refused.items(), strict=True):
         assert override in line
         assert known in line
+    for option in ("init --from", "export --patch"):
+        assert f"{option}: expected 'trainers', an extension that is not there" in done.stderr
+    assert "No such command 'import'" in done.stderr
+    assert "  quickstart " in done.stdout
+    assert "  import " not in done.stdout
 
 
 LIST = """

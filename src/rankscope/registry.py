@@ -9,7 +9,8 @@ analysis. The core's parts of a kind are the files of one folder; an extension i
 
 Modules of extensions and packages are loaded with every study file, so they load neither torch, nor
 records, nor ``config.study``. Their parts are defined in them or in modules below them. Their files
-``figures`` and ``verbs`` are loaded for pages and for the command line.
+``figures`` and ``verbs`` are loaded for pages and for the command line, ``init_from`` and
+``export_patch`` for these options.
 """
 
 import pkgutil
@@ -70,3 +71,10 @@ def extension_files(name: str) -> Iterator[ModuleType]:
             with reading(file, "a module that can be imported"):
                 loaded = import_module(file)
             yield loaded
+
+
+def extension_file(name: str, extension: str, option: str) -> ModuleType:
+    """The first such file, which an option needs. Raises UserError: its extension is not there."""
+    for module in extension_files(name):
+        return module
+    raise UserError(option, expected=f"{extension!r}, an extension that is not there")

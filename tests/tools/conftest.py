@@ -2,9 +2,9 @@
 
 import pytest
 from external_resources import browser_path
-from finished_studies import base, exportable, given_models, small
+from finished_studies import base, exportable, given_models
 
-__all__ = ["base", "exportable", "given_models", "small"]
+__all__ = ["base", "exportable", "given_models"]
 
 
 @pytest.fixture

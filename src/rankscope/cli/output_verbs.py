@@ -1,53 +1,18 @@
-"""Verbs beside a study: scores made elsewhere, and weights."""
+"""The verb for a study's weights: ``export``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
 from rankscope.cli.application import StudyFolder, check_study, verb
-from rankscope.cli.study_verbs import show_results
 from rankscope.cli.terminal import Reply, print_line, print_message
 from rankscope.errors import UserError
+from rankscope.registry import extension_file
 from rankscope.tools.formats import PEFT
 
 if TYPE_CHECKING:
     from rankscope.tools.export import ExportRequest
-
-
-@verb("import", "Reading {source} ...")
-def _import_command(
-    source: Annotated[
-        Path,
-        Argument(metavar="FILE|DIR", help="A .csv or .parquet, or outputs of lm-eval or PEFT."),
-    ],
-    out: Annotated[Path, Option(help="A new or empty folder for the study.")],
-    columns: Annotated[
-        list[str] | None, Option("--map", metavar="NAME=COLUMN", help="arm=model; may be repeated.")
-    ] = None,
-    base: Annotated[
-        str, Option(metavar="ARM", help="The untuned model, or its means: TASK=SCORE,...")
-    ] = "base",
-    task: Annotated[str | None, Option(help="The task that the arms were trained on.")] = None,
-    retention: Annotated[str | None, Option(help="Tasks that show forgetting, or none.")] = None,
-    lower: Annotated[str | None, Option(help="Metrics that are better if lower, or none.")] = None,
-    metric: Annotated[
-        Literal["accuracy", "log_probability"] | None, Option(help="Unit of all scores.")
-    ] = None,
-) -> Reply:
-    """Make a study of scores from elsewhere.
-
-    Nothing is trained. The folder can be reported, compared and verified as any study's.
-
-    Example: rankscope import scores.csv --out studies/theirs --map arm=model --retention mmlu
-    """
-    from rankscope.run.outputs import write_outputs
-    from rankscope.tools.import_scores import import_scores
-
-    options = {"task": task, "retention": retention, "lower": lower, "unit": metric}
-    import_scores(source, out, columns or (), base, **options)
-    records, answer = write_outputs(out)
-    return Reply(answer, lambda: show_results(out, records, answer, with_reasons=True))
 
 
 @verb("export", "Reading {folder} ...")
@@ -93,7 +58,9 @@ def _export_command(
     if patch is not None:
         if merge or step is not None or base_name is not None or form != PEFT:
             raise UserError("export --patch", "an option for weights", "none", "leave it out")
-        return _patched(folder, patch, out, label, task, best_lora=best_lora)
+        trainers = extension_file("export_patch", "trainers", "export --patch")
+        reply: Reply = trainers.patched(folder, patch, out, label, task, best_lora=best_lora)
+        return reply
     from rankscope.tools.export import ExportRequest
 
     request = ExportRequest(
@@ -127,18 +94,3 @@ def _exported(folder: Path, out: Path, request: "ExportRequest") -> Reply:
         "notes": notes,
     }
     return Reply(data, show)
-
-
-def _patched(
-    folder: Path, patch: Path, out: Path, label: str | None, task: str | None, *, best_lora: bool
-) -> Reply:
-    from rankscope.tools.trainer_patch import patch_trainer_file
-
-    spec, file, diff, notes = patch_trainer_file(
-        folder, patch, out, label=label, task=task, best_lora=best_lora
-    )
-    for note in notes:
-        print_message(f"note: {note}")
-    told = diff.rstrip("\n") or "nothing to change"
-    data = {"trial": spec.trial_id, "label": spec.label, "out": file, "diff": diff, "notes": notes}
-    return Reply(data, lambda: print_line(f"{told}\nwrote {file}"))

@@ -16,6 +16,7 @@ from rankscope.config.presets import PRESETS
 from rankscope.errors import OK, UNFINISHED, UserError
 from rankscope.filesystem import make_folder, replace_text, user_path
 from rankscope.progress import ConsoleReporter
+from rankscope.registry import extension_file
 
 PRESET_LINES = "\n".join(f"  {name}: {purpose}" for name, purpose in PRESETS.items())
 
@@ -131,16 +132,19 @@ Presets:
 verb("init")(_init_command)
 
 
+DescribedRun = tuple[str | None, dict[str, Any] | None, Callable[[str], str], str, str]
+"""Model, task, what remains to do with the preset's text, what was read, and a problem."""
+
+
 def _described_run(
     source: Path | None, preset: str, file: Path, model: str | None, data: Path | None
-) -> tuple[str | None, dict[str, Any] | None, Callable[[str], str], str, str]:
-    """Model, task, what remains to do with the preset's text, what was read, and a problem."""
+) -> DescribedRun:
     if source is not None:
         if preset != "default":
             raise UserError("init --from", f"--preset {preset}", "none", "leave --preset out")
-        from rankscope.tools.trainer_study import study_of_trainer_file
-
-        return study_of_trainer_file(source, file, model, data)
+        trainers = extension_file("init_from", "trainers", "init --from")
+        run: DescribedRun = trainers.study_of_trainer_file(source, file, model, data)
+        return run
     from rankscope.tools.new_study import own_rows
 
     task, summary, problem = own_rows(data, file) if data else (None, "", "")

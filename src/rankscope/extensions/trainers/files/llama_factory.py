@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rankscope.extensions.trainers.files import TrainerFile
 from rankscope.filesystem import read_json_object
-from rankscope.tools.trainer_files import TrainerFile
 
 INFO = "dataset_info.json"
 INFO_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output"}

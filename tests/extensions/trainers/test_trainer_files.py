@@ -22,9 +22,9 @@ from rankscope.config.yaml_changes import literal, read_values, with_values
 from rankscope.data.encode import Encoder
 from rankscope.data.tasks import read_task_items
 from rankscope.errors import UserError
+from rankscope.extensions.trainers.documents import read_document
+from rankscope.extensions.trainers.files import read_trainer_file
 from rankscope.models.model_folder import pocket_folder
-from rankscope.tools.trainer_documents import read_document
-from rankscope.tools.trainer_files import read_trainer_file
 
 FILES = Path(__file__).with_name("trainer_files")
 WORDS = "ba do ma ti lo ku se ra".split()

@@ -1,4 +1,4 @@
-"""Adapters that the tests of this room read."""
+"""Adapters that the tests of this extension read."""
 
 from finished_studies import given_models
 

@@ -12,11 +12,18 @@ from statistics import fmean
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rankscope.errors import UserError
 from rankscope.evaluate.metrics import standard_error
+from rankscope.extensions.imports.score_files import (
+    ITEM,
+    MEAN,
+    MODEL,
+    OF_ARM,
+    Said,
+    plain_name,
+    read_scores,
+)
 from rankscope.filesystem import check_taken, folder_in_one_step
 from rankscope.formatting import count, join_names
 from rankscope.hashing import canonical_json, sha256_json
@@ -24,18 +31,18 @@ from rankscope.models.methods import all_methods
 from rankscope.models.study_base import trial_of_given
 from rankscope.records import (
     BASE,
-    ITEM_SCHEMA,
     EvalRecord,
     GivenModel,
+    ItemResult,
     ModelRecord,
     TaskRecord,
     TrainRecord,
     TrialSpec,
+    write_items,
 )
 from rankscope.run.given import given_record
 from rankscope.run.versions import provenance
 from rankscope.store import Artifact, Ledger, items_path
-from rankscope.tools.score_files import ITEM, MEAN, MODEL, OF_ARM, Said, plain_name, read_scores
 
 LOWER = re.compile(
     r"(?i)(?<![a-z])(loss|nll|entropy|perplexity|ppl|bits|bpb|brier|[wct]er|r?mse|mae|err|error)"
@@ -273,7 +280,7 @@ def _write(
             for (arm, seed, task, split), part in table.groupby([*MODEL, *ITEM[:2]], sort=False):
                 trial_id = BASE if arm == BASE else trials[arm, seed][0].trial_id
                 records.append(_record(part, {"trial_id": trial_id, "task": task, "split": split}))
-                pq.write_table(_items(part), staged / "items.parquet")
+                write_items(staged / "items.parquet", _items(part))
                 place = items_path(trial_id, task, split)
                 artifacts += ledger.publish(staged / "items.parquet", place)
         ledger.commit(records, artifacts)
@@ -294,8 +301,9 @@ def _record(part: pd.DataFrame, key: Mapping[str, str]) -> EvalRecord:
     return EvalRecord.model_validate({**key, **record, **costs})
 
 
-def _items(part: pd.DataFrame) -> pa.Table:
-    items = part.rename(columns={"item": "item_id"}).assign(gold="", prediction="", gold_tokens=1)
-    items["subject"] = items["subject"].where(items["subject"] != "", None)
-    items = items.reindex(columns=ITEM_SCHEMA.names).astype(object)  # blank numbers become null
-    return pa.Table.from_pandas(items, ITEM_SCHEMA, preserve_index=False)
+def _items(part: pd.DataFrame) -> list[ItemResult]:
+    columns = (part[name] for name in ("item", "subject", "score", "gold_logprob"))
+    return [
+        ItemResult(item, subject or None, score, "", "", None if math.isnan(gold) else gold, 1)
+        for item, subject, score, gold in zip(*columns, strict=True)
+    ]

@@ -306,9 +306,7 @@ def test_means_have_the_error_of_their_items_or_the_one_that_is_given(tmp_path: 
     assert {len(items.scores) for items in study.items.values()} == {1}
 
 
-def test_of_equal_means_without_items_the_lower_rank_is_smaller(
-    tmp_path: Path,
-) -> None:
+def test_of_equal_means_without_items_the_lower_rank_is_smaller(tmp_path: Path) -> None:
     rows: list[Row] = [{"model": "raw", "task": "t", "acc": 0.4}]
     rows += [
         {"model": f"lora {rank}", "seed": seed, "task": "t", "acc": 0.7, "rank": rank, "x": 1}

@@ -9,17 +9,18 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rankscope.cli.setup_verbs import DescribedRun
 from rankscope.config.arm import resolved_alpha
 from rankscope.config.study import ModelConfig
 from rankscope.config.yaml_changes import read_values, with_values
 from rankscope.data.sources import READERS, read_file
 from rankscope.errors import UserError
+from rankscope.extensions.trainers.files import PLACES, TrainerFile, read_trainer_file
 from rankscope.tools.new_study import MAX_BYTES_READ, model_for_study_file, own_rows, split_files
-from rankscope.tools.trainer_files import PLACES, TrainerFile, read_trainer_file
 
 MAX_RANK = 256  # No rank above it that the file does not have itself
 DEFAULT_RATES = [1e-4, 5e-4]  # Of the preset, if the file has none
@@ -30,14 +31,10 @@ COPIED = ("epochs", "max_steps", "batch_size", "gradient_accumulation", "schedul
 """Settings that are keys of ``train`` under the same name."""
 HEAD_WIDTH = 98
 
-TrainerStudy = tuple[str, dict[str, Any], Callable[[str], str], str, str]
-"""The model and the task for ``study_template``, a function that makes its text the study of the
-run, what was read, and why a study of the rows cannot run as it is, or ''."""
-
 
 def study_of_trainer_file(
     path: Path, file: Path, model: str | None, data: Path | None
-) -> TrainerStudy:
+) -> DescribedRun:
     """A study of the run that another trainer's file describes.
 
     Args:
@@ -99,39 +96,33 @@ def _part(
     """(keys of the task, first row, lines about them); the last line is a fault of the rows."""
     name, keys = str(data_set["path"]), dict(data_set.get("keys", {}))
     notes, wordings = [*data_set.get("notes", ())], data_set.get("wordings")
-    unread = f"rows were not read: prompts are worded as the study does, not as {run.name} does"
     first: dict[str, Any] = {"plain words": data_set.get("plain", False)}
-    place = run.path_of(name)
-    if place is None:
-        if not re.fullmatch(HUB_ID, name) or Path(name).suffix in READERS:
-            faults.append(f"found no rows at {name}, expected a file or a hub id; give --data")
-        task_name = re.sub(r"[^\w-]+", "_", name.rpartition("/")[2])
-        if wordings and keys.get("fields", ALPACA) == ALPACA:
-            keys.pop("fields", None)
-        elif wordings and wordings[0] == wordings[1]:
-            keys["prompt"], wordings = wordings[0], None
-        elif wordings:
-            faults.append(f"{name}: found words for rows with and without {wordings[2]}, expected "
-                          "rows at hand; give --data")  # fmt: skip
-        lines = [f"{name}: rows of the hub", *notes, *[unread] * bool(wordings), ""]
-        return {"name": task_name, "hub": name, **keys}, first, lines
-    paths = split_files(place)
+    paths = split_files(place) if (place := run.path_of(name)) else {}
     is_small = sum(path.stat().st_size for path in paths.values()) <= MAX_BYTES_READ
-    rows = read_file(paths["train"]) if is_small else []
-    is_alpaca = keys.get("fields", ALPACA) == ALPACA
+    rows = read_file(paths["train"]) if paths and is_small else []
     if wordings:
         number = sum(bool(row.fields.get(wordings[2])) for row in rows)
+        is_alpaca = keys.get("fields", ALPACA) == ALPACA
         if rows and number in (0, len(rows)):
             keys["prompt"] = wordings[0 if number else 1]
         elif is_alpaca:
             count = f"{number} of {len(rows)} rows have an {wordings[2]}"
             words = f"{count}: it follows a blank line here, other words in {run.name}"
-            notes.append(words if rows else unread)
+            unread = "rows were not read: prompts are worded as the study does, not as"
+            notes.append(words if rows else f"{unread} {run.name} does")
+        elif wordings[0] == wordings[1]:
+            keys["prompt"] = wordings[0]
         else:
-            found = f"{place}: found rows with and without {wordings[2]}"
+            found = f"{name}: found words for rows with and without {wordings[2]}"
             faults.append(f"{found}, expected either; give prompt and completion with --data")
         if is_alpaca:
             keys.pop("fields", None)
+    if place is None:
+        if not re.fullmatch(HUB_ID, name) or Path(name).suffix in READERS:
+            faults.append(f"found no rows at {name}, expected a file or a hub id; give --data")
+        task_name = re.sub(r"[^\w-]+", "_", name.rpartition("/")[2])
+        task = {"name": task_name, "hub": name, **keys}
+        return task, first, [f"{name}: rows of the hub", *notes, ""]
     task, summary, problem = own_rows(place, file, keys)
     first |= rows[0].fields if rows else {}
     first |= {field: first.get(column) for field, column in keys.get("fields", {}).items()}
@@ -142,7 +133,7 @@ def _assembled(
     run: TrainerFile,
     base: dict[str, Any],
     parts: list[tuple[dict[str, Any], dict[str, Any], list[str]]],
-) -> TrainerStudy:
+) -> DescribedRun:
     row, tasks = parts[0][1], [task for task, _, _ in parts]
     notes = [*run.notes(row), *(note for _, _, lines in parts for note in lines[1:-1])]
     if not row.keys() - {"plain words"}:

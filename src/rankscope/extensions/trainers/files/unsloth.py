@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rankscope.tools.trainer_files.trl import TrlFile
+from rankscope.extensions.trainers.files.trl import TrlFile
 
 
 class UnslothFile(TrlFile):

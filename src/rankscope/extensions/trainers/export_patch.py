@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from rankscope.advise.recommend import recommend
+from rankscope.cli.terminal import Reply, print_line, print_message
 from rankscope.errors import UserError
+from rankscope.extensions.trainers.files import TrainerFile, read_trainer_file
 from rankscope.filesystem import check_outside, replace_bytes
 from rankscope.models.fetch import KNOWN_MODELS
 from rankscope.records import StudyRecords, TrialSpec
 from rankscope.report.study_view import StudyView
 from rankscope.store import Ledger
 from rankscope.tools.export import choose_trial
-from rankscope.tools.trainer_files import TrainerFile, read_trainer_file
 
 LORA = ("rank", "alpha", "targets", "dropout")
 KEPT = ("batch_size", "gradient_accumulation", "schedule", "weight_decay", "max_length")
@@ -20,20 +21,18 @@ KEPT = ("batch_size", "gradient_accumulation", "schedule", "weight_decay", "max_
 AXES = ("lr_ratio", "rows", "replay", "kl_to_base", "early_stop", "init_from")
 
 
-def patch_trainer_file(
-    folder: Path, file: Path, out: Path, *, label: str | None, task: str | None, best_lora: bool
-) -> tuple[TrialSpec, Path, str, list[str]]:
+def patched(
+    folder: Path, file: Path, out: Path, label: str | None, task: str | None, *, best_lora: bool
+) -> Reply:
     """Write another trainer's file with the rank, alpha, targets, dropout and rate of a trial.
 
-    Of a fully fine-tuned model it gets the rate alone. All else stays as it is.
+    A fully fine-tuned model changes the rate alone. All else stays as it is. The reply has the
+    trial, the new file, the unified diff, and notes on what the study did otherwise.
 
     Args:
         folder: of the study. file: the file that ``init --from`` read, or one like it.
         out: a new file, or a folder for one of the same name.
         label, task, best_lora: the trial, as ``choose_trial`` takes them.
-
-    Returns:
-        The trial, the new file, the unified diff, and notes on what the study did otherwise.
 
     Raises:
         UserError: a setting that the file computes or that its trainer does not have, another
@@ -56,7 +55,12 @@ def patch_trainer_file(
     diff = "".join(line if line.endswith("\n") else f"{line}\n"
                    for line in difflib.unified_diff(*lines, str(file), str(target)))  # fmt: skip
     notes = [f"{spec.label}: {reason}"] if reason else []
-    return spec, target, diff, [*notes, *_other_origin(run, study, spec), *_left(run, study, spec)]
+    notes += [*_other_origin(run, study, spec), *_left(run, study, spec)]
+    for note in notes:
+        print_message(f"note: {note}")
+    told = diff.rstrip("\n") or "nothing to change"
+    data = {"trial": spec.trial_id, "label": spec.label, "out": target, "diff": diff}
+    return Reply(data | {"notes": notes}, lambda: print_line(f"{told}\nwrote {target}"))
 
 
 def _changes(run: TrainerFile, study: StudyRecords, spec: TrialSpec) -> dict[str, Any]:

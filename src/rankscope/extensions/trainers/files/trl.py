@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from rankscope.tools.trainer_documents import TrainerDocument
-from rankscope.tools.trainer_files import TrainerFile
+from rankscope.extensions.trainers.documents import TrainerDocument
+from rankscope.extensions.trainers.files import TrainerFile
 
 OF_COMMAND = {"rank": 16, "alpha": 32.0, "dropout": 0.05}  # Defaults of ModelConfig
 RATE_OF_TRANSFORMERS = 5e-5  # Of TrainingArguments

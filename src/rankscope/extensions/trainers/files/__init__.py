@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 from rankscope.config.arm import MODULE_PATTERN, TARGET_GROUPS
 from rankscope.errors import UserError
+from rankscope.extensions.trainers.documents import TrainerDocument, read_document
 from rankscope.registry import parts
-from rankscope.tools.trainer_documents import TrainerDocument, read_document
 
 __all__ = ["PLACES", "TrainerFile", "read_trainer_file"]
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rankscope.extensions.trainers.documents import TrainerDocument
+from rankscope.extensions.trainers.files import TrainerFile
 from rankscope.filesystem import read_json_object
-from rankscope.tools.trainer_documents import TrainerDocument
-from rankscope.tools.trainer_files import TrainerFile
 
 LARGEST_RATE = "largest learning_rate"  # Of those that were logged
 OF_STATE = ("num_train_epochs", "max_steps", "train_batch_size")

@@ -36,8 +36,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 import rankscope
 from rankscope.data.registry import NAMED_TASKS
 from rankscope.errors import UserError
-from rankscope.integrations import ForgettingCallback
-from rankscope.integrations.forgetting_callback import live_base
+from rankscope.extensions.callback.forgetting import ForgettingCallback, live_base
 from rankscope.models.model_folder import pocket_folder
 from rounding import rounding, terms_of_pass
 
@@ -45,11 +44,8 @@ pytestmark = pytest.mark.filterwarnings(
     # TRL turns it on by default, and off for its reference.
     "ignore:`gradient_checkpointing.*` is deprecated:FutureWarning"
 )
-PAGE = Path(__file__).parents[2] / "docs" / "use-it.md"
-TASKS = [
-    "pocket_cloze",
-    "pocket_gsm",
-]  # Options are scored in one, numbers are written in the other
+PAGE = Path(__file__).parents[3] / "docs" / "use-it.md"
+TASKS = ["pocket_cloze", "pocket_gsm"]  # Options are scored in one, numbers written in the other
 ITEMS = 12
 TOKENIZER = AutoTokenizer.from_pretrained(pocket_folder())
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.1, task_type="CAUSAL_LM")
@@ -83,40 +79,23 @@ def make_trainer(kind: str, folder: Path, callbacks: list[Any], **changes: Any) 
     """``sft`` and ``dpo`` train an adapter, ``plain`` all weights, on 32 rows."""
     torch.manual_seed(0)
     settings = {"output_dir": str(folder), **COMMON, **changes}
-    model = pocket()
+    model, given = pocket(), {"processing_class": TOKENIZER, "callbacks": callbacks}
     if kind == "plain":
         encoded = [TOKENIZER(q + right, return_token_type_ids=False) for q, right, _ in rows()]
-        data = [{**e, "labels": list(e["input_ids"])} for e in encoded]
-        settings |= {"per_device_train_batch_size": 1}
-        return Trainer(
-            model,
-            TrainingArguments(**settings),
-            train_dataset=Dataset.from_list(data),
-            processing_class=TOKENIZER,
-            callbacks=callbacks,
-        )
+        data = Dataset.from_list([{**e, "labels": list(e["input_ids"])} for e in encoded])
+        arguments = TrainingArguments(**settings | {"per_device_train_batch_size": 1})
+        return Trainer(model, arguments, train_dataset=data, **given)
     if kind == "sft":
         pairs = [{"prompt": q, "completion": right} for q, right, _ in rows()]
-        return SFTTrainer(
-            model,
-            SFTConfig(**settings),
-            train_dataset=Dataset.from_list(pairs),
-            processing_class=TOKENIZER,
-            peft_config=LORA,
-            callbacks=callbacks,
-        )
+        given |= {"train_dataset": Dataset.from_list(pairs), "peft_config": LORA}
+        return SFTTrainer(model, SFTConfig(**settings), **given)
     triples = [{"prompt": q, "chosen": right, "rejected": wrong} for q, right, wrong in rows()]
     trained: Any = get_peft_model(model, LORA)
     for name, parameter in trained.named_parameters():
         if "lora_B" in name:  # an adapter from before, of which TRL makes the reference
             parameter.data.normal_(0, 0.05)
-    return DPOTrainer(
-        trained,
-        args=DPOConfig(**settings),
-        train_dataset=Dataset.from_list(triples),
-        processing_class=TOKENIZER,
-        callbacks=callbacks,
-    )
+    data = Dataset.from_list(triples)
+    return DPOTrainer(trained, args=DPOConfig(**settings), train_dataset=data, **given)
 
 
 def alarm(tasks: list[Any] = TASKS, **changes: Any) -> ForgettingCallback:

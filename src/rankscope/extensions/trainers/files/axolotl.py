@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from rankscope.tools.trainer_files import TrainerFile
+from rankscope.extensions.trainers.files import TrainerFile
 
 TYPES = "alpaca, chat_template, sharegpt, completion or a mapping with field_instruction"
 STAGES = ("rl", "reward_model", "process_reward_model", "pretraining_dataset")

@@ -1,0 +1,1 @@
+"""Rankscope inside another trainer: a callback that watches what a model forgets."""
