@@ -170,7 +170,7 @@ def show_results(
     folder: Path, records: "StudyRecords", recommendation: "Recommendation", *, with_reasons: bool
 ) -> None:
     from rankscope.cli.render.models import scores_tables
-    from rankscope.cli.render.summary import print_answer, summary_table
+    from rankscope.cli.summary import print_answer, summary_table
 
     if recommendation.advice:
         print_result(summary_table(records, recommendation))
@@ -216,7 +216,7 @@ def _status_command(
 
     Example: rankscope status studies/pocket
     """
-    from rankscope.cli.render.status import status_data, status_table
+    from rankscope.cli.status import status_data, status_table
     from rankscope.store import Ledger, running_process
 
     records = Ledger.read(folder, with_analyses=False)

@@ -13,15 +13,22 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
+from types import MappingProxyType
 from typing import Any, TextIO, cast
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
-from rankscope.formatting import safe_text, shortened_lines, terminal_text
+from rankscope.formatting import Unit, safe_text, shortened_lines, signed, terminal_text
+from rankscope.report.columns import Column, number_text, shown_rows
+
+MAX_CELL = 300  # Longest text of a table's cell, in characters
+MAX_ROWS = 200  # Most rows of a table
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,3 +163,76 @@ def note_lines(notes: Sequence[str]) -> list[RenderableType]:
     """Notes below a table, after an empty line."""
     lines = [Text(f"note: {terminal_text(note)}", style="yellow") for note in notes]
     return [Text(), *lines] if lines else []
+
+
+def terminal_table(
+    rows: Sequence[Mapping[str, Any]],
+    title: str,
+    columns: Mapping[str, Column] = MappingProxyType({}),
+    names: Sequence[str] = (),
+    *,
+    sections: int = 0,
+    styles: Sequence[str] = (),
+) -> Table:
+    """Rows as a table of eighty columns, in which numbers never break and words fold.
+
+    An interval is half its width, ``3.1 ±2.1``; None is unknown. It needs no pandas.
+
+    Args:
+        columns: how people read the columns, by name.
+        names: the columns shown, in order; all of them by default.
+        sections: how many leading columns leave repeated values blank.
+        styles: one per row, or none at all.
+    """
+    known = dict.fromkeys(name for row in rows for name in row)
+    if names:
+        units = {columns[name].unit_from for name in names if name in columns}
+        ends = {f"{name}_{end}" for name in names for end in ("low", "high")}
+        known = {name: None for name in known if name in units | ends | {*names}}
+    read, digits = shown_rows([{name: row.get(name) for name in known} for row in rows], columns)
+    titles = dict(zip(known, read[0], strict=True)) if read else {}
+    if not names:
+        ends = {f"{title}, {end}" for title in titles.values() for end in ("low", "high")}
+        names = [name for name, heading in titles.items() if heading not in ends]
+    table = Table(
+        title=Text(terminal_text(title)),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=0,
+    )
+    if (more := len(rows) - MAX_ROWS) > 0:
+        table.caption = Text(f"and {more:,} more; --json lists all")
+        table.caption_justify = "left"
+    for name in names if rows else ():
+        cells = [row[name] for row in rows if row.get(name) is not None]
+        if cells and not any(isinstance(cell, str) for cell in cells):
+            table.add_column(Text(titles[name]), justify="right", no_wrap=True)
+        else:
+            table.add_column(Text(titles[name]), overflow="fold")
+    before: list[str] = []
+    for position, row in enumerate(read[:MAX_ROWS]):
+        texts = [_cell(row, titles[name], columns.get(name, Column()), digits) for name in names]
+        group = texts[:sections]
+        if before and group[:1] != before[:1]:
+            table.add_section()
+        shown = [""] * sections + texts[sections:] if group == before else texts
+        table.add_row(*map(Text, shown), style=styles[position] if styles else None)
+        before = group
+    return table
+
+
+def _cell(row: Mapping[str, Any], title: str, column: Column, digits: Mapping[str, int]) -> str:
+    value, places = row[title], digits.get(title)
+    if isinstance(value, str):
+        return terminal_text(value, MAX_CELL)
+    if column.text is not None and value is not None:
+        return column.text(value)
+    text = number_text(value, title, places)
+    if column.sign and value is not None and places is not None:
+        text = signed(value, Unit(1.0, "", "", places))
+    if value is None or f"{title}, low" not in row:
+        return text
+    low, high = row[f"{title}, low"], row[f"{title}, high"]
+    half = "?" if low is None or high is None else number_text((high - low) / 2, "", places)
+    return f"{text} ±{half}"

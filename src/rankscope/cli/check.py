@@ -10,8 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from rankscope.cli.render.table import terminal_table
-from rankscope.cli.terminal import note_lines
+from rankscope.cli.terminal import note_lines, terminal_table
 from rankscope.formatting import count, terminal_text
 from rankscope.records import TaskRecord
 
