@@ -10,10 +10,9 @@ from rankscope.config.section import ConfigSection
 
 if TYPE_CHECKING:  # an analysis is known before records or torch are loaded
     import pandas as pd
-    from rich.console import RenderableType
 
     from rankscope.config.study import StudyConfig
-    from rankscope.records import AnalysisRecord, EvalKey, StudyRecords, TrialSpec
+    from rankscope.records import AnalysisRecord, EvalKey, TrialSpec
     from rankscope.run.context import RunContext
     from rankscope.run.costs import CostModel
     from rankscope.run.prepared import PreparedStudy
@@ -98,7 +97,3 @@ class Analysis(Generic[Settings]):
         """Tables by name, of pairs of a model's columns and its record; each row of a model begins
         with its columns."""
         return {}
-
-    def terminal(self, study: "StudyRecords") -> "tuple[list[RenderableType], list[str]]":
-        """Tables and notes on given models for the terminal."""
-        return [], []

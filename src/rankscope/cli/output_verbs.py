@@ -3,16 +3,103 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from rich.console import Group
+from rich.text import Text
 from typer import Argument, Option
 
 from rankscope.cli.application import StudyFolder, check_study, verb
 from rankscope.cli.study_verbs import show_results
-from rankscope.cli.terminal import Reply, print_line, print_message
+from rankscope.cli.terminal import (
+    Reply,
+    folded,
+    note_lines,
+    print_line,
+    print_message,
+    print_result,
+    terminal_table,
+)
 from rankscope.errors import UserError
+from rankscope.filesystem import replace_text
+from rankscope.formatting import CONFIDENCES, join_names
+from rankscope.report.columns import Column
 from rankscope.tools.formats import PEFT
 
 if TYPE_CHECKING:
+    from rankscope.report.analysis_tables import TableRow
+    from rankscope.tools.compare import StudyComparison
     from rankscope.tools.export import ExportRequest
+
+MAX_ARMS_NAMED = 8  # Arms of one study alone that are named; the others are counted
+
+
+@verb("compare", "Reading {folders} ...")
+def _compare_command(
+    folders: Annotated[
+        list[Path], Argument(metavar="DIR DIR...", help="Folders of finished studies.")
+    ],
+    out: Annotated[
+        Path | None, Option(metavar="FILE.html", help="Also write an HTML page.")
+    ] = None,
+) -> Reply:
+    """Compare two or more studies.
+
+    Shows what they share, the arms that both have on the same items, and their answers. Every
+    further study is compared with the first one.
+
+    Example: rankscope compare studies/pocket studies/mine --out compared.html
+    """
+    for folder in folders:
+        if (folder / "adapter_config.json").is_file():
+            do = "compare scores: rankscope eval BASE --tasks TASK --adapter A --adapter B"
+            raise UserError(folder, "an adapter", "the folder of a study", do)
+        check_study(folder)
+    from rankscope.tools.compare import check_page, compare, render_comparison
+
+    if out is not None:
+        check_page(out, folders)
+    comparison = compare(folders)
+    if out is not None:
+        from rankscope.device import provenance
+
+        replace_text(out, render_comparison(comparison, provenance()))
+        print_message(f"written to {out}")
+    return Reply(comparison, lambda: _show_comparison(comparison))
+
+
+def _show_comparison(comparison: "StudyComparison") -> None:
+    """The answers; then, pair by pair, what is the same and how arms compare."""
+    from rankscope.tools.compare import FACET_COLUMNS, compared_table, finding
+
+    studies: list[TableRow] = [
+        {"study": s.label, "base": s.base, "done": s.done, "trials": s.trials}
+        | answer
+        | {"decision": str(answer["decision"]).replace("_", " ")}
+        for s in comparison.studies
+        for answer in s.answers
+    ]
+    studies.sort(key=lambda row: comparison.training_tasks.index(str(row["task"])))
+    columns = {"chosen_label": Column("arm"), "confidence": Column(words=CONFIDENCES)}
+    names = ("task", "study", "base", "done", "trials", "decision", *columns)
+    print_result(terminal_table(studies, "answers", columns, names, sections=1))
+    verdicts = (folded(f"{s['study']}, {s['task']}: {s['verdict']}") for s in studies)
+    print_result(Group(*verdicts, Text()))
+    for pair in comparison.pairs:
+        styles = ["" if facet["same"] else "yellow" for facet in pair.facets]
+        title = f"{pair.second} against {pair.first}"
+        print_result(terminal_table(pair.facets, title, FACET_COLUMNS, styles=styles))
+        names = ("arm", "tested on", "first", "second", "difference")
+        for task in dict.fromkeys(cell.trained_on for cell in pair.cells):
+            cells = [cell for cell in pair.cells if cell.trained_on == task]
+            title = "bases, untuned" if task is None else f"trained on {task}"
+            print_result(terminal_table(compared_table(cells), title, names=names, sections=1))
+            print_result(Group(folded(finding(cells)), Text()))
+        for label, arms in ((pair.first, pair.only_first), (pair.second, pair.only_second)):
+            if arms:
+                print_result(folded(f"only in {label}: {join_names(arms, MAX_ARMS_NAMED)}"))
+        print_result(Group(*note_lines(pair.notes)))
+    print_result(
+        "Accuracies in %, differences in points: second minus first. ± is half the 95 % interval."
+    )
 
 
 @verb("import", "Reading {source} ...")

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.text import Text
 
-from rankscope.cli.terminal import terminal_table
-from rankscope.formatting import clock, count, duration, rough_duration, terminal_text
+from rankscope.cli.terminal import folded, terminal_table
+from rankscope.formatting import clock, count, duration, rough_duration
 from rankscope.records import FAILED, WAITING, Recommendation, StudyRecords, TrialRecords
 from rankscope.report.columns import Column
 from rankscope.store import running_process
@@ -120,8 +119,8 @@ def status_table(data: Mapping[str, Any]) -> RenderableType:
     lines = [_summary(data), f"next: {data['next']}", *(f"  or: {step}" for step in data["then"])]
     return Group(
         terminal_table(trials, title, COLUMNS, names, styles=styles),
-        *(Text(terminal_text(text), style="red", overflow="fold") for text in failed),
-        *(Text(terminal_text(text), overflow="fold") for text in lines),
+        *(folded(text, "red") for text in failed),
+        *map(folded, lines),
     )
 
 

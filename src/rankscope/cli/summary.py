@@ -4,16 +4,14 @@ from collections.abc import Iterable, Iterator
 
 from rich.console import Group
 from rich.table import Table
-from rich.text import Text
 
-from rankscope.cli.terminal import print_line, terminal_table
+from rankscope.cli.terminal import folded, print_line, terminal_table
 from rankscope.formatting import (
     UNKNOWN,
     clock,
     compact,
     percent,
     score_text,
-    terminal_text,
 )
 from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.answer import FAILED_NOTE, answer_lines
@@ -34,7 +32,7 @@ def summary_table(study: StudyRecords, recommendation: Recommendation) -> Group:
     view = limited(whole)
     notes = [*_captions(view), *not_shown(whole, view)]
     tables = [_task_table(view, task) for task in view.training_tasks]
-    return Group(*tables, *(Text(terminal_text(note)) for note in notes))
+    return Group(*tables, *map(folded, notes))
 
 
 def _task_table(view: StudyView, task: str) -> Table:
@@ -42,8 +40,8 @@ def _task_table(view: StudyView, task: str) -> Table:
     columns = {
         "expected_gain": Column("gain", unit, sign=True),
         "expected_retention_change": Column("retention", view.retention_unit(task), sign=True),
-        "expected_net_gain": Column("net gain", view.net_unit(task), sign=True),
-        "p_within_margin": Column("P within", text=percent),
+        "expected_net_gain": Column("net\N{NO-BREAK SPACE}gain", view.net_unit(task), sign=True),
+        "p_within_margin": Column("P\N{NO-BREAK SPACE}within", text=percent),
         "trainable_parameters": Column("params", text=compact),
         "seconds": Column("time", text=clock),
     }

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from types import MappingProxyType
-from typing import Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -26,6 +26,9 @@ from rich.text import Text
 
 from rankscope.formatting import Unit, safe_text, shortened_lines, signed, terminal_text
 from rankscope.report.columns import Column, number_text, shown_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MAX_CELL = 300  # Longest text of a table's cell, in characters
 MAX_ROWS = 200  # Most rows of a table
@@ -159,14 +162,19 @@ def _print(where: Console, text: str, style: str | None) -> None:
     where.print(shown, markup=False, highlight=False, soft_wrap=True, style=style)
 
 
+def folded(text: str, style: str = "") -> Text:
+    """Text from anywhere, which breaks where the terminal ends."""
+    return Text(terminal_text(text), style, overflow="fold")
+
+
 def note_lines(notes: Sequence[str]) -> list[RenderableType]:
     """Notes below a table, after an empty line."""
-    lines = [Text(f"note: {terminal_text(note)}", style="yellow") for note in notes]
+    lines = [folded(f"note: {note}", "yellow") for note in notes]
     return [Text(), *lines] if lines else []
 
 
 def terminal_table(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]] | pd.DataFrame,
     title: str,
     columns: Mapping[str, Column] = MappingProxyType({}),
     names: Sequence[str] = (),
@@ -174,21 +182,27 @@ def terminal_table(
     sections: int = 0,
     styles: Sequence[str] = (),
 ) -> Table:
-    """Rows as a table of eighty columns, in which numbers never break and words fold.
+    """A table of eighty columns, in which numbers never break and words fold.
 
-    An interval is half its width, ``3.1 ±2.1``; None is unknown. It needs no pandas.
+    An interval is half its width, ``3.1 ±2.1``; None is unknown. Rows that are no frame need no
+    pandas.
 
     Args:
-        columns: how people read the columns, by name.
+        columns: how people read the columns of rows; a frame knows.
         names: the columns shown, in order; all of them by default.
         sections: how many leading columns leave repeated values blank.
         styles: one per row, or none at all.
     """
-    known = dict.fromkeys(name for row in rows for name in row)
+    if not isinstance(rows, Sequence):
+        from rankscope.report.table_formats import frame_rows
+
+        digits_of = rows.attrs.get("digits", {})
+        columns = rows.attrs.get("columns", {n: Column(digits=d) for n, d in digits_of.items()})
+        rows = [dict(zip(rows.columns, row, strict=True)) for row in frame_rows(rows)]
+    known = dict.fromkeys([*names, *(name for row in rows for name in row)])
     if names:
-        units = {columns[name].unit_from for name in names if name in columns}
-        ends = {f"{name}_{end}" for name in names for end in ("low", "high")}
-        known = {name: None for name in known if name in units | ends | {*names}}
+        used = {*names, *(columns[name].unit_from for name in names if name in columns)}
+        known = {name: None for name in known if re.sub("(_|, )(low|high)$", "", name) in used}
     read, digits = shown_rows([{name: row.get(name) for name in known} for row in rows], columns)
     titles = dict(zip(known, read[0], strict=True)) if read else {}
     if not names:
@@ -207,7 +221,8 @@ def terminal_table(
     for name in names if rows else ():
         cells = [row[name] for row in rows if row.get(name) is not None]
         if cells and not any(isinstance(cell, str) for cell in cells):
-            table.add_column(Text(titles[name]), justify="right", no_wrap=True)
+            heading = titles[name].replace(" ", "\n")
+            table.add_column(Text(heading), justify="right", no_wrap=True)
         else:
             table.add_column(Text(titles[name]), overflow="fold")
     before: list[str] = []
