@@ -98,7 +98,7 @@ def _eval_command(
 def print_scores(scores: Sequence["ModelScore"]) -> None:
     from rankscope.report.tables import given_table
 
-    title = "scores, and changes against the base on the same items; ± is half the 95 % interval"
+    title = "changes against the base on the same items; ± is half the 95 % interval"
     print_result(terminal_table(given_table(scores), title, sections=3))
 
 

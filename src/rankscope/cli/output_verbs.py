@@ -68,7 +68,7 @@ def _compare_command(
 
 def _show_comparison(comparison: "StudyComparison") -> None:
     """The answers; then, pair by pair, what is the same and how arms compare."""
-    from rankscope.tools.compare import FACET_COLUMNS, compared_table, finding
+    from rankscope.tools.compare import FACET_COLUMNS, compared_table, compared_text
 
     studies: list[TableRow] = [
         {"study": s.label, "base": s.base, "done": s.done, "trials": s.trials}
@@ -92,7 +92,7 @@ def _show_comparison(comparison: "StudyComparison") -> None:
             cells = [cell for cell in pair.cells if cell.trained_on == task]
             title = "bases, untuned" if task is None else f"trained on {task}"
             print_result(terminal_table(compared_table(cells), title, names=names, sections=1))
-            print_result(Group(folded(finding(cells)), Text()))
+            print_result(Group(folded(compared_text(cells)), Text()))
         for label, arms in ((pair.first, pair.only_first), (pair.second, pair.only_second)):
             if arms:
                 print_result(folded(f"only in {label}: {join_names(arms, MAX_ARMS_NAMED)}"))

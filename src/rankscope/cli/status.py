@@ -98,7 +98,7 @@ def _trial_data(trial: TrialRecords, evaluations: int) -> dict[str, Any]:
     return data
 
 
-COLUMNS = {
+_COLUMNS = {
     "trial_id": Column("trial"),
     "loss": Column(digits=3),
     "seconds": Column("time", text=clock),
@@ -118,7 +118,7 @@ def status_table(data: Mapping[str, Any]) -> RenderableType:
     title = f"{data['study']} on {data['model']}"
     lines = [_summary(data), f"next: {data['next']}", *(f"  or: {step}" for step in data["then"])]
     return Group(
-        terminal_table(trials, title, COLUMNS, names, styles=styles),
+        terminal_table(trials, title, _COLUMNS, names, styles=styles),
         *(folded(text, "red") for text in failed),
         *map(folded, lines),
     )

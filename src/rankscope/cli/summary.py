@@ -40,8 +40,8 @@ def _task_table(view: StudyView, task: str) -> Table:
     columns = {
         "expected_gain": Column("gain", unit, sign=True),
         "expected_retention_change": Column("retention", view.retention_unit(task), sign=True),
-        "expected_net_gain": Column("net\N{NO-BREAK SPACE}gain", view.net_unit(task), sign=True),
-        "p_within_margin": Column("P\N{NO-BREAK SPACE}within", text=percent),
+        "expected_net_gain": Column("net gain", view.net_unit(task), sign=True),
+        "p_within_margin": Column("P within", text=percent),
         "trainable_parameters": Column("params", text=compact),
         "seconds": Column("time", text=clock),
     }

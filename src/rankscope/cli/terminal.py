@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAX_CELL = 300  # Longest text of a table's cell, in characters
+MAX_HEADING = 9  # Longest heading of numbers that stays on one line, in characters
 MAX_ROWS = 200  # Most rows of a table
 
 
@@ -221,7 +222,8 @@ def terminal_table(
     for name in names if rows else ():
         cells = [row[name] for row in rows if row.get(name) is not None]
         if cells and not any(isinstance(cell, str) for cell in cells):
-            heading = titles[name].replace(" ", "\n")
+            heading = titles[name]
+            heading = heading if len(heading) <= MAX_HEADING else heading.replace(" ", "\n")
             table.add_column(Text(heading), justify="right", no_wrap=True)
         else:
             table.add_column(Text(titles[name]), overflow="fold")

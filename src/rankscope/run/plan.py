@@ -325,22 +325,20 @@ def plan_sentences(plan: Plan) -> Iterator[str]:
         f"Memory: up to {byte_size(most)} of {byte_size(plan.memory_bytes)}, in training or "
         f"scoring; the libraries' own {byte_size(plan.library_bytes)} come on top."
     )
-    for fault, of_group in (
-        (
-            "the base and the optimizer states of group {} alone exceed that. Raise "
-            "train.devices, leave the arm out, or take a larger machine.",
-            lambda group: not group.states_fit,
-        ),
-        (
-            "group {} needs more memory than that. Lower train.batch_tokens, set "
-            "train.gradient_checkpointing=true, or leave the arm out.",
-            lambda group: group.states_fit and not group.fits,
-        ),
-        (
-            "scoring group {} needs more memory than that. Lower evaluate.batch_tokens.",
-            lambda group: group.fits and not group.scoring_fits,
-        ),
-    ):
-        numbers = [str(number) for number, group in enumerate(plan.groups, 1) if of_group(group)]
-        if numbers:
-            yield f"DOES NOT FIT: {fault.format(join_names(numbers, MAX_NAMED))}"
+    unfit: dict[str, list[str]] = {}
+    for number, group in enumerate(plan.groups, 1):
+        fits = (group.states_fit, group.fits, group.scoring_fits)
+        if not all(fits):
+            unfit.setdefault(_FAULTS[fits.index(False)], []).append(str(number))
+    for fault in _FAULTS:
+        if fault in unfit:
+            yield f"DOES NOT FIT: {fault.format(join_names(unfit[fault], MAX_NAMED))}"
+
+
+_FAULTS = (
+    "the base and the optimizer states of group {} alone exceed that. Raise train.devices, leave "
+    "the arm out, or take a larger machine.",
+    "group {} needs more memory than that. Lower train.batch_tokens, set "
+    "train.gradient_checkpointing=true, or leave the arm out.",
+    "scoring group {} needs more memory than that. Lower evaluate.batch_tokens.",
+)

@@ -353,7 +353,7 @@ def _draw_pair(pair: StudyPair, key: str, task: str | None, ranks: tuple[int, ..
     return Figure(
         key=key,
         title=f"{safe_text(pair.second, 60)} minus {safe_text(pair.first, 60)}, {about}",
-        finding=finding(cells),
+        finding=compared_text(cells),
         data=frame,
         caption=_CAPTION,
         choice_name="Tested on",
@@ -377,7 +377,7 @@ def _row(cell: ComparedCell) -> TableRow:
     }
 
 
-def finding(cells: Sequence[ComparedCell]) -> str:
+def compared_text(cells: Sequence[ComparedCell]) -> str:
     arms = len({cell.arm for cell in cells})
     clear = [cell for cell in cells if cell.difference.is_clear_of_zero]
     compared = "The bases" if cells[0].arm is None else f"{count(arms, 'arm')} in both studies"
