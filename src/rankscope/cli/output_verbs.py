@@ -20,12 +20,10 @@ from rankscope.cli.terminal import (
 )
 from rankscope.errors import UserError
 from rankscope.filesystem import replace_text
-from rankscope.formatting import CONFIDENCES, join_names
-from rankscope.report.columns import Column
+from rankscope.formatting import join_names
 from rankscope.tools.formats import PEFT
 
 if TYPE_CHECKING:
-    from rankscope.report.analysis_tables import TableRow
     from rankscope.tools.compare import StudyComparison
     from rankscope.tools.export import ExportRequest
 
@@ -70,19 +68,13 @@ def _show_comparison(comparison: "StudyComparison") -> None:
     """The answers; then, pair by pair, what is the same and how arms compare."""
     from rankscope.tools.compare import FACET_COLUMNS, compared_table, compared_text
 
-    studies: list[TableRow] = [
-        {"study": s.label, "base": s.base, "done": s.done, "trials": s.trials}
-        | answer
-        | {"decision": str(answer["decision"]).replace("_", " ")}
-        for s in comparison.studies
-        for answer in s.answers
-    ]
-    studies.sort(key=lambda row: comparison.training_tasks.index(str(row["task"])))
-    columns = {"chosen_label": Column("arm"), "confidence": Column(words=CONFIDENCES)}
-    names = ("task", "study", "base", "done", "trials", "decision", *columns)
-    print_result(terminal_table(studies, "answers", columns, names, sections=1))
-    verdicts = (folded(f"{s['study']}, {s['task']}: {s['verdict']}") for s in studies)
-    print_result(Group(*verdicts, Text()))
+    for task in comparison.training_tasks:
+        for study in comparison.studies:
+            trained = f"{study.label} ({study.base}, {study.done} of {study.trials} trials done)"
+            for answer in study.answers:
+                if answer["task"] == task:
+                    print_result(folded(f"{task}, {trained}: {answer['verdict']}"))
+    print_result(Text())
     for pair in comparison.pairs:
         styles = ["" if facet["same"] else "yellow" for facet in pair.facets]
         title = f"{pair.second} against {pair.first}"
@@ -97,9 +89,7 @@ def _show_comparison(comparison: "StudyComparison") -> None:
             if arms:
                 print_result(folded(f"only in {label}: {join_names(arms, MAX_ARMS_NAMED)}"))
         print_result(Group(*note_lines(pair.notes)))
-    print_result(
-        "Accuracies in %, differences in points: second minus first. ± is half the 95 % interval."
-    )
+    print_line("In % and points, second minus first; ± is half the 95 % interval.")
 
 
 @verb("import", "Reading {source} ...")

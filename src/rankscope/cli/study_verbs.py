@@ -66,7 +66,6 @@ def _plan_command(
 
     Example: rankscope plan study.yaml --device h100 --gpus 8
     """
-    from rankscope.run.plan import plan_sentences
     from rankscope.run.study import Study
 
     study = Study.load(file, overrides or [])
@@ -74,6 +73,8 @@ def _plan_command(
         plan = study.plan(reporter, device, gpus, tokens_per_second)
 
     def show() -> None:
+        from rankscope.run.plan import plan_sentences
+
         print_result(plan_table(plan))
         print_result(Group(*map(Text, plan_sentences(plan)), *note_lines(plan.notes)))
 

@@ -194,12 +194,7 @@ def terminal_table(
         sections: how many leading columns leave repeated values blank.
         styles: one per row, or none at all.
     """
-    if not isinstance(rows, Sequence):
-        from rankscope.report.table_formats import frame_rows
-
-        digits_of = rows.attrs.get("digits", {})
-        columns = rows.attrs.get("columns", {n: Column(digits=d) for n, d in digits_of.items()})
-        rows = [dict(zip(rows.columns, row, strict=True)) for row in frame_rows(rows)]
+    rows, columns = _rows_of(rows, columns)
     known = dict.fromkeys([*names, *(name for row in rows for name in row)])
     if names:
         used = {*names, *(columns[name].unit_from for name in names if name in columns)}
@@ -237,6 +232,19 @@ def terminal_table(
         table.add_row(*map(Text, shown), style=styles[position] if styles else None)
         before = group
     return table
+
+
+def _rows_of(
+    table: Sequence[Mapping[str, Any]] | pd.DataFrame, columns: Mapping[str, Column]
+) -> tuple[Sequence[Mapping[str, Any]], Mapping[str, Column]]:
+    """Rows, and how people read their columns."""
+    if isinstance(table, Sequence):
+        return table, columns
+    from rankscope.report.table_formats import frame_rows
+
+    digits = table.attrs.get("digits", {})  # a figure's
+    columns = table.attrs.get("columns", {n: Column(digits=d) for n, d in digits.items()})
+    return [dict(zip(table.columns, row, strict=True)) for row in frame_rows(table)], columns
 
 
 def _cell(row: Mapping[str, Any], title: str, column: Column, digits: Mapping[str, int]) -> str:
