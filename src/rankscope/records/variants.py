@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 VariantKind = Literal["scale", "truncated"]
 
-MARK = "@"
+_MARK = "@"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,17 +19,20 @@ class Variant:
     kind: VariantKind
     strength: float
 
+    def __str__(self) -> str:
+        return f"{self.kind}={self.strength:.12g}"
+
     def of(self, trial_id: str) -> str:
         """Model id of the changed trial, such as ``3f2a...@scale=0.5``."""
-        return f"{trial_id}{MARK}{self.kind}={self.strength:.12g}"
+        return f"{trial_id}{_MARK}{self}"
 
 
 def trial_of(model_id: str) -> str:
     """The trial id within a model id; ``base`` and plain trial ids are returned unchanged."""
-    return model_id.partition(MARK)[0]
+    return model_id.partition(_MARK)[0]
 
 
 def variant_of(model_id: str) -> Variant | None:
     """The variant within a model id; None for the base and for a trial as trained."""
-    kind, _, strength = model_id.partition(MARK)[2].partition("=")
+    kind, _, strength = model_id.partition(_MARK)[2].partition("=")
     return Variant(kind, float(strength)) if kind in get_args(VariantKind) else None  # type: ignore[arg-type]
