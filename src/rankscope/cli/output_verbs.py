@@ -77,8 +77,8 @@ def _show_comparison(comparison: "StudyComparison") -> None:
     print_result(Text())
     for pair in comparison.pairs:
         styles = ["" if facet["same"] else "yellow" for facet in pair.facets]
-        title = f"{pair.second} against {pair.first}"
-        print_result(terminal_table(pair.facets, title, FACET_COLUMNS, styles=styles))
+        against = f"{pair.second} against {pair.first}"
+        print_result(terminal_table(pair.facets, against, FACET_COLUMNS, styles=styles))
         names = ("arm", "tested on", "first", "second", "difference")
         for task in dict.fromkeys(cell.trained_on for cell in pair.cells):
             cells = [cell for cell in pair.cells if cell.trained_on == task]
