@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -96,10 +97,14 @@ def _eval_command(
 
 
 def print_scores(scores: Sequence["ModelScore"]) -> None:
+    """A table per task: the base and its adapters."""
     from rankscope.report.tables import given_table
 
-    title = "changes against the base on the same items; ± is half the 95 % interval"
-    print_result(terminal_table(given_table(scores), title, sections=3))
+    for title, of_task in groupby(scores, lambda s: f"{s.record.task}: {s.record.metric}"):
+        frame = given_table(list(of_task)).drop(columns=["task", "metric"])
+        print_result(terminal_table(frame, title))
+    if any(score.change for score in scores):
+        print_line("changes against the base on the same items; ± is half the 95 % interval")
 
 
 @verb("params", "Reading {model} ...")
