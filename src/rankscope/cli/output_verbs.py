@@ -68,12 +68,12 @@ def _show_comparison(comparison: "StudyComparison") -> None:
     """The answers; then, pair by pair, what is the same and how arms compare."""
     from rankscope.tools.compare import FACET_COLUMNS, compared_table, compared_text
 
-    for task in comparison.training_tasks:
+    for name in comparison.training_tasks:
         for study in comparison.studies:
             trained = f"{study.label} ({study.base}, {study.done} of {study.trials} trials done)"
             for answer in study.answers:
-                if answer["task"] == task:
-                    print_result(folded(f"{task}, {trained}: {answer['verdict']}"))
+                if answer["task"] == name:
+                    print_result(folded(f"{name}, {trained}: {answer['verdict']}"))
     print_result(Text())
     for pair in comparison.pairs:
         styles = ["" if facet["same"] else "yellow" for facet in pair.facets]
