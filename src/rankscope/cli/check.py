@@ -90,8 +90,7 @@ def _sources(records: Sequence[TaskRecord]) -> Iterator[RenderableType]:
     for record in records:
         tasks.setdefault((record.row_shape, record.source), []).append(record.name)
     for (shape, source), names in tasks.items():
-        line = f"{', '.join(names)}: rows read as {shape}, from {source}"
-        yield folded(line)
+        yield folded(f"{', '.join(names)}: rows read as {shape}, from {source}")
 
 
 def _rows_as_tokens(

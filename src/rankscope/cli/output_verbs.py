@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from rankscope.tools.compare import StudyComparison
     from rankscope.tools.export import ExportRequest
 
-MAX_ARMS_NAMED = 8  # Arms of one study alone that are named; the others are counted
-
 
 @verb("compare", "Reading {folders} ...")
 def _compare_command(
@@ -87,7 +85,7 @@ def _show_comparison(comparison: "StudyComparison") -> None:
             print_result(Group(folded(compared_text(cells)), Text()))
         for label, arms in ((pair.first, pair.only_first), (pair.second, pair.only_second)):
             if arms:
-                print_result(folded(f"only in {label}: {join_names(arms, MAX_ARMS_NAMED)}"))
+                print_result(folded(f"only in {label}: {join_names(arms)}"))
         print_result(Group(*note_lines(pair.notes)))
     print_line("In % and points, second minus first; ± is half the 95 % interval.")
 

@@ -81,7 +81,7 @@ def _plan_command(
     return Reply(plan, show)
 
 
-PLAN_COLUMNS = {
+_PLAN_COLUMNS = {
     "num_tokens": Column("tokens"),
     "memory_bytes": Column("memory", text=byte_size),
     "seconds": Column("time", text=rough_duration),
@@ -92,7 +92,7 @@ PLAN_COLUMNS = {
 def plan_table(plan: "Plan") -> Table:
     """A row per group of trials."""
     several = len({group.task for group in plan.groups}) > 1
-    names = ("group", *(["task"] * several), "trials", "steps", *PLAN_COLUMNS)
+    names = ("group", *(["task"] * several), "trials", "steps", *_PLAN_COLUMNS)
     rows = [
         group.model_dump()
         | {
@@ -105,7 +105,7 @@ def plan_table(plan: "Plan") -> Table:
         for number, group in enumerate(plan.groups, 1)
     ]
     title = f"{plan.study} on {plan.model} ({plan.machine}, {plan.dtype})"
-    return terminal_table(rows, title, PLAN_COLUMNS, names)
+    return terminal_table(rows, title, _PLAN_COLUMNS, names)
 
 
 Retry = Annotated[

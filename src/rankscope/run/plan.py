@@ -21,7 +21,6 @@ from rankscope.run.groups import Group, GroupLimit, what_limits
 from rankscope.run.machines import Machine, busy_notes, paced_machine
 from rankscope.run.prepared import PreparedStudy, first_trials
 
-MAX_NAMED = 20  # Most groups that a sentence names
 FEWEST_ARMS, FEWEST_UPDATES = 3, 40  # Of a study that is to have an answer
 Seconds = dict[str, float]
 """By stage: ``starting`` a process with the base's weights, ``training``, ``storing`` checkpoints
@@ -332,7 +331,7 @@ def plan_sentences(plan: Plan) -> Iterator[str]:
             unfit.setdefault(_FAULTS[fits.index(False)], []).append(str(number))
     for fault in _FAULTS:
         if fault in unfit:
-            yield f"DOES NOT FIT: {fault.format(join_names(unfit[fault], MAX_NAMED))}"
+            yield f"DOES NOT FIT: {fault.format(join_names(unfit[fault]))}"
 
 
 _FAULTS = (
