@@ -16,7 +16,6 @@ from rankscope.formatting import (
     interval,
     join_names,
     number,
-    plus_minus,
     rough_duration,
     safe_text,
     score_text,
@@ -61,8 +60,6 @@ def test_intervals() -> None:
     assert with_interval(known, POINTS) == "+2.0 [−1.0, +3.0]"  # noqa: RUF001
     assert interval(unknown, POINTS) == "interval unknown"
     assert with_interval(unknown, POINTS) == "+2.0 [?]"
-    assert plus_minus(estimate(0.5, None, None), POINTS) == "50.0 ±?"
-    assert plus_minus(estimate(0.5, 0.4, 0.6), POINTS) == "50.0 ±10.0"
 
 
 @pytest.mark.parametrize(

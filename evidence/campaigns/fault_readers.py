@@ -21,7 +21,7 @@ READERS = """
 import contextlib, io, json, os, sys
 from pathlib import Path
 
-import rankscope.cli.render.status
+import rankscope.cli.status
 from rankscope.cli import run_command_line
 
 out, end, folder, count = sys.argv[1:]

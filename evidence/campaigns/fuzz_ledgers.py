@@ -76,7 +76,7 @@ LEDGERS = st.lists(changes(), min_size=1, max_size=2).map(lambda given: json.dum
 
 def read_ledger(content: bytes, _: Path) -> None:
     """Apply the changes, with hashes that fit; then verify, load and report the study."""
-    from rankscope.cli.render.status import status_data, status_table
+    from rankscope.cli.status import status_data, status_table
     from rankscope.store import Ledger
     from rankscope.store.verify import find_problems
 

@@ -110,19 +110,6 @@ def with_interval(estimate: _Estimate, unit: Unit) -> str:
     return f"{signed(estimate.value, unit)} [{low}, {high}]"
 
 
-def plus_minus(estimate: _Estimate | None, unit: Unit, *, sign: bool = False) -> str:
-    """A value and half the width of its 95 % interval, such as ``61.3 ±1.2``."""
-    if estimate is None:
-        return UNKNOWN
-    value = (
-        signed(estimate.value, unit) if sign else number(estimate.value * unit.scale, unit.digits)
-    )
-    if estimate.low is None or estimate.high is None:
-        return f"{value} ±?"
-    half = (estimate.high - estimate.low) / 2 * unit.scale
-    return f"{value} ±{half:.{unit.digits}f}"
-
-
 def number(value: float | None, digits: int | None = None) -> str:
     """A number with ``digits`` after the point, or with three significant ones."""
     if value is None or not math.isfinite(value):

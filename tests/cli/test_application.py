@@ -251,7 +251,7 @@ def test_status_and_verify_import_nothing_heavy(tmp_path: Path) -> None:
         "assert run_command_line(['verify', 'study', '--quick']) == 0\n"
         "assert run_command_line(['verify', 'study']) == 0\n"
         "run_command_line(['status', 'study'])\n"
-        "import rankscope.cli.render.status\n"
+        "import rankscope.cli.status\n"
         f"assert not {HEAVY!r} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)

@@ -8,7 +8,8 @@ from command_line import rankscope as command
 from rich.console import Console
 from rich.table import Table
 
-from rankscope.cli.render.table import terminal_table
+from rankscope.cli.terminal import terminal_table
+from rankscope.report.columns import Column
 
 
 def printed(table: Table, width: int = 140) -> list[str]:
@@ -18,10 +19,11 @@ def printed(table: Table, width: int = 140) -> list[str]:
 
 
 def test_a_terminal_table_blanks_repeated_names_and_keeps_numbers_whole() -> None:
-    rows = [("a", "x", 1234.5, "1 MB"), ("a", "y", None, "22 MB"), ("b", "[red]z", 0.12345, "")]
+    rows = [("a", "x", 1234.5, 1e6), ("a", "y", None, 22e6), ("b", "[red]z", 0.12345, None)]
     titles = ("task", "arm", "value", "size")
     cells = [dict(zip(titles, row, strict=True)) for row in rows]
-    table = terminal_table(cells, "[b]t", right=("size",), sections=("task",))
+    sizes = {"size": Column(text=lambda size: f"{size / 1e6:.0f} MB")}
+    table = terminal_table(cells, "[b]t", sizes, sections=1)
     output = io.StringIO()
     Console(file=output, width=40, color_system=None).print(table)
     lines = [line.rstrip() for line in output.getvalue().splitlines()]
@@ -33,7 +35,7 @@ def test_a_terminal_table_blanks_repeated_names_and_keeps_numbers_whole() -> Non
         " a    x      1,234  1 MB",
         "      y          \N{EN DASH} 22 MB",
         "",
-        " b    [red]z 0.123",
+        " b    [red]z 0.123     \N{EN DASH}",
         "",
     ]
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from pocket_world import pocket_rows
 from rankscope.cli import terminal
-from rankscope.cli.render.plan import plan_table
+from rankscope.cli.study_verbs import plan_table
 from rankscope.models.model_folder import pocket_folder
 from rankscope.records import Recommendation, TaskAdvice
 from rankscope.run.plan import Plan

@@ -13,7 +13,7 @@ from rich.console import Console
 from synthetic_study import Truth, synthetic_study, with_prompt, with_specs, with_tasks
 
 from rankscope.advise.recommend import recommend
-from rankscope.cli.render.summary import CHOSEN, summary_table
+from rankscope.cli.summary import CHOSEN, summary_table
 from rankscope.formatting import CONFIDENCES, amount, compact, percent, score_text, signed
 from rankscope.records import BASE, CheckName, Recommendation, StudyRecords, TrustCheck
 from rankscope.report.answer import answer_card, answer_html, answer_lines

@@ -10,30 +10,22 @@ import torch
 from architectures import LLAMA_8B, config_of
 from hub_copies import paper_hub
 from pocket_study import NUM_LORA, changed, small_study
-from rich.console import Console
 
-from rankscope.cli.render.plan import plan_table, totals
+from rankscope.cli.study_verbs import plan_table
 from rankscope.errors import UserError
 from rankscope.models.model_folder import pocket_folder
 from rankscope.models.parameters import architecture
 from rankscope.run.groups import attention_notes
 from rankscope.run.machines import MACHINES
-from rankscope.run.plan import Plan, make_plan
+from rankscope.run.plan import Plan, make_plan, plan_sentences
 from rankscope.run.study import Study
 from rankscope.tools.new_study import study_template
 from rankscope.train.memory import MemoryModel
 
 
 def printed_limits(plan: Plan) -> list[str]:
-    """The last column of what ``rankscope plan`` prints in eighty columns."""
-    console = Console(width=80)
-    with console.capture() as capture:
-        console.print(plan_table(plan))
-    lines = [line.rstrip() for line in capture.get().splitlines()]
-    heading = next(line for line in lines if line.endswith(" limit"))
-    column = heading.rindex("limit")
-    rows = lines[lines.index(heading) + 2 :]  # below the rule
-    return [line[column:] for line in rows[: rows.index("")]]
+    """The last column of what ``rankscope plan`` prints."""
+    return [str(cell) for cell in plan_table(plan).columns[-1].cells]
 
 
 def test_a_group_says_what_keeps_it_from_being_larger(tmp_path: Path) -> None:
@@ -77,14 +69,14 @@ def test_recomputation_is_suggested_only_if_the_states_fit(tmp_path: Path) -> No
 
     def printed(memory_bytes: float) -> str:
         machine = replace(MACHINES["h100"], memory=memory_bytes / 1e9)
-        return " ".join(totals(make_plan(inputs, machine)))
+        return " ".join(plan_sentences(make_plan(inputs, machine)))
 
     most = max(group.memory_bytes for group in make_plan(inputs).groups)
     assert "DOES NOT FIT" not in printed(most)
     assert "Lower evaluate.batch_tokens" in printed(most - 1)
     assert "gradient_checkpointing" in printed(states + 1)
-    assert "states of group 3, 4 alone" not in printed(states + 1)
-    assert "states of group 3, 4 alone" in printed(states - 1)
+    assert "states of group 3 and 4 alone" not in printed(states + 1)
+    assert "states of group 3 and 4 alone" in printed(states - 1)
 
 
 def test_a_plan_counts_compiling_where_a_run_compiles(tmp_path: Path) -> None:
@@ -95,7 +87,7 @@ def test_a_plan_counts_compiling_where_a_run_compiles(tmp_path: Path) -> None:
     starts = [plan.stages["starting"] for plan in plans]
     assert starts == pytest.approx([35.504703232, 5.504703232])
     said = "Time is estimated from published figures, not measured; train.kernels: compiled."
-    assert said in list(totals(plans[0]))
+    assert said in list(plan_sentences(plans[0]))
 
 
 def test_cards_without_bfloat16_compute_in_float16(tmp_path: Path) -> None:

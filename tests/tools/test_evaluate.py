@@ -44,7 +44,7 @@ def test_base_and_adapters_are_scored_and_kept(given_models: Path, tmp_path: Pat
     # Again: nothing is scored; more: only what is new.
     again = ask("--tasks", TASKS, *chosen, "--out", out)
     assert "evaluate" not in again.err  # no such stage
-    assert "change against the base on the same items, with 95 % interval" in again.told
+    assert "changes against the base on the same items; ± is half the 95 % interval" in again.told
     more = ask("--tasks", f"{TASKS},pocket_law", *chosen, "--out", out, "--json")
     assert len(by_model(more)) == 12
     assert more.err.count("evaluate") == 3  # base, both LoRA adapters, IA3

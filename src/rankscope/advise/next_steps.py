@@ -36,10 +36,18 @@ def next_steps(
     # As in ``TaskResults.fit_failed``: no trial has a price then.
     with suppress(FloatingPointError, np.linalg.LinAlgError):
         steps += _priced(results)
-    by_list = dict[str, NextStep]()  # What extends a list in two ways is said once
-    for step in steps:
-        by_list.setdefault(step.command.partition("=[")[0], step)
-    return tuple(by_list.values())[:MOST_SUGGESTED]
+    by_key = dict[str, NextStep]()  # What extends a list in two ways is said once
+    for key, step in steps:
+        by_key.setdefault(key, step)
+    return tuple(by_key.values())[:MOST_SUGGESTED]
+
+
+_Step = tuple[str, NextStep]
+"""A command that sets a key of the study file, after that key."""
+
+
+def _set(key: str, value: object, text: str) -> _Step:
+    return key, NextStep(text=text, command=f"{RUN_AGAIN} --set {key}={value}")
 
 
 def _required(
@@ -66,9 +74,7 @@ def _required(
             yield NextStep(text=check.text)
 
 
-def _open_ends(
-    results: TaskResults, subject: Arm, checks: Sequence[TrustCheck]
-) -> Iterator[NextStep]:
+def _open_ends(results: TaskResults, subject: Arm, checks: Sequence[TrustCheck]) -> Iterator[_Step]:
     """Extensions of the lists at whose ends the arm, or a rival, stands."""
     spec, open_names = subject.trials[0].spec, {c.name for c in checks if c.status == "weak"}
     rivals = [arm for arm in results.candidates if expected(arm.summary).p_within_margin >= RIVAL]
@@ -83,25 +89,23 @@ def _open_ends(
         yield from _extended(results, spec, "rank", [2 * spec.rank], "Try a larger rank")
     if "loss" in open_names and not results.study.config.train.max_steps:
         epochs = results.study.config.train.epochs
-        yield NextStep(
-            text="Train longer", command=f"{RUN_AGAIN} --set train.epochs={2 * epochs:g}"
-        )
+        yield _set("train.epochs", f"{2 * epochs:g}", "Train longer")
 
 
 def _extended(
     results: TaskResults, spec: TrialSpec, key: str, more: Sequence[float], text: str
-) -> Iterator[NextStep]:
+) -> Iterator[_Step]:
     """A command that adds values to a list of the arm of a trial; none for an arm of a file."""
     for place, arm in enumerate(results.study.config.arms):
         ranks = {float(rank) for rank in arm.rank or ()}
         if spec.method in arm.method and (spec.rank is None or spec.rank in ranks):
             written = {float(v) for v in getattr(arm, key) or ()} | set(more)
             values = ",".join(f"{value:.3g}" for value in sorted(written))
-            yield NextStep(text=text, command=f"{RUN_AGAIN} --set arms.{place}.{key}=[{values}]")
+            yield _set(f"arms.{place}.{key}", f"[{values}]", text)
             return
 
 
-def _priced(results: TaskResults) -> list[NextStep]:
+def _priced(results: TaskResults) -> list[_Step]:
     """Runs that lower the expected regret, most per second first."""
     net, margin, unit = results.net, results.margin, results.net_unit
     if net is None:
@@ -113,11 +117,11 @@ def _priced(results: TaskResults) -> list[NextStep]:
 
     arms = [results.arms[i] for i in results.allowed]
     trained = [arm for arm in arms if arm.summary.trains]
-    found = list[tuple[float, float, NextStep]]()  # With value and seconds
+    found = list[tuple[float, float, _Step]]()  # With value and seconds
     seeds, values = results.study.config.seeds, values_of_trials(net)
     seconds = sum(arm.summary.seconds or 0.0 for arm in trained)
-    command = f"{RUN_AGAIN} --set seeds=[{','.join(map(str, [*seeds, max(seeds) + 1]))}]"
-    step = NextStep(text="Train a further seed", command=command)
+    more = ",".join(map(str, [*seeds, max(seeds) + 1]))
+    step = _set("seeds", f"[{more}]", "Train a further seed")
     found.append((float(values.max(initial=0.0)), seconds, step))
     untried = _untried(results, arms)
     for (spec, key), value in zip(untried, _untried_values(results, untried), strict=True):
@@ -127,14 +131,13 @@ def _priced(results: TaskResults) -> list[NextStep]:
         for step in _extended(results, spec, key, [setting], f"Try {of}"):
             found.append((value, took or seconds, step))
     if items := results.study.config.evaluate.max_items:
-        command = f"{RUN_AGAIN} --set evaluate.max_items={2 * items}"
-        step = NextStep(text="Score more items", command=command)
+        step = _set("evaluate.max_items", 2 * items, "Score more items")
         found.append((value_of_items(net), seconds, step))
     worth = [of for of in found if of[0] >= WORTH_NAMING * margin]
     worth.sort(key=lambda of: -of[0] / (of[1] or 1.0))
     return [
-        step.model_copy(update={"text": f"{step.text} ({duration(took)}, {after(value)})"})
-        for value, took, step in worth
+        (key, step.model_copy(update={"text": f"{step.text} ({duration(took)}, {after(value)})"}))
+        for value, took, (key, step) in worth
     ]
 
 

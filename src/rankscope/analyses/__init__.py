@@ -13,10 +13,9 @@ from rankscope.registry import parts
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import RenderableType
 
     from rankscope.config.study import StudyConfig
-    from rankscope.records import AnalysisRecord, StudyRecords, TrialSpec
+    from rankscope.records import AnalysisRecord, TrialSpec
 
 Settings = TypeVar("Settings", bound=ConfigSection)
 
@@ -62,10 +61,6 @@ class AnalysisKind(Generic[Settings]):
         """Tables by name, of pairs of a model's columns and its record; each row of a model begins
         with its columns."""
         return {}
-
-    def terminal(self, study: "StudyRecords") -> "tuple[list[RenderableType], list[str]]":
-        """Tables and notes on given models for the terminal."""
-        return [], []
 
 
 @cache

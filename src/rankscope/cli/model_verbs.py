@@ -1,16 +1,30 @@
 """Verbs for models and adapters, without a study."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
 from rankscope.cli.application import Overrides, TrustTaskCode, verb
-from rankscope.cli.terminal import Reply, err_console, print_line, print_message, print_result
+from rankscope.cli.terminal import (
+    Reply,
+    err_console,
+    print_line,
+    print_message,
+    print_result,
+    terminal_table,
+)
 from rankscope.errors import OK, UNFINISHED, UserError
+from rankscope.formatting import byte_size
 from rankscope.progress import ConsoleReporter
+from rankscope.report.columns import Column
+
+if TYPE_CHECKING:
+    from rankscope.models.parameters import Architecture
+    from rankscope.records import ModelScore
 
 AnyBase = Annotated[bool, Option("--force", help="Accept adapters of another base.")]
 Adapters = Annotated[
@@ -73,15 +87,24 @@ def _eval_command(
     failed = failures(records)
 
     def show() -> None:
-        from rankscope.cli.render.models import scores_tables
-
-        print_result(scores_tables(scores))
+        print_scores(scores)
         if out is not None:
             print_line(f"kept in {out}")
         print_failures(failed)
 
     data = {"scores": scores, "failed": failed, "notes": records.notes}
     return Reply(data, show, UNFINISHED if failed else OK)
+
+
+def print_scores(scores: Sequence["ModelScore"]) -> None:
+    """A table per task: the base and its adapters."""
+    from rankscope.report.tables import given_table
+
+    for title, of_task in groupby(scores, lambda s: f"{s.record.task}: {s.record.metric}"):
+        frame = given_table(list(of_task)).drop(columns=["task", "metric"])
+        print_result(terminal_table(frame, title))
+    if any(score.change for score in scores):
+        print_line("changes against the base on the same items; ± is half the 95 % interval")
 
 
 @verb("params", "Reading {model} ...")
@@ -104,17 +127,48 @@ def _params_command(
     from rankscope.models.model_folder import shapes_folder
 
     folder = shapes_folder(model, weights=False)
-    from rankscope.cli.render.models import parameters_table
     from rankscope.models.parameters import architecture, lora_parameters, read_model_config
 
     ranks = rank or [8, 16, 32, 64, 128]
     names = TARGET_GROUPS.get(targets) or tuple(part.strip() for part in targets.split(","))
     shapes = architecture(read_model_config(folder))
     trainable = {str(r): lora_parameters(shapes, r, names) for r in ranks}
+
     return Reply(
         {"parameters": shapes.num_parameters, "trainable": trainable},
-        lambda: print_result(parameters_table(shapes, ranks, names)),
+        lambda: _show_parameters(shapes, trainable, names),
     )
+
+
+def _show_parameters(
+    shapes: "Architecture", trainable: Mapping[str, int], targets: Sequence[str]
+) -> None:
+    from rankscope.device import choose_device, choose_dtype
+    from rankscope.models.parameters import ADAMW_STATES, FLOAT32_BYTES, largest_useful_rank
+
+    total = shapes.num_parameters
+    rows = [
+        {
+            "rank": rank,
+            "trainable": count,
+            "share": count / total,
+            "weights": count * FLOAT32_BYTES,
+            "gradients": count * FLOAT32_BYTES,
+            "AdamW": count * FLOAT32_BYTES * ADAMW_STATES,
+        }
+        for rank, count in {**trainable, "full": total}.items()
+    ]
+    columns = {"trainable": Column(digits=0), "share": Column(text="{:.2%}".format)}
+    columns |= dict.fromkeys(("weights", "gradients", "AdamW"), Column(text=byte_size))
+    print_result(terminal_table(rows, f"LoRA on {', '.join(targets)}", columns))
+    dtype = choose_dtype("auto", choose_device("auto"))
+    size = f"{byte_size(total * dtype.itemsize)} in {str(dtype).removeprefix('torch.')}"
+    print_line(f"{total:,} parameters in the base: {size}.")
+    cap = largest_useful_rank(shapes, targets)
+    if any(int(rank) > cap for rank in trainable):
+        print_line(
+            f"Ranks above {cap}, the smaller dimension of the smallest target, add no directions."
+        )
 
 
 @verb("fetch")
@@ -144,8 +198,6 @@ def _fetch_command(
 
 
 def _known_models() -> Reply:
-    from rankscope.cli.render.table import terminal_table
-    from rankscope.formatting import byte_size
     from rankscope.models.fetch import KNOWN_MODELS, is_cached
 
     rows = [

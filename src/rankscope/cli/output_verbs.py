@@ -3,16 +3,91 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from rich.console import Group
+from rich.text import Text
 from typer import Argument, Option
 
 from rankscope.cli.application import StudyFolder, check_study, verb
-from rankscope.cli.terminal import Reply, print_line, print_message
+from rankscope.cli.terminal import (
+    Reply,
+    folded,
+    note_lines,
+    print_line,
+    print_message,
+    print_result,
+    terminal_table,
+)
 from rankscope.errors import UserError
+from rankscope.filesystem import replace_text
+from rankscope.formatting import join_names
 from rankscope.registry import extension_file
 from rankscope.tools.formats import PEFT
 
 if TYPE_CHECKING:
+    from rankscope.tools.compare import StudyComparison
     from rankscope.tools.export import ExportRequest
+
+
+@verb("compare", "Reading {folders} ...")
+def _compare_command(
+    folders: Annotated[
+        list[Path], Argument(metavar="DIR DIR...", help="Folders of finished studies.")
+    ],
+    out: Annotated[
+        Path | None, Option(metavar="FILE.html", help="Also write an HTML page.")
+    ] = None,
+) -> Reply:
+    """Compare two or more studies.
+
+    Shows what they share, the arms that both have on the same items, and their answers. Every
+    further study is compared with the first one.
+
+    Example: rankscope compare studies/pocket studies/mine --out compared.html
+    """
+    for folder in folders:
+        if (folder / "adapter_config.json").is_file():
+            do = "compare scores: rankscope eval BASE --tasks TASK --adapter A --adapter B"
+            raise UserError(folder, "an adapter", "the folder of a study", do)
+        check_study(folder)
+    from rankscope.tools.compare import check_page, compare, render_comparison
+
+    if out is not None:
+        check_page(out, folders)
+    comparison = compare(folders)
+    if out is not None:
+        from rankscope.run.versions import provenance
+
+        replace_text(out, render_comparison(comparison, provenance()))
+        print_message(f"written to {out}")
+    return Reply(comparison, lambda: _show_comparison(comparison))
+
+
+def _show_comparison(comparison: "StudyComparison") -> None:
+    """The answers; then, pair by pair, what is the same and how arms compare."""
+    from rankscope.tools.compare import FACET_COLUMNS, compared_table, compared_text
+
+    for name in comparison.training_tasks:
+        for study in comparison.studies:
+            trained = f"{study.label} ({study.base}, {study.done} of {study.trials} trials done)"
+            for answer in study.answers:
+                if answer["task"] == name:
+                    print_result(folded(f"{name}, {trained}: {answer['verdict']}"))
+    print_result(Text())
+    for pair in comparison.pairs:
+        styles = ["" if facet["same"] else "yellow" for facet in pair.facets]
+        against = f"{pair.second} against {pair.first}"
+        print_result(terminal_table(pair.facets, against, FACET_COLUMNS, styles=styles))
+        names = ("arm", "tested on", "first", "second", "difference")
+        for task in dict.fromkeys(cell.trained_on for cell in pair.cells):
+            cells = [cell for cell in pair.cells if cell.trained_on == task]
+            title = "bases, untuned" if task is None else f"trained on {task}"
+            print_result(terminal_table(compared_table(cells), title, names=names, sections=1))
+            print_result(Group(folded(compared_text(cells)), Text()))
+        for label, arms in ((pair.first, pair.only_first), (pair.second, pair.only_second)):
+            if arms:
+                print_result(folded(f"only in {label}: {join_names(arms)}"))
+        print_result(Group(*note_lines(pair.notes)))
+    print_line("In % and points, second minus first; ± is half the 95 % interval.")
 
 
 @verb("export", "Reading {folder} ...")

@@ -248,7 +248,7 @@ def _check_command(
     plan += ["--trust-task-code"] if trust_task_code else []
 
     def show() -> None:
-        from rankscope.cli.render.check import check_result
+        from rankscope.cli.check import check_result
 
         print_result(check_result(prepared, rows, shlex.join(plan)))
 

@@ -8,7 +8,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from rich.console import Group
 from rich.live import Live
+from rich.table import Table
+from rich.text import Text
 from typer import Argument, Option
 
 from rankscope.cli.application import (
@@ -19,15 +22,25 @@ from rankscope.cli.application import (
     check_study,
     verb,
 )
-from rankscope.cli.terminal import Reply, err_console, print_line, print_message, print_result
+from rankscope.cli.terminal import (
+    Reply,
+    err_console,
+    note_lines,
+    print_line,
+    print_message,
+    print_result,
+    terminal_table,
+)
 from rankscope.errors import INTEGRITY, OK, UNFINISHED, UserError, reading
-from rankscope.filesystem import replace_text
+from rankscope.formatting import byte_size, rough_duration
 from rankscope.progress import ConsoleReporter
+from rankscope.report.columns import Column
 
 if TYPE_CHECKING:
     from rankscope.config.study import StudyConfig
     from rankscope.records import Recommendation, StudyRecords
     from rankscope.run.executors import Executor
+    from rankscope.run.plan import Plan
 
 WATCH_SECONDS = 2.0
 MAX_PROBLEMS = 20  # Most problems that ``verify`` prints
@@ -53,13 +66,46 @@ def _plan_command(
 
     Example: rankscope plan study.yaml --device h100 --gpus 8
     """
-    from rankscope.cli.render.plan import plan_table
     from rankscope.run.study import Study
 
     study = Study.load(file, overrides or [])
     with ConsoleReporter(err_console) as reporter:
         plan = study.plan(reporter, device, gpus, tokens_per_second)
-    return Reply(plan, lambda: print_result(plan_table(plan)))
+
+    def show() -> None:
+        from rankscope.run.plan import plan_sentences
+
+        print_result(plan_table(plan))
+        print_result(Group(*map(Text, plan_sentences(plan)), *note_lines(plan.notes)))
+
+    return Reply(plan, show)
+
+
+_PLAN_COLUMNS = {
+    "num_tokens": Column("tokens"),
+    "memory_bytes": Column("memory", text=byte_size),
+    "seconds": Column("time", text=rough_duration),
+    "limited_by": Column("limit"),
+}
+
+
+def plan_table(plan: "Plan") -> Table:
+    """A row per group of trials."""
+    several = len({group.task for group in plan.groups}) > 1
+    names = ("group", *(["task"] * several), "trials", "steps", *_PLAN_COLUMNS)
+    rows = [
+        group.model_dump()
+        | {
+            "group": number,
+            "trials": group.labels[0]
+            if len(group.labels) == 1
+            else f"{len(group.labels)} adapters",
+            "limited_by": group.limited_by.split()[0],
+        }
+        for number, group in enumerate(plan.groups, 1)
+    ]
+    title = f"{plan.study} on {plan.model} ({plan.machine}, {plan.dtype})"
+    return terminal_table(rows, title, _PLAN_COLUMNS, names)
 
 
 Retry = Annotated[
@@ -169,13 +215,13 @@ def _executor_of(config: "StudyConfig", workers: int | None) -> "Executor | None
 def show_results(
     folder: Path, records: "StudyRecords", recommendation: "Recommendation", *, with_reasons: bool
 ) -> None:
-    from rankscope.cli.render.models import scores_tables
-    from rankscope.cli.render.summary import print_answer, summary_table
+    from rankscope.cli.model_verbs import print_scores
+    from rankscope.cli.summary import print_answer, summary_table
 
     if recommendation.advice:
         print_result(summary_table(records, recommendation))
     if recommendation.given:
-        print_result(scores_tables(recommendation.given))
+        print_scores(recommendation.given)
     print_answer(recommendation, with_reasons=with_reasons)
     print_line(f"report: {folder / 'report.html'}")
 
@@ -216,7 +262,7 @@ def _status_command(
 
     Example: rankscope status studies/pocket
     """
-    from rankscope.cli.render.status import status_data, status_table
+    from rankscope.cli.status import status_data, status_table
     from rankscope.store import Ledger, running_process
 
     records = Ledger.read(folder, with_analyses=False)
@@ -351,38 +397,3 @@ def _verify_command(
     ]
     data = {"ok": not problems, "quick": quick, "artifacts": count, "problems": shown}
     return Reply(data, show, INTEGRITY if problems else OK)
-
-
-@verb("compare", "Reading {folders} ...")
-def _compare_command(
-    folders: Annotated[
-        list[Path], Argument(metavar="DIR DIR...", help="Folders of finished studies.")
-    ],
-    out: Annotated[
-        Path | None, Option(metavar="FILE.html", help="Also write an HTML page.")
-    ] = None,
-) -> Reply:
-    """Compare two or more studies.
-
-    Shows what they share, the arms that both have on the same items, and their answers. Every
-    further study is compared with the first one.
-
-    Example: rankscope compare studies/pocket studies/mine --out compared.html
-    """
-    for folder in folders:
-        if (folder / "adapter_config.json").is_file():
-            do = "compare scores: rankscope eval BASE --tasks TASK --adapter A --adapter B"
-            raise UserError(folder, "an adapter", "the folder of a study", do)
-        check_study(folder)
-    from rankscope.cli.render.comparison import comparison_tables
-    from rankscope.tools.compare import check_page, compare, render_comparison
-
-    if out is not None:
-        check_page(out, folders)
-    comparison = compare(folders)
-    if out is not None:
-        from rankscope.run.versions import provenance
-
-        replace_text(out, render_comparison(comparison, provenance()))
-        print_message(f"written to {out}")
-    return Reply(comparison, lambda: print_result(comparison_tables(comparison)))

@@ -13,15 +13,26 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any, TextIO, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
-from rankscope.formatting import safe_text, shortened_lines, terminal_text
+from rankscope.formatting import Unit, safe_text, shortened_lines, signed, terminal_text
+from rankscope.report.columns import Column, number_text, shown_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_CELL = 300  # Longest text of a table's cell, in characters
+MAX_HEADING = 9  # Longest heading of numbers that stays on one line, in characters
+MAX_ROWS = 200  # Most rows of a table
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +163,101 @@ def _print(where: Console, text: str, style: str | None) -> None:
     where.print(shown, markup=False, highlight=False, soft_wrap=True, style=style)
 
 
+def folded(text: str, style: str = "") -> Text:
+    """Text from anywhere, which breaks where the terminal ends."""
+    return Text(terminal_text(text), style, overflow="fold")
+
+
 def note_lines(notes: Sequence[str]) -> list[RenderableType]:
     """Notes below a table, after an empty line."""
-    lines = [Text(f"note: {terminal_text(note)}", style="yellow") for note in notes]
+    lines = [folded(f"note: {note}", "yellow") for note in notes]
     return [Text(), *lines] if lines else []
+
+
+def terminal_table(
+    rows: Sequence[Mapping[str, Any]] | pd.DataFrame,
+    title: str,
+    columns: Mapping[str, Column] = MappingProxyType({}),
+    names: Sequence[str] = (),
+    *,
+    sections: int = 0,
+    styles: Sequence[str] = (),
+) -> Table:
+    """A table of eighty columns, in which numbers never break and words fold.
+
+    An interval is half its width, ``3.1 ±2.1``; None is unknown. Rows that are no frame need no
+    pandas.
+
+    Args:
+        columns: how people read the columns of rows; a frame knows.
+        names: the columns shown, in order; all of them by default.
+        sections: how many leading columns leave repeated values blank.
+        styles: one per row, or none at all.
+    """
+    rows, columns = _rows_of(rows, columns)
+    known = dict.fromkeys([*names, *(name for row in rows for name in row)])
+    if names:
+        used = {*names, *(columns[name].unit_from for name in names if name in columns)}
+        known = {name: None for name in known if re.sub("(_|, )(low|high)$", "", name) in used}
+    read, digits = shown_rows([{name: row.get(name) for name in known} for row in rows], columns)
+    titles = dict(zip(known, read[0], strict=True)) if read else {}
+    if not names:
+        ends = {f"{title}, {end}" for title in titles.values() for end in ("low", "high")}
+        names = [name for name, heading in titles.items() if heading not in ends]
+    table = Table(
+        title=Text(terminal_text(title)),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=0,
+    )
+    if (more := len(rows) - MAX_ROWS) > 0:
+        table.caption = Text(f"and {more:,} more; --json lists all")
+        table.caption_justify = "left"
+    for name in names if rows else ():
+        cells = [row[name] for row in rows if row.get(name) is not None]
+        if cells and not any(isinstance(cell, str) for cell in cells):
+            heading = titles[name]
+            heading = heading if len(heading) <= MAX_HEADING else heading.replace(" ", "\n")
+            table.add_column(Text(heading), justify="right", no_wrap=True)
+        else:
+            table.add_column(Text(titles[name]), overflow="fold")
+    before: list[str] = []
+    for position, row in enumerate(read[:MAX_ROWS]):
+        texts = [_cell(row, titles[name], columns.get(name, Column()), digits) for name in names]
+        group = texts[:sections]
+        if before and group[:1] != before[:1]:
+            table.add_section()
+        shown = [""] * sections + texts[sections:] if group == before else texts
+        table.add_row(*map(Text, shown), style=styles[position] if styles else None)
+        before = group
+    return table
+
+
+def _rows_of(
+    table: Sequence[Mapping[str, Any]] | pd.DataFrame, columns: Mapping[str, Column]
+) -> tuple[Sequence[Mapping[str, Any]], Mapping[str, Column]]:
+    """Rows, and how people read their columns."""
+    if isinstance(table, Sequence):
+        return table, columns
+    from rankscope.report.table_formats import frame_rows
+
+    digits = table.attrs.get("digits", {})  # a figure's
+    columns = table.attrs.get("columns", {n: Column(digits=d) for n, d in digits.items()})
+    return [dict(zip(table.columns, row, strict=True)) for row in frame_rows(table)], columns
+
+
+def _cell(row: Mapping[str, Any], title: str, column: Column, digits: Mapping[str, int]) -> str:
+    value, places = row[title], digits.get(title)
+    if isinstance(value, str):
+        return terminal_text(value, MAX_CELL)
+    if column.text is not None and value is not None:
+        return column.text(value)
+    text = number_text(value, title, places)
+    if column.sign and value is not None and places is not None:
+        text = signed(value, Unit(1.0, "", "", places))
+    if value is None or f"{title}, low" not in row:
+        return text
+    low, high = row[f"{title}, low"], row[f"{title}, high"]
+    half = "?" if low is None or high is None else number_text((high - low) / 2, "", places)
+    return f"{text} ±{half}"

@@ -163,48 +163,61 @@ class TrialSpec(Record):
     def arm_label(self) -> str:
         """Short name for tables, such as ``r=32 lr=0.0002``, without the task. Every setting that
         is not the default is spelled out, so two arms of a task never share a label."""
-        if self.given is not None:
-            return self.given.name
-        if self.peft is not None:
-            parts = _peft_label(self.peft)
-        elif self.prompt is not None:
-            shots, system = self.prompt.num_fewshot, self.prompt.system
-            parts = [self.method] + ([] if shots is None else [f"{shots}-shot"])
-            parts += [f"system={sha256_json(system)[:8]}"] if system else []
-        elif self.rank is None:
-            parts = ["full"]
-        else:
-            method = [] if self.method == LoraMethod.name else [self.method]
-            alpha = [] if self.alpha == 2 * self.rank else [f"alpha={self.alpha:g}"]
-            parts = [*method, f"r={self.rank}", *alpha]
-        rate = [f"lr={self.lr:.12g}"] if self.lr else []  # of imported scores it may be unknown
-        return " ".join([*parts, *rate, *self.special_settings])
+        return self.label_without()
+
+    def label_without(self, *axes: str) -> str:
+        """The label without what names some of ``rank``, ``alpha``, ``lr`` and ``rows``."""
+        return " ".join(text for axis, text in self._label_parts if axis not in axes)
 
     @property
     def special_settings(self) -> tuple[str, ...]:
         """Further settings that are not the default, such as ``dropout=0.1``."""
+        return tuple(text for _, text in self._special_parts)
+
+    @property
+    def _label_parts(self) -> list[tuple[str, str]]:
+        """(axis, text) of each part of the label."""
+        if self.given is not None:
+            return [("", self.given.name)]
+        if self.peft is not None:
+            parts = _peft_label(self.peft)
+        elif self.prompt is not None:
+            shots, system = self.prompt.num_fewshot, self.prompt.system
+            parts = [("", self.method)]
+            parts += [] if shots is None else [("", f"{shots}-shot")]
+            parts += [("", f"system={sha256_json(system)[:8]}")] if system else []
+        elif self.rank is None:
+            parts = [("", "full")]
+        else:
+            parts = [] if self.method == LoraMethod.name else [("", self.method)]
+            parts += [("rank", f"r={self.rank}")]
+            parts += [] if self.alpha == 2 * self.rank else [("alpha", f"alpha={self.alpha:g}")]
+        # Of imported scores the rate may be unknown.
+        return [*parts, *([("lr", f"lr={self.lr:.12g}")] if self.lr else []), *self._special_parts]
+
+    @property
+    def _special_parts(self) -> list[tuple[str, str]]:
         parts = []
         if self.rank_pattern is not None:
-            parts.append(f"by-module={sha256_json(self.rank_pattern)[:8]}")
+            parts.append(("", f"by-module={sha256_json(self.rank_pattern)[:8]}"))
         if self.lr_ratio is not None:
-            parts.append(f"ratio={self.lr_ratio:.12g}")
+            parts.append(("", f"ratio={self.lr_ratio:.12g}"))
         if self.dropout:
-            parts.append(f"dropout={self.dropout:g}")
+            parts.append(("", f"dropout={self.dropout:g}"))
         if self.rows is not None:
-            parts.append(f"rows={self.rows}")
+            parts.append(("rows", f"rows={self.rows}"))
         group = next((g for g, t in TARGET_GROUPS.items() if set(t) == set(self.targets)), None)
         if self.targets and group != "attention":
             names = [target.removesuffix("_proj") for target in sorted(self.targets)]
-            parts.append(f"on {group or ','.join(names)}")
+            parts.append(("", f"on {group or ','.join(names)}"))
         if self.init_from is not None:
             name = "_".join(PurePath(self.init_from).name.split())[:MAX_FOLDER_NAME]
-            parts.append(f"from {name}@{(self.init_sha256 or '')[:8]}")  # names may repeat
+            parts.append(("", f"from {name}@{(self.init_sha256 or '')[:8]}"))  # names may repeat
         for name, value in self.overrides.items():
             number = value if isinstance(value, str) else f"{value:.12g}"
             number = number.translate(str.maketrans("", "", '{}"'))  # of an objective's settings
-            parts.append(f"{OVERRIDE_LABELS[name]}={number}")
-        parts += [f"{name}={value}" for name, value in self.mitigations.items()]
-        return tuple(parts)
+            parts.append(("", f"{OVERRIDE_LABELS[name]}={number}"))
+        return [*parts, *(("", f"{name}={value}") for name, value in self.mitigations.items())]
 
     @property
     def label(self) -> str:
@@ -225,11 +238,13 @@ OVERRIDE_LABELS = {
 }
 
 
-def _peft_label(settings: str) -> list[str]:
+def _peft_label(settings: str) -> list[tuple[str, str]]:
     """Type and settings of a PEFT method from their JSON: ``adalora``, ``init_r=12``."""
     fields: dict[str, object] = json.loads(settings)
     kind = str(fields.pop("peft_type")).lower()
-    return [kind, *(f"{name}={json.dumps(value)}" for name, value in fields.items())]
+    texts = {name: f"{name}={json.dumps(value)}" for name, value in fields.items()}
+    axes = {"r": "rank", "alpha": "alpha"}
+    return [("", kind), *((axes.get(name, ""), text) for name, text in texts.items())]
 
 
 class LossPoint(Record):

@@ -6,8 +6,8 @@ with titles, units and rounded numbers: ``shown_rows`` translates. No pandas her
 line.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from rankscope.formatting import NATS, POINTS, Unit, number, percent
 
@@ -27,6 +27,8 @@ class Column(NamedTuple):
     """Name of the column with each row's score unit, ``accuracy`` (points) or ``log_probability``
     (nats), if rows differ."""
     words: Mapping[str, str] | None = None  # What is shown for texts
+    sign: bool = False  # On a terminal, whether numbers above zero have a plus sign
+    text: Callable[[Any], str] | None = None  # On a terminal, what is shown for a known value
 
     @property
     def places(self) -> int | None:

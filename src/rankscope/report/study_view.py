@@ -24,6 +24,7 @@ from rankscope.records import (
     StudyRecords,
     TaskAdvice,
     TrialRecords,
+    TrialSpec,
     trained_parts,
 )
 from rankscope.report.charts.rank_lines import RankAxis, RankLine, RankPoint
@@ -105,6 +106,10 @@ class StudyView:
 
     def trials(self, arm: ArmSummary) -> list[TrialRecords]:
         return self._trials.get((arm.task, arm.label), [])
+
+    def spec(self, arm: ArmSummary) -> TrialSpec:
+        """The settings of an arm: those of its first trial."""
+        return self._trials[arm.task, arm.label][0].spec
 
     def unit(self, task: str) -> Unit:
         return unit_of(self.study.task(task).score_unit)
@@ -223,46 +228,52 @@ class StudyView:
         return self.colors.get((arm and arm.rank) or 0, MUTED)
 
     @cached_property
-    def _variants(self) -> dict[tuple[str, str], str]:
-        """(task, arm) -> label of its line, by rising learning rate."""
+    def _variants(self) -> dict[tuple[str, str], tuple[str, str]]:
+        """(task, arm) -> label of its line, and the same without the rate, by rising rate."""
         groups: dict[tuple[str, str], list[ArmSummary]] = defaultdict(list)
         for task in self.training_tasks:
             for arm in sorted(self.arms(task), key=lambda a: a.lr):
                 if arm.rank is not None:
-                    words = [w for w in arm.label.split() if not w.startswith(("r=", "alpha="))]
-                    groups[task, " ".join(words)].append(arm)
+                    groups[task, self.spec(arm).label_without("rank", "alpha")].append(arm)
         return {
-            (task, arm.label): " ".join(part for part in (words, alpha(arm)) if part)
+            (task, arm.label): (
+                f"{words} {alpha(arm)}".strip(),
+                f"{self.spec(arm).label_without('rank', 'alpha', 'lr')} {alpha(arm)}".strip(),
+            )
             for (task, words), arms in groups.items()
             for alpha in [_alpha_text(arms)]
             for arm in arms
         }
+
+    @cached_property
+    def _line_labels(self) -> list[str]:
+        return list(dict.fromkeys(line for line, _ in self._variants.values()))
 
     def lines(self, task: str) -> dict[str, list[ArmSummary]]:
         """Arms that differ in rank alone, by rising rank: by the label of their line."""
         groups: dict[str, list[ArmSummary]] = defaultdict(list)
         for arm in self.arms(task):
             if arm.rank is not None:
-                groups[self._variants[task, arm.label]].append(arm)
-        ordered = [label for label in dict.fromkeys(self._variants.values()) if label in groups]
+                groups[self._variants[task, arm.label][0]].append(arm)
+        ordered = [label for label in self._line_labels if label in groups]
         return {label: sorted(groups[label], key=lambda a: a.rank or 0) for label in ordered}
 
     def variants(self, task: str) -> dict[str, list[ArmSummary]]:
         """Arms that differ in rank and rate alone, by the rest of their label; focus first."""
         groups: dict[str, list[ArmSummary]] = defaultdict(list)
         focus = self.focus_line(task)
-        for label, arms in sorted(self.lines(task).items(), key=lambda line: line[0] != focus):
-            groups[" ".join(w for w in label.split() if not w.startswith("lr="))] += arms
+        for _, arms in sorted(self.lines(task).items(), key=lambda line: line[0] != focus):
+            groups[self._variants[task, arms[0].label][1]] += arms
         return dict(groups)
 
     def line_style(self, label: str) -> tuple[str, str]:
         """Dash and symbol."""
-        place = list(dict.fromkeys(self._variants.values())).index(label)
+        place = self._line_labels.index(label)
         return DASHES[place % len(DASHES)], SYMBOLS[place % len(SYMBOLS)]
 
     def arm_style(self, arm: ArmSummary) -> tuple[str, str]:
-        label = self._variants.get((arm.task, arm.label))
-        return self.line_style(label) if label is not None else ("solid", "square")
+        line = self._variants.get((arm.task, arm.label))
+        return self.line_style(line[0]) if line else ("solid", "square")
 
     def focus_line(self, task: str) -> str | None:
         """Label of the line of the focus arm or, if it has no rank, of the best LoRA arm."""
@@ -271,7 +282,7 @@ class StudyView:
             focus = self.best_lora(task)
         if focus is None:
             return next(iter(self.lines(task)), None)
-        return self._variants.get((task, focus.label))
+        return self._variants.get((task, focus.label), (None, None))[0]
 
     def focus_arms(self, task: str) -> list[ArmSummary]:
         """Arms of the focus line and the best full fine-tuning arm."""

@@ -134,7 +134,7 @@ def paper_table(view: StudyView) -> pd.DataFrame:
     for task in tasks:
         rows["base"] |= _with_interval(f"{task}_score", view.recommendation.base.get(task))
         for arm in view.candidates(task):
-            name = " ".join(word for word in arm.label.split() if not word.startswith("lr="))
+            name = view.spec(arm).label_without("lr")
             row = rows.setdefault(name, {"arm": name})
             row |= _with_interval(f"{task}_score", arm.score)
             if len(tasks) == 1:
@@ -242,7 +242,8 @@ def given_table(scores: Sequence[ModelScore]) -> pd.DataFrame:
     digits = 2 if all(score.score_unit == "accuracy" for score in scores) else 4
     names = ("score", "standard_error", "without_contaminated_rows", "change")
     of_score = STUDY_COLUMNS["score"]._replace(digits=digits)
-    return table(rows, STUDY_COLUMNS | dict.fromkeys(names, of_score))
+    chance = of_score._replace(title="chance score")
+    return table(rows, STUDY_COLUMNS | dict.fromkeys(names, of_score) | {"chance": chance})
 
 
 def role_of_tested(study: StudyRecords, trained: str, tested: str) -> str:

@@ -6,7 +6,7 @@ tokens into time by the pace of one of the machines of ``machines.py``.
 """
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import inf
 from typing import Any
 
@@ -14,7 +14,7 @@ from rankscope.analyses.analysis import analyses_of_run
 from rankscope.device import dtype_name
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers.scorer import ItemTokens
-from rankscope.formatting import count, rough_duration
+from rankscope.formatting import byte_size, compact, count, join_names, rough_duration
 from rankscope.records import BASE, Record, TrialSpec
 from rankscope.run.costs import CostModel
 from rankscope.run.groups import Group, GroupLimit, what_limits
@@ -294,3 +294,52 @@ def makespan(seconds: Sequence[float], devices: int) -> float:
     for unit in sorted(seconds, reverse=True):
         heapq.heapreplace(busy, busy[0] + unit)
     return max(busy)
+
+
+def plan_sentences(plan: Plan) -> Iterator[str]:
+    """What a plan takes in all, and which groups do not fit."""
+    curve = f" and {plan.curve_evaluations:,} while training" if plan.curve_evaluations else ""
+    yield (
+        f"{count(plan.trials, 'trial')} in {count(len(plan.groups), 'group')}, "
+        f"{plan.evaluations:,} evaluations{curve}: {plan.train_tokens:,} tokens to train on, "
+        f"{plan.evaluation_tokens:,} to score, "
+        f"up to {compact(max(group.parameters for group in plan.groups))} weights to train at once."
+    )
+    total = f"About {rough_duration(plan.seconds)} on "
+    total += "one device" if plan.devices == 1 else f"{plan.devices} devices"
+    if plan.gpus > plan.devices:
+        total += f", {rough_duration(plan.wall_seconds)} on {plan.gpus}, longest groups first"
+    yield f"{total}; {byte_size(plan.disk_bytes)} on disk."
+    if plan.expected_tokens is not None and plan.expected_seconds is not None:
+        devices = f" on {plan.gpus} devices" if plan.gpus > 1 else ""
+        yield (
+            f"The search spends at most {plan.budget}, on these and on arms beyond the ends of the "
+            f"lists: about {plan.expected_tokens:,} tokens "
+            f"({plan.expected_tokens / plan.train_tokens:.0%}) and "
+            f"{rough_duration(plan.expected_seconds)}{devices}."
+        )
+    stages = [f"{stage} {rough_duration(time)}" for stage, time in plan.stages.items() if time]
+    yield f"By stage: {', '.join(stages)}."
+    yield f"Time is estimated {plan.basis}; train.kernels: {plan.kernels}."
+    most = max(group.memory_bytes for group in plan.groups)
+    yield (
+        f"Memory: up to {byte_size(most)} of {byte_size(plan.memory_bytes)}, in training or "
+        f"scoring; the libraries' own {byte_size(plan.library_bytes)} come on top."
+    )
+    unfit: dict[str, list[str]] = {}
+    for number, group in enumerate(plan.groups, 1):
+        fits = (group.states_fit, group.fits, group.scoring_fits)
+        if not all(fits):
+            unfit.setdefault(_FAULTS[fits.index(False)], []).append(str(number))
+    for fault in _FAULTS:
+        if fault in unfit:
+            yield f"DOES NOT FIT: {fault.format(join_names(unfit[fault]))}"
+
+
+_FAULTS = (
+    "the base and the optimizer states of group {} alone exceed that. Raise train.devices, leave "
+    "the arm out, or take a larger machine.",
+    "group {} needs more memory than that. Lower train.batch_tokens, set "
+    "train.gradient_checkpointing=true, or leave the arm out.",
+    "scoring group {} needs more memory than that. Lower evaluate.batch_tokens.",
+)

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from rankscope.advise.arms import trials_by_arm
 from rankscope.advise.comparisons import compare_cells, incomparable, paired_in
 from rankscope.advise.recommend import recommend
@@ -311,6 +313,10 @@ def render_comparison(comparison: StudyComparison, provenance: Provenance) -> st
     )
 
 
+def compared_table(cells: Sequence[ComparedCell]) -> pd.DataFrame:
+    return table_from_rows([_row(cell) for cell in cells], _DIGITS)
+
+
 def compared_ranks(comparison: StudyComparison) -> tuple[int, ...]:
     cells = [cell for pair in comparison.pairs for cell in pair.cells]
     return tuple(sorted({cell.rank for cell in cells if cell.rank is not None}))
@@ -329,7 +335,7 @@ def _draw_pair(pair: StudyPair, key: str, task: str | None, ranks: tuple[int, ..
     cells = [cell for cell in pair.cells if cell.trained_on == task]
     # The drop-down opens on the training task.
     cells.sort(key=lambda cell: cell.tested_on != task)
-    frame = table_from_rows([_row(cell) for cell in cells], _DIGITS)
+    frame = compared_table(cells)
     is_drawn = frame["arm"].isin(list(dict.fromkeys(frame["arm"]))[:MAX_ARMS])
     marks = [cell for cell, shown in zip(cells, is_drawn, strict=True) if shown]
     units = {unit_of(cell.score_unit).difference for cell in cells}
@@ -347,7 +353,7 @@ def _draw_pair(pair: StudyPair, key: str, task: str | None, ranks: tuple[int, ..
     return Figure(
         key=key,
         title=f"{safe_text(pair.second, 60)} minus {safe_text(pair.first, 60)}, {about}",
-        finding=_finding(cells),
+        finding=compared_text(cells),
         data=frame,
         caption=_CAPTION,
         choice_name="Tested on",
@@ -371,7 +377,7 @@ def _row(cell: ComparedCell) -> TableRow:
     }
 
 
-def _finding(cells: Sequence[ComparedCell]) -> str:
+def compared_text(cells: Sequence[ComparedCell]) -> str:
     arms = len({cell.arm for cell in cells})
     clear = [cell for cell in cells if cell.difference.is_clear_of_zero]
     compared = "The bases" if cells[0].arm is None else f"{count(arms, 'arm')} in both studies"

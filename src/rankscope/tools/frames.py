@@ -16,6 +16,7 @@ from rankscope.records import (
     TrialRecords,
     TrialSpec,
     trial_of,
+    variant_of,
 )
 from rankscope.report.analysis_tables import TableRow, analysis_tables
 from rankscope.report.answer import answer_html, answer_lines
@@ -138,10 +139,10 @@ class StudyFrames:
 
     def _model_row(self, model_id: str) -> TableRow:
         """What tells models apart; ``variant`` is the change of a trial scaled at inference."""
-        spec = self._specs.get(trial_of(model_id))
+        spec, variant = self._specs.get(trial_of(model_id)), variant_of(model_id)
         return {
             "trial": trial_of(model_id),
-            "variant": model_id.partition("@")[2] or None,
+            "variant": str(variant) if variant else None,
             "trained_on": spec.task if spec else None,
             "arm": spec.arm_label if spec else BASE,
             "rank": spec.rank if spec else None,

@@ -15,7 +15,7 @@ from rankscope.extensions.variants.figures import (
 )
 from rankscope.extensions.variants.results import MitigationComparison
 from rankscope.formatting import MAX_NAME, POINTS, score_text
-from rankscope.records import BASE, Estimate, Status
+from rankscope.records import BASE, Estimate, GivenModel, Status
 from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.heat_map import Grid, heat_map
 from rankscope.report.charts.training_curves import binned
@@ -99,7 +99,11 @@ def test_arms_that_no_line_over_rank_joins_stand_side_by_side() -> None:
         ends = trace.y[0] - trace.error_y.arrayminus[0], trace.y[0] + trace.error_y.array[0]
         assert ends == pytest.approx((100 * arm.score.low, 100 * arm.score.high))
     # Names that are cut to the same text keep their places.
-    renamed = with_arms(side, lambda _, arm: {"label": "x" * 80 + arm.label})
+    names = {arm.lr: "x" * 80 + arm.label for arm in side.arms("med")}
+    given = {lr: GivenModel(name=name, folder="", sha256="") for lr, name in names.items()}
+    study = with_specs(side.study, lambda spec: {"given": given[spec.lr]})
+    renamed = StudyView(study, side.recommendation)
+    renamed = with_arms(renamed, lambda _, arm: {"label": names[arm.lr]})
     cut = draw_against_rank(renamed, "med").plot.layout.xaxis
     assert (len(set(cut.ticktext)), cut.tickvals) == (1, (0.0, 1.0))
     # A second rank makes a line, and the axis is rank's again.

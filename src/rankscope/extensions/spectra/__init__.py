@@ -15,11 +15,10 @@ from rankscope.config.section import ConfigSection
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import RenderableType
 
     from rankscope.extensions.spectra.record import SpectraRecord
     from rankscope.extensions.spectra.stage import SpectraStage
-    from rankscope.records import StudyRecords, TrialSpec
+    from rankscope.records import TrialSpec
     from rankscope.run.context import RunContext
     from rankscope.run.costs import CostModel
     from rankscope.run.prepared import PreparedStudy
@@ -101,11 +100,6 @@ class SpectraAnalysis(Analysis[SpectraConfig]):
         from rankscope.extensions.spectra.tables import spectra_tables
 
         return spectra_tables(models)
-
-    def terminal(self, study: "StudyRecords") -> "tuple[list[RenderableType], list[str]]":
-        from rankscope.extensions.spectra.tables import spectra_terminal
-
-        return spectra_terminal(study)
 
     def record_type(self) -> "type[SpectraRecord]":
         from rankscope.extensions.spectra.record import SpectraRecord

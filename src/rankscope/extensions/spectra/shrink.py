@@ -1,6 +1,7 @@
 """``shrink``: write a smaller or weaker version of an adapter, or the leading part of a fully
 fine-tuned model's update, as an ordinary PEFT adapter."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,11 +32,49 @@ from rankscope.models.model_folder import shapes_folder
 from rankscope.models.scaling import layer_index, module_kind
 from rankscope.models.study_base import recorded_other_base
 from rankscope.models.svd_cache import decomposition_device
-from rankscope.records import AdapterChange, MatrixChange, ModelRecord
+from rankscope.records import ModelRecord, Record
 from rankscope.report.charts.heat_map import heat_map_svg, pivot
 from rankscope.report.model_card import changed_card
 
 GIVE_BASE = "give --base"
+
+
+class MatrixChange(Record):
+    name: str
+    rank_before: int
+    rank_after: int
+    frobenius_before: float  # |dW|_F
+    frobenius_after: float
+    error: float  # |dW - dW'|_F
+
+
+class AdapterChange(Record):
+    source: str
+    out: str
+    action: str
+    matrices: tuple[MatrixChange, ...]
+    left_out: dict[str, float] = {}
+    """Changed parameters that no adapter on linear layers holds, with their shares of the whole
+    update's energy |dW|_F^2; only of a full checkpoint."""
+    parameters: int = 0  # Of the adapter
+    uniform: tuple[int, int, float] | None = None
+    """The largest rank for all matrices within the same budget, its parameters, and the share of
+    the energy that it keeps; only with ranks by module."""
+
+    @property
+    def frobenius(self) -> float:
+        """|dW|_F of the adapter as it was, all matrices together."""
+        return math.sqrt(sum(m.frobenius_before**2 for m in self.matrices))
+
+    @property
+    def error(self) -> float:
+        """|dW - dW'|_F, all matrices together."""
+        return math.sqrt(sum(m.error**2 for m in self.matrices))
+
+    @property
+    def kept(self) -> float:
+        """Share of |dW|_F^2 of these matrices that is kept."""
+        return 1 - (self.error / self.frobenius) ** 2 if self.frobenius else 1.0
 
 
 @dataclass(slots=True)

@@ -1,18 +1,27 @@
 """Spectra as tables, by matrix, layer and module type, and in the terminal."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from math import hypot
 from statistics import fmean as mean
+from typing import TYPE_CHECKING
 
 import pandas as pd
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
-from rankscope.cli.render.table import terminal_table
+from rankscope.cli.terminal import folded, note_lines, terminal_table
 from rankscope.extensions.spectra.record import MatrixSpectrum, SpectraRecord, growth_of_given
+from rankscope.formatting import count
+from rankscope.models.scaling import layer_index
 from rankscope.records import StudyRecords, TrialRecords
 from rankscope.report.analysis_tables import TableRow
 from rankscope.report.columns import Column
 
+if TYPE_CHECKING:
+    from rankscope.extensions.spectra.shrink import AdapterChange, MatrixChange
+
+SHOWN_LEFT_OUT = 3  # Parameters named that an adapter leaves out
 SIDED = (
     "similarity_index",
     "similarity_max",
@@ -72,14 +81,17 @@ MODULE_TITLES = {
 """Columns of ``modules`` on the terminal."""
 
 
-def spectra_terminal(study: StudyRecords) -> tuple[list[RenderableType], list[str]]:
-    """A row per model, then each model by module, and notes."""
+def inspection_tables(study: StudyRecords) -> RenderableType:
+    """A row per given model, then each model by module, and notes."""
     found = [(t, s) for t in study.trials if (s := t.analysis(SpectraRecord)) and s.matrices]
-    if not found:
-        return [], []
-    tables: list[RenderableType] = [_models(study.model.label, found)]
+    tables = [_models(study.model.label, found)] if found else []
     tables += [_modules(trial.spec.arm_label, spectra) for trial, spectra in found]
-    return tables, list(_notes(found))
+    forced = [
+        f"{t.spec.arm_label}: records another base; compared with this one because of --force"
+        for t in study.trials
+        if t.spec.given and t.spec.given.other_base is not None
+    ]
+    return Group(*tables, *note_lines([*forced, *(_notes(found) if found else ())]))
 
 
 def _notes(found: Sequence[tuple[TrialRecords, SpectraRecord]]) -> Iterator[str]:
@@ -142,3 +154,62 @@ def _modules(label: str, spectra: SpectraRecord) -> Table:
     shown = modules.rename(columns=MODULE_TITLES)[["module", *MODULE_TITLES.values()]]
     columns = {"subspace": Column(digits=4), "chance": Column(digits=3), "energy": Column(digits=3)}
     return terminal_table(shown.to_dict("records"), f"{label}, means over layers", columns)
+
+
+def changes_tables(changes: Sequence["AdapterChange"]) -> RenderableType:
+    """What ``shrink`` changed: per adapter written, a row per kind of matrix and the whole."""
+    return Group(*(part for change in changes for part in _change(change)))
+
+
+def _change(change: "AdapterChange") -> Iterator[RenderableType]:
+    kinds: dict[str, list[MatrixChange]] = {}
+    for matrix in change.matrices:
+        kinds.setdefault(matrix.name.rpartition(".")[2], []).append(matrix)
+    ratio = "|dW-dW'|/|dW|"
+    rows = [_kind_row(kind, matrices) for kind, matrices in kinds.items()]
+    yield terminal_table(rows, f"{change.action}; change is {ratio}")
+    share = change.error / change.frobenius if change.frobenius else 0.0
+    whole = f"in all {len(change.matrices)} matrices {ratio} = {share:.3g}"
+    yield Group(folded(f"{whole}; written to {change.out}"), Text())
+    if change.uniform is not None:
+        rank, parameters, kept = change.uniform
+        rows = [
+            {"ranks": "by module", "parameters": change.parameters, "energy kept": change.kept},
+            {"ranks": f"{rank} in each", "parameters": parameters, "energy kept": kept},
+        ]
+        yield terminal_table(
+            rows,
+            "|dW'|^2/|dW|^2",
+            {"parameters": Column(digits=0), "energy kept": Column(digits=4)},
+        )
+    if change.left_out:
+        largest = sorted(change.left_out, key=lambda name: -change.left_out[name])[:SHOWN_LEFT_OUT]
+        named = ", ".join(f"{name} ({change.left_out[name]:.2%})" for name in largest)
+        tensors = count(len(change.left_out), "tensor")
+        lost = f"{sum(change.left_out.values()):.2%} of the whole update's energy |dW|^2"
+        yield Group(folded(f"not in the adapter: {tensors} with {lost}: {named}"), Text())
+
+
+def _kind_row(kind: str, matrices: Sequence["MatrixChange"]) -> dict[str, object]:
+    """The matrices of one kind, over all layers; norms are of all of them together."""
+    before, after, error = (
+        hypot(*(getattr(matrix, name) for matrix in matrices))
+        for name in ("frobenius_before", "frobenius_after", "error")
+    )
+    worst = max(matrices, key=lambda m: m.error / m.frobenius_before if m.frobenius_before else 0.0)
+    layer = layer_index(worst.name)
+    return {
+        "matrices": kind,
+        "layers": len(matrices),
+        "rank": f"{_span(m.rank_before for m in matrices)} to "
+        f"{_span(m.rank_after for m in matrices)}",
+        "|dW|": before,
+        "|dW'|": after,
+        "change": error / before if before else 0.0,
+        "most in": None if layer is None else f"layer {layer}",
+    }
+
+
+def _span(ranks: Iterable[int]) -> str:
+    known = set(ranks)
+    return str(*known) if len(known) == 1 else f"{min(known)}-{max(known)}"

@@ -45,7 +45,6 @@ def _inspect_command(
     shapes_folder(base)
     for folder in tuned:
         check_tuned_folder(folder)
-    from rankscope.cli.render.models import inspection_tables
     from rankscope.config.loader import override_values
     from rankscope.extensions.spectra.inspect import inspect, inspection_json, unfinished
 
@@ -57,6 +56,8 @@ def _inspect_command(
     failed = unfinished(study)
 
     def show() -> None:
+        from rankscope.extensions.spectra.tables import inspection_tables
+
         print_result(inspection_tables(study))
         print_failures(failed)
 
@@ -92,8 +93,8 @@ def _shrink_command(
         check_tuned_folder(adapter)
         if base is not None:
             shapes_folder(base)
-        from rankscope.cli.render.models import changes_tables
         from rankscope.extensions.spectra import shrink
+        from rankscope.extensions.spectra.tables import changes_tables
 
         ranks = None if rank is None else shrink.parse_ranks(rank)
         is_cut = rank is not None or parameters is not None

@@ -33,8 +33,7 @@ def draw_rows(view: StudyView, task: str) -> Figure | None:
     lines: dict[str, list[ArmSummary]] = {}
     for arm in view.candidates(task):
         if arm.rows is not None:
-            others = [setting for setting in arm.special_settings if "rows=" not in setting]
-            lines.setdefault(" ".join([arm.short_label, *others]), []).append(arm)
+            lines.setdefault(view.spec(arm).label_without("lr", "rows"), []).append(arm)
     lines = {name: arms for name, arms in lines.items() if len({arm.rows for arm in arms}) > 1}
     if not lines:
         return None

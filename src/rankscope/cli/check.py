@@ -10,8 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from rankscope.cli.render.table import terminal_table
-from rankscope.cli.terminal import note_lines
+from rankscope.cli.terminal import folded, note_lines, terminal_table
 from rankscope.formatting import count, terminal_text
 from rankscope.records import TaskRecord
 
@@ -41,8 +40,8 @@ def check_result(prepared: PreparedStudy, rows_shown: int, next_step: str) -> Re
         ),
         *note_lines(prepared.notes),
         Text(f"\n{count(trials, 'trial')} in {count(groups, 'group')}: the study can run."),
-        *(Text(terminal_text(advice), style="bold") for advice in _advice(records)),
-        Text(f"next: {terminal_text(next_step)}", overflow="fold"),
+        *(folded(advice, "bold") for advice in _advice(records)),
+        folded(f"next: {next_step}"),
     )
 
 
@@ -91,8 +90,7 @@ def _sources(records: Sequence[TaskRecord]) -> Iterator[RenderableType]:
     for record in records:
         tasks.setdefault((record.row_shape, record.source), []).append(record.name)
     for (shape, source), names in tasks.items():
-        line = f"{', '.join(names)}: rows read as {shape}, from {source}"
-        yield Text(terminal_text(line), overflow="fold")
+        yield folded(f"{', '.join(names)}: rows read as {shape}, from {source}")
 
 
 def _rows_as_tokens(

@@ -4,26 +4,23 @@ from collections.abc import Iterable, Iterator
 
 from rich.console import Group
 from rich.table import Table
-from rich.text import Text
 
-from rankscope.cli.render.table import terminal_table
-from rankscope.cli.terminal import print_line
+from rankscope.cli.terminal import folded, print_line, terminal_table
 from rankscope.formatting import (
     UNKNOWN,
     clock,
     compact,
     percent,
-    plus_minus,
     score_text,
-    terminal_text,
 )
-from rankscope.records import ArmSummary, Recommendation, StudyRecords
+from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.answer import FAILED_NOTE, answer_lines
+from rankscope.report.columns import Column
 from rankscope.report.page_limit import limited, not_shown
 from rankscope.report.study_view import StudyView
+from rankscope.report.tables import arm_row
 
 CHOSEN = "\N{BLACK RIGHT-POINTING SMALL TRIANGLE}"
-_NUMBERS = ("seeds", "gain", "retention", "net gain", "P within", "params", "time")
 
 
 def summary_table(study: StudyRecords, recommendation: Recommendation) -> Group:
@@ -35,32 +32,31 @@ def summary_table(study: StudyRecords, recommendation: Recommendation) -> Group:
     view = limited(whole)
     notes = [*_captions(view), *not_shown(whole, view)]
     tables = [_task_table(view, task) for task in view.training_tasks]
-    return Group(*tables, *(Text(terminal_text(note)) for note in notes))
+    return Group(*tables, *map(folded, notes))
 
 
 def _task_table(view: StudyView, task: str) -> Table:
     base, unit, chosen = view.base(task), view.unit(task), view.advice(task).chosen
+    columns = {
+        "expected_gain": Column("gain", unit, sign=True),
+        "expected_retention_change": Column("retention", view.retention_unit(task), sign=True),
+        "expected_net_gain": Column("net gain", view.net_unit(task), sign=True),
+        "p_within_margin": Column("P within", text=percent),
+        "trainable_parameters": Column("params", text=compact),
+        "seconds": Column("time", text=clock),
+    }
     rows = [
-        {"": CHOSEN if arm == chosen else "", "arm": arm.label}
-        | dict(zip(_NUMBERS, _numbers(view, arm), strict=True))
+        arm_row(view, arm)
+        | {"": CHOSEN if arm == chosen else ""}
+        | ({"seeds": f"{arm.seeds}/{arm.seeds + arm.failed}"} if arm.failed else {})
         for arm in view.arms(task)
     ]
     styles = ["bold green" if row[""] else "" for row in rows]
     scored = score_text(base.score, unit) if base else "not scored"
     title = f"{view.study.name}, {task} (base on test items: {scored})"
-    return terminal_table(
-        rows or [{"arm": "no arm has finished"}], title, right=_NUMBERS, styles=styles
-    )
-
-
-def _numbers(view: StudyView, arm: ArmSummary) -> Iterator[str]:
-    yield f"{arm.seeds}/{arm.seeds + arm.failed}" if arm.failed else str(arm.seeds)
-    for change, unit in view.expected(arm).values():
-        yield plus_minus(change, unit, sign=True)
-    yield percent(arm.expected.p_within_margin) if arm.expected else UNKNOWN
-    is_known = arm.trainable_parameters or not arm.trains
-    yield compact(arm.trainable_parameters) if is_known else UNKNOWN
-    yield clock(arm.seconds)
+    if not rows:
+        return terminal_table([{"arm": "no arm has finished"}], title)
+    return terminal_table(rows, title, columns, ("", "arm", "seeds", *columns), styles=styles)
 
 
 def _captions(view: StudyView) -> Iterator[str]:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.text import Text
 
-from rankscope.cli.render.table import terminal_table
-from rankscope.formatting import clock, count, duration, number, rough_duration, terminal_text
+from rankscope.cli.terminal import folded, terminal_table
+from rankscope.formatting import clock, count, duration, rough_duration
 from rankscope.records import FAILED, WAITING, Recommendation, StudyRecords, TrialRecords
+from rankscope.report.columns import Column
 from rankscope.store import running_process
 
 MAX_FAILURES = 20  # Most reasons printed
@@ -98,34 +98,29 @@ def _trial_data(trial: TrialRecords, evaluations: int) -> dict[str, Any]:
     return data
 
 
+_COLUMNS = {
+    "trial_id": Column("trial"),
+    "loss": Column(digits=3),
+    "seconds": Column("time", text=clock),
+    "evaluations": Column("scores"),
+}
+
+
 def status_table(data: Mapping[str, Any]) -> RenderableType:
     """A row per trial, then the reasons of those that failed, counts and the next command."""
     trials = data["trials"]
-    several = len({trial["task"] for trial in trials}) > 1
-    rows = [
-        {
-            "trial": trial["trial_id"],
-            **({"task": trial["task"]} if several else {}),
-            "arm": trial["arm"],
-            "seed": str(trial["seed"]),
-            "status": trial["status"],
-            "loss": number(trial.get("loss"), 3),
-            "time": clock(trial.get("seconds")),
-            "scores": str(trial["evaluations"]),
-        }
-        for trial in trials
-    ]
+    task = ["task"] if len({trial["task"] for trial in trials}) > 1 else []
+    names = ("trial_id", *task, "arm", "seed", "status", "loss", "seconds", "evaluations")
     styles = ["red" if trial["status"] in FAILED else "" for trial in trials]
-    right = ("seed", "loss", "time", "scores")
     failed = [f"{t['trial_id']}: {t['status']}: {t['failure']}" for t in trials if "failure" in t]
     if (more := len(failed) - MAX_FAILURES) > 0:
         failed[MAX_FAILURES:] = [f"and {more:,} more that failed; --json lists all"]
+    title = f"{data['study']} on {data['model']}"
+    lines = [_summary(data), f"next: {data['next']}", *(f"  or: {step}" for step in data["then"])]
     return Group(
-        terminal_table(rows, f"{data['study']} on {data['model']}", right=right, styles=styles),
-        *(Text(terminal_text(text), style="red", overflow="fold") for text in failed),
-        Text(terminal_text(_summary(data)), overflow="fold"),
-        Text(terminal_text(f"next: {data['next']}"), overflow="fold"),
-        *(Text(terminal_text(f"  or: {step}"), overflow="fold") for step in data["then"]),
+        terminal_table(trials, title, _COLUMNS, names, styles=styles),
+        *(folded(text, "red") for text in failed),
+        *map(folded, lines),
     )
 
 

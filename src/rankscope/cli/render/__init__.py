@@ -1,1 +1,0 @@
-"""Tables and previews for a terminal of eighty columns, a file per kind of verb."""
