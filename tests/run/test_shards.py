@@ -18,8 +18,6 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from rankscope.config.study import StudyConfig, TrainConfig
 from rankscope.errors import Interrupted, UserError
-from rankscope.extensions.spectra import SpectraConfig
-from rankscope.extensions.spectra.spectra import full_spectra
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.load import gathered_model, load_model, sharded_base
 from rankscope.models.methods import get_method
@@ -152,8 +150,7 @@ def test_two_shards_train_what_one_process_trains(
 def test_a_trained_model_is_stored_as_an_ordinary_one(
     sharded: Base, folder: Path, tmp_path: Path
 ) -> None:
-    """Tied weights are stored once, and transformers computes what the shards compute, which share
-    the matrices whose spectra are asked for."""
+    """Tied weights are stored once, and transformers computes what the shards compute."""
     tuned = train_together(sharded, FULL, tmp_path / "state", TRAIN.model_copy(update=SHORT)).tuned
     stored = tmp_path / "stored"
     stored.mkdir()
@@ -166,15 +163,6 @@ def test_a_trained_model_is_stored_as_an_ordinary_one(
     with torch.no_grad():
         expected = plain(input_ids=torch.tensor([ids])).logits[0]
         found = tuned.logits(RowBatch.of([Row(ids, range(len(ids)))], tuned.device))
-    for dtype in (torch.float32, torch.bfloat16):  # the base's, which is stored in float32
-        base, before = on_shards(sharded.shards, folder, dtype), base_of(load_model(folder, dtype))
-        given = stored, [*before.linears()][:9], SpectraConfig()
-        base.shards.announce("call", full_spectra, *given)
-        of_shards, of_one = full_spectra(base, *given), full_spectra(before, *given)
-        assert [matrix.name for matrix in of_shards] == given[1]
-        for there, here in zip(of_shards, of_one, strict=True):
-            assert 0 < there.frobenius == pytest.approx(here.frobenius, rel=SAME)
-            assert there.similarity_subspace == pytest.approx(here.similarity_subspace, rel=SAME)
     start = load_file(folder / "model.safetensors")
     moved = plain.get_input_embeddings().weight - start["model.embed_tokens.weight"]
     assert float(moved.detach().norm()) > 0.01
