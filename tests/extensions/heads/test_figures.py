@@ -13,13 +13,13 @@ from report_studies import cells, ordinary_study
 
 from rankscope.extensions.heads.figures import draw_head_concentration, draw_heads_compared
 from rankscope.extensions.heads.record import HeadAblation, HeadsRecord
+from rankscope.report.analysis_tables import analysis_tables
 from rankscope.report.analyzed_models import arms_analyzed, given_analyzed
 from rankscope.report.charts.figure import Figure
 from rankscope.report.figures import draw_section
 from rankscope.report.page import figure_data
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import write_tables
-from rankscope.report.tables import analysis_tables
 
 from ...report.test_browser import assert_whole
 from .records import HEADS, LAYERS, ablation, inspect_heads, with_heads

@@ -19,6 +19,7 @@ from rankscope.records import BASE, Variant, trial_of, variant_of
 from rankscope.store import weights_path
 
 from ...run.test_given import given_study
+from ...run.test_presets_run import page_of
 
 VARIANTS = {"scales": [0.5], "truncated_ranks": [2]}
 
@@ -82,3 +83,11 @@ def test_variants_are_scored_on_the_split_of_their_models(
     records = given_study(tmp_path, given_models / "lora", evaluate=evaluate).run(tmp_path / "out")
     assert {split for _, _, split in records.evals} == {"validation"}
     assert any("@scale=0.5" in model for model, _, _ in records.evals)
+
+
+def test_the_preset_compares_mitigations(tmp_path: Path) -> None:
+    ranks = [f"arms.{n}.rank=4" for n in range(6)]
+    page = page_of(
+        "mitigation", [*ranks, "train.evaluate_every=1", "train.evaluate_items=4"], tmp_path
+    )
+    assert "Mitigations at an equal score" in page
