@@ -153,10 +153,7 @@ def test_nothing_is_unpickled(model: Path, place: Path, mark: Path) -> None:
         (place / "adapter").mkdir()
         (place / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')
         (place / "adapter" / "adapter_model.bin").write_bytes(payload)
-        for words in (
-            ("inspect", "pocket", "adapter"),
-            ("eval", "pocket", "--tasks", "pocket_med", "--adapter", "adapter"),
-        ):
+        for words in (("eval", "pocket", "--tasks", "pocket_med", "--adapter", "adapter"),):
             outcome = rankscope(*words)
             refused(outcome, where="adapter", found="adapter_model.bin, a pickle", do="save")
         (place / "rows.pkl").write_bytes(payload)
@@ -179,7 +176,6 @@ def test_a_study_of_local_files_opens_no_connection(place: Path) -> None:
             ("report", "out"),
             ("verify", "out"),
             ("export", "out", "--best-lora", "--out", "adapter"),
-            ("inspect", "pocket", "adapter"),
         ):
             assert rankscope(*words).code == 0, words
     assert opened == []

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from pocket_study import changed, small_study
 from safetensors.torch import load_file
 from tiny_models import VOCABULARY, base_of
 from torch import Tensor
@@ -227,19 +226,6 @@ def study(train: dict[str, Any] | None = None, **changes: Any) -> StudyConfig:
 
 def lora(**changes: Any) -> dict[str, Any]:
     return {"arms": [{"method": "lora", "rank": 2, "lr": 1e-3, **changes}]}
-
-
-def test_a_login_node_counts_no_devices(tmp_path: Path) -> None:
-    """Units of a cluster run where the devices are; what the code lacks is refused all the same."""
-    dropped = study(device="auto", executor="slurm", **lora(dropout=0.1))
-    with pytest.raises(UserError, match="found dropout"):
-        check_devices(dropped, trials_of(dropped), torch.device("cpu"))
-    two = {**lora(), **changed("train", devices=2)}
-    for executor in ("slurm", {"ray": {"address": "auto"}}):
-        assert small_study(tmp_path, **two, executor=executor).plan().devices == 2
-    for name in ("local", "ray"):
-        with pytest.raises(UserError, match="found 0 GPUs, expected at least 2"):
-            small_study(tmp_path, **two, executor=name).plan()
 
 
 def trials_of(config: StudyConfig) -> list[TrialSpec]:

@@ -1,10 +1,13 @@
 """ROUGE-L, against the library's numbers and the recursion."""
 
 import random
+from pathlib import Path
 
 import pytest
 
 from rankscope.extensions.rouge import longest_common_subsequence, rouge_l
+
+from ...run.test_checked_rows import LIMIT, answers, notes
 
 GOLDEN = [
     ("the cat sat on the mat", "the cat is on the mat", 0.8333333333333334),
@@ -41,3 +44,7 @@ def test_longest_common_subsequence_against_the_recursion() -> None:
         assert longest_common_subsequence(a, b) == slow(a, b)
     # A table of its 1.2e9 cells would take minutes.
     assert longest_common_subsequence("ab" * 20_000, "b" * 30_000) == 20_000
+
+
+def test_gold_answers_that_are_too_long_still_give_points(tmp_path: Path) -> None:
+    assert "gold" not in notes(tmp_path, answers(90), scorer="rouge", evaluate=LIMIT)

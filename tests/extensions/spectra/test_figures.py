@@ -16,6 +16,7 @@ from rankscope.extensions.spectra.record import SpectraRecord
 from rankscope.formatting import number
 from rankscope.report.analyzed_models import arms_analyzed, given_analyzed
 from rankscope.report.page import figure_data
+from rankscope.report.study_page import render_study
 from rankscope.report.study_view import StudyView
 
 from ...report.test_browser import assert_whole
@@ -107,3 +108,8 @@ def test_inspected_models_have_tables(tmp_path: Path) -> None:
 
 def test_a_page_of_given_models_is_whole(browser: Browser, tmp_path: Path) -> None:
     assert_whole(browser, page_of(inspected(HOSTILE)), tmp_path, at_least=2)
+
+
+def test_without_records_the_page_says_so() -> None:
+    study, advice = ordinary_study()
+    assert "No trial has a spectra record" in render_study(StudyView(study, advice))
