@@ -8,14 +8,7 @@ import torch
 from torch import Tensor
 
 from rankscope.models import svd_cache
-from rankscope.models.svd_cache import (
-    SVD,
-    SvdCache,
-    evict_least_recent,
-    read_svd,
-    svd,
-    svd_path,
-)
+from rankscope.models.svd_cache import SVD, SvdCache, evict_least_recent, read_svd, svd, svd_path
 
 
 def cache_bytes(folder: Path) -> int:

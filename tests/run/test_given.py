@@ -9,14 +9,7 @@ from typing import Any
 import pytest
 import torch
 from command_line import rankscope
-from pocket_study import (
-    UNANALYZED,
-    leftovers,
-    loaded,
-    other_base,
-    other_tokenizer,
-    small_study,
-)
+from pocket_study import UNANALYZED, leftovers, loaded, other_base, other_tokenizer, small_study
 from safetensors.torch import load_file, save_file
 
 from rankscope.errors import UserError

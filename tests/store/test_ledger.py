@@ -24,13 +24,7 @@ from rankscope.records import (
     write_items,
 )
 from rankscope.run.stages.train import curve_point
-from rankscope.store import (
-    CHECKPOINTS,
-    Ledger,
-    TrialFailure,
-    find_problems,
-    items_path,
-)
+from rankscope.store import CHECKPOINTS, Ledger, TrialFailure, find_problems, items_path
 
 FIXTURES = os.pathsep.join(
     [str(Path(__file__).parent), str(Path(__file__).parents[1] / "fixtures")]

@@ -11,6 +11,7 @@ from inspections import HOSTILE, inspection, page_of
 from playwright.sync_api import Browser
 from report_studies import cells, ordinary_study
 
+from rankscope.advise.recommend import recommend
 from rankscope.extensions.heads.figures import draw_head_concentration, draw_heads_compared
 from rankscope.extensions.heads.record import HeadAblation, HeadsRecord
 from rankscope.report.analysis_tables import analysis_tables
@@ -21,6 +22,7 @@ from rankscope.report.page import figure_data
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import write_tables
 
+from ...report.figures.test_every_figure import assert_lawful
 from ...report.test_browser import assert_whole
 from .records import HEADS, LAYERS, ablation, inspect_heads, with_heads
 
@@ -169,3 +171,9 @@ def test_a_page_of_given_models_is_whole(browser: Browser, tmp_path: Path) -> No
         tmp_path,
         at_least=2,
     )
+
+
+def test_every_figure_keeps_the_laws(view: StudyView) -> None:
+    found = inspect_heads(inspection("r4"), ablation("trained", 3.0))
+    for lawful in (view, StudyView(found, recommend(found))):
+        assert_lawful(lawful)

@@ -10,6 +10,7 @@ from inspections import HOSTILE, given, page_of
 from playwright.sync_api import Browser
 from report_studies import ordinary_study
 
+from rankscope.advise.recommend import recommend
 from rankscope.extensions.spectra import figures
 from rankscope.extensions.spectra.inspect import write_analyses
 from rankscope.extensions.spectra.record import SpectraRecord
@@ -19,6 +20,7 @@ from rankscope.report.page import figure_data
 from rankscope.report.study_page import render_study
 from rankscope.report.study_view import StudyView
 
+from ...report.figures.test_every_figure import assert_lawful
 from ...report.test_browser import assert_whole
 from .records import inspected, with_matrices, with_spectra
 
@@ -113,3 +115,9 @@ def test_a_page_of_given_models_is_whole(browser: Browser, tmp_path: Path) -> No
 def test_without_records_the_page_says_so() -> None:
     study, advice = ordinary_study()
     assert "No trial has a spectra record" in render_study(StudyView(study, advice))
+
+
+def test_every_figure_keeps_the_laws(view: StudyView) -> None:
+    found = inspected("r4")
+    for lawful in (view, StudyView(found, recommend(found))):
+        assert_lawful(lawful)

@@ -18,13 +18,7 @@ from rankscope.extensions.spectra.spectra import intruders_among, similarity_fro
 from rankscope.extensions.spectra.subspace_iteration import NotConvergedError, leading_triples
 from rankscope.models import svd_cache
 from rankscope.models.low_rank_update import LowRankUpdate
-from rankscope.models.svd_cache import (
-    SVD,
-    SvdCache,
-    from_int16,
-    svd,
-    to_int16,
-)
+from rankscope.models.svd_cache import SVD, SvdCache, from_int16, svd, to_int16
 
 from .full_decompositions import intruder_dimensions, similarity
 

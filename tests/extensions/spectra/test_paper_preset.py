@@ -8,18 +8,14 @@ from architectures import LLAMA_8B
 from hub_copies import paper_hub
 
 from rankscope.config.study import StudyConfig
-from rankscope.data.study_data import (
-    prepare_data,
-)
+from rankscope.data.study_data import prepare_data
 from rankscope.errors import UserError
 from rankscope.models.load import load_tokenizer
 from rankscope.models.model_folder import model_folder, pocket_folder
 from rankscope.models.parameters import architecture
 from rankscope.run.study import Study
 from rankscope.run.trials import make_trials
-from rankscope.tools.new_study import (
-    study_template,
-)
+from rankscope.tools.new_study import study_template
 
 from ...config.test_presets import load_text
 from ...run.test_presets_run import ENDS, page_of

@@ -1,15 +1,17 @@
 """What was done against forgetting, compared: no more is said than is shown."""
 
-import pytest
-from report_studies import cells, ordinary_study
+from dataclasses import replace
 
-from rankscope.extensions.variants.figures import (
-    comparisons_figure,
-)
+import pytest
+from report_studies import CURVES, cells, ordinary_study, study_and_advice
+
+from rankscope.extensions.variants.figures import comparisons_figure
 from rankscope.extensions.variants.results import MitigationComparison
-from rankscope.records import Estimate
+from rankscope.records import BASE, Estimate, StudyRecords, Variant
 from rankscope.report.charts.figure import Figure
 from rankscope.report.study_view import StudyView
+
+from ...report.figures.test_every_figure import assert_lawful
 
 
 def comparison(label: str, value: float, half: float | None) -> MitigationComparison:
@@ -60,3 +62,25 @@ def test_the_table_has_every_comparison_with_its_interval() -> None:
         ("a", *map(pytest.approx, (10.0, 7.0, 13.0))),
         ("b", -10.0, None, None),
     ]
+
+
+def with_variants(study: StudyRecords) -> StudyRecords:
+    """The study with the first arm scored at half its update too, where its answers of every
+    second item are the base's."""
+    evals, items = dict(study.evals), dict(study.items)
+    label = study.trials[0].spec.arm_label
+    arm = [t.spec.trial_id for t in study.trials if t.spec.arm_label == label]
+    for (model, task, split), record in study.evals.items():
+        if model in arm:
+            key = (Variant("scale", 0.5).of(model), task, split)
+            scores = items[model, task, split].scores.copy()
+            scores[::2] = items[BASE, task, split].scores[::2]
+            items[key] = replace(items[model, task, split], scores=scores)
+            update = {"trial_id": key[0], "score": float(scores.mean())}
+            evals[key] = record.model_copy(update=update)
+    return replace(study, evals=evals, items=items)
+
+
+def test_every_figure_keeps_the_laws() -> None:
+    study, advice = study_and_advice(CURVES)
+    assert_lawful(StudyView(with_variants(study), advice))

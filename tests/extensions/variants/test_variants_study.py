@@ -7,10 +7,7 @@ import numpy as np
 import pytest
 import torch
 from finished_studies import MITIGATED, Finished, finish
-from pocket_study import (
-    SETTINGS,
-    small_study,
-)
+from pocket_study import SETTINGS, small_study
 from torch import nn
 from transformers import AutoModelForCausalLM
 

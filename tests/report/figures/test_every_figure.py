@@ -31,7 +31,9 @@ def figures(view: StudyView) -> list[Figure]:
     return figures_of(view)
 
 
-def test_every_figure_has_a_plot_a_finding_and_numbers(figures: list[Figure]) -> None:
+def assert_lawful(view: StudyView) -> None:
+    """Every figure has a plot, a finding and numbers, and every color has a dark partner."""
+    figures = figures_of(view)
     assert len({figure.key for figure in figures}) == len(figures)
     for figure in figures:
         assert figure.plot is not None, figure.title
@@ -41,9 +43,6 @@ def test_every_figure_has_a_plot_a_finding_and_numbers(figures: list[Figure]) ->
         assert set(figure.data.attrs["digits"]) <= set(figure.data.columns), figure.title
         assert figure.caption.endswith("."), figure.title
         assert {i for c in figure.choices for i in c.traces} <= set(range(len(figure.plot.data)))
-
-
-def test_every_color_of_a_figure_has_a_dark_partner(view: StudyView, figures: list[Figure]) -> None:
     (pair,), ranks = compared_studies().pairs, compared_ranks(compared_studies())
     known = {"rgba(0,0,0,0)", *dark_colors([*view.ranks, 4]), *dark_colors(ranks)}
     every = (*figures, *comparison_figures(pair, 0, ranks))
@@ -51,6 +50,10 @@ def test_every_color_of_a_figure_has_a_dark_partner(view: StudyView, figures: li
     found = set(re.findall(r'"(#[0-9a-f]{6}|rgba?\([^)]*\))"', text))
     assert found <= known
     assert {FULL_COLOR.light, MUTED.light} <= found
+
+
+def test_every_figure_keeps_the_laws(view: StudyView) -> None:
+    assert_lawful(view)
 
 
 def test_an_arm_has_one_color_in_every_figure(figures: list[Figure]) -> None:
