@@ -1,4 +1,4 @@
-"""Presets, examples and the published schema: every shipped study loads as documented."""
+"""Presets and the published schema: every shipped study loads as documented."""
 
 import itertools
 import json
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rankscope.config.loader import dump_study, load_study_file, published_schema, study_json_schema
+from rankscope.config.loader import load_study_file, published_schema, study_json_schema
 from rankscope.config.presets import PRESETS
 from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
@@ -24,7 +24,6 @@ from rankscope.tools.new_study import (
 )
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
 
 
 def load_text(text: str, folder: Path) -> StudyConfig:
@@ -117,15 +116,6 @@ def test_a_folder_is_named_from_the_study_files_own_folder(
     text = study_template("default", model_for_study_file("models/m", Path("studies/study.yaml")))
     config = load_text(text, tmp_path / "studies")
     assert config.model.path == str(tmp_path / "models" / "m")
-
-
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_examples_load_plan_and_dump(path: Path, tmp_path: Path) -> None:
-    config = load_study_file(path)
-    assert 0 < planned(config) <= config.num_trials_as_written()
-    # Of one model; docs/cluster.md quotes it.
-    assert path.stem != "paper-grid" or planned(config) == 255
-    assert load_text(dump_study(config), tmp_path) == config
 
 
 # --- the published schema -----------------------------------------------------------------------

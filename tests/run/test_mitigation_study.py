@@ -1,4 +1,4 @@
-"""Studies with replay, KL, early stops, joined tasks and scales: run, continued, identified."""
+"""Studies with replay, KL, early stops, and joined tasks: run, continued, identified."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 from command_line import folder_contents
 from finished_studies import LORA, MITIGATED, REPLAY, Finished
-from pocket_study import changed, leftovers, results, run_interrupted, small_study, study_file
+from pocket_study import (
+    UNANALYZED,
+    changed,
+    leftovers,
+    results,
+    run_interrupted,
+    small_study,
+    study_file,
+)
 from safetensors.torch import load_file
 
 from rankscope.config.loader import load_study_file
@@ -93,7 +101,7 @@ def test_export_copies_the_weights_of_a_step(mitigated: Finished, tmp_path: Path
 def test_interrupted_over_and_over_it_comes_to_the_same_end(
     mitigated: Finished, tmp_path: Path
 ) -> None:
-    """Between steps, points of curves, scores and spectra alike, bit for bit: adapters with and
+    """Between steps, points of curves, and scores alike, bit for bit: adapters with and
     without dropout, an early stop, full fine-tuning, and the weights kept by step."""
     user = run_interrupted(small_study(tmp_path, **MITIGATED), tmp_path / "out", every=10)
     assert user.stops > 3
@@ -108,8 +116,7 @@ def test_interrupted_over_and_over_it_comes_to_the_same_end(
 def test_a_joined_task_has_the_rows_and_items_of_its_parts(tmp_path: Path) -> None:
     """Multiple choice and written answers: each part is scored its own way."""
     joined = {"name": "both", "mixture": ["pocket_med", "pocket_gsm"]}
-    plain = {"spectra": {"enabled": False}, "answers": {"enabled": False}}
-    two = {"tasks": ["pocket_med", joined], "arms": [LORA], "seeds": [0], "analyze": plain}
+    two = {"tasks": ["pocket_med", joined], "arms": [LORA], "seeds": [0], "analyze": UNANALYZED}
     study = small_study(tmp_path, **two)
     inputs = study.check()
     assert len(inputs.data.rows["both"].rows) == 512 + 2000
