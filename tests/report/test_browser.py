@@ -169,20 +169,6 @@ def test_the_search_finds_items_by_word_and_by_outcome(shown: Opened) -> None:
     page.select_option(".compared .find select", "")
 
 
-def test_a_fold_draws_its_figures_when_it_opens(
-    browser: Browser, whole: tuple[Path, list[Figure]]
-) -> None:
-    with opened(browser, whole[0], viewport={"width": 1400, "height": 900}) as found:
-        folded = found.page.query_selector_all(".fold [data-figure]")
-        assert len(folded) > 3
-        assert found.page.query_selector_all(".fold .main-svg") == []
-        link = found.page.query_selector("nav.contents a[href='#training']")
-        assert link.is_visible()
-        link.click()
-        found.unfold()
-        assert len(found.page.query_selector_all(".fold .plot:has(.main-svg)")) == len(folded)
-
-
 def test_a_dark_phone_has_dark_figures_without_sideways_scroll_and_may_turn_light(
     browser: Browser, whole: tuple[Path, list[Figure]]
 ) -> None:

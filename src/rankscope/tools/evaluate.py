@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from rankscope.analyses import all_analyses
 from rankscope.config.loader import described, fault_at, load_task_file
 from rankscope.config.section import dotted
 from rankscope.config.study import ModelConfig, StudyConfig
@@ -69,7 +70,7 @@ def score(
     values = {
         "name": "eval",
         "evaluate": {"cross_domain": scored, **evaluate},
-        "analyze": {"spectra": {"enabled": False}},
+        "analyze": {a.name: {"enabled": False} for a in all_analyses() if a.section == "analyze"},
     }
     config = given_study(values, settings or {}, model, adapters, any_base)
     model_folder(config.model)  # before torch is imported, which takes seconds

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import opened
 from inspections import HOSTILE, given, page_of
 from playwright.sync_api import Browser
-from report_studies import ordinary_study
+from report_studies import (
+    ordinary_study,
+)
 
 from rankscope.advise.recommend import recommend
 from rankscope.extensions.spectra import figures
@@ -16,12 +19,13 @@ from rankscope.extensions.spectra.inspect import write_analyses
 from rankscope.extensions.spectra.record import SpectraRecord
 from rankscope.formatting import number
 from rankscope.report.analyzed_models import arms_analyzed, given_analyzed
+from rankscope.report.charts.figure import Figure
 from rankscope.report.page import figure_data
 from rankscope.report.study_page import render_study
 from rankscope.report.study_view import StudyView
 
 from ...report.figures.test_every_figure import assert_lawful
-from ...report.test_browser import assert_whole
+from ...report.test_browser import assert_whole, written
 from .records import inspected, with_matrices, with_spectra
 
 
@@ -121,3 +125,22 @@ def test_every_figure_keeps_the_laws(view: StudyView) -> None:
     found = inspected("r4")
     for lawful in (view, StudyView(found, recommend(found))):
         assert_lawful(lawful)
+
+
+@pytest.fixture(scope="module")
+def whole(view: StudyView, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Figure]]:
+    return written(render_study(view), tmp_path_factory.mktemp("whole")), []
+
+
+def test_a_fold_draws_its_figures_when_it_opens(
+    browser: Browser, whole: tuple[Path, list[Figure]]
+) -> None:
+    with opened(browser, whole[0], viewport={"width": 1400, "height": 900}) as found:
+        folded = found.page.query_selector_all(".fold [data-figure]")
+        assert len(folded) > 1
+        assert found.page.query_selector_all(".fold .main-svg") == []
+        link = found.page.query_selector("nav.contents a[href='#weights']")
+        assert link.is_visible()
+        link.click()
+        found.unfold()
+        assert len(found.page.query_selector_all(".fold .plot:has(.main-svg)")) == len(folded)
