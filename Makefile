@@ -2,7 +2,7 @@ OUT ?= studies/pocket
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test evidence campaigns test-slow test-oldest lint docs bench-train bench-eval clean
+.PHONY: quickstart test evidence campaigns test-slow test-oldest test-without-extensions lint docs bench-train bench-eval clean
 
 quickstart: .venv/installed
 	$(BIN)/rankscope quickstart --out $(OUT)
@@ -29,6 +29,14 @@ test-slow: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --editable '.[dev,ray]'
 	OMP_NUM_THREADS=1 RANKSCOPE_SLOW=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile \
 		-m "ray or slurm or slow" --require ray --require slurm --require slow
+
+# The core alone: a copy of the checkout without extensions, their tests, and their keys.
+test-without-extensions: .venv/installed-dev
+	core=$$(mktemp -d) && git ls-files -z | xargs -0 cp --parents --target-directory $$core && \
+		cd $$core && rm -r src/rankscope/extensions/*/ tests/extensions/*/ && \
+		export PYTHONPATH=$$core/src OMP_NUM_THREADS=1 && \
+		$(CURDIR)/$(BIN)/rankscope init --schema > docs/study.schema.json && \
+		$(CURDIR)/$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(TESTS)
 
 # With the oldest releases that pyproject.toml admits, in an environment of its own. uv finds them.
 test-oldest: .venv/bin/python

@@ -4,7 +4,8 @@ Folders are the package's rooms. ``fixtures/`` is on the path of imports: models
 ``architectures``), trainings of seconds (``toy_training``), simulated studies
 (``synthetic_study``, ``report_studies``), real ones (``pocket_study``, shared and finished in
 ``finished_studies``), the command (``command_line``; ``launcher`` if it is to be killed). Real
-faults are in ``faults/``, what users add from outside in ``extensions/``.
+faults are in ``faults/``, what users add from outside in
+``extensions/``, and tests of an extension in its folder there.
 
 Tests that request ``data_dir``, ``model_folder`` or ``browser`` are deselected where the machine
 has none, those that request ``minutes`` by ``make test``; see ``fixtures/external_resources.py``.

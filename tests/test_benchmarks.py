@@ -27,8 +27,8 @@ from agreement import choice_agreement, text_agreement
 from packed_runs import packed
 from race import Segment, Side, Turn, announce, interval_of_median, take_turns
 from rankscope.models.model_folder import pocket_folder
+from rankscope.registry import extensions
 from single_runs import Loop, by, concatenated, padded_at_labels, plain
-from spectra import Given, full
 from training import Rows, Setting, difference, tolerance
 
 REPOSITORY = Path(__file__).parents[1]
@@ -88,11 +88,14 @@ def lines_of(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str])
 
 def test_what_scripts_import_from_the_package_is_there() -> None:
     """Also inside functions that no small run reaches."""
-    missing = []
+    missing, there = [], {module.__name__.split(".")[2] for module in extensions()}
     for folder in ("benchmarks", "scripts", "evidence", "recipes"):
         for path in sorted((REPOSITORY / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text("utf-8"))):
                 if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rankscope"):
+                    kind, _, rest = (node.module or "").removeprefix("rankscope.").partition(".")
+                    if kind == "extensions" and rest.split(".")[0] not in there:
+                        continue
                     names = [alias.name for alias in node.names]
                     module = __import__(str(node.module), fromlist=names)
                     missing += [f"{path.name}: {n}" for n in names if not hasattr(module, n)]
@@ -118,10 +121,6 @@ RACES: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
     ),
     "train_dpo": ("--pocket --pairs 1", lambda line: line["ratio_reference_before"]),
     "train_grpo": ("--steps 2 --pairs 1", lambda line: line["mean_length"]["trl"] > 0),
-    "heads": (
-        "--model pocket --task pocket_cloze --items 12 --dtype float32 --pairs 1",
-        lambda line: line["parity"] <= 1e-4 and not line["predictions_that_differ"],
-    ),
     # A random model ties nearly: every item predicted otherwise has to be listed as that.
     "evaluate_choice": (
         "--task arc_easy --items 12 --ranks 2 --pairs 6 --model BYTES --data-dir DATA",
@@ -205,22 +204,6 @@ def test_gpu_runs_to_its_end_on_a_processor(lines_of: LinesOf, tmp_path: Path) -
     assert all(f"| {name} | " in text for name in result["cases"] | result["parts"])
 
 
-def test_spectra_prints_its_lines(lines_of: LinesOf, tmp_path: Path) -> None:
-    tiny_llama().save_pretrained(tmp_path / "model")
-    options = "--size 300 --rank 4 --pairs 1 --peft --model"
-    lines = lines_of("spectra", *options.split(), str(tmp_path / "model"))
-    assert [line["benchmark"] for line in lines] == [
-        "spectra_intruders",
-        "spectra_similarity",
-        "spectra_adapter",
-    ]
-    for line in lines:
-        assert 0 < line["parity"] <= 1e-5
-        assert line["parity_decisions"] == 0
-        assert 0 <= line["parity_max_matched"] <= 1e-3
-    assert lines[0]["peft_intruders"] == lines[0]["intruders"] > 0
-
-
 @pytest.mark.parametrize("loss", [plain, padded_at_labels, concatenated])
 @pytest.mark.parametrize("is_joined", [False, True])
 def test_every_single_run_loop_gives_the_groups_losses(
@@ -254,16 +237,6 @@ def test_an_interval_of_a_median_is_between_order_statistics() -> None:
     assert interval_of_median([3.0, 1.0, 2.0, 5.0, 4.0]) is None
     assert interval_of_median([3.0, 1.0, 2.0, 6.0, 5.0, 4.0]) == (1.0, 6.0)
     assert interval_of_median([*map(float, range(9))]) == (1.0, 7.0)
-
-
-@pytest.mark.usefixtures("minutes")
-def test_a_side_answers_from_a_process_of_its_own(tmp_path: Path) -> None:
-    given = Given(16, None, 2, False, tmp_path)
-    with race.worker(full, given) as turn:
-        found = [turn().found for _ in range(2)]
-    assert found == [full(given)().found] * 2
-    with pytest.raises(SystemExit, match="full failed"), race.worker(full, None):
-        pass
 
 
 def test_a_race_without_parity_fails(capsys: pytest.CaptureFixture[str]) -> None:

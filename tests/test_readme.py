@@ -173,17 +173,6 @@ def test_a_broken_link_is_found() -> None:
     assert missing_links(page, text) == ["nowhere.md"]
 
 
-def test_the_tests_that_pages_name_are_there() -> None:
-    """``train/test_parity.py`` in docs/footguns.md is a file under tests/."""
-    named = {
-        file
-        for page in PAGES
-        for file in re.findall(r"`(?:tests/)?([a-z_/]*test_[a-z_]+\.py)`", page.read_text("utf-8"))
-    }
-    assert len(named) > 10
-    assert [file for file in sorted(named) if not (REPOSITORY / "tests" / file).is_file()] == []
-
-
 def test_the_public_names_come_without_torch() -> None:
     """In a process of its own: here everything is imported already."""
     code = (

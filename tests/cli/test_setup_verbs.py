@@ -52,7 +52,7 @@ def test_init_names_models_and_presets(tmp_path: Path) -> None:
     for words, part in (
         (("--preset", "pokcet"), "did you mean 'pocket'?"),
         (("--model", "../a/b/c d"), None),
-        (("--preset", "paper", "--data", tmp_path / "rows.csv"), "leave --data out"),
+        (("--preset", "cross-domain", "--data", tmp_path / "rows.csv"), "leave --data out"),
         (
             ("--data", tmp_path / "rows.xlsx"),
             "rows.xlsx: found nothing, expected a file of rows (.jsonl, ",
@@ -142,7 +142,7 @@ def test_init_says_what_keeps_the_file_from_running(place: Path) -> None:
     # Named tasks: a folder without training rows, and what the hub would have to give.
     (place / "tasks" / "mmlu").mkdir(parents=True)
     write_rows(place / "tasks" / "mmlu" / "test.jsonl", ["{}"])
-    named = command("init", "u.yaml", "--preset", "paper", "--data-dir", "tasks")
+    named = command("init", "u.yaml", "--preset", "cross-domain", "--data-dir", "tasks")
     assert "gsm8k: found no such folder" in named.told
     hub = command("init", "v.yaml", "--preset", "cross-domain", "--model", "pocket", "--force")
     assert "next:" in hub.out

@@ -471,7 +471,6 @@ def test_overrides_are_read_as_yaml_and_applied_in_order(write: Write) -> None:
             "seeds=0",
             "evaluate.max_items=50",
             "evaluate.retention=[piqa, {name: boolq}]",
-            "analyze.spectra.enabled=false",
             "name=other",
             "train.batch_size=",
             "tasks.0.max_train_rows=64",
@@ -485,7 +484,6 @@ def test_overrides_are_read_as_yaml_and_applied_in_order(write: Write) -> None:
     assert config.seeds == [0]
     assert config.evaluate.max_items == 50
     assert [task.name for task in config.evaluate.retention] == ["piqa", "boolq"]
-    assert not config.analyze.spectra.enabled
     assert config.name == "other"
     # Short forms are reached into, and a folder named in the file still starts there.
     assert (config.tasks[0].name, config.tasks[0].max_train_rows) == ("arc_easy", 64)

@@ -3,8 +3,6 @@
 import random
 from pathlib import Path
 
-import pytest
-
 from rankscope.config.study import StudyConfig
 from rankscope.config.task import TaskConfig
 from rankscope.data.encode import EncodedRow, EncodedRows, Encoder, encode_rows
@@ -18,39 +16,8 @@ from rankscope.data.study_data import (
     unknown_token_notes,
 )
 from rankscope.data.tasks import load_task
-from rankscope.errors import UserError
 from rankscope.models.load import load_tokenizer
 from rankscope.models.model_folder import model_folder, pocket_folder
-from rankscope.run.study import Study
-from rankscope.tools.new_study import study_template
-
-
-def test_a_training_task_without_rows_is_refused_with_a_way_out(
-    tmp_path: Path, beginnings: Path
-) -> None:
-    """MMLU's local rows have no train file, which is seen before any file is read."""
-    study = tmp_path / "paper.yaml"
-    text = study_template("paper", "./model", None, str(beginnings))
-    study.write_text(text.replace("model: ./model", "model: pocket"), encoding="utf-8")
-    with pytest.raises(UserError) as error:
-        Study.load(study)
-    assert str(error.value) == (
-        "task 'mmlu': found no training rows (only test, validation), although it is trained on, "
-        "expected a file of them ('train:' in the task, or train.jsonl in its folder); add it, or "
-        "only evaluate the task: move it from 'tasks' to 'evaluate.cross_domain'"
-    )
-    alone = Study.load(study, ["tasks=[gsm8k,medmcqa,mathqa,legal_mcq]"]).config
-    assert "mmlu" in alone.evaluation_tasks()
-    config = StudyConfig.model_validate(
-        {
-            "name": "s",
-            "model": "pocket",
-            "tasks": ["common_facts"],
-            "arms": [{"method": "full", "lr": 1e-3}],
-        }
-    )
-    with pytest.raises(UserError, match="'common_facts': found no training rows"):
-        prepare_data(config, load_tokenizer(model_folder(config.model)))
 
 
 def test_training_rows_of_one_task_contaminate_another(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from command_line import Outcome, rankscope
 from launcher import Launcher, text_of
+from pocket_study import UNANALYZED
 
 import vllm_parity
 from faults import refused
@@ -46,7 +47,7 @@ STUDY = {
     "device": "cpu",
     "dtype": "float32",
     "train": {"max_steps": 4, "batch_size": 4, "gradient_accumulation": 1},
-    "analyze": {"spectra": {"enabled": False}, "answers": {"enabled": False}},
+    "analyze": UNANALYZED,
 }
 
 

@@ -24,15 +24,11 @@ def test_a_study_run_by_another_executor_is_the_same(tmp_path: Path) -> None:
 
 
 def test_an_unknown_executor_names_those_that_there_are(tmp_path: Path) -> None:
-    assert list(executor_section().model_fields) == ["local", "ray", "slurm"]
-    with pytest.raises(UserError, match="found an unknown key, expected one of local, ray, slurm"):
+    known = f"expected one of {', '.join(executor_section().model_fields)}"
+    with pytest.raises(UserError, match=f"found an unknown key, {known}"):
         small_study(tmp_path, executor="dask")
-    with pytest.raises(UserError, match="exactly one of local, ray, slurm"):
-        small_study(tmp_path, executor={"ray": None, "slurm": {"time": "1:00:00"}})
-    config = small_study(tmp_path, executor={"slurm": {"time": "1:00:00"}}).config
-    assert with_executor(config, "slurm") == config
-    assert not with_executor(config, "local").runs_elsewhere
-    with pytest.raises(UserError, match="found 'dask', expected one of local, ray, slurm"):
+    config = small_study(tmp_path).config
+    with pytest.raises(UserError, match=f"found 'dask', {known}"):
         with_executor(config, "dask")
     with pytest.raises(UserError, match="at least 1"):
         start_executor(config, 0)

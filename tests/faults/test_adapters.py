@@ -22,8 +22,8 @@ from rankscope.store import Ledger
 
 MODULE = "base_model.model.model.layers.0.self_attn.q_proj"
 OTHER = "base_model.model.model.layers.0.mlp.up_proj"
-READERS = ("eval", "inspect", "run")
-"""Verbs that read an adapter: score it, compare it, continue its training."""
+READERS = ("eval", "run")
+"""Verbs that read an adapter: score it, continue its training."""
 
 
 @pytest.fixture
@@ -40,8 +40,6 @@ def read(verb: str, adapter: Path, *more: object) -> Outcome:
     if verb == "eval":
         words: tuple[object, ...] = ("pocket", "--tasks", "pocket_med", "--max-items", 4)
         return rankscope(verb, *words, "--adapter", adapter, *more)
-    if verb == "inspect":
-        return rankscope(verb, "pocket", adapter, *more)
     return rankscope("check", "study.yaml", *more)
 
 
@@ -129,7 +127,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
 @pytest.mark.pitfall(15)
 @pytest.mark.parametrize(
     ("damage", "verb"),
-    [*product(["NaN"], READERS), ("a module less", "run"), ("a module more", "inspect"),
+    [*product(["NaN"], READERS), ("a module less", "run"), ("a module more", "eval"),
      ("extra", "eval")],
 )  # fmt: skip
 def test_tensors_that_are_not_those_of_the_configuration(

@@ -100,7 +100,6 @@ def test_a_tilde_that_no_shell_replaced_is_the_home_folder(
         (("run", "study.yaml", "--out", "x\udcff/out"), "x[U+DCFF]/out", "lone surrogate"),
         (("export", "x\udcff", "--out", "new"), "x[U+DCFF]", "lone surrogate"),
         (("params", "~no-such-user/x"), "~no-such-user/x", "home directory"),
-        (("inspect", "~no-such-user/x", "y"), "~no-such-user/x", "home directory"),
         (("eval", "~no-such-user/x", "--tasks", "pocket_med"), "~no-such-user/x", "home directory"),
     ],
 )

@@ -87,9 +87,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     task.write_text(f"name: mine\ntest: {json.dumps(FILE_NAME)}\n", "utf-8")
     rows_file, new = folder / FILE_NAME, folder / "new.yaml"
     said |= {
-        "inspect": rankscope("inspect", folder / "model", adapter, "--out", folder / "inspection"),
         "eval": rankscope("eval", folder / "model", "--tasks", task, "--adapter", adapter),
-        "shrink": rankscope("shrink", adapter, "--rank", 1, "--out", folder / "small"),
         "init": rankscope(
             "init", folder.parent / "new.yaml", "--data", rows_file, "--model", "pocket"
         ),
@@ -133,8 +131,6 @@ def test_no_verb_steers_the_terminal(study: dict[str, Any]) -> None:
         ("eval", "pocket", "--tasks", "pocket_med", "--adapter", "{folder}/{name}"),
         ("eval", "pocket", "--tasks", "{folder}/{name}.jsonl"),
         ("init", "{folder}/new.yaml", "--data", "{folder}", "--model", "pocket"),
-        ("inspect", "pocket", "{folder}/{name}"),
-        ("shrink", "{folder}/{name}", "--rank", "2", "--out", "{folder}/x"),
         ("check", "study.yaml", "--{name}"),
         ("export", "{folder}/out", "{name}", "--out", "{folder}/x"),
         ("check", "{folder}/study.yaml", "--set", "tasks.0.name={name}"),
@@ -151,7 +147,7 @@ def test_no_refusal_steers_the_terminal(study: dict[str, Any], words: tuple[str,
     assert "error: " in outcome.err
 
 
-PAGES = ("out/report.html", "comparison.html", "inspection/report.html")
+PAGES = ("out/report.html", "comparison.html")
 
 
 @pytest.mark.parametrize("name", PAGES)

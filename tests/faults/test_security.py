@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from command_line import rankscope, write_rows
 from transformers import AutoTokenizer
 
@@ -153,10 +152,7 @@ def test_nothing_is_unpickled(model: Path, place: Path, mark: Path) -> None:
         (place / "adapter").mkdir()
         (place / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')
         (place / "adapter" / "adapter_model.bin").write_bytes(payload)
-        for words in (
-            ("inspect", "pocket", "adapter"),
-            ("eval", "pocket", "--tasks", "pocket_med", "--adapter", "adapter"),
-        ):
+        for words in (("eval", "pocket", "--tasks", "pocket_med", "--adapter", "adapter"),):
             outcome = rankscope(*words)
             refused(outcome, where="adapter", found="adapter_model.bin, a pickle", do="save")
         (place / "rows.pkl").write_bytes(payload)
@@ -179,7 +175,6 @@ def test_a_study_of_local_files_opens_no_connection(place: Path) -> None:
             ("report", "out"),
             ("verify", "out"),
             ("export", "out", "--best-lora", "--out", "adapter"),
-            ("inspect", "pocket", "adapter"),
         ):
             assert rankscope(*words).code == 0, words
     assert opened == []
@@ -200,44 +195,6 @@ def test_a_scorer_in_python_runs_only_if_allowed(place: Path, mark: Path) -> Non
     refused(outcome, where="mine", found="which runs Python code", do="--trust-task-code")
     assert not mark.exists()
     assert rankscope("check", "study.yaml", "--trust-task-code", "--rows", "0").code == 0
-    assert mark.exists()
-
-
-@pytest.mark.pitfall(5)
-@pytest.mark.parametrize("place_of_code", ["toy.yaml", "shared.yaml"])
-def test_functions_of_a_harness_task_run_only_if_allowed(
-    place: Path, mark: Path, place_of_code: str
-) -> None:
-    """In the task's own file or one that it includes: the harness would run them as it reads."""
-    code = MARKS.format(str(mark)) + "def process(docs):\n    return docs\n"
-    (place / "helper.py").write_text(code)
-    task = {
-        "task": "toy",
-        "dataset_path": "json",
-        "dataset_kwargs": {
-            "data_files": {"test": str(place / "rows.jsonl")},
-            "cache_dir": str(place / "cache"),
-        },
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{question}}",
-        "doc_to_choice": "{{choices}}",
-        "doc_to_target": "{{answer}}",
-        "metric_list": [{"metric": "acc"}],
-    }
-    named = {"shared.yaml": "test_split: test\n"}
-    named["toy.yaml"] = yaml.safe_dump(task) + "include: shared.yaml\n"
-    named[place_of_code] += "process_docs: !function helper.process\n"
-    for name, text in named.items():
-        (place / name).write_text(text)
-    words = ("eval", "pocket", "--tasks", f"lm_eval:{place / 'toy.yaml'}", "--max-items", "2")
-    refused(
-        rankscope(*words),
-        where=f"{place_of_code}, line ",
-        found="!function helper.process, which would run Python",
-        do="--trust-task-code",
-    )
-    assert not mark.exists()
-    assert rankscope(*words, "--trust-task-code").code == 0
     assert mark.exists()
 
 

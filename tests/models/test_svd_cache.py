@@ -5,23 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from full_decompositions import intruder_dimensions, similarity
 from torch import Tensor
 
-from rankscope.extensions.spectra.leading_vectors import low_rank_leading_vectors
-from rankscope.extensions.spectra.spectra import intruders_among, similarity_from_cosines
 from rankscope.models import svd_cache
-from rankscope.models.low_rank_update import LowRankUpdate
-from rankscope.models.svd_cache import (
-    SVD,
-    SvdCache,
-    evict_least_recent,
-    from_int16,
-    read_svd,
-    svd,
-    svd_path,
-    to_int16,
-)
+from rankscope.models.svd_cache import SVD, SvdCache, evict_least_recent, read_svd, svd, svd_path
 
 
 def cache_bytes(folder: Path) -> int:
@@ -100,32 +87,6 @@ def test_a_file_with_one_flipped_bit_or_of_another_matrix_is_not_used(tmp_path: 
     path.write_bytes(content)
     path = path.rename(svd_path(tmp_path, 2 * weight))
     assert read_svd(path, 2 * weight) is None
-
-
-def test_rounded_vectors_keep_what_is_measured_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """16 bits: singular values to 1e-5, the same intruders, similarity to 1e-3."""
-    monkeypatch.setattr(svd_cache, "ROUNDED_FROM", 256)
-    weight = gaussian(400, 400, seed=3).float() / 20
-    A, B = gaussian(8, 400, seed=1).float() / 20, 1.9 * gaussian(400, 8, seed=2).float() / 20
-    exact, full = svd(weight), svd(weight + B @ A)
-    rounded = SvdCache().of("W", weight)
-    assert not torch.equal(rounded.U, exact.U)
-    found = low_rank_leading_vectors(rounded, LowRankUpdate(A, B), 100)
-    assert float(((found.S - full.S[:100]) / full.S[:100]).abs().max()) < 1e-5
-    alike = similarity_from_cosines(found.U[:100], found.V[:100])
-    expected = similarity(exact, full, 100)["similarity_max"]
-    assert alike["similarity_max"] == pytest.approx(expected, abs=1e-3)
-    intruders = intruders_among(found.U[:, :10], found.S[:10], 0.5)
-    direct = intruder_dimensions(exact.U, full.U, full.S, 10)
-    assert 0 < len(intruders[0]) < 10
-    assert intruders[0] == direct[0]
-    # Each block of 64 rows has a scale of its own: a vector in one entry leaves the others exact.
-    narrow = torch.full((500, 1), 1e-3)
-    narrow[70] = 1
-    error = from_int16(*to_int16(narrow)) - narrow
-    assert 0 < float(error.norm()) < 1.3e-4
-    assert float(error[:64].abs().max()) < 1e-7
-    assert torch.equal(from_int16(*to_int16(torch.zeros(3, 2))), torch.zeros(3, 2))
 
 
 def test_the_cache_keeps_within_its_bound(tmp_path: Path) -> None:

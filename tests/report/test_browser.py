@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from browser import Opened, opened
-from inspections import HOSTILE, ablation, inspect_heads, inspection, page_of
+from inspections import HOSTILE, inspection, page_of
 from playwright.sync_api import Browser, Page
 from report_studies import cells, compared_studies, hostile_study, study_and_advice, whole_study
 from synthetic_study import Truth
@@ -30,7 +30,7 @@ CAPTURE = """() => {
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Figure]]:
-    """The page of a study with curves, scaled variants, heads and texts, and its figures."""
+    """The page of a study with curves and texts, and its figures."""
     page = render_study(StudyView(*whole_study()))
     return written(page, tmp_path_factory.mktemp("whole")), figures_of(*whole_study())
 
@@ -57,7 +57,7 @@ def test_the_report_of_a_whole_study_draws_every_figure(
     shown: Opened, whole: tuple[Path, list[Figure]]
 ) -> None:
     drawn = sum(figure.plot is not None for figure in whole[1])
-    assert drawn >= 12  # plane, curve, scaling, ranks, maps, weights, heads, loss
+    assert drawn >= 6  # plane, curve, ranks, maps, loss
     for select in shown.page.query_selector_all("select[data-for]"):
         for choice in range(len(select.query_selector_all("option"))):
             select.select_option(index=choice)
@@ -169,20 +169,6 @@ def test_the_search_finds_items_by_word_and_by_outcome(shown: Opened) -> None:
     page.select_option(".compared .find select", "")
 
 
-def test_a_fold_draws_its_figures_when_it_opens(
-    browser: Browser, whole: tuple[Path, list[Figure]]
-) -> None:
-    with opened(browser, whole[0], viewport={"width": 1400, "height": 900}) as found:
-        folded = found.page.query_selector_all(".fold [data-figure]")
-        assert len(folded) > 3
-        assert found.page.query_selector_all(".fold .main-svg") == []
-        link = found.page.query_selector("nav.contents a[href='#weights']")
-        assert link.is_visible()
-        link.click()
-        found.unfold()
-        assert len(found.page.query_selector_all(".fold .plot:has(.main-svg)")) == len(folded)
-
-
 def test_a_dark_phone_has_dark_figures_without_sideways_scroll_and_may_turn_light(
     browser: Browser, whole: tuple[Path, list[Figure]]
 ) -> None:
@@ -209,19 +195,19 @@ def test_hostile_data_do_nothing_in_a_browser(browser: Browser, tmp_path: Path) 
         found.assert_clean(sum(f.plot is not None for f in figures_of(study, advice)))
 
 
-def test_the_pages_of_a_comparison_and_an_inspection_are_whole(
+def assert_whole(browser: Browser, page: str, folder: Path, at_least: int = 0) -> None:
+    path = written(page, folder)
+    with opened(browser, path, color_scheme="dark", viewport=PHONE) as found:
+        drawn = len(found.page.query_selector_all("[data-figure]"))
+        assert drawn >= at_least
+        found.assert_clean(drawn)
+        assert found.page.evaluate(NO_OVERFLOW)
+
+
+def test_the_pages_of_a_comparison_and_of_given_models_are_whole(
     browser: Browser, tmp_path: Path
 ) -> None:
     comparison = compared_studies()
-    inspected = inspect_heads(inspection(HOSTILE), ablation(HOSTILE, 2.0), ablation("other", 0.5))
-    pages = (
-        render_comparison(comparison, inspected.provenance),
-        page_of(inspected),
-    )
-    for page in pages:
-        path = written(page, tmp_path)
-        with opened(browser, path, color_scheme="dark", viewport=PHONE) as found:
-            drawn = len(found.page.query_selector_all("[data-figure]"))
-            assert drawn >= 2
-            found.assert_clean(drawn)
-            assert found.page.evaluate(NO_OVERFLOW)
+    given = inspection(HOSTILE)
+    for page in (render_comparison(comparison, given.provenance), page_of(given)):
+        assert_whole(browser, page, tmp_path)

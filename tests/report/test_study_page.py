@@ -154,17 +154,12 @@ def base_alone(study: StudyRecords) -> StudyRecords:
     return with_trials(study, lambda t: replace(t, status="planned", train=None, analyses=()))
 
 
-def no_spectra(study: StudyRecords) -> StudyRecords:
-    return with_trials(study, lambda trial: replace(trial, analyses=()))
-
-
 @pytest.mark.parametrize(
     ("fields", "change", "sentence"),
     [
         ({}, base_alone, "None of the 4 trials has finished"),
         ({}, base_alone, "Cannot tell yet: no trial has finished."),
         ({}, lambda study: replace(base_alone(study), trials=()), "The study has no trials"),
-        ({}, no_spectra, "No trial has a spectra record"),
         ({}, None, "No arm has a second seed"),
         ({"contamination": 2}, None, "Some test rows are also in the training rows"),
         ({"retention": ()}, None, "There is no retention task, so what training lost is unknown."),

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pocket_study import SETTINGS, changed, results, small_study
+from pocket_study import SETTINGS, UNANALYZED, changed, results, small_study
 
 from rankscope.records import StudyRecords, TrialRecords
 from rankscope.run.outputs import write_outputs
@@ -54,7 +54,7 @@ def test_every_method_ends_at_its_final_score_and_trains_the_same(tmp_path: Path
     settings = {
         "arms": METHODS,
         "seeds": [0],
-        "analyze": {"spectra": {"enabled": False}},
+        "analyze": UNANALYZED,
         **changed("evaluate", cross_domain=[]),
     }
     never = {"checkpoint_seconds": 600}

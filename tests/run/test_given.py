@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import torch
 from command_line import rankscope
-from pocket_study import SETTINGS, leftovers, loaded, other_base, other_tokenizer, small_study
+from pocket_study import UNANALYZED, leftovers, loaded, other_base, other_tokenizer, small_study
 from safetensors.torch import load_file, save_file
 
 from rankscope.errors import UserError
-from rankscope.extensions.spectra.record import SpectraRecord
 from rankscope.models.adapters.folder import BASE_HASH
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
 from rankscope.records import BASE, StudyRecords
@@ -27,8 +26,7 @@ from rankscope.tools.export import ExportRequest, export_trial
 
 def given_study(folder: Path, *given: object, **changes: object) -> Study:
     """The given models on the small study's retention and cross-domain task, without arms."""
-    evaluate = SETTINGS["evaluate"] | {"scales": [0.5]}
-    settings = {"tasks": None, "arms": None, "evaluate": evaluate, **changes}
+    settings = {"tasks": None, "arms": None, **changes}
     return small_study(folder, given=[str(path) for path in given], **settings)
 
 
@@ -53,15 +51,6 @@ def test_given_models_are_scored_and_analyzed_as_trained_ones(
     assert gold(ids["lora"]) == pytest.approx(gold(ids["full"]), abs=1e-4)
     assert gold(ids["lora"]) != pytest.approx(gold(BASE), abs=1e-2)
     assert gold(ids["ia3"]) != pytest.approx(gold(BASE), abs=1e-2)
-    (half,) = {key[0] for key in records.evals if key[0].startswith(f"{ids['lora']}@")}
-    assert gold(half) != pytest.approx(gold(ids["lora"]), abs=1e-2)
-    norms = {
-        t.spec.arm_label: spectra.matrices[0].frobenius
-        for t in records.trials
-        if (spectra := t.analysis(SpectraRecord))
-    }
-    assert norms["zero"] == 0
-    assert norms["lora"] == pytest.approx(norms["full"], rel=1e-5)
     # Nothing is done again, wherever the folder is and whatever its name.
     shutil.copytree(given_models, tmp_path / "moved" / "here")
     moved = [tmp_path / "moved" / "here" / name for name in names]
@@ -113,15 +102,6 @@ def test_a_search_trains_none_of_given_models_and_scores_them(
     assert (lora.trial_id, "pocket_med", "test") in records.evals
 
 
-def test_variants_are_scored_on_the_split_of_their_models(
-    given_models: Path, tmp_path: Path
-) -> None:
-    evaluate = SETTINGS["evaluate"] | {"scales": [0.5], "split": "validation"}
-    records = given_study(tmp_path, given_models / "lora", evaluate=evaluate).run(tmp_path / "out")
-    assert {split for _, _, split in records.evals} == {"validation"}
-    assert any("@scale=0.5" in model for model, _, _ in records.evals)
-
-
 def _other_base(folder: Path) -> None:
     tensors = load_file(folder / WEIGHTS)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", BASE_HASH: "f" * 64})
@@ -168,25 +148,11 @@ def test_models_that_do_not_fit_are_refused_by_name_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-HEADS_ASKED = (
-    *("--set", "analyze.heads.enabled=true"),
-    *("--set", "evaluate.cross_domain=[pocket_med]"),
-)
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("inspect", "pocket", "ONE", "OTHER", *HEADS_ASKED),
-        ("eval", "pocket", "--tasks", "pocket_med", "--adapter", "ONE", "--adapter", "OTHER"),
-    ],
-)
-def test_two_models_of_the_same_weights_are_refused(
-    given_models: Path, tmp_path: Path, words: tuple[str, ...]
-) -> None:
+def test_two_models_of_the_same_weights_are_refused(given_models: Path, tmp_path: Path) -> None:
     other = shutil.copytree(given_models / "lora", tmp_path / "other")
-    folders = {"ONE": given_models / "lora", "OTHER": other}
-    refused = rankscope(*(folders.get(word, word) for word in words), "--out", tmp_path / "out")
+    adapters = ("--adapter", given_models / "lora", "--adapter", other)
+    words = ("eval", "pocket", "--tasks", "pocket_med", *adapters)
+    refused = rankscope(*words, "--out", tmp_path / "out")
     assert refused.code == 2
     assert f"model {other}: found the same weights as {given_models / 'lora'}" in refused.told
     assert not (tmp_path / "out").exists()
@@ -211,7 +177,7 @@ def test_names_are_those_of_folders_as_far_as_they_must_be(
 def scored_study(folder: Path, *given: object, **changes: object) -> Study:
     """Stored scores on the tasks of ``evaluated``, without analyses."""
     evaluate = {"cross_domain": ["pocket_med", "pocket_gsm"], "split": "test", "max_items": 12}
-    settings = {"tasks": None, "arms": None, "analyze": {"spectra": {"enabled": False}}}
+    settings = {"tasks": None, "arms": None, "analyze": UNANALYZED}
     return small_study(folder, given=list(given), **settings | {"evaluate": evaluate} | changes)
 
 
@@ -252,15 +218,12 @@ def test_stored_scores_stand_beside_models_that_are_scored(
     assert by_name(again) == ids
 
 
-HEADS = {"heads": {"enabled": True, "task": "pocket_med"}, "spectra": {"enabled": False}}
 OTHER_SCORING = {"cross_domain": ["pocket_med"], "split": "test", "max_items": 12}
 
 
 @pytest.mark.parametrize(
     ("stored", "changes", "message"),
     [
-        ({"trial": "lora"}, {"analyze": {}}, "without the weights .*without analyze.spectra"),
-        ({"trial": "lora"}, {"analyze": HEADS}, "without the weights .*without analyze.heads"),
         ({"trial": "lora"}, {"dtype": "bfloat16"}, "with dtype 'float32', expected 'bfloat16'"),
         ({"trial": "lora"}, {"model": "other"}, "with sha256 .*as of this study's base"),
         ({"trial": "lora"}, {"model": "tokenizer"}, "on other items, or scored otherwise"),

@@ -1,26 +1,30 @@
-"""Studies with replay, KL, early stops, joined tasks and scales: run, continued, identified."""
+"""Studies with replay, KL, early stops, and joined tasks: run, continued, identified."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from command_line import folder_contents
 from finished_studies import LORA, MITIGATED, REPLAY, Finished
-from pocket_study import changed, leftovers, results, run_interrupted, small_study, study_file
+from pocket_study import (
+    UNANALYZED,
+    changed,
+    leftovers,
+    results,
+    run_interrupted,
+    small_study,
+    study_file,
+)
 from safetensors.torch import load_file
 
 from rankscope.config.loader import load_study_file
 from rankscope.data.study_data import replay_notes
 from rankscope.errors import UserError
-from rankscope.extensions.spectra.shrink import SourceAdapter, truncate
-from rankscope.models.model_folder import pocket_folder
-from rankscope.records import BASE, StudyRecords, TrialRecords, Variant, trial_of, variant_of
-from rankscope.run.begin import check_record_settings
+from rankscope.records import BASE, StudyRecords, TrialRecords
 from rankscope.run.outputs import write_outputs
 from rankscope.run.trials import make_trials
-from rankscope.store import Ledger, snapshot_path, weights_path
+from rankscope.store import snapshot_path, weights_path
 from rankscope.tools.export import ExportRequest, export_trial
 
 
@@ -94,48 +98,10 @@ def test_export_copies_the_weights_of_a_step(mitigated: Finished, tmp_path: Path
     assert not (tmp_path / "none").exists()
 
 
-def test_every_trial_has_a_scaled_form_on_the_line_from_the_base(mitigated: Finished) -> None:
-    study = mitigated.records
-    variants = {key for key in study.evals if variant_of(key[0])}
-    # Five trials at half; one of rank 8 and the full one cut; two tasks of two splits.
-    assert len(variants) == (5 + 2) * 2 * 2
-    assert {trial_of(model) for model, _, _ in variants} == {t.spec.trial_id for t in study.trials}
-    between = 0
-    for trial in study.trials:
-        label = trial.spec.trial_id
-        base, half, tuned = (
-            np.mean([item.gold_logprob for item in study.results[model, "pocket_med", "test"]])
-            for model in (BASE, f"{label}@scale=0.5", label)
-        )
-        between += base < half < tuned or base > half > tuned
-    assert between >= 3
-
-
-def test_a_full_model_cut_to_a_rank_scores_as_the_adapter_that_shrink_writes(
-    mitigated: Finished, tmp_path: Path
-) -> None:
-    study, base = mitigated.records, pocket_folder()
-    (full,) = [t.spec for t in study.trials if t.spec.is_full]
-    place = mitigated.out / weights_path(full)
-    truncate(SourceAdapter.open(place, base, accepts_full=True), tmp_path / "cut", [2])
-    given = [{"path": str(tmp_path / "cut"), "name": "cut"}]
-    evaluate = {"retention": ["pocket_cloze"], "cross_domain": ["pocket_med"]}
-    settings = {"arms": None, "tasks": None, "given": given, "evaluate": evaluate}
-    scored = small_study(tmp_path, **settings).run(tmp_path / "out")
-    (trial,) = [t.spec.trial_id for t in scored.trials]
-    for task in ("pocket_med", "pocket_cloze"):
-        known = {item.item_id: item for item in scored.results[trial, task, "test"]}
-        ours = study.results[Variant("truncated", 2).of(full.trial_id), task, "test"]
-        assert len(ours) > 5
-        for item in ours:
-            theirs = known[item.item_id].gold_logprob
-            assert item.gold_logprob == pytest.approx(theirs, abs=1e-4)
-
-
 def test_interrupted_over_and_over_it_comes_to_the_same_end(
     mitigated: Finished, tmp_path: Path
 ) -> None:
-    """Between steps, points of curves, scores and spectra alike, bit for bit: adapters with and
+    """Between steps, points of curves, and scores alike, bit for bit: adapters with and
     without dropout, an early stop, full fine-tuning, and the weights kept by step."""
     user = run_interrupted(small_study(tmp_path, **MITIGATED), tmp_path / "out", every=10)
     assert user.stops > 3
@@ -150,8 +116,7 @@ def test_interrupted_over_and_over_it_comes_to_the_same_end(
 def test_a_joined_task_has_the_rows_and_items_of_its_parts(tmp_path: Path) -> None:
     """Multiple choice and written answers: each part is scored its own way."""
     joined = {"name": "both", "mixture": ["pocket_med", "pocket_gsm"]}
-    plain = {"spectra": {"enabled": False}, "answers": {"enabled": False}}
-    two = {"tasks": ["pocket_med", joined], "arms": [LORA], "seeds": [0], "analyze": plain}
+    two = {"tasks": ["pocket_med", joined], "arms": [LORA], "seeds": [0], "analyze": UNANALYZED}
     study = small_study(tmp_path, **two)
     inputs = study.check()
     assert len(inputs.data.rows["both"].rows) == 512 + 2000
@@ -215,24 +180,6 @@ def test_test_items_are_no_part_of_the_id(tmp_path: Path) -> None:
 
 
 # --- what is refused
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"analyze": {"spectra": {"intruder_k": 3}}},
-        {"analyze": {"spectra": {"intruder_epsilon": 0.4}}},
-    ],
-)
-def test_spectra_of_other_settings_are_not_mixed(
-    mitigated: Finished, change: dict[str, Any], tmp_path: Path
-) -> None:
-    same = small_study(tmp_path, **MITIGATED).check()
-    other = small_study(tmp_path, **{**MITIGATED, **change}).check()
-    with Ledger.open(mitigated.out, write=False) as ledger:
-        check_record_settings(ledger, same)
-        with pytest.raises(UserError, match="use another --out"):
-            check_record_settings(ledger, other)
 
 
 def test_replay_of_what_transfer_is_measured_on_is_told(tmp_path: Path) -> None:

@@ -10,10 +10,6 @@ import yaml
 from command_line import Outcome, rankscope, write_rows
 
 from faults import flip_bit
-from rankscope.advise.recommend import recommend
-from rankscope.extensions.spectra.figures import NORM, draw_objectives
-from rankscope.extensions.spectra.record import SpectraRecord
-from rankscope.report.study_view import StudyView
 from rankscope.run.study import Study
 from rankscope.store import Ledger
 
@@ -99,13 +95,6 @@ def test_preference_and_supervised_training_are_arms_of_one_study(tmp_path: Path
     assert labels[2] == "r=2 lr=0.004 objective=dpo:beta:1.0"
     assert len({trial.train.group_id for trial in study.trials if trial.train}) == 1
     assert {record.metric for record in study.evals.values()} == {"acc"}
-    whole = Ledger.read(tmp_path / "out")
-    figure = draw_objectives(StudyView(whole, recommend(whole)), "pocket_med")
-    assert figure is not None
-    assert list(figure.data["objective"]) == ["sft", "dpo", '{"dpo":{"beta":1.0}}']
-    norms = [t.analysis(SpectraRecord).frobenius for t in whole.trials]  # type: ignore[union-attr]
-    assert list(figure.data[NORM]) == pytest.approx(norms)
-    assert figure.finding.count(" gained ") == 3
 
 
 def test_rewards_are_recorded_and_drawn(tmp_path: Path) -> None:

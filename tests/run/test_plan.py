@@ -1,25 +1,19 @@
 """What a plan says of groups and memory, against the study's own numbers."""
 
 import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from architectures import LLAMA_8B, config_of
-from hub_copies import paper_hub
+from architectures import config_of
 from pocket_study import NUM_LORA, changed, small_study
 
 from rankscope.cli.study_verbs import plan_table
 from rankscope.errors import UserError
-from rankscope.models.model_folder import pocket_folder
-from rankscope.models.parameters import architecture
 from rankscope.run.groups import attention_notes
 from rankscope.run.machines import MACHINES
 from rankscope.run.plan import Plan, make_plan, plan_sentences
-from rankscope.run.study import Study
-from rankscope.tools.new_study import study_template
 from rankscope.train.memory import MemoryModel
 
 
@@ -119,40 +113,3 @@ def test_attention_without_a_kernel_is_named(head_dim: int, dtype: str, reason: 
     assert len(notes) == (reason is not None)
     assert all(note.startswith(reason) for note in notes)
     assert attention_notes(MemoryModel(config, torch.float32, torch.device("cpu"))) == []
-
-
-def test_the_paper_preset_plans_as_it_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """For an 8B model's configuration and a tokenizer, without weights.
-
-    Its five data sets are in the hub's layout and splits, a few rows of each; no task is set.
-    """
-    folder = tmp_path / "model"
-    LLAMA_8B.save_pretrained(folder)
-    for file in pocket_folder().glob("tokenizer*"):
-        shutil.copy(file, folder)
-    (tmp_path / "hub").mkdir()
-    paper_hub(tmp_path / "hub", monkeypatch)
-    study = tmp_path / "paper.yaml"
-    study.write_text(study_template("paper", str(folder)), encoding="utf-8")
-    sets = ["memory_limit=80GB", "dtype=bfloat16"]
-    plan = Study.load(study, sets).plan(tokens_per_second=2000)
-    # 5 tasks x (5 ranks x 2 rates + full) x 3 seeds.
-    assert plan.trials == 165
-    assert sum(len(group.labels) for group in plan.groups) == 165
-    base_bytes = 2 * architecture(LLAMA_8B).num_parameters
-    is_full = [group.labels[0].startswith("full") for group in plan.groups]
-    assert sum(is_full) == 15
-    for group, full in zip(plan.groups, is_full, strict=True):
-        # Float32 weights, gradients and two moments beside the base: 16 + 2 bytes a parameter.
-        assert group.memory_bytes > base_bytes * (9 if full else 1)
-        assert full or group.memory_bytes <= 80e9
-    # Of gsm8k's 100 rows a fifth chooses; MMLU's are the 90 to train on; of medmcqa's 70 a fifth
-    # chooses; mathqa's are 60; of 20 rows of law a fifth. Three epochs, steps of 8 rows.
-    rows = {"gsm8k": 80, "mmlu": 90, "medmcqa": 56, "mathqa": 60, "legal_mcq": 16}
-    steps = {group.task: group.steps for group in plan.groups}
-    assert steps == {name: 3 * -(-count // 8) for name, count in rows.items()}
-    assert "holds no weights: planned from config.json" in plan.notes[0]
-    with pytest.raises(UserError, match=r"found no weights, expected \*\.safetensors"):
-        Study.load(study, sets).check()

@@ -30,8 +30,6 @@ SHORT: dict[str, Any] = {
     "seeds": [0],
     "arms": [LORA, SHOTS, SYSTEM],
     **changed("train", max_steps=4),
-    **changed("evaluate", scales=[0.5]),
-    "analyze": {"heads": {"enabled": True, "items": 4}},
 }
 
 

@@ -52,16 +52,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
      "no training rows"),
     (mixture(BOTH) | arm(replay={**REPLAY, "task": "pocket_gsm"}),
      "training task 'both' has, expected a task that is not trained on"),
-    (arm(replay={**REPLAY, "task": "lm_eval:x"}), "found 'lm_eval:x'"),
-    (changed("evaluate", cross_domain=["nothing:5"]), "expected one of lm_eval before the colon"),
     (arm(**STOP), "evaluate_every"),
     (arm(kl_to_base=-1), "greater than or equal to 0"),
     (arm(method={"peft": {"peft_type": "adalora"}}, rank=None, **STOP)
      | changed("train", evaluate_every=2), "ADALORA, whose ranks keep falling"),
-    (changed("evaluate", scales=[1.5]), "less than 1"),
     (arm(targets=["q_proj", "v_porj"]),
      "target module 'v_porj': found no linear layer of this model"),
-    (changed("evaluate", retention=["lm_eval:hellaswag"]), "rankscope eval --tasks lm_eval:"),
     (arm(method="pissa", rank=[8, 129]), "method pissa: found rank 129"),
     (arm(method=["lora", "full"]), "method 'full' among others, which trains every weight"),
     (changed("train", tokens=1000), "'tokens' and 'max_steps'"),
@@ -82,7 +78,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (peft("C3A", block_size=7), "expected a method that fits this model"),
     (peft("ADALORA", tfinal=8), "don't allow for a budgeting phase"),
     ({"quantize": "4bit", "device": "cpu"}, "expected a CUDA device"),
-    ({"analyze": {"heads": {"enabled": True, "ablate": ["pocket_law"]}}}, "pocket_law"),
     # searches
     (search(budget="0 trials"), "budget.trials: found 0, expected greater than or equal to 1"),
     (search(budget="10 tokens"), "budget: found less than one trial, expected at least"),
@@ -106,16 +101,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (on_two(**arm(kl_to_base=0.1)), "found kl_to_base"),
     (on_two(**arm(**STOP), **changed("train", devices=2, evaluate_every=4)), "found early_stop"),
     (on_two(**changed("train", devices=2, optimizer="adamw8bit")), "found optimizer: adamw8bit"),
-    (on_two(evaluate={"scales": [0.5]}), "found variants of full fine-tuning"),
-    (on_two(analyze={"heads": {"enabled": True}}), "found analyze.heads.enabled"),
-    # where groups run
-    *((executor("slurm", time=time), f"found '{time}', expected more than 3 minutes")
-      for time in ("1", "3", "3:00", "0:03:00", "0-0:03")),
-    *((executor(name, **{key: value}), f"executor.{name}.{key}: found a setting by which code of")
-      for name, key, value in (("slurm", "setup", ["rm x"]), ("slurm", "python", "a"),
-                               ("slurm", "wrap", "a"),
-                               ("slurm", "options", ["--export=ALL,BASH_ENV=/tmp/x"]),
-                               ("ray", "address", "localhost:1"))),
 ]  # fmt: skip
 
 

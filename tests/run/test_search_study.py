@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from command_line import rankscope
 from pocket_study import (
+    UNANALYZED,
     changed,
     leftovers,
     loaded,
@@ -36,7 +37,7 @@ SEARCH: dict[str, Any] = {
     "tasks": [{"name": "pocket_med", "scorer": "loss"}],
     "arms": [LORA, {"method": "full", "lr": 2e-4}],
     "max_group_size": 8,
-    "analyze": {"spectra": {"enabled": False}, "answers": {"enabled": False}},
+    "analyze": UNANALYZED,
     # With a margin so small no answer of few items is ever sure: round follows on round.
     "objective": {"margin": 0.001},
     **changed("train", gradient_accumulation=1),

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from pocket_study import changed, small_study
 from safetensors.torch import load_file
 from tiny_models import VOCABULARY, base_of
 from torch import Tensor
@@ -18,8 +17,6 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from rankscope.config.study import StudyConfig, TrainConfig
 from rankscope.errors import Interrupted, UserError
-from rankscope.extensions.spectra import SpectraConfig
-from rankscope.extensions.spectra.spectra import full_spectra
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.load import gathered_model, load_model, sharded_base
 from rankscope.models.methods import get_method
@@ -152,8 +149,7 @@ def test_two_shards_train_what_one_process_trains(
 def test_a_trained_model_is_stored_as_an_ordinary_one(
     sharded: Base, folder: Path, tmp_path: Path
 ) -> None:
-    """Tied weights are stored once, and transformers computes what the shards compute, which share
-    the matrices whose spectra are asked for."""
+    """Tied weights are stored once, and transformers computes what the shards compute."""
     tuned = train_together(sharded, FULL, tmp_path / "state", TRAIN.model_copy(update=SHORT)).tuned
     stored = tmp_path / "stored"
     stored.mkdir()
@@ -166,15 +162,6 @@ def test_a_trained_model_is_stored_as_an_ordinary_one(
     with torch.no_grad():
         expected = plain(input_ids=torch.tensor([ids])).logits[0]
         found = tuned.logits(RowBatch.of([Row(ids, range(len(ids)))], tuned.device))
-    for dtype in (torch.float32, torch.bfloat16):  # the base's, which is stored in float32
-        base, before = on_shards(sharded.shards, folder, dtype), base_of(load_model(folder, dtype))
-        given = stored, [*before.linears()][:9], SpectraConfig()
-        base.shards.announce("call", full_spectra, *given)
-        of_shards, of_one = full_spectra(base, *given), full_spectra(before, *given)
-        assert [matrix.name for matrix in of_shards] == given[1]
-        for there, here in zip(of_shards, of_one, strict=True):
-            assert 0 < there.frobenius == pytest.approx(here.frobenius, rel=SAME)
-            assert there.similarity_subspace == pytest.approx(here.similarity_subspace, rel=SAME)
     start = load_file(folder / "model.safetensors")
     moved = plain.get_input_embeddings().weight - start["model.embed_tokens.weight"]
     assert float(moved.detach().norm()) > 0.01
@@ -239,19 +226,6 @@ def study(train: dict[str, Any] | None = None, **changes: Any) -> StudyConfig:
 
 def lora(**changes: Any) -> dict[str, Any]:
     return {"arms": [{"method": "lora", "rank": 2, "lr": 1e-3, **changes}]}
-
-
-def test_a_login_node_counts_no_devices(tmp_path: Path) -> None:
-    """Units of a cluster run where the devices are; what the code lacks is refused all the same."""
-    dropped = study(device="auto", executor="slurm", **lora(dropout=0.1))
-    with pytest.raises(UserError, match="found dropout"):
-        check_devices(dropped, trials_of(dropped), torch.device("cpu"))
-    two = {**lora(), **changed("train", devices=2)}
-    for executor in ("slurm", {"ray": {"address": "auto"}}):
-        assert small_study(tmp_path, **two, executor=executor).plan().devices == 2
-    for name in ("local", "ray"):
-        with pytest.raises(UserError, match="found 0 GPUs, expected at least 2"):
-            small_study(tmp_path, **two, executor=name).plan()
 
 
 def trials_of(config: StudyConfig) -> list[TrialSpec]:

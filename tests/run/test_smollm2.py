@@ -1,9 +1,11 @@
 """A whole small study on a real model and real questions, and its adapter in plain PEFT."""
 
+import json
 from pathlib import Path
 
 import torch
 from peft import PeftModel
+from pocket_study import UNANALYZED
 from transformers import AutoModelForCausalLM
 
 from rankscope.config.study import ModelConfig
@@ -27,7 +29,7 @@ def test_its_adapter_gives_the_same_logits_in_plain_peft(
         "evaluate.cross_domain=[]",
         "evaluate.retention=[piqa]",
         "evaluate.max_items=4",
-        "analyze={spectra: {enabled: false}, answers: {enabled: false}}",
+        f"analyze={json.dumps(UNANALYZED)}",
         "dtype=float32",
         "device=cpu",
     ]

@@ -28,7 +28,6 @@ from pocket_study import (
 from safetensors.torch import load_file
 
 from rankscope.errors import NotFiniteError
-from rankscope.extensions.spectra.record import SpectraRecord
 from rankscope.models import load
 from rankscope.records import StudyRecords, TrialRecords
 from rankscope.run.outputs import write_outputs
@@ -99,7 +98,6 @@ def test_every_trial_is_trained_scored_and_told_of(small: Path) -> None:
     assert [t.status for t in study.trials] == ["done"] * NUM_TRIALS
     assert len(study.evals) == EVALS_EACH * (NUM_TRIALS + 1)
     for found in study.trials:
-        assert found.analysis(SpectraRecord) is not None
         assert len(found.train.losses) == found.train.steps == SETTINGS["train"]["max_steps"]
         assert found.train.group_size == (1 if found.spec.method == "full" else 2)
     # What was trained is not the base: else the scores below would be its.
@@ -148,7 +146,7 @@ def test_an_added_task_is_scored_and_nothing_trained(copy: Path, tmp_path: Path)
     user = Counter()
     study = small_study(tmp_path, **evaluation).run(copy, user)
     assert len(study.evals) == (EVALS_EACH + 1) * (NUM_TRIALS + 1)
-    assert not [name for name in user.stages if "train" in name or "spectra" in name]
+    assert not [name for name in user.stages if "train" in name]
     after = results(copy)
     assert after["trials"] == before["trials"]
     assert {key: after["evals"][key] for key in before["evals"]} == before["evals"]
@@ -162,8 +160,6 @@ def test_an_added_task_is_scored_and_nothing_trained(copy: Path, tmp_path: Path)
         (changed("evaluate", max_items=15), "task 'pocket_med'"),
         ({"dtype": "bfloat16"}, "dtype"),
         ({"data_seed": 5}, "task 'pocket_med'"),
-        ({"analyze": {"spectra": {"intruder_k": 9}}}, "intruder_k"),
-        ({"analyze": {"spectra": {"top_k": 64}}}, "top_k of 128 x 128 matrices 32"),
         ({"model": "other"}, "base model"),
         ({"model": "same weights, other tokenizer"}, "task 'pocket_med'"),
     ],

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+from pocket_study import UNANALYZED
 
 from rankscope.config.study import StudyConfig, TrainConfig
 from rankscope.data.sampler import RowSampler
@@ -214,7 +215,7 @@ def test_duplicates_are_counted_once_per_file() -> None:
 
 NEUTRAL: list[dict[str, Any]] = [
     {"evaluate": {"retention": ["mmlu"], "max_items": 5, "batch_tokens": 128}},
-    {"analyze": {"spectra": {"enabled": False}}}, {"objective": {"retention": 3.0}},
+    {"analyze": UNANALYZED}, {"objective": {"retention": 3.0}},
     {"name": "other"}, {"device": "cpu"}, {"max_group_size": 2}, {"memory_limit": "2GiB"},
     {"data_dir": "/elsewhere"}, {"seeds": [2, 1, 0]}, {"train": {"checkpoint_seconds": 1.0}},
     {"train": {"evaluate_every": 10}}, {"train": {"evaluate_every": "epoch", "evaluate_items": 7}},

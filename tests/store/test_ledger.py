@@ -12,7 +12,6 @@ from synthetic_study import MODEL, PROVENANCE, Truth, synthetic_study
 
 from rankscope.config.loader import study_values
 from rankscope.errors import IntegrityError, UserError
-from rankscope.extensions.spectra.record import SpectraRecord
 from rankscope.records import (
     BASE,
     CurvePoint,
@@ -25,13 +24,7 @@ from rankscope.records import (
     write_items,
 )
 from rankscope.run.stages.train import curve_point
-from rankscope.store import (
-    CHECKPOINTS,
-    Ledger,
-    TrialFailure,
-    find_problems,
-    items_path,
-)
+from rankscope.store import CHECKPOINTS, Ledger, TrialFailure, find_problems, items_path
 
 FIXTURES = os.pathsep.join(
     [str(Path(__file__).parent), str(Path(__file__).parents[1] / "fixtures")]
@@ -117,18 +110,6 @@ def run_everything(out: Path) -> None:
             store_training(ledger, missing)
         for trial_id, _, _ in ledger.missing_evals((i, "med", "test") for i in [BASE, *IDS]):
             store_eval(ledger, trial_id)
-        for spec in ledger.without_record("spectra", SPECS):
-            ledger.commit(
-                [
-                    SpectraRecord(
-                        trial_id=spec.trial_id,
-                        intruder_k=10,
-                        intruder_epsilon=0.5,
-                        matrices=(),
-                        seconds=0.1,
-                    )
-                ]
-            )
         ledger.finish_trials(IDS)
 
 
@@ -196,11 +177,11 @@ def test_missing_work_is_what_no_record_tells_of(tmp_path: Path) -> None:
     with Ledger.open(tmp_path, write=True) as ledger:
         begin(ledger)
         assert planned(ledger) == SPECS
-        assert ledger.without_record("spectra", SPECS) == []
+        assert ledger.without_record("words", SPECS) == []
         store_training(ledger, IDS[:1])
         ledger.commit(failures=[TrialFailure(IDS[1], "diverged", "loss is NaN at step 3")])
         assert planned(ledger) == SPECS[2:]
-        assert ledger.without_record("spectra", SPECS) == SPECS[:1]
+        assert ledger.without_record("words", SPECS) == SPECS[:1]
         wanted = [(i, "med", "test") for i in (BASE, IDS[0])]
         assert ledger.missing_evals(wanted) == wanted
         store_eval(ledger, BASE)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from command_line import files_below
 from command_line import rankscope as command
-from pocket_study import changed, rewrite_rows, small_study
+from pocket_study import UNANALYZED, changed, rewrite_rows, small_study
 from synthetic_study import Truth, synthetic_study
 
 from rankscope.records import StudyRecords
@@ -20,7 +20,7 @@ SHORT = changed("train", max_steps=2)["train"]
 SMALL = {
     "seeds": [0],
     "train": SHORT,
-    "analyze": {"spectra": {"enabled": False}},
+    "analyze": UNANALYZED,
     "evaluate": {"retention": ["pocket_cloze"], "max_items": 8},
 }
 

@@ -15,7 +15,6 @@ from report_studies import ordinary_study
 
 import rankscope
 from rankscope.errors import DiskFull, IntegrityError, UserError
-from rankscope.extensions.spectra.record import SpectraRecord
 from rankscope.filesystem import check_folder
 from rankscope.hashing import sha256_file
 from rankscope.records import BASE
@@ -51,9 +50,6 @@ def test_every_trial_model_and_item_has_one_row(exportable: Any, study: StudyFra
     assert not study.scores.duplicated(["trial", "variant", "task", "split"]).any()
     assert len(study.items) == sum(record.n for record in records.evals.values())
     assert not study.items.duplicated(["trial", "variant", "task", "split", "item"]).any()
-    found = [s for t in records.trials if (s := t.analysis(SpectraRecord))]
-    matrices = sum(len(spectra.matrices) for spectra in found)
-    assert len(study.analyses["matrices"]) == matrices > 0
     assert len(study.losses) == sum(len(t.train.losses) for t in records.trials if t.train)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from architectures import alone
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft_adapters import relative, saved_base, their_parts, tuned_from
+from peft_adapters import relative, saved_adapter, their_parts
 from pocket_study import small_study
 from tiny_models import IDS, logits_of, tiny_llama
 from toy_training import (
@@ -25,7 +25,6 @@ from rankscope.config.arm import ArmConfig
 from rankscope.config.loader import dump_study, load_study_file
 from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
-from rankscope.extensions.spectra.shrink import SourceAdapter, allot
 from rankscope.models.adapters.folder import save_adapter
 from rankscope.models.adapters.settings import CONFIG
 from rankscope.models.adapters.warm_start import resolve_adapters
@@ -39,19 +38,17 @@ ROWS = toy_rows(30)
 RELATIVE = training_tolerance(STEPS)
 PROTOCOL = protocol(max_steps=STEPS, schedule="constant", warmup_fraction=0.0)
 SHAPES = architecture(tiny_llama().config)
-EACH = sum(sum(s) for n, s in SHAPES.linear_shapes.items() if n != SHAPES.output_layer)
 
 
 @pytest.fixture(scope="module")
 def allotted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The configuration of an adapter with as many parameters as one of rank 4."""
     folder = tmp_path_factory.mktemp("allotted")
-    tuned_from(tiny_llama()).save_pretrained(folder / "tuned")
-    base = saved_base(folder / "base")
-    source = SourceAdapter.open(folder / "tuned", base, accepts_full=True)
-    (change,) = allot(source, folder / "adapter", 4 * EACH)
-    assert len({matrix.rank_after for matrix in change.matrices}) > 2
-    return folder / "adapter" / CONFIG
+    layers = sorted(
+        {n.rpartition(".")[2] for n in SHAPES.linear_shapes if n != SHAPES.output_layer}
+    )
+    pattern = {"q_proj": 6, "o_proj": 2}  # of equal sizes
+    return saved_adapter(folder, tiny_llama(), target_modules=layers, rank_pattern=pattern) / CONFIG
 
 
 def study(**arm: Any) -> StudyConfig:

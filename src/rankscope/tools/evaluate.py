@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from rankscope.analyses import all_analyses
 from rankscope.config.loader import described, fault_at, load_task_file
 from rankscope.config.section import dotted
 from rankscope.config.study import ModelConfig, StudyConfig
@@ -66,11 +67,9 @@ def score(
     names = [task.name for task in scored]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise UserError("--tasks", f"task {repeated[0]!r} is given twice", "each once")
-    values = {
-        "name": "eval",
-        "evaluate": {"cross_domain": scored, **evaluate},
-        "analyze": {"spectra": {"enabled": False}},
-    }
+    unanalyzed = {a.name: {"enabled": False} for a in all_analyses() if a.section == "analyze"}
+    values = {"name": "eval", "evaluate": {"cross_domain": scored, **evaluate}}
+    values["analyze"] = unanalyzed
     config = given_study(values, settings or {}, model, adapters, any_base)
     model_folder(config.model)  # before torch is imported, which takes seconds
     for given in config.given or ():

@@ -1,7 +1,6 @@
 """Generated answers: where they stop, and what is compared."""
 
 import dataclasses
-import random
 import sys
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from rankscope.evaluate.continuous_batching import Generation
 from rankscope.evaluate.metrics import ModelScores
 from rankscope.evaluate.scorers import get_scorer, scorer_names
 from rankscope.evaluate.scorers.generation import normalized_answer, stop_strings
-from rankscope.extensions.rouge import longest_common_subsequence, rouge_l
 
 
 def test_normalized_answer_keeps_what_matters() -> None:
@@ -141,43 +139,6 @@ def test_contains_looks_for_whole_words() -> None:
     assert [item.score for item in scores.items] == [1.0, 0.0, 0.0, 1.0, 0.0]
     assert scores.metrics["contains"] == 0.4
     assert judged("contains", "C++", ["use c++ here", "use c"]).metrics["contains"] == 0.5
-
-
-GOLDEN = [
-    ("the cat sat on the mat", "the cat is on the mat", 0.8333333333333334),
-    ("police killed the gunman", "police kill the gunman", 0.75),
-    ("the gunman kill police", "police kill the gunman", 0.5),
-    ("A, b; c-d e_f", "a b c d e f", 1.0),
-    ("one two three", "three two one zero", 0.2857142857142857),
-    ("", "word", 0.0),
-    ("x", "y", 0.0),
-]
-"""Answer, gold answer, and F1 of rougeL by rouge-score 0.1.2 without its stemmer."""
-
-
-@pytest.mark.parametrize(("answer", "gold", "score"), GOLDEN)
-def test_rouge_is_that_of_the_library(answer: str, gold: str, score: float) -> None:
-    assert rouge_l(answer, gold) == pytest.approx(score, abs=1e-15)
-
-
-def test_rouge_counts_words_of_every_alphabet() -> None:
-    assert rouge_l("кот сидит", "кот лежит") == 0.5
-
-
-def test_longest_common_subsequence_against_the_recursion() -> None:
-    def slow(a: str, b: str) -> int:
-        if not a or not b:
-            return 0
-        if a[-1] == b[-1]:
-            return slow(a[:-1], b[:-1]) + 1
-        return max(slow(a[:-1], b), slow(a, b[:-1]))
-
-    rng = random.Random(0)
-    for _ in range(50):
-        a, b = ("".join(rng.choices("abc", k=rng.randrange(8))) for _ in range(2))
-        assert longest_common_subsequence(a, b) == slow(a, b)
-    # A table of its 1.2e9 cells would take minutes.
-    assert longest_common_subsequence("ab" * 20_000, "b" * 30_000) == 20_000
 
 
 def test_written_gold_answers_have_the_log_probability_that_choice_scoring_gives() -> None:

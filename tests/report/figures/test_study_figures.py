@@ -1,4 +1,4 @@
-"""The plane, scores against rank, the training loss, mitigations, and the maps of a study."""
+"""The plane, scores against rank, the training loss, and the maps of a study."""
 
 import re
 from dataclasses import replace
@@ -6,17 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from report_studies import cells, ordinary_study, study_and_advice, with_arms
+from report_studies import ordinary_study, study_and_advice, with_arms
 from synthetic_study import Truth, with_own_trials, with_specs
 
 from rankscope.advise.recommend import recommend
-from rankscope.extensions.variants.figures import (
-    comparisons_figure,
-)
-from rankscope.extensions.variants.results import MitigationComparison
 from rankscope.formatting import MAX_NAME, POINTS, score_text
-from rankscope.records import BASE, Estimate, GivenModel, Status
-from rankscope.report.charts.figure import Figure
+from rankscope.records import BASE, GivenModel, Status
 from rankscope.report.charts.heat_map import Grid, heat_map
 from rankscope.report.charts.training_curves import binned
 from rankscope.report.figures import plane, rate_map, transfer
@@ -190,56 +185,6 @@ def test_bins_keep_short_curves_and_thin_long_ones(view: StudyView) -> None:
     assert len(thin) == 8
     # Forty steps fall into eight bins of five, so the mean of bins is the mean of steps.
     assert np.mean([value for _, value in thin]) == pytest.approx(np.mean(by_step))
-
-
-def comparison(label: str, value: float, half: float | None) -> MitigationComparison:
-    """``half``: half the width of the interval."""
-    ends = (None, None) if half is None else (value - half, value + half)
-    return MitigationComparison(
-        label=label,
-        plain="plain",
-        gain=0.3,
-        forgetting=0.1,
-        baseline=0.1 - value,
-        difference=Estimate(value=value, low=ends[0], high=ends[1], n=100, seeds=3),
-        beyond=0,
-    )
-
-
-def compared(*comparisons: MitigationComparison) -> Figure:
-    view = StudyView(*ordinary_study())
-    return comparisons_figure(view, view.training_tasks[0], comparisons)
-
-
-@pytest.mark.parametrize(
-    ("comparisons", "said", "unsaid"),
-    [
-        # The largest difference is of one seed: it is not called the best, nor shown.
-        (
-            [comparison("lucky", -0.5, None), comparison("steady", -0.1, 0.01)],
-            "1 retained more than scaling and 0 less. By chance, one in 20 would. The largest "
-            "improvement: steady",
-            "lucky",
-        ),
-        ([comparison("a", -0.3, 0.4), comparison("b", 0.1, 1.0)], "0 retained more", "largest"),
-        ([comparison("a", 0.2, 0.01)], "0 retained more than scaling and 1 less", "largest"),
-        ([comparison("a", -0.2, None)], "over fewer than three seeds", "better:"),
-    ],
-)
-def test_nothing_is_called_better_that_is_not_shown(
-    comparisons: list[MitigationComparison], said: str, unsaid: str
-) -> None:
-    finding = compared(*comparisons).finding
-    assert said in finding
-    assert unsaid not in finding
-
-
-def test_the_table_has_every_comparison_with_its_interval() -> None:
-    rows = cells(compared(comparison("a", -0.1, 0.03), comparison("b", 0.1, None)))
-    assert [row[:1] + row[5:8] for row in rows] == [
-        ("a", *map(pytest.approx, (10.0, 7.0, 13.0))),
-        ("b", -10.0, None, None),
-    ]
 
 
 def test_map_cells_are_gains_on_the_diagonal_and_transfer_beside_it(view: StudyView) -> None:

@@ -21,6 +21,8 @@ from rankscope.extensions.heads.ablation import ablate, single_heads, whole_laye
 from rankscope.extensions.heads.layout import HeadLayout, HeadModel
 from rankscope.extensions.heads.tasks import LOGPROB_PER_TOKEN, head_task, token_trees
 
+from ...test_benchmarks import LinesOf
+
 TOLERANCE = 1e-4
 """Nats, of sums of log-probabilities of up to 100 nats in float32."""
 
@@ -162,3 +164,11 @@ def test_items_beyond_the_context_are_cut_if_the_study_allows_it() -> None:
         head_task(256, encoder(), task, 6, EvaluateConfig())
     found = head_task(256, encoder(), task, 6, EvaluateConfig(too_long="truncate_left"))
     assert len(found.trees) == 6
+
+
+@pytest.mark.usefixtures("minutes")
+def test_the_benchmark_prints_its_line(lines_of: LinesOf) -> None:
+    options = "--model pocket --task pocket_cloze --items 12 --dtype float32 --pairs 1"
+    (line,) = lines_of("heads", *options.split())
+    assert line["parity"] <= 1e-4
+    assert not line["predictions_that_differ"]

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from full_decompositions import intruder_dimensions, similarity
 from scipy.linalg import hadamard
 from torch import Tensor, nn
 
@@ -25,6 +24,8 @@ from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate
 from rankscope.models.svd_cache import SVD, SvdCache, svd
 from rankscope.report.charts.concentration import effective_number, gini
+
+from .full_decompositions import intruder_dimensions, similarity
 
 NAME = "model.layers.3.self_attn.q_proj"
 SHAPES = [(40, 40), (64, 24), (24, 64)]

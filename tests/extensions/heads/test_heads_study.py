@@ -15,6 +15,8 @@ from rankscope.extensions.heads.tasks import related_tasks
 from rankscope.records import StudyRecords
 from rankscope.store import Ledger, find_problems
 
+from ...run.test_presets_run import page_of
+
 HEADS = {"enabled": True, "items": 8, "ablate": ["pocket_cloze", "pocket_med"]}
 ARMS: list[dict[str, Any]] = [
     {"method": "lora", "rank": 2, "lr": 5e-3},
@@ -120,3 +122,7 @@ def test_parts_of_a_joined_task_are_related_to_it_and_it_to_them() -> None:
     assert related_tasks(tasks, "both") == {"both", "med", "law"}
     assert related_tasks(tasks, "med") == {"both", "med"}
     assert related_tasks(tasks, "math") == {"math"}
+
+
+def test_the_preset_shows_heads(tmp_path: Path) -> None:
+    assert "Attention heads" in page_of("heads", [], tmp_path)

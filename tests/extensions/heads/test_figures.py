@@ -1,101 +1,36 @@
-"""Figures and tables of weights and of attention heads, of a study and of an inspection."""
+"""Figures and tables of attention heads, of a study and of given models."""
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from inspections import HEADS, LAYERS, ablation, given, inspect_heads, inspection
-from report_studies import cells, ordinary_study, trial_with_heads
+from inspections import HOSTILE, inspection, page_of
+from playwright.sync_api import Browser
+from report_studies import cells, ordinary_study
 
+from rankscope.advise.recommend import recommend
 from rankscope.extensions.heads.figures import draw_head_concentration, draw_heads_compared
 from rankscope.extensions.heads.record import HeadAblation, HeadsRecord
-from rankscope.extensions.spectra import figures
-from rankscope.extensions.spectra.inspect import write_analyses
-from rankscope.extensions.spectra.record import SpectraRecord
-from rankscope.formatting import number
+from rankscope.report.analysis_tables import analysis_tables
 from rankscope.report.analyzed_models import arms_analyzed, given_analyzed
 from rankscope.report.charts.figure import Figure
 from rankscope.report.figures import draw_section
 from rankscope.report.page import figure_data
 from rankscope.report.study_view import StudyView
+from rankscope.report.table_formats import write_tables
 
-
-def test_intruder_dimensions_are_summed_over_the_matrices_of_a_model(view: StudyView) -> None:
-    figure = figures.draw_weight_maps(arms_analyzed(view, "med"))
-    for arm in view.focus_arms("med"):
-        records = [s for t in view.trials(arm) if (s := t.analysis(SpectraRecord))]
-        total = np.mean([sum(m.intruders for m in s.matrices) for s in records])
-        (part,) = (p for p in figure.finding.rstrip(".").split("; ") if f"{arm.label}: " in p)
-        assert part.endswith(f", the number of intruder dimensions {number(total)}")
-
-
-def test_every_similarity_has_its_chance_level(view: StudyView) -> None:
-    figure = figures.draw_similarity(arms_analyzed(view, "med"))
-    record = next(s for t in view.study.trials if (s := t.analysis(SpectraRecord)))
-    (matrix, *_) = record.matrices  # all are of one shape
-    drawn = [trace.y[0] for trace in figure.plot.data if "unrelated" in (trace.text or ())]
-    chances = (matrix.chance_subspace, matrix.chance_max, matrix.chance_index)
-    assert drawn == pytest.approx([sum(chances[0]) / 2])
-    for title, pair in zip(figures.DEFINITIONS, chances, strict=True):
-        told = figure.data[f"unrelated vectors, {title}"].tolist()
-        assert told == pytest.approx([sum(pair) / 2] * len(told))
-
-
-def test_heat_maps_have_every_matrix_in_its_place() -> None:
-    models = given_analyzed(inspection("r4"))
-    relative = figures.draw_weight_maps(models)
-    side = figures.draw_modules(models)
-    data = json.loads(json.dumps(figure_data(relative)))
-    first, second, *_ = data["data"]
-    assert first["x"] == ["other", "0", "1"]
-    assert first["y"] == ["q_proj", "lm_head"]
-    assert first["z"] == [[None, 0.1, 0.2], [0.05, None, None]]
-    assert second["z"][0] == [None, 0.1, 1.2]
-    assert first["zmax"] == second["zmax"] == 1.2
-    assert len(relative.choices) == 2 * len(figures.MAPPED)
-    assert relative.choices[1].label == "size of the update, full"
-    assert len(relative.data) == 6
-    assert side.data["chance, subspace"][0] == pytest.approx((0.125 + 0.25) / 2)
-
-
-def test_a_map_shows_its_values_or_the_scale_of_its_colors(monkeypatch: pytest.MonkeyPatch) -> None:
-    models = given_analyzed(inspection("r4"))  # layers 0 and 1, and a matrix outside of them
-    for most, scale in ((3, False), (2, True)):
-        monkeypatch.setattr(figures, "MAX_LAYERS_WITH_VALUES", most)
-        figure = figures.draw_weight_maps(models)
-        for trace in figure.plot.data:
-            assert (trace.showscale, bool(trace.texttemplate)) == (scale, not scale)
-
-
-def test_adapters_of_one_kind_form_a_line_with_the_fit_of_their_norms() -> None:
-    found = inspection("r4")
-    first, full = (trial.analysis(SpectraRecord) for trial in found.trials)
-    by_rank = {2: 1.0, 4: 2.1, 8: 3.0}
-    trials = [given("full", None, full)]
-    for rank, norm in by_rank.items():
-        (one, *_) = first.matrices
-        sized = one.model_copy(update={"frobenius": norm})
-        trials.append(given(f"r{rank}", rank, first.model_copy(update={"matrices": (sized,)})))
-    models = given_analyzed(replace(found, trials=tuple(trials)))
-    figure = figures.draw_update_norm(models)
-    assert figure.title == "Size of the update against rank"
-    assert (
-        "The fit 0.0333 + 1 log2 r misses these by 0.0471 (root mean square), a power law r^0.792 "
-        "by 0.19: the logarithm is closer." in figure.finding
-    )
-    assert "Full fine-tuning moves the weights by 1.2" in figure.finding
-    # One adapter has no line over rank.
-    assert figures.draw_update_norm(given_analyzed(found)) is None
+from ...report.figures.test_every_figure import assert_lawful
+from ...report.test_browser import assert_whole
+from .records import HEADS, LAYERS, ablation, inspect_heads, with_heads
 
 
 @pytest.fixture(scope="module")
 def view() -> StudyView:
     study, advice = ordinary_study()
-    return StudyView(replace(study, trials=tuple(map(trial_with_heads, study.trials))), advice)
+    return StudyView(with_heads(study), advice)
 
 
 def test_without_records_there_is_no_figure() -> None:
@@ -205,7 +140,9 @@ def test_one_item_tests_nothing() -> None:
 
 
 def test_tables_have_a_row_for_every_head(tmp_path: Path) -> None:
-    write_analyses(inspect_heads(inspection("r4"), ablation("trained", 3.0)), tmp_path)
+    found = inspect_heads(inspection("r4"), ablation("trained", 3.0))
+    rows = [({"model": t.spec.arm_label}, record) for t in found.trials for record in t.analyses]
+    write_tables(analysis_tables(rows), tmp_path, ["parquet"])
     heads = pq.read_table(tmp_path / "heads.parquet").to_pylist()
     assert [(row["layer"], row["head"]) for row in heads] == [
         (at, h) for at in range(LAYERS) for h in range(HEADS)
@@ -225,10 +162,18 @@ def test_tables_have_a_row_for_every_head(tmp_path: Path) -> None:
     assert [row["gold_change_before"] for row in whole] == [-0.5, -0.25]
     assert [row["gold_change_after"] for row in whole] == [-1.5, -0.75]
     assert whole[0]["score_change_after"] is None
-    (tmp_path / "none").mkdir()
-    write_analyses(inspection("r4"), tmp_path / "none")
-    assert {path.name for path in (tmp_path / "none").iterdir()} == {
-        "matrices.parquet",
-        "layers.parquet",
-        "modules.parquet",
-    }
+
+
+def test_a_page_of_given_models_is_whole(browser: Browser, tmp_path: Path) -> None:
+    assert_whole(
+        browser,
+        page_of(inspect_heads(inspection(HOSTILE), ablation(HOSTILE, 2.0))),
+        tmp_path,
+        at_least=2,
+    )
+
+
+def test_every_figure_keeps_the_laws(view: StudyView) -> None:
+    found = inspect_heads(inspection("r4"), ablation("trained", 3.0))
+    for lawful in (view, StudyView(found, recommend(found))):
+        assert_lawful(lawful)

@@ -1,0 +1,54 @@
+"""Settings of clusters that are refused, and the one executor of a study."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pocket_study import changed, small_study
+
+from rankscope.errors import UserError
+from rankscope.models.sharding import check_devices
+from rankscope.run.executors import with_executor
+
+from ...run.test_refusals import executor as on
+from ...run.test_refusals import (
+    test_a_study_that_cannot_run_is_refused_before_anything_is_written as refused,
+)
+from ...run.test_shards import lora, study, trials_of
+
+REFUSED = [
+    *((on("slurm", time=time), f"found '{time}', expected more than 3 minutes")
+      for time in ("1", "3", "3:00", "0:03:00", "0-0:03")),
+    *((on(name, **{key: value}), f"executor.{name}.{key}: found a setting by which code of")
+      for name, key, value in (("slurm", "setup", ["rm x"]), ("slurm", "python", "a"),
+                               ("slurm", "wrap", "a"),
+                               ("slurm", "options", ["--export=ALL,BASH_ENV=/tmp/x"]),
+                               ("ray", "address", "localhost:1"))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "said"), REFUSED)
+def test_what_cannot_run_is_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    refused(changes, said, tmp_path)
+
+
+def test_a_study_has_one_executor(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="exactly one of local, ray, slurm"):
+        small_study(tmp_path, executor={"ray": None, "slurm": {"time": "1:00:00"}})
+    config = small_study(tmp_path, executor={"slurm": {"time": "1:00:00"}}).config
+    assert with_executor(config, "slurm") == config
+    assert not with_executor(config, "local").runs_elsewhere
+
+
+def test_a_login_node_counts_no_devices(tmp_path: Path) -> None:
+    """Units of a cluster run where the devices are; what the code lacks is refused all the same."""
+    dropped = study(device="auto", executor="slurm", **lora(dropout=0.1))
+    with pytest.raises(UserError, match="found dropout"):
+        check_devices(dropped, trials_of(dropped), torch.device("cpu"))
+    two = {**lora(), **changed("train", devices=2)}
+    for executor in ("slurm", {"ray": {"address": "auto"}}):
+        assert small_study(tmp_path, **two, executor=executor).plan().devices == 2
+    for name in ("local", "ray"):
+        with pytest.raises(UserError, match="found 0 GPUs, expected at least 2"):
+            small_study(tmp_path, **two, executor=name).plan()
