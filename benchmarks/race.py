@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from rankscope.device import keep_freed_memory, provenance
+from rankscope.device import keep_freed_memory
+from rankscope.run.versions import provenance
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
