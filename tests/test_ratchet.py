@@ -8,19 +8,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 LIMITS = {
-    "code lines of the core": 29_736,
+    "code lines of the core": 28_091,
     "code lines of extensions": 7_000,  # a cap: room that the core's own lines do not have
-    "lines of tests": 38_297,
-    "words of docs and README": 36_596,
+    "lines of tests": 31_151,
+    "lines of tests of extensions": 7_528,
+    "words of docs and README": 36_583,
     "words of README": 875,
     "sentences over 40 words": 19,
-    "data types": 157,
-    "public definitions": 1_053,
-    "functions over 60 lines": 7,
-    "headless docstrings": 212,
-    "modules with one importer": 41,
-    "modules in the largest circle": 97,  # imports inside functions count
-    "modules that prepare.py imports": 16,  # run/prepare.py itself, not what those import
+    "data types": 154,
+    "public definitions": 1_034,
+    "functions over 60 lines": 6,
+    "headless docstrings": 202,
+    "modules with one importer": 35,
+    "modules in the largest circle": 53,  # imports inside functions count
+    "modules that prepare.py imports": 10,  # run/prepare.py itself, not what those import
     "keys of the study file": 142,  # 32 of them in sections that a mere name can stand for
 }
 SCHEMA = "docs/study.schema.json"
@@ -103,7 +104,9 @@ def count(root: Path) -> Counter[str]:
     found["modules that prepare.py imports"] = len(imports["rankscope.run.prepare"])
     found["keys of the study file"] = keys(json.loads((root / SCHEMA).read_text("utf-8")))
     pages = [p.read_text("utf-8") for p in (root / "README.md", *root.glob("docs/**/*.md"))]
-    found["lines of tests"] = sum(1 + f.read_bytes().count(10) for f in root.glob("tests/**/*.py"))
+    for path in root.glob("tests/**/*.py"):
+        of = " of extensions" if path.is_relative_to(root / "tests/extensions") else ""
+        found[f"lines of tests{of}"] += 1 + path.read_bytes().count(10)
     found["words of README"] = len(pages[0].split())
     found["words of docs and README"] = sum(len(page.split()) for page in pages)
     found["sentences over 40 words"] = sum(len(s.split()) > 40 for p in pages for s in sentences(p))
@@ -131,6 +134,7 @@ HOUSE = {
     "src/rankscope/run/__init__.py": "from .prepare import f\n",
     "src/rankscope/run/prepare.py": "from rankscope import b\n",
     "tests/test_a.py": "",
+    "tests/extensions/x/test_x.py": "",
     "README.md": "A house.",
     "docs/a.md": "# Title\n\n" + "word " * 40 + "end. A\n",
     SCHEMA: '{"properties": {"a": 0}, "$defs": [{"anyOf": [{"properties": {"b": {}}}]}]}',
@@ -139,6 +143,7 @@ PLANTED = {
     "code lines of the core": (65, "src/rankscope/a.py", "x = 1\n"),
     "code lines of extensions": (1, "src/rankscope/extensions/x.py", "x = 1\n"),
     "lines of tests": (1, "tests/test_a.py", "\n"),
+    "lines of tests of extensions": (1, "tests/extensions/x/test_x.py", "\n"),
     "words of docs and README": (46, "docs/a.md", "word "),
     "words of README": (2, "README.md", "word "),
     "sentences over 40 words": (1, "README.md", "word " * 41 + "end. "),
