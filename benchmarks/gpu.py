@@ -40,7 +40,6 @@ from rankscope.device import (
     choose_device,
     dtype_name,
     peak_memory_bytes,
-    provenance,
     reset_peak_memory,
 )
 from rankscope.evaluate.continuous_batching import Generation, GenerationLimits, RunningBatch
@@ -52,6 +51,7 @@ from rankscope.models.multi_lora import MultiLora
 from rankscope.records import TrialSpec
 from rankscope.run.begin import prepare_process
 from rankscope.run.machines import MACHINES
+from rankscope.run.versions import provenance
 from rankscope.train.loop import train_group
 from rankscope.train.memory import MemoryModel, RowCounts
 from rankscope.train.step import compute_gradients
