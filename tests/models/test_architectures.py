@@ -173,10 +173,8 @@ def test_the_table_lists_what_is_tried() -> None:
     assert tuple(cells) == ARCHITECTURES
     assert {column for row in cells.values() for column in row} >= {*CHECKS, "window"}
     assert {name for name, row in cells.items() if row["window"] == "yes"} == {*WINDOWED}
-    refused = {
-        (name, c) for name, row in cells.items() for c in {*row} - {"window"} if row[c] == "no"
-    }
-    assert refused == set(REFUSALS)
+    refused = {(name, c) for name, row in cells.items() for c in row if row[c] == "no"}
+    assert {cell for cell in refused if cell[1] != "window"} == set(REFUSALS)
 
 
 def check_cell(architecture: str, column: str, check: Callable[[], None]) -> None:
