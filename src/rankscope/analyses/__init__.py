@@ -48,7 +48,7 @@ class AnalysisKind(Generic[Settings]):
         """Raise ValueError for settings that contradict the rest of the study file."""
 
     def needs_one_device(self, config: "StudyConfig", trials: Sequence["TrialSpec"]) -> str:
-        """What of an enabled analysis cannot run on a sharded model, as the study file says it."""
+        """Name the settings, as the study file writes them, that need the model on one device."""
         return ""
 
     # --- results

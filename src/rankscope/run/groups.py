@@ -149,7 +149,7 @@ class Grouping:
 
 
 def _experts_notes(memory: MemoryModel, trials: Sequence[TrialSpec]) -> list[str]:
-    """That adapters leave experts alone, if each layer holds them in one tensor."""
+    """Say that adapters leave experts alone, if each layer holds them in one tensor."""
     names = [
         f"{name}.{key}"
         for name, module in memory.base.named_modules()
@@ -167,7 +167,7 @@ def _experts_notes(memory: MemoryModel, trials: Sequence[TrialSpec]) -> list[str
 
 
 def attention_notes(memory: MemoryModel) -> list[str]:
-    """What attention on CUDA costs without the kernel that takes rows of any length."""
+    """Say what attention on CUDA costs without the kernel that takes rows of any length."""
     if not memory.packs or memory.device.type != "cuda":
         return []
     sizes = {
@@ -190,7 +190,7 @@ def attention_notes(memory: MemoryModel) -> list[str]:
 
 
 def _rows_alone_notes(config: StudyConfig, grouping: Grouping) -> list[str]:
-    """What it costs that rows of this model cannot share a pass."""
+    """Say what it costs that rows of this model cannot share a pass."""
     architecture = type(grouping.model.base).__name__
     if config.train.devices > 1:
         found = f"{config.train.devices}, with {architecture}, whose rows run alone"

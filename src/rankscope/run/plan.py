@@ -297,7 +297,7 @@ def makespan(seconds: Sequence[float], devices: int) -> float:
 
 
 def plan_sentences(plan: Plan) -> Iterator[str]:
-    """What a plan takes in all, and which groups do not fit."""
+    """Say what a plan takes in all, and which groups do not fit."""
     curve = f" and {plan.curve_evaluations:,} while training" if plan.curve_evaluations else ""
     yield (
         f"{count(plan.trials, 'trial')} in {count(len(plan.groups), 'group')}, "

@@ -157,7 +157,7 @@ def _modules(label: str, spectra: SpectraRecord) -> Table:
 
 
 def changes_tables(changes: Sequence["AdapterChange"]) -> RenderableType:
-    """What ``shrink`` changed: per adapter written, a row per kind of matrix and the whole."""
+    """List what ``shrink`` changed: per adapter, a row per kind of matrix and one of the whole."""
     return Group(*(part for change in changes for part in _change(change)))
 
 
