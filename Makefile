@@ -32,7 +32,7 @@ test-slow: .venv/installed-dev
 
 # The core alone: a copy of the checkout without extensions, their tests, and their keys.
 test-without-extensions: .venv/installed-dev
-	core=$$(mktemp -d) && git ls-files -z | xargs -0 cp --parents --target-directory $$core && \
+	core=$$(mktemp -d) && trap "rm -r $$core" EXIT && git ls-files -z | xargs -0 cp --parents --target-directory $$core && \
 		cd $$core && rm -r src/rankscope/extensions/*/ tests/extensions/*/ && \
 		export PYTHONPATH=$$core/src OMP_NUM_THREADS=1 && \
 		$(CURDIR)/$(BIN)/rankscope init --schema > docs/study.schema.json && \

@@ -178,25 +178,26 @@ def apart(first: Segment, second: Segment) -> dict[str, float]:
     }
 
 
-def parsed(doc: str, items: int) -> argparse.Namespace:
+def command_line(doc: str, items: int) -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--task", default="arc_easy")
     parser.add_argument("--data-dir", type=Path, default=DATA)
-    parser.add_argument("--pairs", type=int, default=6, help="of turns, for each peer")
     parser.add_argument("--items", type=int, default=items, help="in every turn")
     parser.add_argument("--num-fewshot", type=int, default=0, help="answered questions before each")
     parser.add_argument("--layers", default="", help="such as 2,7,12")
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
-    return parser.parse_args()
+    return parser
 
 
 def main() -> int:
     """Race, print, and exit with 1 where the sides gave other numbers."""
-    options = parsed(str(__doc__), items=40)
+    parser = command_line(str(__doc__), items=40)
+    parser.add_argument("--pairs", type=int, default=6, help="of turns, for each peer")
+    options = parser.parse_args()
     device = choose_device(options.device)
     dtype = str(choose_dtype(options.dtype, device)).removeprefix("torch.")
     result, raced = race(ours, {"ratio": scratch, "ratio_plain": plain}, options, options.pairs)

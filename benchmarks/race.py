@@ -14,7 +14,7 @@ import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,12 +106,13 @@ def worker(side: Side, given: Any) -> Iterator[Turn]:
     def received() -> Segment:
         try:
             segment: Segment = ours.recv()
-        except EOFError:
+        except (EOFError, OSError):
             raise SystemExit(f"{side.__name__} failed, as it says above") from None
         return segment
 
     def turn() -> Segment:
-        ours.send(None)
+        with suppress(OSError):  # a side that ended is noticed below
+            ours.send(None)
         return received()
 
     try:
@@ -157,13 +158,14 @@ def race(
         The fields of the result, and the segments by peer.
     """
     result: dict[str, Any] = {"pairs": count, "intervals": {}, "rates": {}}
-    raced = {}
+    raced: dict[str, Pairs] = {}
     for name, peer in peers.items():
         with worker(ours, given) as own, worker(peer, given) as other:
             pairs = raced[name] = take_turns(own, other, count)
         result[name] = statistics.median(pairs.ratios)
         result["intervals"][name] = interval_of_median(pairs.ratios)
-        for side, segments in ((ours, pairs.ours), (peer, pairs.theirs)):
+        all_ours = [segment for of in raced.values() for segment in of.ours]
+        for side, segments in ((ours, all_ours), (peer, pairs.theirs)):
             rate = statistics.median(segment.rate for segment in segments)
             result["rates"][side.__name__] = rate
         print(f"{name}: {result[name]:.3g} of {pairs.ratios}", file=sys.stderr, flush=True)

@@ -61,7 +61,6 @@ def processor_seconds() -> float:
 
 def measure(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, object]]:
     """Figures by name."""
-    sys.path.insert(1, str(Path(__file__).parents[2] / "benchmarks"))
     sys.path.insert(1, str(Path(__file__).parents[2] / "tests" / "fixtures"))
     from pocket_study import SETTINGS, changed, small_study
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(1, str(Path(__file__).parents[2] / "benchmarks"))
 sys.path.insert(1, str(Path(__file__).parents[2] / "tests" / "fixtures"))
 
 from command_line import Outcome

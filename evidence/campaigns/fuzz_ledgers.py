@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from fuzz_mutations import HOSTILE, altered, json_text
 
-sys.path.insert(1, str(Path(__file__).parents[2] / "benchmarks"))
 sys.path.insert(1, str(Path(__file__).parents[2] / "tests" / "fixtures"))
 
 KEYS = {

@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 
 sys.path.insert(1, str(Path(__file__).parents[2] / "benchmarks"))
 
-from heads import World, parsed, world
+from heads import World, command_line, world
 from race import heading, rounded
 from rankscope.device import keep_freed_memory
 from rankscope.evaluate.token_trees import Floats
@@ -81,7 +81,7 @@ def spearman(a: object, b: object) -> float:
 
 
 def main() -> None:
-    options: argparse.Namespace = parsed(str(__doc__), items=200)
+    options: argparse.Namespace = command_line(str(__doc__), items=200).parse_args()
     keep_freed_memory()
     w = world(options)
     every = list(range(len(w.heads.layout)))

@@ -1,4 +1,4 @@
-"""The verb for a study's weights: ``export``."""
+"""Verbs for finished studies: ``compare`` and ``export``."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

@@ -100,6 +100,7 @@ def _trial_data(trial: TrialRecords, evaluations: int) -> dict[str, Any]:
 
 _COLUMNS = {
     "trial_id": Column("trial"),
+    "seed": Column(text=str),
     "loss": Column(digits=3),
     "seconds": Column("time", text=clock),
     "evaluations": Column("scores"),

@@ -48,7 +48,8 @@ def shown_rows(
         is_end = is_end and name not in columns  # a task may be called x_largest
         whole, ending = (value, f", {end}") if is_end else (name, "")
         column = columns.get(whole, Column())
-        plain = whole.replace("_", " ") if whole.isidentifier() else whole
+        spaced = whole.replace("_", " ")
+        plain = spaced if whole.isidentifier() and spaced not in names else whole
         read[name] = (column.title or plain) + ending, column
     shown = [
         {read[n][0]: _shown(value, row, read[n][1]) for n, value in row.items()} for row in rows

@@ -62,6 +62,7 @@ class Machine:
     share: float = PUBLISHED_SHARE
     """The part of a rate that training and scoring reach; 0 if no pace of it is known."""
     basis: str = "from published figures, not measured"  # What estimates of time rest on
+    is_here: bool = False  # Whether it can be asked
 
     def dtype(self, wanted: str) -> torch.dtype:
         """The base's dtype; ``auto`` is the first of its rates, as in ``device.choose_dtype``."""
@@ -76,7 +77,7 @@ class Machine:
         """The study with its dtype, and what writes answers. Raises UserError: a wish is not met
         here."""
         dtype = self.dtype(config.dtype)
-        engine = "own" if self.share else resolved_engine(config, self.device, dtype)
+        engine = resolved_engine(config, self.device, dtype) if self.is_here else "own"
         evaluate = config.evaluate.model_copy(update={"engine": engine})
         return config.model_copy(update={"dtype": dtype_name(dtype), "evaluate": evaluate})
 
@@ -86,7 +87,7 @@ class Machine:
         """Cuts a study's trials into groups; ``num_processes`` groups share the memory."""
         dtype = self.dtype(config.dtype)
         # NVIDIA's cards have it from compute capability 8.0 on, the first with bfloat16, too.
-        kernel = self.device.type == "cuda" and "bfloat16" in self.rates if self.share else None
+        kernel = None if self.is_here else self.device.type == "cuda" and "bfloat16" in self.rates
         model = MemoryModel(base.config, dtype, self.device, config.quantize, kernel)
         rows = {**data.replay_rows, **data.rows}
         counts = {name: RowCounts.of(encoded.rows) for name, encoded in rows.items()}
@@ -129,7 +130,8 @@ def this_machine(config: StudyConfig) -> Machine:
     """This machine, whose pace is not known yet."""
     device = choose_device(config.device)
     rates = {dtype_name(choose_dtype(config.dtype, device)): 0.0}
-    return Machine("this machine", device, rates, available_memory_bytes(device) / 1e9, share=0.0)
+    memory = available_memory_bytes(device) / 1e9
+    return Machine("this machine", device, rates, memory, share=0.0, is_here=True)
 
 
 def paced_machine(

@@ -38,7 +38,6 @@ def prepare(
     reporter.advance(2, "trials and groups")
     tasks, items, length_notes = scored_items(config, base, data)
     trials, beyond = study_trials(config, base, data, tasks, whole=not is_plan)
-    duplicates = duplicate_grid_notes(config)
     prompts = [trial for trial in trials if trial.prompt]
     prompted = {t.trial_id: scored_items(config, base, data.seen_by(t))[1] for t in prompts}
     grouping = place.grouping(config, base, data, num_processes)
@@ -58,7 +57,7 @@ def prepare(
         grouping=grouping,
         beyond=beyond,
         prompted=prompted,
-        notes=(*notes, *duplicates),
+        notes=(*notes, *duplicate_grid_notes(config)),
     )
     study.check()
     reporter.finish()

@@ -51,18 +51,18 @@ def run_rounds(context: RunContext, run_groups: Callable[[], None]) -> None:
 class _Search:
     def __init__(self, context: RunContext, run_groups: Callable[[], None]) -> None:
         self.context, self.ledger = context, context.ledger
-        self.declared = context.study  # Before any round: that of the context has its groups
+        self.study = context.study
         self.run_groups = run_groups
-        self.budget = self.declared.search_budget
+        self.budget = self.study.search_budget
         self.over_budget: set[str] = set()
 
     def run(self) -> None:
-        prompts = [t for t in self.declared.trials if t.prompt is not None]
+        prompts = [t for t in self.study.trials if t.prompt is not None]
         self.context.count_time()  # of the base's scores
         if not self.ledger.rounds():
             self.context.reporter.note(
                 f"search: at most {self.budget.text}; the lists have "
-                f"{len(self.declared.trials)} trials. 'budget' changes that"
+                f"{len(self.study.trials)} trials. 'budget' changes that"
             )
             self.put_round()
         while True:
@@ -71,7 +71,7 @@ class _Search:
             asked = self.asked_for(rounds)
             # Trials beyond the lists, too: a grid in between did not show them.
             shown = self.ledger.statuses().keys() | {trial.trial_id for trial in asked}
-            self.ledger.put_trials([t for t in self.declared.candidates if t.trial_id in shown])
+            self.ledger.put_trials([t for t in self.study.candidates if t.trial_id in shown])
             records, waiting = self.validated(), set(self.waiting())
             left = [trial for trial in asked if trial in waiting]
             paid = self.affordable(left, records)
@@ -79,12 +79,12 @@ class _Search:
             self.say(rounds, paid, records)
             # A killed grid may have begun others.
             waiting -= set(paid)
-            trials = [t for t in self.declared.candidates if t.trains and t not in waiting]
+            trials = [t for t in self.study.candidates if t.trains and t not in waiting]
             label = f"round {rounds[-1].number}," if rounds[-1].number else ""
             self.round([*trials, *prompts], Round(is_last=False, label=label))
             if not paid if self.over_budget else not self.put_round():
                 break
-        others = [t for t in self.declared.trials if not t.trains]
+        others = [t for t in self.study.trials if not t.trains]
         arms = self.finalists()
         last = [*others, *(trial for arm in arms for trial in arm)]
         # Where minutes are counted, training gets those that analyses of all finalists would take.
@@ -104,8 +104,9 @@ class _Search:
         # The last round also removes what a crash left; it is to come even for no trial. So is one
         # whose decision compares with a base that a worker has not scored yet.
         if left or this_round.is_last or EvaluateStage(self.context).missing_of_base():
-            skipped = [t.trial_id for t in left if statuses[t.trial_id] == "skipped"]
-            self.ledger.retry_trials(skipped)
+            self.ledger.retry_trials(
+                [t.trial_id for t in left if statuses[t.trial_id] == "skipped"]
+            )
             self.context.begin_round(left, this_round)
             self.run_groups()
             # A shortage of memory may have split groups, which changes the ledger alone.
@@ -120,10 +121,10 @@ class _Search:
         rounds, records = self.ledger.rounds(), self.validated()
         number, known = rounds[-1].number + 1 if rounds else 0, self.asked_for(rounds)
         # Its lists may have become longer since.
-        if design := tuple(t for t in self.declared.first if t not in known):
+        if design := tuple(t for t in self.study.first if t not in known):
             asked = {"": NextRound(design)}
         else:
-            asked = {task: self.asked(records, task) for task in self.declared.data.rows}
+            asked = {task: self.asked(records, task) for task in self.study.data.rows}
         new = [
             RoundRecord(
                 number=number,
@@ -143,14 +144,14 @@ class _Search:
 
     def asked_for(self, rounds: Sequence[RoundRecord]) -> list[TrialSpec]:
         """The trials of all rounds, in order."""
-        by_id = {trial.trial_id: trial for trial in self.declared.candidates}
+        by_id = {trial.trial_id: trial for trial in self.study.candidates}
         return [by_id[i] for of in rounds for i in of.trial_ids if i in by_id]
 
     def say(
         self, rounds: Sequence[RoundRecord], paid: Sequence[TrialSpec], records: StudyRecords
     ) -> None:
         """Tell what is trained now, and why."""
-        unit = unit_of(next(t.score_unit for t in self.declared.task_records))
+        unit = unit_of(next(t.score_unit for t in self.study.task_records))
         for of in rounds:
             trials = [trial for trial in paid if trial.trial_id in of.trial_ids]
             if not trials or of.regret is None or of.after is None:
@@ -163,31 +164,31 @@ class _Search:
             self.context.reporter.note(text)
 
     def asked(self, records: StudyRecords, task: str) -> NextRound:
-        declared = {trial.trial_id for trial in self.declared.trials}
+        declared = {trial.trial_id for trial in self.study.trials}
         waiting = [trial for trial in self.waiting() if trial.task == task]
         begun = {t.spec.arm for t in records.trials if t.status not in ("planned", "skipped")}
         own = [t for t in waiting if t.trial_id in declared or t.arm in begun]
         beyond = [t for t in waiting if t not in own]
-        return next_round(records, task, own, beyond, self.declared.config.until)
+        return next_round(records, task, own, beyond, self.study.config.until)
 
     def waiting(self) -> list[TrialSpec]:
         """The trials that may be trained and have not begun."""
         statuses = self.ledger.statuses()
-        trials = [trial for trial in self.declared.candidates if trial.trains]
+        trials = [trial for trial in self.study.candidates if trial.trains]
         known = [statuses.get(trial.trial_id, "planned") for trial in trials]
         return [t for t, s in zip(trials, known, strict=True) if s in ("planned", "skipped")]
 
     def finalists(self) -> list[list[TrialSpec]]:
         """By finalist, its trials that were trained."""
         view = self.validated()
-        arms = [arm for task in self.declared.data.rows for arm in finalists(view, task)]
+        arms = [arm for task in self.study.data.rows for arm in finalists(view, task)]
         return [[trial.spec for trial in arm.finished] for arm in arms]
 
     def untested(self) -> list[TrialSpec]:
         """The trained trials of the recommended arms that lack test scores or analyses, and those
         whose test scores a killed run stored in part; these may put another arm first."""
         view = self.with_trained(self.ledger.load())
-        arms = [arm for task in self.declared.data.rows for arm in finalists(view, task)[:1]]
+        arms = [arm for task in self.study.data.rows for arm in finalists(view, task)[:1]]
         first = {trial.spec.trial_id for arm in arms for trial in arm.finished}
         tested = {model for model, _, split in view.evals if split == "test"}
         statuses = self.ledger.statuses()
@@ -195,10 +196,10 @@ class _Search:
         def is_wanted(trial: TrialSpec) -> bool:
             if statuses.get(trial.trial_id) == "trained":
                 return trial.trial_id in first | tested
-            wanted = self.declared.wanted_evals(trial.trial_id, trial.task)
+            wanted = self.study.wanted_evals(trial.trial_id, trial.task)
             return trial.trial_id in first and not view.evals.keys() >= {*wanted}
 
-        return [trial for trial in self.declared.candidates if is_wanted(trial)]
+        return [trial for trial in self.study.candidates if is_wanted(trial)]
 
     def validated(self) -> StudyRecords:
         """The records without test items: a run that goes on after a kill would see those of some
@@ -225,12 +226,12 @@ class _Search:
         own = [trial for trial in records.trials if trial.spec.trains]
         begun = [trial.spec for trial in own if trial.status not in ("planned", "skipped")]
         num_trials = len(begun)
-        tokens = float(sum(map(self.declared.training_tokens, begun)))
+        tokens = float(sum(map(self.study.training_tokens, begun)))
         hours = self.budget.hours or inf
         seconds = records.total_seconds + LAST_SHARE * 3600 * hours + self.last_seconds(records)
         pace, kept = self.pace(records), list[TrialSpec]()
         for trial in trials:
-            num_trials, tokens = num_trials + 1, tokens + self.declared.training_tokens(trial)
+            num_trials, tokens = num_trials + 1, tokens + self.study.training_tokens(trial)
             seconds += pace(trial)
             if not self.budget.pays_for(num_trials, tokens) or seconds > 3600 * hours:
                 break
@@ -242,7 +243,6 @@ class _Search:
     def pace(self, records: StudyRecords) -> Callable[[TrialSpec], float]:
         """Seconds that a trial is expected to take here, by those that were trained and scored; 0
         before any was."""
-        study = self.declared
         trained = [t for t in records.trials if t.train is not None and t.spec.trains]
         scoring = sum(e.seconds for e in records.evals.values())
         measured = scoring + sum(t.train.seconds for t in trained if t.train)
@@ -254,13 +254,13 @@ class _Search:
         scored = sum(of_trials) / len(trained)
         paces: dict[bool, float] = {}
         for trial in trained:
-            work = training_work(study, trial.spec)
+            work = training_work(self.study, trial.spec)
             own = (trial.train.seconds if trial.train else 0.0) / max(1.0, work)
             paces[trial.spec.is_full] = max(own, paces.get(trial.spec.is_full, 0.0))
 
         def seconds(trial: TrialSpec) -> float:
             of_kind = paces.get(trial.is_full, UNMEASURED * max(paces.values()))
-            return share * (of_kind * training_work(study, trial) + scored)
+            return share * (of_kind * training_work(self.study, trial) + scored)
 
         return seconds
 

@@ -26,7 +26,7 @@ def patched(
 ) -> Reply:
     """Write another trainer's file with the rank, alpha, targets, dropout and rate of a trial.
 
-    A fully fine-tuned model changes the rate alone. All else stays as it is. The reply has the
+    Only the rate is written for a fully fine-tuned model. All else stays. The reply has the
     trial, the new file, the unified diff, and notes on what the study did otherwise.
 
     Args:

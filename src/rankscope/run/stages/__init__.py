@@ -113,9 +113,8 @@ class RowsStage(Stage[tuple[str, Work], tuple[str, list[Any]]]):
 
 def rows_stages(context: RunContext) -> list[RowsStage[Any]]:
     """The stages of all extensions that make rows."""
-    found = [value for module in extension_files("rows") for value in vars(module).values()]
-    kinds = [kind for kind in found if isinstance(kind, type) and issubclass(kind, RowsStage)]
-    return [kind(context) for kind in kinds if kind is not RowsStage]
+    files = {file.__name__ for file in extension_files("rows")}
+    return [kind(context) for kind in RowsStage.__subclasses__() if kind.__module__ in files]
 
 
 def use_rows(context: RunContext) -> None:
