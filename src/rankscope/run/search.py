@@ -104,9 +104,8 @@ class _Search:
         # The last round also removes what a crash left; it is to come even for no trial. So is one
         # whose decision compares with a base that a worker has not scored yet.
         if left or this_round.is_last or EvaluateStage(self.context).missing_of_base():
-            self.ledger.retry_trials(
-                [t.trial_id for t in left if statuses[t.trial_id] == "skipped"]
-            )
+            skipped = [t.trial_id for t in left if statuses[t.trial_id] == "skipped"]
+            self.ledger.retry_trials(skipped)
             self.context.begin_round(left, this_round)
             self.run_groups()
             # A shortage of memory may have split groups, which changes the ledger alone.
@@ -267,8 +266,7 @@ class _Search:
     def last_seconds(self, records: StudyRecords) -> float:
         """Seconds of the finalists' test items, by the base's."""
         scored = records.evals.values()
-        base = [e.seconds for e in scored if e.trial_id == BASE and e.split == "test"]
-        return FINALISTS * sum(base)
+        return FINALISTS * sum(e.seconds for e in scored if (e.trial_id, e.split) == (BASE, "test"))
 
     def end(self) -> None:
         """Give every trial that is left its last status."""
