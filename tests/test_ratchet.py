@@ -10,8 +10,8 @@ from pathlib import Path
 LIMITS = {
     "code lines of the core": 28_091,
     "code lines of extensions": 7_000,  # a cap: room that the core's own lines do not have
-    "lines of tests": 31_151,
-    "lines of tests of extensions": 7_528,
+    "lines of tests": 31_147,
+    "lines of tests of extensions": 7_615,
     "words of docs and README": 36_583,
     "words of README": 875,
     "sentences over 40 words": 19,

@@ -1,13 +1,14 @@
-"""The file of an extension, beside its test; where trackers write."""
+"""Finished studies, refusals, the file of an extension beside its test; where trackers write."""
 
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
-from finished_studies import two_groups
+from finished_studies import base, exportable, given_models, small, two_groups
 
 from rankscope import registry
 from rankscope.analyses import all_analyses
@@ -16,7 +17,21 @@ from rankscope.models.methods import methods
 from rankscope.sources import sources
 from rankscope.train.objectives import objectives
 
-__all__ = ["two_groups"]
+from ..run.test_refusals import (
+    test_a_study_that_cannot_run_is_refused_before_anything_is_written as refused,
+)
+
+__all__ = ["base", "exportable", "given_models", "small", "two_groups"]
+
+
+def refusals(*cases: tuple[dict[str, Any], str]) -> Callable[..., None]:
+    """A test that the small study, so changed, is refused before anything is written."""
+
+    @pytest.mark.parametrize(("changes", "said"), cases, ids=lambda value: str(value)[:60])
+    def test(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+        refused(changes, said, tmp_path)
+
+    return test
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Settings of clusters that are refused, and the one executor of a study."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,12 +11,10 @@ from rankscope.models.sharding import check_devices
 from rankscope.run.executors import with_executor
 
 from ...run.test_refusals import executor as on
-from ...run.test_refusals import (
-    test_a_study_that_cannot_run_is_refused_before_anything_is_written as refused,
-)
 from ...run.test_shards import lora, study, trials_of
+from ..conftest import refusals
 
-REFUSED = [
+test_what_cannot_run_is_refused = refusals(
     *((on("slurm", time=time), f"found '{time}', expected more than 3 minutes")
       for time in ("1", "3", "3:00", "0:03:00", "0-0:03")),
     *((on(name, **{key: value}), f"executor.{name}.{key}: found a setting by which code of")
@@ -25,12 +22,7 @@ REFUSED = [
                                ("slurm", "wrap", "a"),
                                ("slurm", "options", ["--export=ALL,BASH_ENV=/tmp/x"]),
                                ("ray", "address", "localhost:1"))),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("changes", "said"), REFUSED)
-def test_what_cannot_run_is_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
-    refused(changes, said, tmp_path)
+)  # fmt: skip
 
 
 def test_a_study_has_one_executor(tmp_path: Path) -> None:

@@ -157,10 +157,7 @@ def test_llama_cpp_computes_the_weights_that_peft_merges(
     assert (fields["general.type"], fields["adapter.type"]) == ("adapter", "lora")
     base, whole = weights(tiny_llama()), merged(tiny_llama(), folder)
     leaves = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "down_proj": "ffn_down"}
-    heads = {
-        "q_proj": model.config.num_attention_heads,
-        "k_proj": model.config.num_key_value_heads,
-    }
+    heads = {"q_proj": model.config.num_attention_heads, "k_proj": model.config.num_key_value_heads}
     changed = [name for name in base if not torch.equal(base[name], whole[name])]
     assert len(tensors) == 2 * len(changed)
     for name in changed:

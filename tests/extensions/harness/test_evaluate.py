@@ -19,14 +19,8 @@ def ask_harness(*words: object) -> Outcome:
 
 def test_a_harness_task_stands_beside_the_others(given_models: Path, tmp_path: Path) -> None:
     path, out = task_file(tmp_path, CHOICE), tmp_path / "scores"
-    words = (
-        "--tasks",
-        f"lm_eval:{path},pocket_med",
-        "--adapter",
-        given_models / "lora",
-        "--out",
-        out,
-    )
+    tasks = ("--tasks", f"lm_eval:{path},pocket_med")
+    words = (*tasks, "--adapter", given_models / "lora", "--out", out)
     found = json_of(ask_harness(*words, "--json"))
     scores = {(s["model"], s["record"]["task"]): s for s in found["scores"]}
     base, lora = scores["base", "lm_eval:toy_choice"], scores["lora", "lm_eval:toy_choice"]

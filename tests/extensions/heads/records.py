@@ -6,6 +6,7 @@ from rankscope.extensions.heads.record import HeadAblation, HeadChange, HeadsRec
 from rankscope.records import StudyRecords, TrialRecords
 
 LAYERS, HEADS, GROUPS = 2, 4, 2
+Table = tuple[tuple[float, ...], ...]
 
 
 def layer_heads(layer: int, size: float) -> LayerHeads:
@@ -22,6 +23,18 @@ def layer_heads(layer: int, size: float) -> LayerHeads:
 def ablation(task: str, factor: float) -> HeadAblation:
     """Head h of layer l costs (l + h) / 100 nats before and ``factor`` as much after."""
     before = tuple(tuple(-(at + h) / 100 for h in range(HEADS)) for at in range(LAYERS))
+    update = {
+        "tuned_change": tuple(tuple(2 * v for v in row) for row in before),
+        "gold_difference_error": tuple((None, *(HEADS - 1) * (0.01,)) for _ in range(LAYERS)),
+        "base_layer_gold_change": (-0.5, -0.25),
+        "tuned_layer_gold_change": (-1.5, -0.75),
+    }
+    after = tuple(tuple(factor * v for v in row) for row in before)
+    return ablation_of(task, before, after).model_copy(update=update)
+
+
+def ablation_of(task: str, before: Table, after: Table) -> HeadAblation:
+    """What each head of each layer costs before and after."""
     return HeadAblation(
         task=task,
         items=20,
@@ -29,12 +42,12 @@ def ablation(task: str, factor: float) -> HeadAblation:
         base_score=0.5,
         tuned_score=0.75,
         base_change=before,
-        tuned_change=tuple(tuple(2 * v for v in row) for row in before),
+        tuned_change=after,
         base_gold_change=before,
-        tuned_gold_change=tuple(tuple(factor * v for v in row) for row in before),
-        gold_difference_error=tuple((None, *(HEADS - 1) * (0.01,)) for _ in range(LAYERS)),
-        base_layer_gold_change=(-0.5, -0.25),
-        tuned_layer_gold_change=(-1.5, -0.75),
+        tuned_gold_change=after,
+        gold_difference_error=tuple((None,) * len(heads) for heads in before),
+        base_layer_gold_change=tuple(map(sum, before)),
+        tuned_layer_gold_change=tuple(map(sum, after)),
     )
 
 

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 from command_line import rankscope
 from evaluation_worlds import choice_items, loaded
-from pocket_study import small_study, study_file
+from pocket_study import UNANALYZED, small_study, study_file
 
 from rankscope.extensions.heads.record import HeadsRecord
 from rankscope.extensions.heads.tasks import related_tasks
 from rankscope.records import StudyRecords
 from rankscope.store import Ledger, find_problems
 
+from ...run.test_given import (
+    test_scores_that_do_not_fit_are_refused_by_name_before_anything_is_written as unfit,
+)
 from ...run.test_presets_run import page_of
 
 HEADS = {"enabled": True, "items": 8, "ablate": ["pocket_cloze", "pocket_med"]}
@@ -109,6 +112,13 @@ def test_records_made_otherwise_are_not_mixed(
     assert outcome.code == 2
     assert named in outcome.told
     assert "--out" in outcome.told
+
+
+def test_stored_scores_have_no_heads(evaluated: Path, tmp_path: Path) -> None:
+    asked = {"analyze": UNANALYZED | {"heads": {"enabled": True, "task": "pocket_med"}}}
+    unfit(
+        {"trial": "lora"}, asked, "without the weights .*without analyze.heads", evaluated, tmp_path
+    )
 
 
 def test_parts_of_a_joined_task_are_related_to_it_and_it_to_them() -> None:

@@ -10,10 +10,8 @@ import torch
 from evaluation_worlds import adapter, base, choice_items, encoder, loaded
 from tiny_models import tiny_llama
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, Phi3Config, Phi3ForCausalLM
 
 from rankscope.config.study import EvaluateConfig
-from rankscope.errors import UserError
 from rankscope.evaluate.evaluator import encode_split
 from rankscope.evaluate.token_trees import Floats, TokenTree
 from rankscope.extensions.heads.ablation import ablate
@@ -29,7 +27,6 @@ from rankscope.extensions.heads.measures import (
     unit_length,
     update_to,
 )
-from rankscope.extensions.heads.record import HeadAblation
 from rankscope.extensions.heads.tasks import token_trees
 from rankscope.models.init_context import new_adapter
 from rankscope.models.lora import Adapter
@@ -37,30 +34,13 @@ from rankscope.models.low_rank_update import adapter_update
 from rankscope.models.multi_lora import linear_layers
 from rankscope.records import TrialSpec
 
-Table = tuple[tuple[float, ...], ...]
-
-
-def ablation(task: str, base: Table, tuned: Table) -> HeadAblation:
-    return HeadAblation(
-        task=task,
-        items=10,
-        metric="acc",
-        base_score=0.5,
-        tuned_score=0.6,
-        base_change=base,
-        tuned_change=tuned,
-        base_gold_change=base,
-        tuned_gold_change=tuned,
-        gold_difference_error=tuple((None,) * len(heads) for heads in base),
-        base_layer_gold_change=tuple(map(sum, base)),
-        tuned_layer_gold_change=tuple(map(sum, tuned)),
-    )
+from .records import ablation_of
 
 
 def test_skill_is_what_training_made_a_head_worth_and_lost_what_it_took() -> None:
-    own = ablation("med", ((-0.1, 0.0),), ((-0.5, 0.1),))
-    cloze = ablation("cloze", ((-0.4, -0.2),), ((-0.1, -0.2),))
-    law = ablation("law", ((-0.2, 0.0),), ((-0.1, -0.2),))
+    own = ablation_of("med", ((-0.1, 0.0),), ((-0.5, 0.1),))
+    cloze = ablation_of("cloze", ((-0.4, -0.2),), ((-0.1, -0.2),))
+    law = ablation_of("law", ((-0.2, 0.0),), ((-0.1, -0.2),))
     # Removing head 0 cost the base 0.1 nats on its task and costs the tuned model 0.5.
     assert added_cost(own) == (pytest.approx((0.4, -0.1)),)
     # On cloze it cost 0.4 and costs 0.1; on law 0.2 and 0.1.
@@ -129,16 +109,6 @@ def test_a_whole_model_is_compared_slice_by_slice() -> None:
         if (change.layer, change.module) == (1, "o_proj"):
             expected[1] = 0.5
         assert list(change.relative) == pytest.approx(expected)
-
-
-def test_fused_matrices_are_refused_by_name() -> None:
-    small = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    phi = Phi3Config(**small, intermediate_size=32, pad_token_id=0)
-    with pytest.raises(UserError, match=r"qkv_proj.*one matrix"):
-        HeadLayout.of(Phi3ForCausalLM(phi))
-    gpt = GPT2Config(vocab_size=50, n_embd=32, n_layer=1, n_head=2)
-    with pytest.raises(UserError, match=r"c_attn.*one matrix"):
-        HeadLayout.of(GPT2LMHeadModel(gpt))
 
 
 STEP = 1e-2
@@ -236,8 +206,7 @@ def test_a_query_far_along_one_key_looks_at_it_alone() -> None:
 
 def test_against_the_weights_that_transformers_gives() -> None:
     made = base()
-    task = loaded(choice_items(), "option_text")
-    trees = token_trees(encode_split(encoder(), task, "test", 256, EvaluateConfig()))
+    trees = items()
     model = HeadModel(made, HeadLayout.of(made.model), batch_tokens=100)
     by_layer = attention_entropy(model, trees)
     stock = tiny_llama()

@@ -1,11 +1,10 @@
-"""Finished studies, planned ones, shards and commands that the tests of spectra read."""
-
-from finished_studies import base, exportable, given_models, small
+"""Copied studies, planned ones, stored scores, shards and commands that tests of spectra read."""
 
 from ...run.test_costs import inputs
+from ...run.test_given import evaluated
 from ...run.test_shards import folder, sharded, shards
+from ...run.test_study import copy
 from ...test_benchmarks import lines_of
 from ...tools.test_refusals import places
 
-__all__ = ["base", "exportable", "folder", "given_models", "inputs"]
-__all__ += ["lines_of", "places", "sharded", "shards", "small"]
+__all__ = ["copy", "evaluated", "folder", "inputs", "lines_of", "places", "sharded", "shards"]

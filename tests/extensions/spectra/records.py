@@ -13,8 +13,7 @@ from rankscope.records import StudyRecords, TrialRecords, TrialSpec
 def with_spectra(study: StudyRecords) -> StudyRecords:
     """The study with the spectra of every trial that ended well."""
     return with_trials(
-        study,
-        lambda t: replace(t, analyses=(*t.analyses, spectra_of(t.spec))) if t.train else t,
+        study, lambda t: replace(t, analyses=(*t.analyses, spectra_of(t.spec))) if t.train else t
     )
 
 

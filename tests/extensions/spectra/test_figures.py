@@ -9,9 +9,7 @@ import pytest
 from browser import opened
 from inspections import HOSTILE, given, page_of
 from playwright.sync_api import Browser
-from report_studies import (
-    ordinary_study,
-)
+from report_studies import ordinary_study
 
 from rankscope.advise.recommend import recommend
 from rankscope.extensions.spectra import figures

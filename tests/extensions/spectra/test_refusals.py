@@ -3,9 +3,7 @@
 from pathlib import Path
 
 import pytest
-from command_line import rankscope
 
-from ...faults.test_hostile_text import HOSTILE, controls
 from ...tools.test_refusals import (
     test_what_makes_no_sense_is_refused_and_nothing_is_written as refused,
 )
@@ -58,10 +56,3 @@ def test_what_makes_no_sense_is_refused(
     command: str, said: str, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused(command, said, places, monkeypatch)
-
-
-@pytest.mark.parametrize("words", [("inspect", "pocket"), ("shrink", "--rank", "2", "--out", "x")])
-def test_no_refusal_steers_the_terminal(words: tuple[str, ...]) -> None:
-    verb, *others = words
-    outcome = rankscope(verb, *others, "".join(HOSTILE[:5]).replace("/", ""))
-    assert (outcome.code, controls(outcome)) == (2, set())

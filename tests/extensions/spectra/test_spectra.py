@@ -212,9 +212,7 @@ def orthogonal(size: int, seed: int) -> Tensor:
 def base() -> SVD:
     """W0 = Q1 diag(linspace(1, .1, 256)) Q2^T."""
     return SVD(
-        orthogonal(SIZE, 1),
-        torch.linspace(1, 0.1, SIZE, dtype=torch.float64),
-        orthogonal(SIZE, 2),
+        orthogonal(SIZE, 1), torch.linspace(1, 0.1, SIZE, dtype=torch.float64), orthogonal(SIZE, 2)
     )
 
 

@@ -103,6 +103,21 @@ def test_the_page_and_the_tables_have_the_heads(tmp_path: Path) -> None:
     }
 
 
+def test_what_makes_no_sense_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    """Heads without a task, of one that is not there, and of two models of the same weights."""
+    one, other = (pocket_adapter(tmp_path / name) for name in ("one", "other"))
+    enabled = ("--set", "analyze.heads.enabled=true")
+    same = f"model {other}: found the same weights as {one}"
+    for words, said in (
+        ((one, *enabled), "found analyze.heads without a task"),
+        ((one, *enabled, "--set", "evaluate.cross_domain=[pocket_medd]"), "mean 'pocket_med'?"),
+        ((one, other, *asked_words(2)), same),
+    ):
+        outcome = rankscope("inspect", "pocket", *words, "--out", tmp_path / "out")
+        assert (outcome.code, said in outcome.told) == (2, True), outcome
+        assert not (tmp_path / "out").exists()
+
+
 def test_a_model_that_fails_is_named_and_ends_in_3(tmp_path: Path) -> None:
     adapter = pocket_adapter(tmp_path / "bad")
     tensors = {key: 1e30 * tensor for key, tensor in load_file(adapter / WEIGHTS).items()}

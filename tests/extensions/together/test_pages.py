@@ -1,12 +1,31 @@
 """What pages name of the core and of extensions is there."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import typer.main
+from browser import opened
+from playwright.sync_api import Browser
+from report_studies import CURVES, study_and_advice, with_results
 
+import rankscope.cli
+from rankscope.config.loader import study_json_schema
+from rankscope.report.study_page import render_study
+from rankscope.report.study_view import StudyView
+
+from ...config.test_presets import every_schema
+from ...models.test_architectures import CHECKS, table
+from ...report.test_browser import figures_of, written
+from ...report.test_browser import (
+    test_the_report_of_a_whole_study_draws_every_figure as draws_every_figure,
+)
 from ...test_language import PAGES, REPOSITORY, unknown_names
 from ...test_readme import PAGES as ALL_PAGES
+from ..heads.records import with_heads
+from ..spectra.records import with_spectra
+from ..variants.test_figures import with_variants
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
@@ -23,3 +42,25 @@ def test_the_tests_that_pages_name_are_there() -> None:
     }
     assert len(named) > 10
     assert [file for file in sorted(named) if not (REPOSITORY / "tests" / file).is_file()] == []
+
+
+def test_the_pages_list_no_verb_section_or_column_that_is_not_there() -> None:
+    page = (REPOSITORY / "docs" / "command-line.md").read_text("utf-8").partition("\n## ")[0]
+    verbs = typer.main.get_command(rankscope.cli.app).commands  # type: ignore[attr-defined]
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(verbs)
+    columns = {column for row in table().values() for column in row}
+    assert columns == {*CHECKS, "spectra", "heads", "window"}
+    # Study, model, given, task, arm, replay, early stop, budget, train, evaluate,
+    # analyze, answers, spectra, heads, objective, executor, local, ray, slurm.
+    assert len(every_schema(study_json_schema())) == 19
+
+
+def test_the_page_of_a_whole_study_draws_every_figure(browser: Browser, tmp_path: Path) -> None:
+    study, advice = study_and_advice(replace(CURVES, tasks=("med",), ranks=(2, 8), seeds=(0, 1)))
+    whole = with_heads(with_spectra(with_variants(with_results(study))))
+    view = StudyView(whole, advice)
+    figures = figures_of(view.study, view.recommendation)
+    assert len({figure.key for figure in figures}) == len(figures) >= 18
+    with opened(browser, written(render_study(view), tmp_path)) as shown:
+        shown.unfold()
+        draws_every_figure(shown, (tmp_path, figures))

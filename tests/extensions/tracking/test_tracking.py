@@ -10,7 +10,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from pocket_study import TWO_GROUPS, Counter, loaded, results, small_study
+from command_line import rankscope
+from pocket_study import TWO_GROUPS, Counter, loaded, results, small_study, study_file
 
 from rankscope.errors import Interrupted, UserError
 from rankscope.extensions import tracking
@@ -116,3 +117,10 @@ def test_a_broken_tracker_is_noted_once(two_groups: Any, tmp_path: Path, monkeyp
     monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(UserError, match=r"no package trackio.* pip install 'rankscope\[track\]'"):
         study.run(tmp_path / "out", track="trackio")
+
+
+def test_a_tracker_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    outcome = rankscope("run", study_file(tmp_path), "--track", "paper", "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert "expected one of mlflow, trackio, wandb" in outcome.told
+    assert not (tmp_path / "out").exists()

@@ -457,14 +457,7 @@ def test_what_the_study_had_otherwise_is_listed_and_another_origin_is_warned_of(
 @pytest.mark.filterwarnings("ignore")  # of TRL's own imports
 def test_trl_trains_with_the_patched_file(place: Path, small: Path, tmp_path: Path) -> None:
     from datasets import load_dataset
-    from trl import (
-        ModelConfig,
-        ScriptArguments,
-        SFTConfig,
-        SFTTrainer,
-        TrlParser,
-        get_peft_config,
-    )
+    from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, TrlParser, get_peft_config
 
     (place / "mine.yaml").write_text(
         f"model_name_or_path: {pocket_folder()}\ndataset_name: pairs.jsonl\nuse_peft: true\n"

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from finished_studies import MITIGATED, Finished, finish
-from pocket_study import SETTINGS, small_study
+from pocket_study import SETTINGS, UNANALYZED
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from rankscope.models.model_folder import pocket_folder
-from rankscope.records import BASE, Variant, trial_of, variant_of
+from rankscope.records import BASE, TrialSpec, Variant, trial_of, variant_of
 from rankscope.store import weights_path
 
 from ...run.test_given import given_study
@@ -47,11 +47,10 @@ def test_every_trial_has_a_scaled_form_on_the_line_from_the_base(varied: Finishe
 def test_a_full_model_cut_to_a_rank_scores_as_the_base_with_that_update(
     varied: Finished, tmp_path: Path
 ) -> None:
-    study, base = varied.records, pocket_folder()
-    (full,) = [t.spec for t in study.trials if t.spec.is_full]
-    place = varied.out / weights_path(full)
+    base = pocket_folder()
     cut, tuned = (
-        AutoModelForCausalLM.from_pretrained(p, dtype=torch.float32) for p in (base, place)
+        AutoModelForCausalLM.from_pretrained(p, dtype=torch.float32)
+        for p in (base, varied.out / weights_path(full_of(varied)))
     )
     for name, layer in cut.named_modules():
         if isinstance(layer, nn.Linear) and name != "lm_head":
@@ -59,14 +58,24 @@ def test_a_full_model_cut_to_a_rank_scores_as_the_base_with_that_update(
             U, S, V = torch.linalg.svd(delta)
             layer.weight.data += (U[:, :2] * S[:2] @ V[:2]).float()
     cut.save_pretrained(shutil.copytree(base, tmp_path / "cut"))
-    given = [{"path": str(tmp_path / "cut"), "name": "cut"}]
+    assert_scores_as_cut(varied, tmp_path / "cut")
+
+
+def full_of(varied: Finished) -> TrialSpec:
+    (full,) = [t.spec for t in varied.records.trials if t.spec.is_full]
+    return full
+
+
+def assert_scores_as_cut(varied: Finished, folder: Path) -> None:
+    """The model in ``folder`` scores as the fully fine-tuned one cut to rank 2."""
     evaluate = {"retention": ["pocket_cloze"], "cross_domain": ["pocket_med"]}
-    settings = {"arms": None, "tasks": None, "given": given, "evaluate": evaluate}
-    scored = small_study(tmp_path, **settings).run(tmp_path / "out")
+    few = {"evaluate": evaluate, "analyze": UNANALYZED}
+    scored = given_study(folder.parent, folder, **few).run(folder.parent / "out")
     (trial,) = [t.spec.trial_id for t in scored.trials]
     for task in ("pocket_med", "pocket_cloze"):
         known = {item.item_id: item for item in scored.results[trial, task, "test"]}
-        ours = study.results[Variant("truncated", 2).of(full.trial_id), task, "test"]
+        cut = Variant("truncated", 2).of(full_of(varied).trial_id)
+        ours = varied.records.results[cut, task, "test"]
         assert len(ours) > 5
         for item in ours:
             theirs = known[item.item_id].gold_logprob

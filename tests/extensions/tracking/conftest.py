@@ -1,7 +1,0 @@
-"""Models that commands name."""
-
-from finished_studies import base, exportable, given_models
-
-from ...tools.test_refusals import places
-
-__all__ = ["base", "exportable", "given_models", "places"]
