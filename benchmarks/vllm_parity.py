@@ -23,7 +23,8 @@ import torch
 from evaluation import DATA, gsm8k, load, write_adapters
 from race import announce, heading
 from rankscope.evaluate.continuous_batching import GenerationLimits
-from rankscope.evaluate.vllm import ANSWERS_COMPARED, LARGEST_DIFFERENCE, Vllm
+from rankscope.extensions.vllm import ANSWERS_COMPARED, VllmEngine
+from rankscope.extensions.vllm.comparison import LARGEST_DIFFERENCE
 from rankscope.models.adapters.folder import load_adapter
 from rankscope.models.fetch import cached_model_folder
 
@@ -31,13 +32,14 @@ from rankscope.models.fetch import cached_model_folder
 def compare(given: dict[str, Any], lengths: list[int], adapters: list[str]) -> dict[str, Any]:
     """Compare by length and model, on one server."""
     base = load(given)
-    engine, found = Vllm(Path(given["model"])), {}
-    engine.folders = {None: engine.base_folder} | {Path(a).name: Path(a) for a in adapters}
-    for name, folder in engine.folders.items():
+    engine, found = VllmEngine(), {}
+    folders = {None: Path(given["model"])} | {Path(a).name: Path(a) for a in adapters}
+    engine.begin(folders.__getitem__)
+    for name, folder in folders.items():
         if name is not None:
             base.multi_lora.attach(load_adapter(folder, name, readable=True))
-    prompts = [base.tokenizer(text)["input_ids"] for text in given["prompts"]]
-    ids = [str(number) for number in range(len(prompts))]
+    texts = enumerate(given["prompts"])
+    prompts = {str(number): base.tokenizer(text)["input_ids"] for number, text in texts}
     eos = frozenset({base.tokenizer.eos_token_id})
     context = base.model.config.max_position_embeddings
     try:
@@ -46,7 +48,7 @@ def compare(given: dict[str, Any], lengths: list[int], adapters: list[str]) -> d
             engine.tables.clear()
             limits = GenerationLimits(length, context, 4096, eos)
             with torch.inference_mode():
-                engine.generate(base, prompts, list(engine.folders), limits, ids)
+                engine.generate(base, prompts, list(folders), limits)
             for name, table in engine.tables.items():
                 of = table.to_pandas()
                 found[f"{given['dtype']}, {length} tokens, {name or 'base'}"] = {

@@ -25,6 +25,7 @@ from rankscope.device import (
     release_freed_memory,
     reset_peak_memory,
     use_deterministic,
+    visible_gpus,
 )
 from rankscope.errors import UserError
 from rankscope.run.versions import LIBRARIES, provenance
@@ -195,3 +196,12 @@ def test_provenance_describes_this_process() -> None:
     assert found.processor
     age = datetime.now(UTC) - datetime.fromisoformat(found.created)
     assert 0 <= age.total_seconds() < 3600
+
+
+def test_gpus_are_named_as_the_environment_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the name that CUDA_VISIBLE_DEVICES gives it, as numbers count those visible here."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-8932f937")
+    assert visible_gpus() == ["5", "GPU-8932f937"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert visible_gpus() == ["0", "1"]

@@ -54,6 +54,7 @@ assert run_command_line(["--help"]) == 0
 
 EXTENSIONS = {
     "analyze.heads.enabled=true": "expected none here",
+    "evaluate.engine=vllm": "expected one of auto, own",
     "evaluate.scales=[0.5]": "expected one of cross_domain, retention",
     "executor=slurm": "expected one of local",
     "tasks.0.scorer=rouge": "expected one of contains",

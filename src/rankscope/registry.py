@@ -9,8 +9,8 @@ analysis. The core's parts of a kind are the files of one folder; an extension i
 
 Modules of extensions and packages are loaded with every study file, so they load neither torch, nor
 records, nor ``config.study``. Their parts are defined in them or in modules below them. Their files
-``figures`` and ``verbs`` are loaded for pages and for the command line, ``rows`` before anything
-trains, ``init_from`` and ``export_patch`` for these options.
+``figures`` and ``serving`` are loaded for pages, ``verbs`` for the command line, ``rows`` before
+anything trains, ``init_from`` and ``export_patch`` for these options.
 """
 
 import pkgutil

@@ -18,7 +18,7 @@ from rankscope.config.task import TaskConfig
 from rankscope.formatting import difference, interval, score_text
 from rankscope.records import BASE, StudyRecords, TrialRecords
 from rankscope.report.study_view import StudyView
-from rankscope.report.use_it import BaseSource, folder_name, obstacle, steps_for_task, use_steps
+from rankscope.report.use_it import folder_name, general_obstacle, steps_for_task
 
 
 def trial_of(study: StudyRecords, label: str) -> TrialRecords:
@@ -172,46 +172,21 @@ def test_names_of_local_folders(label: str, name: str) -> None:
     assert folder_name(label) == name
 
 
-HUB_BASE = BaseSource("a/b on the hub", '"a/b"', "a/b", "bfloat16", "a/b")
-
-
-def serving(**settings: object) -> str:
-    """The vLLM command for an adapter."""
-    steps = use_steps(HUB_BASE, {"peft_type": "LORA", **settings}, "mine", ".", None)
-    return next(step.code for step in steps if "vLLM" in step.title)
-
-
 @pytest.mark.parametrize(
-    ("rank", "limit"),
-    [(1, 8), (8, 8), (9, 16), (64, 64), (65, 128), (257, 320), (321, 512), (512, 512)],
-)
-def test_the_rank_limit_is_one_of_vllms_list(rank: int, limit: int) -> None:
-    assert serving(r=rank) == (
-        f"vllm serve a/b --enable-lora --max-lora-rank {limit} --lora-modules mine=."
-    )
-
-
-@pytest.mark.parametrize(
-    ("settings", "vllm", "llama"),
+    ("settings", "reason"),
     [
-        ({"r": 8}, "", ""),
-        ({"r": 513}, "vLLM takes at most 512", ""),
-        ({"r": 8, "use_dora": True}, "does not read DoRA", "does not read DoRA"),
-        ({"r": 8, "use_rslora": True}, "", "scales by alpha / r"),
-        ({"r": 8, "rank_pattern": {"x": 16}}, "the same scaling", ""),
-        ({"r": 8, "alpha_pattern": {"x": 16}}, "the same scaling", "the same scaling"),
-        ({"peft_type": "VERA", "r": 256}, "not VERA", "not VERA"),
+        ({"r": 8, "rank_pattern": {"x": 16}}, ""),
+        ({"r": 8, "use_dora": True}, "does not read DoRA"),
+        ({"r": 8, "use_rslora": True}, "scales by alpha / r"),
+        ({"r": 8, "alpha_pattern": {"x": 16}}, "the same scaling"),
+        ({"peft_type": "VERA", "r": 256}, "not VERA"),
     ],
 )
-def test_what_cannot_be_served_unmerged_is_said(
-    settings: dict[str, object], vllm: str, llama: str
+def test_what_cannot_be_converted_unmerged_is_said(
+    settings: dict[str, object], reason: str
 ) -> None:
-    given = {"peft_type": "LORA", **settings}
-    for program, reason in (("vLLM", vllm), ("llama.cpp", llama)):
-        found = obstacle(given, program)  # type: ignore[arg-type]
-        assert (reason in found) if reason else found == ""
-    if vllm:
-        assert serving(**given) == "vllm serve merged"
+    found = general_obstacle({"peft_type": "LORA", **settings}, "llama.cpp")
+    assert (reason in found) if reason else found == ""
 
 
 def test_the_steps_of_a_task_name_the_arm_of_its_answer(view: StudyView) -> None:

@@ -20,6 +20,7 @@ from rankscope.config.section import (
     Name,
     PathText,
     PlainText,
+    RegisteredName,
     Seed,
     Seeds,
     Unfit,
@@ -27,6 +28,7 @@ from rankscope.config.section import (
     short_repr,
 )
 from rankscope.config.task import TaskConfig
+from rankscope.evaluate.engines import AUTO, Engine, engines
 from rankscope.run.executors import ExecutorChoice, executor_section
 from rankscope.train.objectives import objective_of
 from rankscope.train.objectives.objective import Objective
@@ -164,9 +166,9 @@ class _EvaluateFields(ConfigSection):
     """Longest generated answer, tokens."""
     too_long: Literal["refuse", "truncate_left"] = "refuse"
     """Items longer than the model's context: an error, or cut at the beginning and counted."""
-    engine: Literal["auto", "own", "vllm"] = "own"
-    """What writes answers: Rankscope, or a vLLM server, which is compared with it first; ``auto``
-    takes vLLM on a GPU if it can be."""
+    engine: Annotated[str, RegisteredName(lambda: [AUTO, *engines()])] = Engine.name
+    """What writes answers: Rankscope (``own``), or an engine of an extension; ``auto`` takes one of
+    those on a GPU if it can be."""
 
 
 if TYPE_CHECKING:

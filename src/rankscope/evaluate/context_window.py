@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import PretrainedConfig
 
@@ -12,10 +12,8 @@ from rankscope.data.encode import Encoder
 from rankscope.data.items import Item
 from rankscope.data.registry import TaskSpec
 from rankscope.errors import UserError
+from rankscope.evaluate.engines import OWN, Engine
 from rankscope.evaluate.scorers.scorer import Scorer
-
-if TYPE_CHECKING:
-    from rankscope.evaluate.vllm import Vllm
 
 NOTED_SHARE = 0.05  # Of a task's scored items, from which a note says so
 
@@ -32,7 +30,7 @@ class EncodedSplit:
     encoded: Sequence[Any]  # One per item
     max_tokens: int = 0  # The model's context; 0 is no limit
     cut_at_start: frozenset[int] = frozenset()  # Items cut to fit the context
-    engine: "Vllm | None" = None  # Writes answers in place of the own one
+    engine: Engine = OWN  # Writes the answers
 
     @property
     def cut_at_end(self) -> frozenset[int]:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -25,6 +25,7 @@ from rankscope.evaluate.context_window import (
     fit_to_context,
     length_notes,
 )
+from rankscope.evaluate.engines import OWN, Engine
 from rankscope.evaluate.metrics import ModelScores, is_mean, standard_error
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.evaluate.scorers.scorer import ItemTokens, Scorer
@@ -33,7 +34,6 @@ from rankscope.models.base import Base
 from rankscope.models.study_base import StudyBase
 from rankscope.records import (
     BASE,
-    PARITY,
     EvalRecord,
     ItemResult,
     Role,
@@ -41,9 +41,6 @@ from rankscope.records import (
     TaskRecord,
     WithoutContamination,
 )
-
-if TYPE_CHECKING:
-    from rankscope.evaluate.vllm import Vllm
 
 Evaluation = tuple[EvalRecord, list[ItemResult]]
 """One model on one split: its record, and its items in order."""
@@ -58,7 +55,7 @@ def evaluate_task(
     split: Split,
     models: Mapping[str | None, str],
     settings: EvaluateConfig,
-    engine: "Vllm | None" = None,
+    engine: Engine = OWN,
 ) -> tuple[dict[str | None, Evaluation], dict[str | None, str]]:
     """Score one split of one task under the base and any number of attached adapters.
 
@@ -81,7 +78,10 @@ def evaluate_task(
         ]
         failures = {name: why for _, of_part in parts for name, why in of_part.items()}
         scored = [name for name in models if name not in failures]
-        evaluations = {n: _merged_evaluation(task, split, [p[n] for p, _ in parts]) for n in scored}
+        evaluations = {
+            n: _merged_evaluation(task, split, [p[n] for p, _ in parts], engine.metrics(n))
+            for n in scored
+        }
         return evaluations, failures
     max_tokens = context_length(base.model.config)
     encoded = encode_split(encoder, task, split, max_tokens, settings)
@@ -224,14 +224,16 @@ def _with_items(task: LoadedTask, split: Split, item_ids: Collection[str]) -> Lo
     return replace(task, test=kept) if split == "test" else replace(task, validation=kept)
 
 
-def _merged_evaluation(task: LoadedTask, split: Split, parts: Sequence[Evaluation]) -> Evaluation:
+def _merged_evaluation(
+    task: LoadedTask, split: Split, parts: Sequence[Evaluation], of_engine: Collection[str]
+) -> Evaluation:
     by_id = {result.item_id: result for _, results in parts for result in results}
     results = [by_id[item.item_id] for item in task.items(split)]
     records = [record for record, _ in parts]
     metric = primary_metric(task)
     metrics = {metric: fmean([result.score for result in results])}
     metrics |= {f"{record.task}.{record.metric}": record.score for record in records}
-    metrics |= {name: of for r in records for name, of in r.metrics.items() if name in PARITY}
+    metrics |= {name: of for r in records for name, of in r.metrics.items() if name in of_engine}
     scores = ModelScores(
         results,
         metrics,
@@ -309,6 +311,7 @@ def task_sha256(
 
 def _scoring_settings(spec: TaskSpec, settings: EvaluateConfig, encoder: Encoder) -> dict[str, Any]:
     scorer = get_scorer(spec.scorer)
+    is_other = scorer.generates and settings.engine != Engine.name
     return {
         "scorer": spec.scorer,
         "version": spec.version,
@@ -318,7 +321,7 @@ def _scoring_settings(spec: TaskSpec, settings: EvaluateConfig, encoder: Encoder
         "batch_tokens": settings.batch_tokens,
         "max_new_tokens": settings.max_new_tokens,
         "too_long": settings.too_long,
-        **({"engine": "vllm"} if scorer.generates and settings.engine == "vllm" else {}),
+        **({"engine": settings.engine} if is_other else {}),
         **scorer.encoder_settings(encoder),
     }
 

@@ -28,22 +28,6 @@ ITEM_SCHEMA = pa.schema(
     ]
 )
 
-PARITY_SCHEMA = pa.schema(
-    [
-        ("item_id", pa.string()),
-        ("own", pa.string()),  # The own engine's answer
-        ("vllm", pa.string()),
-        ("equal", pa.bool_()),
-        ("tokens", pa.int32()),  # Of vLLM's answer, as below
-        ("missed", pa.int32()),  # Tokens that the own engine would not write after those before
-        ("own_logprob", pa.float64()),  # Log p per token, nats, by the own engine
-        ("vllm_logprob", pa.float64()),
-        ("difference", pa.float64()),  # Absolute
-        ("difference_without_adapter", pa.float64()),  # Likewise, from the base's
-    ]
-)
-"""The first items that both engines answer under one model, before vLLM answers the others."""
-
 
 @dataclass(frozen=True, slots=True)
 class ItemResult:

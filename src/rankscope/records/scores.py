@@ -1,14 +1,11 @@
 """Scores of a model on one split of a task, with the per-item scores."""
 
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from rankscope.formatting import count
 from rankscope.records.estimate import Estimate
 from rankscope.records.record import Record, Split
 
@@ -108,20 +105,3 @@ class ItemScores:
     """Log p of the right answer per token, nats, shape (items,); NaN where unknown. If answers are
     offered, it is among them."""
     subjects: tuple[str | None, ...]
-
-
-EQUAL, DIFFERENCE = PARITY = "vllm_equal", "vllm_difference"
-"""Of a model whose answers vLLM writes, on the first answers that it wrote: the share that the own
-engine writes too, and how much their log p differs from the own engine's, nats per token."""
-
-
-def vllm_note(written: Collection[Mapping[str, float]]) -> list[str]:
-    """A note on models whose answers vLLM wrote, from their metrics; none without such models."""
-    if not written:
-        return []
-    equal, largest = fmean(m[EQUAL] for m in written), max(m[DIFFERENCE] for m in written)
-    return [
-        f"vLLM wrote the answers of {count(len(written), 'model')}; both engines wrote the first "
-        f"ones: {equal:.1%} have the same text; their log p per token differs by {largest:.2g} "
-        "nats on average in the model where it differs most (by item: artifacts/*/vllm/)"
-    ]

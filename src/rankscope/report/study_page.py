@@ -7,8 +7,9 @@ from typing import Literal, NamedTuple
 import yaml
 
 from rankscope.config.loader import study_values
+from rankscope.evaluate.engines import engines
 from rankscope.formatting import NATS, Unit, count, join_names, number, safe_text
-from rankscope.records import BASE, DIFFERENCE, EvalKey, ItemResult, StudyRecords, vllm_note
+from rankscope.records import BASE, EvalKey, ItemResult, StudyRecords
 from rankscope.report.analyzed_models import arms_analyzed, given_analyzed
 from rankscope.report.answer import answer_cards, missing
 from rankscope.report.charts.figure import Figure
@@ -84,8 +85,8 @@ def _given_page(view: StudyView) -> str:
 
 
 def _notes(study: StudyRecords) -> list[str]:
-    scored = ((key[0], record.metrics) for key, record in study.evals.items())
-    return [*study.notes, *vllm_note({n: of for n, of in scored if DIFFERENCE in of}.values())]
+    scores, kinds = study.evals.values(), engines().values()
+    return [*study.notes, *(note for kind in kinds for note in kind.study_notes(scores))]
 
 
 def study_sections(view: StudyView) -> list[Section]:

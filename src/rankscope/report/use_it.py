@@ -1,7 +1,6 @@
 """How to use a trained model: commands and code with every name filled in, for card and page.
 
-What other programs accept was read in their sources: the ranks of vLLM 0.22 (``MaxLoRARanks``),
-what its ``PEFTHelper`` refuses or ignores, and what llama.cpp's ``convert_lora_to_gguf.py`` reads.
+What llama.cpp's ``convert_lora_to_gguf.py`` reads was read in its source.
 """
 
 import json
@@ -15,10 +14,10 @@ from typing import Any, Literal
 from rankscope.formatting import count, with_leading_space
 from rankscope.models.methods import get_lora_method, get_method, lora_methods
 from rankscope.records import ArmSummary, Prompt, StudyRecords, TrialSpec
+from rankscope.registry import extension_files
 from rankscope.report.page import template_environment
 from rankscope.report.study_view import StudyView
 
-VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # Values of vLLM's ``--max-lora-rank`` from 8 on
 ASK = "Ask in the form of the task's items; of a mixture, the examples of one part are shown."
 CONVERT_MODEL = "python llama.cpp/convert_hf_to_gguf.py {}"
 SENTENCEPIECE = "For some tokenizers the script needs `pip install sentencepiece`."
@@ -109,20 +108,17 @@ def adapter_settings(spec: TrialSpec) -> dict[str, Any]:
     return {"peft_type": "LORA", "r": rank, **patterns, **method.peft_fields}
 
 
-def obstacle(settings: Mapping[str, Any], program: Literal["vLLM", "llama.cpp"]) -> str:
+def general_obstacle(settings: Mapping[str, Any], program: str) -> str:
     """Why a program cannot serve an adapter unmerged, in one sentence; empty if it can."""
-    kind, ranks = str(settings["peft_type"]), dict(settings.get("rank_pattern") or {})
-    largest = max([int(settings.get("r") or 0), *ranks.values()])
+    kind = str(settings["peft_type"])
     if kind != "LORA":
         return f"{program} reads LoRA adapters, not {kind}."
     for method in lora_methods():
         is_marked = any(settings.get(name) for name in method.peft_fields)
         if is_marked and program in method.unserved_by:
             return method.unserved_by[program]
-    if settings.get("alpha_pattern") or (ranks and program == "vLLM"):
+    if settings.get("alpha_pattern"):
         return f"{program} gives every module the same scaling; this adapter's modules differ."
-    if program == "vLLM" and largest > VLLM_RANKS[-1]:
-        return f"This adapter is stored with rank {largest}, and vLLM takes at most 512."
     return ""
 
 
@@ -154,7 +150,7 @@ def use_steps(
     if settings is None:
         return [
             UseStep("Load it with transformers", load, "python"),
-            UseStep("Serve it with vLLM", f"vllm serve {quoted}"),
+            *serve_steps(base, None, name, quoted),
             UseStep("Convert it to GGUF", CONVERT_MODEL.format(quoted), note=SENTENCEPIECE),
         ]
     merge = (
@@ -166,26 +162,19 @@ def use_steps(
         UseStep(
             "Merge it into the base", merge, "python", "This continues the code that loads it."
         ),
-        _serve(base, settings, name, quoted),
+        *serve_steps(base, settings, name, quoted),
         _convert(base, settings, quoted),
     ]
 
 
-def _serve(base: BaseSource, settings: Mapping[str, Any], name: str, place: str) -> UseStep:
-    if reason := obstacle(settings, "vLLM"):
-        return UseStep("Serve it with vLLM", "vllm serve merged", note=f"{reason} Merge it first.")
-    ranks = (int(settings["r"]), *dict(settings.get("rank_pattern") or {}).values())
-    limit = next(rank for rank in VLLM_RANKS if rank >= max(ranks))
-    command = (
-        f"vllm serve {base.shell} --enable-lora --max-lora-rank {limit} "
-        f"--lora-modules {name}={place}"
-    )
-    return UseStep("Serve it with vLLM", command, note=f'Requests name it: "model": "{name}".')
+def serve_steps(*model: Any) -> list[UseStep]:
+    """The steps of extensions that serve a model: its base, settings, name and place."""
+    return [file.serve_step(*model) for file in extension_files("serving")]
 
 
 def _convert(base: BaseSource, settings: Mapping[str, Any], place: str) -> UseStep:
     title = "Convert it to GGUF"
-    if reason := obstacle(settings, "llama.cpp"):
+    if reason := general_obstacle(settings, "llama.cpp"):
         note = f"{reason} Merge it first. {SENTENCEPIECE}"
         return UseStep(title, CONVERT_MODEL.format("merged"), note=note)
     source = "" if base.hub_name else f" --base {base.shell}"  # the script reads the hub by itself
@@ -237,8 +226,9 @@ def _prompt_steps(view: StudyView, task: str, prompt: Prompt) -> tuple[UseStep, 
         code = "\n\n".join([*[prompt.system] * bool(prompt.system), *solved, "..."])
     own = view.study.task(task).num_fewshot if prompt.num_fewshot is None else 0
     note = f" Before the question, show the task's own {count(own, 'solved example')}, too."
-    serve = UseStep("Serve the base with vLLM", f"vllm serve {base_source(view.study, {}).shell}")
-    return serve, UseStep("Put this before each question", code, "python", ASK + note * bool(own))
+    base = base_source(view.study, {})
+    ask = UseStep("Put this before each question", code, "python", ASK + note * bool(own))
+    return *serve_steps(base, None, "", base.shell), ask
 
 
 def _selection(view: StudyView, arm: ArmSummary) -> str:

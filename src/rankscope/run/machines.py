@@ -28,7 +28,7 @@ from rankscope.device import (
     limit_kernel_cache,
 )
 from rankscope.errors import Interrupted, UserError, did_you_mean, first_line
-from rankscope.evaluate.vllm import resolved_engine
+from rankscope.evaluate.engines import Engine, resolved_engine
 from rankscope.formatting import count
 from rankscope.models.attention import varlen
 from rankscope.models.load import frozen_base, model_record
@@ -77,7 +77,7 @@ class Machine:
         """The study with its dtype, and what writes answers. Raises UserError: a wish is not met
         here."""
         dtype = self.dtype(config.dtype)
-        engine = resolved_engine(config, self.device, dtype) if self.is_here else "own"
+        engine = resolved_engine(config, self.device, dtype) if self.is_here else Engine.name
         evaluate = config.evaluate.model_copy(update={"engine": engine})
         return config.model_copy(update={"dtype": dtype_name(dtype), "evaluate": evaluate})
 

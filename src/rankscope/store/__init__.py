@@ -6,7 +6,6 @@ from rankscope.store.history import task_changes
 from rankscope.store.ledger import Ledger
 from rankscope.store.loading import (
     items_path,
-    parity_path,
     rows_path,
     snapshot_path,
     weights_path,
@@ -29,7 +28,6 @@ __all__ = [
     "TrialFailure",
     "find_problems",
     "items_path",
-    "parity_path",
     "rows_path",
     "running_process",
     "snapshot_path",

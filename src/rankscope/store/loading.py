@@ -58,13 +58,10 @@ def rows_path(sha256: str) -> str:
     return f"{WRITTEN_ROWS}/{sha256[:16]}.jsonl"
 
 
-def items_path(trial_id: str, task: str, split: str) -> str:
+def items_path(trial_id: str, task: str, split: str, kind: str = "items") -> str:
+    """``kind`` is the engine's name for a table of its own."""
     folder = trial_id.replace("@", "/")  # a variant's items go below its trial's
-    return f"artifacts/{folder}/items/{task}.{split}.parquet"
-
-
-def parity_path(trial_id: str, task: str, split: str) -> str:
-    return f"artifacts/{trial_id}/vllm/{task}.{split}.parquet"
+    return f"artifacts/{folder}/{kind}/{task}.{split}.parquet"
 
 
 def load_study(

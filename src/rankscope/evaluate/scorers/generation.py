@@ -88,7 +88,7 @@ class GenerationScorer(Scorer[list[int]]):
         """A model's seconds are its share, by tokens, of the batch that all models run in, and
         those of its own pass over the gold answers."""
         from rankscope.evaluate.context_window import context_length
-        from rankscope.evaluate.continuous_batching import GenerationLimits, generate
+        from rankscope.evaluate.continuous_batching import GenerationLimits
 
         settings, longest = split.settings, max(map(len, split.encoded))
         limits = GenerationLimits(
@@ -99,11 +99,8 @@ class GenerationScorer(Scorer[list[int]]):
             stop_strings=split.spec.stop or stop_strings(split.encoder, split.spec, split.items),
         )
         started = time.perf_counter()
-        if split.engine is None:
-            by_model = generate(base, split.encoded, adapter_names, limits)
-        else:
-            ids = [item.item_id for item in split.items]
-            by_model = split.engine.generate(base, split.encoded, adapter_names, limits, ids)
+        prompts = {item.item_id: ids for item, ids in zip(split.items, split.encoded, strict=True)}
+        by_model = split.engine.generate(base, prompts, adapter_names, limits)
         seconds = time.perf_counter() - started
         tokens = {
             name: sum(len(g.prompt) + len(g.ids) for g in generations)
@@ -112,8 +109,7 @@ class GenerationScorer(Scorer[list[int]]):
         scores = {}
         for name, generations in by_model.items():
             scores[name] = self.judge(split.items, generations, split.spec)
-            if split.engine is not None:
-                scores[name].metrics |= split.engine.metrics(name)
+            scores[name].metrics |= split.engine.metrics(name)
             scores[name].num_tokens = tokens[name]
             scores[name].seconds = seconds * tokens[name] / sum(tokens.values())
         add_gold_logprobs(base, split, limits, scores)

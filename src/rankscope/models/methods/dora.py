@@ -25,7 +25,7 @@ class DoraMethod(LoraMethod):
     summary = "`lora` with a trained length of each row of W (2402.09353)."
     peft_fields = {"use_dora": True}
     has_magnitude = True
-    unserved_by = {name: f"{name} does not read DoRA adapters." for name in ("vLLM", "llama.cpp")}
+    unserved_by = {"llama.cpp": "llama.cpp does not read DoRA adapters."}
     delta_needs_base = True
     can_be_sharded = False
     delta_is_low_rank = False

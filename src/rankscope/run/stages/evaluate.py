@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rankscope.errors import NotFiniteError, reporting_shortages
+from rankscope.evaluate.engines import OWN, Engine, engines
 from rankscope.evaluate.evaluator import Evaluation, evaluate_task
-from rankscope.evaluate.vllm import Vllm
 from rankscope.models.base import Base
 from rankscope.records import BASE, EvalKey, Split, trial_of, write_items, write_table
 from rankscope.run.groups import Group
 from rankscope.run.stages import Stage
-from rankscope.store import Artifact, TrialFailure, items_path, parity_path, weights_path
+from rankscope.store import Artifact, TrialFailure, items_path, weights_path
 
 EvalBatch = tuple[str, Split, Mapping[str | None, str]]
 """Task, split, and by adapter name (None: no adapter) the id of a trial or scaled variant, or
@@ -23,7 +23,7 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
     """Scores of the trials themselves, and of the base."""
 
     name = "evaluate"
-    engine: Vllm | None = None
+    engine: Engine = OWN
     noted: frozenset[str] = frozenset()  # Of the engine's notes, those that were shown
 
     def missing(self, group: Group) -> list[EvalBatch]:
@@ -55,20 +55,18 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
     def run(self, model: Base, work: Sequence[EvalBatch]) -> Iterator[Scored]:
         study = self.context.study
         self.context.begin_stage(self.name, len(work))
-        if study.config.evaluate.engine == "vllm":
-            self.engine = self.engine or Vllm(self.context.base.folder)
-            folders = {n: self.weights_folder(i) for _, _, of in work for n, i in of.items()}
-            self.engine.folders = folders
-            self.engine.tables.clear()  # of a model that failed
+        if (engine := study.config.evaluate.engine) != self.engine.name:
+            self.engine = engines()[engine]()
+        ids = {n: i for _, _, of in work for n, i in of.items()}
+        self.engine.begin(lambda name: self.weights_folder(ids[name]))
         try:
             yield from self.score_batches(model, work)
         finally:
-            if self.engine is not None:
-                self.engine.close()
-                for note in self.engine.notes():
-                    if note not in self.noted:
-                        self.context.reporter.note(note)
-                        self.noted |= {note}
+            self.engine.close()
+            for note in self.engine.notes():
+                if note not in self.noted:
+                    self.context.reporter.note(note)
+                    self.noted |= {note}
 
     def score_batches(self, model: Base, work: Sequence[EvalBatch]) -> Iterator[Scored]:
         """Score batch by batch; a trial that failed is left out of the later ones."""
@@ -87,14 +85,9 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
         data = study.data
         for model_id in model_ids.values():  # a prompt is scored alone
             data = data.seen_by(study.trial(model_id))
+        settings = study.config.evaluate
         evaluations, reasons = evaluate_task(
-            model,
-            data.encoder,
-            data.tasks[name],
-            split,
-            model_ids,
-            study.config.evaluate,
-            self.engine,
+            model, data.encoder, data.tasks[name], split, model_ids, settings, self.engine
         )
         failures = [
             TrialFailure(trial_of(model_ids[adapter]), "failed", f"{name} {split}: {reason}")
@@ -104,18 +97,13 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
 
     def score_base(self, batch: EvalBatch) -> Scored:
         """Score the untuned base. Failing to is an error: without it no gain can be measured."""
-        study, (name, split, model_ids) = self.context.study, batch
-        settings, where = study.config.evaluate, f"{name} {split}"
+        study, (name, split, ids) = self.context.study, batch
+        data, settings, where = study.data, study.config.evaluate, f"{name} {split}"
         do = f"free memory, or lower evaluate.batch_tokens (now {settings.batch_tokens})"
         with reporting_shortages(f"{where}: scoring the base", do=do):
+            base, task = self.context.base, data.tasks[name]
             evaluations, failures = evaluate_task(
-                self.context.base,
-                study.data.encoder,
-                study.data.tasks[name],
-                split,
-                model_ids,
-                settings,
-                self.engine,
+                base, data.encoder, task, split, ids, settings, self.engine
             )
         for reason in failures.values():
             raise NotFiniteError(
@@ -144,12 +132,12 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
                 key = record.trial_id, record.task, record.split
                 write_items(file, items)
                 artifacts += ledger.publish(file, items_path(*key))
-                tables = {} if self.engine is None else self.engine.tables
+                tables = self.engine.tables
                 # A model without an adapter's name is scored by itself.
                 name = record.trial_id if record.trial_id in tables else None
-                if (compared := tables.pop(name, None)) is not None:
-                    write_table(file, compared)
-                    artifacts += ledger.publish(file, parity_path(*key))
+                if (of_engine := tables.pop(name, None)) is not None:
+                    write_table(file, of_engine)
+                    artifacts += ledger.publish(file, items_path(*key, self.engine.name))
         records = [record for record, _ in evaluations]
         settings = self.context.study.settings_of("eval", [r.trial_id for r in records])
         ledger.commit(records, artifacts, settings)

@@ -49,8 +49,8 @@ def _open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
     Args:
         context: of the driver.
         config: the study file as read, before ``auto`` was resolved. What writes answers is the
-            driver's choice, as it is a part of a score's key: a node may have vLLM where the driver
-            has none.
+            driver's choice, as it is a part of a score's key: a node may have an engine that the
+            driver lacks.
         group: trials of the unit, or ``BASE_GROUP``.
     """
     study = context.study

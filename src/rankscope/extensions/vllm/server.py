@@ -26,10 +26,11 @@ import torch
 from rankscope.device import dtype_name, release_freed_memory, visible_gpus
 from rankscope.errors import first_line
 from rankscope.evaluate.continuous_batching import Generation, GenerationLimits
+from rankscope.extensions.vllm import Refused, ServerEnded
+from rankscope.extensions.vllm.serving import RANKS
 from rankscope.models.base import Base
 from rankscope.records import BASE
 
-LARGEST_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # Of adapters, as vLLM takes them
 ADAPTERS_AT_ONCE = 8  # In a batch of the server; others are read again
 PROMPTS_AT_ONCE = 512  # In a request: releases refuse more than 1,024
 SHARE_OF_FREE = 0.5  # Of the device's free memory, for the server; log p is computed in the rest
@@ -48,14 +49,6 @@ wait $server
 other end closes it or dies."""
 
 
-class ServerEnded(Exception):
-    """The server cannot be reached any more, or never could; says why."""
-
-
-class Refused(Exception):
-    """The server does not do what it is asked for; says why."""
-
-
 class VllmAnswer(NamedTuple):
     generation: Generation
     ids: list[int]  # With the token that ended it
@@ -68,12 +61,9 @@ def find_command() -> str | None:
 
 
 def serve_options(
-    max_tokens: int,
-    largest_rank: int,
-    dtype: torch.dtype,
-    gpu_memory: tuple[int, int] | None,
+    max_tokens: int, largest_rank: int, dtype: torch.dtype, gpu_memory: tuple[int, int] | None
 ) -> list[str]:
-    """Options of ``vllm serve``. ``largest_rank`` is one of ``LARGEST_RANKS``, or 0 without
+    """Options of ``vllm serve``. ``largest_rank`` is one of ``RANKS``, or 0 without
     adapters; ``gpu_memory`` the free and all bytes of its GPU, None on a CPU."""
     words = ["--served-model-name", BASE, "--generation-config", "vllm"]
     words += ["--max-model-len", str(max_tokens), "--dtype", dtype_name(dtype)]
@@ -82,22 +72,19 @@ def serve_options(
         words += ["--max-loras", str(ADAPTERS_AT_ONCE)]
     if gpu_memory is None:
         return [*words, "--enforce-eager"]  # compiling takes longer than the answers of a study
-    free_bytes, all_bytes = gpu_memory
-    return [*words, "--gpu-memory-utilization", f"{SHARE_OF_FREE * free_bytes / all_bytes:.3f}"]
+    share = SHARE_OF_FREE * gpu_memory[0] / gpu_memory[1]
+    return [*words, "--gpu-memory-utilization", f"{share:.3f}"]
 
 
 class Server:
     """``vllm serve`` on one folder of weights. Raises ServerEnded: it does not start."""
 
-    def __init__(
-        self, tokenizer: Path, base: Base, folder: Path, max_tokens: int, largest_rank: int
-    ) -> None:
+    def __init__(self, base: Base, folder: Path, max_tokens: int, largest_rank: int) -> None:
         self.base, self.folder, self.max_tokens = base, folder, max_tokens
-        self.largest_rank = next((r for r in LARGEST_RANKS if r >= largest_rank > 0), 0)
+        self.largest_rank = next((r for r in RANKS if r >= largest_rank > 0), 0)
         self.loaded: set[str] = set()
         self.key = secrets.token_hex()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
+        with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self.address = f"http://127.0.0.1:{port}"
         environment = {
@@ -114,10 +101,10 @@ class Server:
             release_freed_memory()
             gpu_memory = torch.cuda.mem_get_info(base.device)
             environment["CUDA_VISIBLE_DEVICES"] = visible_gpus()[base.device.index or 0]
-        words = [find_command() or "vllm", "serve", str(folder), "--tokenizer", str(tokenizer)]
-        words += ["--host", "127.0.0.1", "--port", str(port)]
+        words = [find_command() or "vllm", "serve", str(folder), "--host", "127.0.0.1"]
+        words += ["--port", str(port), "--tokenizer", base.tokenizer.name_or_path]
         words += serve_options(max_tokens, self.largest_rank, base.model.dtype, gpu_memory)
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the server)
+        self.log = tempfile.NamedTemporaryFile()  # noqa: SIM115  (closed with the server)
         self.process = subprocess.Popen(
             ["sh", "-c", WATCHED, "sh", *words],
             env=environment,
@@ -133,14 +120,10 @@ class Server:
             while not self._is_up():
                 if time.monotonic() - started > MAX_START_SECONDS:
                     raise ServerEnded(f"not up after {MAX_START_SECONDS} s: {self._last_line()}")
-                time.sleep(0.5)
+                time.sleep(0.1)
         except BaseException:
             self.close()
             raise
-
-    def suits(self, folder: Path, max_tokens: int, rank: int) -> bool:
-        fits = max_tokens <= self.max_tokens and rank <= self.largest_rank
-        return folder == self.folder and fits
 
     def load(self, name: str, folder: Path) -> None:
         """An adapter, once."""
@@ -154,8 +137,9 @@ class Server:
     ) -> list[VllmAnswer]:
         """In the order of the prompts. Raises Refused and ServerEnded."""
         lengths = [min(limits.max_new_tokens, limits.context - len(prompt)) for prompt in prompts]
-        found: dict[int, VllmAnswer] = {}
-        for length in sorted(set(lengths)):
+        answers = [Generation(name, *each) for each in zip(prompts, lengths, strict=True)]
+        scored: dict[int, VllmAnswer] = {}
+        for length in set(lengths):
             alike = [i for i, of_prompt in enumerate(lengths) if of_prompt == length]
             for start in range(0, len(alike), PROMPTS_AT_ONCE):
                 places = alike[start : start + PROMPTS_AT_ONCE]
@@ -175,35 +159,25 @@ class Server:
                 try:
                     choices = {choice["index"]: choice for choice in reply["choices"]}
                     for number, i in enumerate(places):
-                        choice = choices[number]
-                        found[i] = self._answer(name, prompts[i], length, choice, limits)
+                        scored[i] = self._answer(answers[i], choices[number], limits)
                 except (LookupError, TypeError) as error:
-                    raise Refused(f"a reply of another form than vLLM's: {error!r}") from error
-        return [found[i] for i in range(len(prompts))]
+                    found = f"a reply of another form than vLLM's from 0.10.2 on: {error!r}"
+                    raise Refused(found) from error
+        return [scored[i] for i in range(len(prompts))]
 
     def _answer(
-        self,
-        name: str | None,
-        prompt: Sequence[int],
-        length: int,
-        choice: dict[str, Any],
-        limits: GenerationLimits,
+        self, generation: Generation, choice: dict[str, Any], limits: GenerationLimits
     ) -> VllmAnswer:
-        ids = choice.get("token_ids")
-        if ids is None:
-            raise Refused("answers without token_ids, which vLLM has from 0.10.2 on")
-        is_stopped = choice["finish_reason"] == "stop"
-        written = ids[:-1] if is_stopped and ids[-1] in limits.stop_ids else list(ids)
-        generation = Generation(name, prompt, length, ids=written, stopped=is_stopped)
+        ids = list(choice["token_ids"])
+        generation.stopped = choice["finish_reason"] == "stop"
+        ends = generation.stopped and ids[-1] in limits.stop_ids
+        generation.ids = ids[:-1] if ends else ids
         generation.finish(limits, self.base.tokenizer)
-        return VllmAnswer(generation, list(ids), sum(choice["logprobs"]["token_logprobs"]))
+        return VllmAnswer(generation, ids, sum(choice["logprobs"]["token_logprobs"]))
 
     def close(self) -> None:
-        assert self.process.stdin is not None
-        with suppress(OSError):
-            self.process.stdin.close()  # ends it, see WATCHED
         with suppress(subprocess.TimeoutExpired):
-            self.process.wait(30)
+            self.process.communicate(timeout=30)  # closes its input, see WATCHED
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, 9)
         self.process.wait()
@@ -218,9 +192,7 @@ class Server:
             return False
         return True
 
-    def _ask(
-        self, path: str, body: dict[str, Any] | None = None, seconds: float = MAX_REPLY_SECONDS
-    ) -> dict[str, Any]:
+    def _ask(self, path: str, body: Any = None, seconds: float = MAX_REPLY_SECONDS) -> Any:
         headers = {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
         data = None if body is None else json.dumps(body).encode()
         try:
@@ -236,13 +208,10 @@ class Server:
         except (OSError, HTTPException) as error:
             raise ServerEnded(self._last_line() or first_line(error)) from error
         # Of /health nothing, of an adapter a sentence.
-        read: dict[str, Any] = json.loads(text) if text.startswith("{") else {}
-        return read
+        return json.loads(text) if text.startswith("{") else {}
 
     def _last_line(self) -> str:
-        # Read without a seek: the server writes at the same offset of the file.
-        size = os.fstat(self.log.fileno()).st_size
-        read = os.pread(self.log.fileno(), LOG_BYTES, max(0, size - LOG_BYTES))
-        lines = read.decode(errors="replace").splitlines()
+        end = Path(self.log.name).read_bytes()[-LOG_BYTES:]
+        lines = end.decode(errors="replace").splitlines()
         errors = [line for line in lines if "Error" in line]
         return (errors or lines or [""])[-1][-300:]

@@ -1,10 +1,11 @@
-"""Answers from a vLLM server, against the own engine's: a stand-in by transformers and PEFT."""
+"""Answers from a vLLM server, against the own engine's; commands that serve trained models."""
 
 import json
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -19,19 +20,21 @@ from pocket_study import UNANALYZED
 import vllm_parity
 from faults import refused
 from rankscope.config.study import ModelConfig, StudyConfig
-from rankscope.device import visible_gpus
 from rankscope.errors import UserError
-from rankscope.evaluate import vllm_server
 from rankscope.evaluate.continuous_batching import GenerationLimits, generate
-from rankscope.evaluate.vllm import Vllm, parity, resolved_engine
-from rankscope.evaluate.vllm_server import Refused, serve_options
+from rankscope.evaluate.engines import resolved_engine
+from rankscope.extensions.vllm import Refused, VllmEngine, server
+from rankscope.extensions.vllm.comparison import parity
+from rankscope.extensions.vllm.server import serve_options
+from rankscope.extensions.vllm.serving import obstacle
 from rankscope.models.adapters.folder import load_adapter
 from rankscope.models.load import load_base
 from rankscope.models.model_folder import pocket_folder
-from rankscope.records import PARITY_SCHEMA
-from rankscope.store import Ledger, items_path, parity_path
+from rankscope.report.use_it import BaseSource, use_steps
+from rankscope.store import Ledger, items_path
 
-STAND_IN = Path(__file__).parents[1] / "fixtures/vllm_stand_in.py"
+from . import vllm_stand_in
+
 ARMS = [
     {"method": "lora", "rank": [2, 8], "lr": 4e-3},
     {"method": "dora", "rank": 2, "lr": 4e-3},
@@ -52,15 +55,18 @@ STUDY = {
 
 
 @pytest.fixture
-def pids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def pids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A ``vllm`` is on the PATH; the file of the ids of its processes."""
     command = tmp_path / "bin/vllm"
     command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{STAND_IN}" "$@"\n', "utf-8")
+    process = f'"{sys.executable}" "{vllm_stand_in.__file__}"'
+    command.write_text(f'#!/bin/sh\nexec {process} "$@"\n', "utf-8")
     command.chmod(0o755)
     monkeypatch.setenv("PATH", str(command.parent), prepend=os.pathsep)
-    monkeypatch.setenv("STAND_IN_PIDS", str(tmp_path / "pids"))
-    return tmp_path / "pids"
+    monkeypatch.setenv("STAND_IN", str(tmp_path / "it"))
+    with vllm_stand_in.writing() as address:
+        monkeypatch.setenv("STAND_IN_MODELS", address)
+        yield tmp_path / "it.pids"
 
 
 def write_study(folder: Path, engine: str, arms: object) -> Path:
@@ -107,11 +113,12 @@ def test_a_study_has_the_answers_of_the_own_engine(
             continue
         assert means["vllm_equal"] == 1
         assert means["vllm_difference"] < 1e-4
-        if not (tmp_path / "out" / parity_path(*key)).exists():
+        file = tmp_path / "out" / items_path(*key, "vllm")
+        if not file.exists():
             continue
         assert key[0] not in compared  # once, before its first split
         compared.add(key[0])
-        table = pd.read_parquet(tmp_path / "out" / parity_path(*key))
+        table = pd.read_parquet(file)
         items = pd.read_parquet(tmp_path / "out" / items_path(*key))
         assert table["item_id"].tolist() == items["item_id"].tolist()
         assert table["own"].tolist() == table["vllm"].tolist() == items["generated"].tolist()
@@ -147,7 +154,7 @@ def test_how_far_the_engines_may_be_apart(
     row = {"equal": False, "tokens": 10, "missed": 0, "difference": difference}
     rows = [{**row, "difference_without_adapter": without} for _ in range(16)]
     rows[0]["missed"] = missed
-    table = pa.Table.from_pylist(rows, PARITY_SCHEMA)
+    table = pa.Table.from_pylist(rows)
     if is_refused:
         with pytest.raises(Refused, match=r"another model|other tokens"):
             parity(table, dtype)
@@ -155,16 +162,17 @@ def test_how_far_the_engines_may_be_apart(
         assert parity(table, dtype)["vllm_difference"] == pytest.approx(difference)
 
 
-def answers(folder: Path) -> tuple[list[str], Vllm]:
+def answers(folder: Path) -> tuple[list[str], VllmEngine]:
     """Of the pocket model with an adapter, by a server if that is possible."""
     base = load_base(ModelConfig(pocket=True), torch.device("cpu"), torch.float32)
     base.multi_lora.attach(load_adapter(folder, "a", readable=True))
-    engine, limits = Vllm(base.folder), GenerationLimits(4, 64, 256, frozenset({0}))
-    engine.folders = {"a": folder}
-    prompts = [[5, 6, 7], [8, 9]]
-    written = engine.generate(base, prompts, ["a"], limits, ["0", "1"])["a"]
+    engine, limits = VllmEngine(), GenerationLimits(4, 64, 256, frozenset({0}))
+    engine.begin(lambda name: folder)
+    prompts = {"0": [5, 6, 7], "1": [8, 9]}
+    written = engine.generate(base, prompts, ["a"], limits)["a"]
     engine.close()
-    assert [g.ids for g in written] == [g.ids for g in generate(base, prompts, ["a"], limits)["a"]]
+    own = generate(base, [*prompts.values()], ["a"], limits)["a"]
+    assert [g.ids for g in written] == [g.ids for g in own]
     return [generation.text for generation in written], engine
 
 
@@ -181,9 +189,9 @@ def test_answers_are_those_of_the_own_engine(given_models: Path, pids: Path) -> 
         ("broken-lora", "vLLM refused /v1/load_lora_adapter: status 500"),
         ("scaled", "vLLM computes another model: log p of its answers differs by"),
         ("refuses-later", "vLLM failed twice: vLLM refused /v1/completions: status 400"),
-        ("no-token_ids", "answers without token_ids, which vLLM has from 0.10.2 on"),
-        ("one-less", "a reply of another form than vLLM's: KeyError(1)"),
-        ("hangs", "vLLM failed twice: /v1/completions: no reply in 2 s"),
+        ("no-token_ids", "a reply of another form than vLLM's from 0.10.2 on: TypeError"),
+        ("one-less", "a reply of another form than vLLM's from 0.10.2 on: KeyError(1)"),
+        ("hangs", "vLLM failed twice: /v1/completions: no reply in 1 s"),
     ],
 )
 def test_what_it_cannot_do_is_left_to_the_own_engine(
@@ -191,7 +199,7 @@ def test_what_it_cannot_do_is_left_to_the_own_engine(
 ) -> None:
     monkeypatch.setenv("STAND_IN_FAULT", fault)
     if fault == "hangs":
-        monkeypatch.setattr(vllm_server, "MAX_REPLY_SECONDS", 2)
+        monkeypatch.setattr(server, "MAX_REPLY_SECONDS", 0.5)
     _, engine = answers(given_models / "lora")
     (note,) = engine.notes()  # and none of answers that vLLM wrote
     assert found in note
@@ -272,15 +280,6 @@ def test_a_server_on_a_gpu_takes_half_of_what_is_free() -> None:
     assert not {"--gpu-memory-utilization", "--enable-lora"} & set(on_cpu)
 
 
-def test_gpus_are_named_as_the_environment_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the name that CUDA_VISIBLE_DEVICES gives it, as numbers count those visible here."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-8932f937")
-    assert visible_gpus() == ["5", "GPU-8932f937"]
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert visible_gpus() == ["0", "1"]
-
-
 def test_no_command_is_said_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,3 +302,36 @@ def test_the_server_ends_with_the_process_that_started_it(
     launcher.send(signal.SIGKILL)
     while not have_ended(pids):
         time.sleep(0.05)
+
+
+HUB_BASE = BaseSource("a/b on the hub", '"a/b"', "a/b", "bfloat16", "a/b")
+
+
+def serving(**settings: object) -> str:
+    """The vLLM command for an adapter."""
+    steps = use_steps(HUB_BASE, {"peft_type": "LORA", **settings}, "mine", ".", None)
+    return next(step.code for step in steps if "vLLM" in step.title)
+
+
+@pytest.mark.parametrize(
+    ("rank", "limit"),
+    [(1, 8), (8, 8), (9, 16), (64, 64), (65, 128), (257, 320), (321, 512), (512, 512)],
+)
+def test_the_rank_limit_is_one_of_vllms_list(rank: int, limit: int) -> None:
+    assert serving(r=rank) == (
+        f"vllm serve a/b --enable-lora --max-lora-rank {limit} --lora-modules mine=."
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"r": 513}, "vLLM takes at most 512"),
+        ({"r": 8, "use_dora": True}, "does not read DoRA"),
+        ({"r": 8, "rank_pattern": {"x": 16}}, "the same scaling"),
+        ({"peft_type": "VERA", "r": 256}, "not VERA"),
+    ],
+)
+def test_what_cannot_be_served_unmerged_is_said(settings: dict[str, object], reason: str) -> None:
+    assert reason in obstacle({"peft_type": "LORA", **settings})
+    assert serving(**settings) == "vllm serve merged"
