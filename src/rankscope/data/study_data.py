@@ -1,4 +1,4 @@
-"""The data of a study: its tasks, read, split and mixed, and its training rows, encoded."""
+"""The data of a study: its tasks are read, split and mixed, and its training rows encoded."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -37,12 +37,12 @@ class StudyData:
     tasks: Mapping[str, LoadedTask]  # By name, every task that is trained on or evaluated
     rows: Mapping[str, EncodedRows]  # By training task
     fewer_rows: Mapping[str, Mapping[int, EncodedRows]]
-    """By training task and number, the rows of arms that train on so many."""
+    """Rows of arms that train on fewer rows, by training task and number."""
     replay_rows: Mapping[str, EncodedRows]  # By task whose rows some arm replays, or source's
     notes: tuple[str, ...]  # What readers of the results should know, one sentence each
 
     def seen_by(self, trial: TrialSpec) -> "StudyData":
-        """The data that a trial is scored on: items after its prompt, if it has one."""
+        """Return the data that a trial is scored on: items after its prompt, if it has one."""
         prompt, own, tasks = trial.prompt, self.encoder, dict(self.tasks)
         if prompt is None:
             return self
@@ -53,7 +53,7 @@ class StudyData:
         return replace(self, encoder=own, tasks=tasks)
 
     def rows_of(self, trial: TrialSpec) -> EncodedRows:
-        """What a trial is trained on."""
+        """Return the rows that a trial trains on."""
         return (
             self.rows[trial.task] if trial.rows is None else self.fewer_rows[trial.task][trial.rows]
         )
@@ -62,8 +62,11 @@ class StudyData:
 def prepare_data(
     config: StudyConfig, tokenizer: "PreTrainedTokenizerBase", whole: bool = True
 ) -> StudyData:
-    """Read, check, split and encode the rows of a study; ``whole`` False encodes stand-ins and does
-    not search for contamination."""
+    """Read, check, split and encode the rows of a study.
+
+    Args:
+        whole: False encodes stand-ins and skips the search for contamination.
+    """
     kind = Encoder if whole else CachingEncoder
     max_length = config.train.max_length if config.arms else None  # items are scored whole
     encoder = kind(tokenizer, config.model.prompt_format, max_length)
@@ -104,7 +107,7 @@ def prepare_data(
 def _encode_rows(
     config: StudyConfig, encoder: Encoder, task: LoadedTask, items: Sequence[Item]
 ) -> EncodedRows:
-    """Training rows with all that the study's objectives need."""
+    """Encode training rows with everything that the study's objectives need."""
     objectives = config.objectives()
     scorers = {scorer for objective in objectives for scorer in objective.scorers(task.spec)}
     judges = sorted(
@@ -126,7 +129,10 @@ def _fewer_rows(
     encode: Callable[[LoadedTask, Sequence[Item]], EncodedRows],
     task: LoadedTask,
 ) -> dict[int, EncodedRows]:
-    """By number of rows that some arm trains on, the same rows as with ``max_train_rows``."""
+    """Encode fewer rows, by every number that some arm trains on.
+
+    They are the rows that ``max_train_rows`` would leave.
+    """
     name, counts = task.spec.name, {n for arm in config.arms for n in arm.rows or () if n != "all"}
     if above := [n for n in sorted(counts) if n > len(task.train)]:
         found, rule = f"{above[-1]} of task {name!r}", f"at most {len(task.train)}"
@@ -141,7 +147,8 @@ def _fewer_rows(
 
 
 def _load_tasks(config: StudyConfig, compare: bool) -> dict[str, LoadedTask]:
-    """Every task that is trained on or evaluated, by name; ``compare`` as of ``load_task``."""
+    """Load every task that is trained on or evaluated, by name; see ``load_task`` for
+    ``compare``."""
     described = config.evaluation_tasks()
     tasks = {}
     for task in described.values():
@@ -160,7 +167,7 @@ def _load_plain_task(config: StudyConfig, task: TaskConfig, compare: bool) -> Lo
         Path(config.data_dir) if config.data_dir is not None else None,
         config.data_seed,
         config.evaluate.max_items,
-        # Without arms nothing is chosen, so nothing needs validation items but the split itself.
+        # A study without arms chooses nothing, so only the split itself needs validation items.
         keep_test_whole=not config.arms and task not in config.evaluate.retention,
         trained_on=[*config.trained_tasks(), *config.replayed_tasks()],
         compare=compare,
@@ -189,11 +196,8 @@ def _load_replayed_tasks(
 def _mix_tasks(
     config: TaskConfig, parts: Sequence[LoadedTask], data_seed: int, compare: bool
 ) -> LoadedTask:
-    """One training task with all rows of its parts, scored by the mean over all their items.
-
-    Items alternate between the parts, so that a limit on items covers all parts.
-    ``max_train_rows`` limits the rows of all parts together.
-    """
+    """Mix tasks into one training task with all rows of its parts, scored by the mean of all
+    items."""
     for part in parts:
         if not part.train:
             found = f"{part.spec.name!r} in its mixture, which has no training rows"
@@ -235,7 +239,7 @@ def _mix_tasks(
 
 
 def interleave(splits: Sequence[Sequence[Item]]) -> tuple[Item, ...]:
-    """One item of each part in turn until all are used."""
+    """Take one item of each part in turn until all are used."""
     return tuple(item for turn in zip_longest(*splits) for item in turn if item is not None)
 
 
@@ -245,10 +249,13 @@ def interleave(splits: Sequence[Sequence[Item]]) -> tuple[Item, ...]:
 def _mark_contamination(
     config: StudyConfig, tasks: Mapping[str, LoadedTask], replayed: Mapping[str, LoadedTask]
 ) -> tuple[dict[str, LoadedTask], list[str]]:
-    """The tasks with the ids of all test items that are training rows of the study, and notes.
+    """Mark all test items that are training rows of the study.
 
-    The training rows of a task that the study does not train on contaminate nothing, unless it
-    trains no model: a given one may have seen them.
+    Training rows of a task that the study does not train on contaminate nothing. They do count if
+    the study trains no model, because a given model may have seen them.
+
+    Returns:
+        The tasks with the ids of such items, and notes.
     """
     trained = {**replayed, **{task.name: tasks[task.name] for task in config.tasks}}
     notes, between_tasks = find_contamination_between_tasks(
@@ -271,7 +278,7 @@ ROWS_PER_LABEL = 5  # Rows of an answer, on average, from which answers are labe
 
 
 def replay_notes(config: StudyConfig) -> Iterator[str]:
-    """Replayed tasks that are also evaluated: scores on them do not measure what they seem to."""
+    """Yield a note for each replayed task whose scores also count as retention or transfer."""
     retention = {task.name for task in config.evaluate.retention}
     cross_domain = {task.name for task in config.evaluate.cross_domain}
     for name in config.replayed_tasks():
@@ -283,8 +290,10 @@ def replay_notes(config: StudyConfig) -> Iterator[str]:
 
 
 def unknown_token_notes(rows: Mapping[str, EncodedRows], unknown_id: int | None) -> Iterator[str]:
-    """One sentence per task with many tokens that the tokenizer does not know: another language or
-    script than it was made for, or the pocket model."""
+    """Yield one sentence for each task with many tokens that the tokenizer does not know.
+
+    Its rows are in a language or script that the tokenizer lacks, or the model is the pocket model.
+    """
     for name, encoded in rows.items():
         unknown = sum(row.input_ids.count(unknown_id) for row in encoded.rows)
         if unknown > MAX_UNKNOWN_SHARE * encoded.num_tokens:
@@ -295,7 +304,8 @@ def unknown_token_notes(rows: Mapping[str, EncodedRows], unknown_id: int | None)
 
 
 def row_notes(config: StudyConfig, tasks: Mapping[str, LoadedTask]) -> Iterator[str]:
-    """Scored items that are copies, and labels that teach or show less than they seem to."""
+    """Yield notes about scored items that are copies, and about labels that teach or show
+    little."""
     labeled = [*config.trained_tasks(), *(task.name for task in config.evaluate.retention)]
     for name, task in tasks.items():
         for split, items in (("validation", task.validation), ("test", task.test)):
@@ -309,8 +319,11 @@ def row_notes(config: StudyConfig, tasks: Mapping[str, LoadedTask]) -> Iterator[
 
 
 def label_notes(name: str, rows: Sequence[Item]) -> Iterator[str]:
-    """One answer that most rows have, prompts with several answers, and answers that only case or
-    spaces tell apart; of rows whose answers repeat."""
+    """Yield notes about rows whose answers repeat.
+
+    They name an answer that most rows have, prompts with several answers, and answers that differ
+    only in case or spaces.
+    """
     golds = Counter(row.gold for row in rows)
     if len(rows) < ROWS_PER_LABEL * len(golds):
         return
@@ -337,15 +350,15 @@ def _listed(answers: Collection[str]) -> str:
 
 # --- stand-ins ----------------------------------------------------------------------------------
 
-# A plan needs the lengths of rows and not their tokens. Rows ranked by their number of characters
-# are cut into spans, and one row of each span, tokenized once, stands for all of it. The number of
-# tokens of 512 rows in place of 14,042 is then off by less than 2 % on every data set that was
-# tried, since rows of equally many characters have about equally many tokens.
+# A plan needs the lengths of rows but not their tokens. Rows sorted by their number of characters
+# are cut into spans, and one tokenized row of each span stands for all of it. The number of tokens
+# of 512 rows in place of 14,042 was then off by less than 2 % on every data set that was tried,
+# because rows of equally many characters have about equally many tokens.
 SPANS = 512  # Most rows of one split that are tokenized
 
 
 class CachingEncoder(Encoder):
-    """Tokenizes an item once, however many it stands for."""
+    """Tokenizes an item once, however many items it stands for."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -354,9 +367,9 @@ class CachingEncoder(Encoder):
 
 
 def stand_ins(task: LoadedTask) -> LoadedTask:
-    """A task whose items are those that stand for its own, in the same order.
+    """Replace the items of a task by those that stand for them, in the same order.
 
-    The items of a mixture to evaluate stay: each is looked up among its parts'.
+    The evaluated items of a mixture stay: each is looked up among its parts'.
     """
     train = by_length(task.train)
     if task.parts:
@@ -367,7 +380,7 @@ def stand_ins(task: LoadedTask) -> LoadedTask:
 
 
 def by_length(items: Sequence[Item], spans: int = SPANS) -> tuple[Item, ...]:
-    """For each item the one in the middle of its span; the longest stands for itself."""
+    """Replace each item by the one in the middle of its span; the longest stands for itself."""
     order = sorted(range(len(items)), key=lambda index: num_characters(items[index]))
     chosen = list(items)
     for span in range(spans):
@@ -380,7 +393,7 @@ def by_length(items: Sequence[Item], spans: int = SPANS) -> tuple[Item, ...]:
 
 
 def num_characters(item: Item) -> int:
-    """Characters of everything that becomes tokens."""
+    """Count the characters of everything that becomes tokens."""
     turns = sum(len(message.content) for message in item.messages)
     examples = sum(len(text) for pair in item.fewshot for text in pair)
     return len(item.prompt) + len(item.completion) + sum(map(len, item.choices)) + turns + examples
