@@ -1,6 +1,6 @@
-"""The base of a study before its weights are loaded, and the models that the study is given.
+"""The base of a study before its weights are loaded, and the study's given models.
 
-Files, shapes, and the arms and models that fit them, all checked before anything runs.
+Files, shapes, and the arms and models that fit them are all checked before anything runs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,7 +50,7 @@ from rankscope.models.sharding import check_devices
 from rankscope.records import BASE, GivenModel, TrialSpec
 
 _NOT_TRAINED_HERE = {"task": "", "rank": None, "alpha": None, "lr": 0.0, "dropout": 0.0, "seed": 0}
-"""Settings of a trial that was not trained here, as far as its adapter does not give them."""
+"""Settings of a trial that was trained elsewhere, unless its adapter gives them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +66,11 @@ class StudyBase:
 
 
 def resolve_base(config: StudyConfig, weights: bool) -> tuple[StudyConfig, StudyBase]:
-    """The study with what arms take from adapters filled in, and its base, fetched and checked.
+    """Resolve the base of a study, fetched and checked, and fill in what arms take from adapters.
 
-    ``weights``: they must be there and are hashed. If False, they are hashed only
-    if an arm has ``init_from`` and the files exist.
+    Args:
+        weights: the weights must exist and are hashed. Otherwise they are hashed only if an arm has
+            ``init_from`` and the files exist.
     """
     folder = model_folder(config.model, weights)
     model_config = read_model_config(folder)
@@ -123,11 +124,14 @@ def check_machine(
 def _given_trials(
     given: Sequence[GivenConfig], base: Path, shapes: Architecture, base_sha256: str | None
 ) -> list[TrialSpec]:
-    """Check every given model against the base, in the folder ``base``, without loading the base;
-    one trial for each. ``base_sha256`` is None if its weights were not read.
+    """Check every given model against the base, without loading the base; make one trial for each.
 
-    Raises UserError: a model is missing, of another base, architecture or tokenizer; IntegrityError
-    if it is damaged.
+    Args:
+        base: folder of the base.
+        base_sha256: None if the base's weights were not read.
+
+    Raises UserError: a model is missing, or of another base, architecture or tokenizer. Raises
+    IntegrityError: it is damaged.
     """
     given = [model for model in given if model.path is not None]
     names = given_names(given)
@@ -151,7 +155,7 @@ def given_trial(
     base_sha256: str | None,
     settings: Mapping[str, object],
 ) -> TrialSpec:
-    """The trial of a model in a folder; ``settings`` are what its files say of its training."""
+    """Make the trial of a model in a folder; ``settings`` are those that its files record."""
     folder, other_base = user_path(given.folder), None
     if settings["method"] == FullMethod.name:
         sha256 = weights_sha256(folder)
@@ -171,7 +175,7 @@ def trial_of_given(
 
 
 def check_distinct(given: Sequence[TrialSpec]) -> None:
-    """Raise UserError for two models of the same weights: they would be one trial."""
+    """Raise UserError for two models with the same weights: they would be one trial."""
     folders: dict[str, str] = {}
     for trial in given:
         assert trial.given is not None
@@ -183,7 +187,7 @@ def check_distinct(given: Sequence[TrialSpec]) -> None:
 
 
 def given_names(given: Sequence[GivenConfig]) -> list[str]:
-    """Their own names, or the folders' with as many parent folders as make them unique."""
+    """Name given models: by their own names, or their folders with as many parents as needed."""
     folders = [user_path(model.folder).resolve() for model in given]
     names: list[str] = []
     for depth in range(1, 1 + max((len(folder.parts) for folder in folders), default=0)):
@@ -216,7 +220,7 @@ def _check_checkpoint(folder: Path, base: Path) -> None:
 
 
 def _adapter_fields(folder: Path, base: Path, shapes: Architecture) -> dict[str, object]:
-    """Method, rank, alpha and targets of an adapter, as a trial that trained it would have them."""
+    """Read method, rank, alpha and targets of an adapter, as fields of a trial."""
     kind = peft_type(folder)
     if kind not in ("LORA", None) and any(m.takes_settings for m in all_methods()):
         from rankscope.models.peft_backend.tuner import check_fits  # PEFT takes a second to import
@@ -238,7 +242,8 @@ def _adapter_fields(folder: Path, base: Path, shapes: Architecture) -> dict[str,
 
 
 def peft_type(folder: Path) -> str | None:
-    """None also without the weights, which a reader of the adapter then misses."""
+    """Return an adapter's PEFT type; None without it, or without weights, which its reader
+    reports."""
     is_whole = weights_file(folder).is_file()
     kind: str | None = read_config(folder / CONFIG).get("peft_type") if is_whole else None
     return kind
@@ -247,8 +252,10 @@ def peft_type(folder: Path) -> str | None:
 def recorded_other_base(
     folder: Path, base: Path, base_sha256: str | None, *, force: bool
 ) -> str | None:
-    """The recorded hash of an adapter's base if it is another one. Raises UserError: it is, and
-    ``force`` is not set."""
+    """Return the recorded hash of an adapter's base if it is another base.
+
+    Raises UserError: it is, and ``force`` is not set.
+    """
     recorded = recorded_base(folder)
     if base_sha256 is None:
         return None
@@ -271,7 +278,7 @@ def recorded_other_base(
 
 
 def num_trained_parameters(trial: TrialSpec, num_of_base: int) -> int:
-    """Numbers in an adapter's file; all of a checkpoint."""
+    """Count the numbers in an adapter's file, or all parameters of a checkpoint."""
     assert trial.given is not None
     if trial.is_full:
         return num_of_base

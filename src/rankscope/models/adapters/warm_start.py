@@ -1,5 +1,7 @@
-"""What an arm takes from adapters on disk, read before anything runs: one to continue
-(``init_from``), or its ranks by module (``rank_pattern``)."""
+"""Settings that an arm takes from adapters on disk, read before anything runs.
+
+An arm continues an adapter (``init_from``), or takes its ranks by module (``rank_pattern``).
+"""
 
 import math
 from pathlib import Path
@@ -28,12 +30,15 @@ MAX_SHOWN_TARGETS = 4  # Module names shown in a message
 def resolve_adapters(
     config: StudyConfig, shapes: Architecture
 ) -> tuple[StudyConfig, dict[str, tuple[str, str | None]]]:
-    """Fill in what arms take from files of adapters: every target's rank by module path, with
-    ``rank`` as the one of as many parameters (``rank_pattern``); method, rank, alpha and targets
-    (``init_from``).
+    """Fill in the settings that arms take from files of adapters.
 
-    Returns the filled configuration, and by folder to continue from, as the study names it, the
-    hashes of the adapter's files and of its base, None if it records none.
+    ``rank_pattern`` gives every target's rank by module path, and ``rank`` becomes the one rank
+    with as many parameters. ``init_from`` gives method, rank, alpha and targets.
+
+    Returns:
+        The filled configuration. Also, by folder to continue from, as the study names it: the hash
+            of
+        the adapter's files, and of its base or None.
     """
     hashes: dict[str, tuple[str, str | None]] = {}
     arms = []
@@ -91,8 +96,10 @@ def _with_ranks_by_module(arm: ArmConfig, shapes: Architecture) -> ArmConfig:
 
 
 def filled_arm(arm: ArmConfig, folder: Path, shapes: Architecture) -> ArmConfig:
-    """An arm with the settings that it leaves out as in the adapter that it continues. Raises
-    UserError if the adapter does not fit the model, or a setting contradicts it."""
+    """Fill in an arm's missing settings from the adapter that it continues.
+
+    Raises UserError: the adapter does not fit the model, or a setting contradicts it.
+    """
     settings, adapter = read_adapter_config(folder), load_adapter_for(shapes, folder)
     for name in adapter.a:
         scaling = settings.scaling_of(name)
@@ -141,8 +148,10 @@ def filled_arm(arm: ArmConfig, folder: Path, shapes: Architecture) -> ArmConfig:
 
 
 def load_adapter_for(shapes: Architecture, folder: Path, *, readable: bool = False) -> Adapter:
-    """A user's adapter, checked to change modules of the model, in the same shapes, and all that
-    its configuration names; ``readable`` as of ``load_adapter``."""
+    """Load a user's adapter and check that it fits the model (:func:`check_adapter_fits`).
+
+    ``readable`` is explained at :func:`load_adapter`.
+    """
     adapter = load_adapter(folder, "start", readable=readable)
     check_adapter_fits(folder, adapter, shapes.linear_shapes)
     return adapter
@@ -151,7 +160,10 @@ def load_adapter_for(shapes: Architecture, folder: Path, *, readable: bool = Fal
 def shortest_targets(
     settings: AdapterSettings, modules: frozenset[str], shapes: Architecture
 ) -> tuple[str, ...]:
-    """Names that match exactly the adapter's modules: last parts of paths, PEFT's own, or paths."""
+    """Find names that match exactly the adapter's modules.
+
+    They are last parts of paths, PEFT's own names, or whole paths, in this order of preference.
+    """
     leaves = {name.rsplit(".", 1)[-1] for name in modules}
     listed = settings.target_modules if isinstance(settings.target_modules, list) else []
     for names in (tuple(sorted(leaves)), tuple(sorted(set(listed)))):

@@ -1,7 +1,7 @@
-"""Rankscope knows these fine-tuning methods by name: files of this folder, and other packages'.
+"""The registry of fine-tuning methods: files of this folder, and those of other packages.
 
-One file is all that a method needs. Study files, records, labels, memory estimates and the
-documentation ask here. Import it freely: it loads neither torch nor transformers nor PEFT.
+A method needs one file. Study files, records, labels, memory estimates and the documentation ask
+here. Import it freely: it loads neither torch nor transformers nor PEFT.
 """
 
 from functools import cache
@@ -13,13 +13,13 @@ from rankscope.registry import parts
 
 @cache
 def methods() -> dict[str, Method]:
-    """All methods by name: ``lora``, the default, first."""
+    """Return all methods by name: ``lora``, the default, first."""
     kinds: dict[str, type[Method]] = {LoraMethod.name: LoraMethod, **parts(Method, __name__)}
     return {name: kind() for name, kind in kinds.items()}
 
 
 def get_method(name: str) -> Method:
-    """The method of a name; ValueError without one."""
+    """Return the method of a name. Raises ValueError: there is none."""
     if name in methods():
         return methods()[name]
     raise ValueError(f"method {name!r}: expected one of {', '.join(methods())}")

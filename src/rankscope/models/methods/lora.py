@@ -1,4 +1,4 @@
-"""LoRA (Hu et al., 2106.09685): W0 + s B A, and what its variants share.
+"""LoRA (Hu et al., 2106.09685), W0 + s B A, and the code that its variants share.
 
 m, n  outputs and inputs of a module      r  rank      s  scaling
 """
@@ -39,7 +39,7 @@ class LoraMethod(Method):
     fills_targets: ClassVar[bool] = True  # Every target gets an adapter
 
     def rank_scale(self, rank: int) -> float:
-        """The number that alpha is divided by: s = alpha / rank_scale(r)."""
+        """Return the divisor of alpha: s = alpha / rank_scale(r)."""
         return rank
 
     # --- initialization
@@ -51,15 +51,17 @@ class LoraMethod(Method):
         trial: TrialSpec,
         context: InitContext,
     ) -> None:
-        """Fill an adapter so that the tuned model computes what the base computes."""
+        """Fill an adapter so that the tuned model computes the base's outputs."""
         for name, linear in linears.items():
             self.init_module(adapter, name, linear, context)
 
     def init_module(
         self, adapter: Adapter, name: str, linear: nn.Linear, context: InitContext
     ) -> None:
-        """A uniform in +-1/sqrt(n), PEFT's Kaiming default; B zero. Each matrix draws from its own
-        seed, (trial seed, module name), whatever else exists."""
+        """Draw A uniformly in +-1/sqrt(n), PEFT's Kaiming default; B is zero.
+
+        Each matrix draws from its own seed, (trial seed, module name), whatever else exists.
+        """
         import torch
 
         from rankscope.models.lora import derive_seed
@@ -76,8 +78,10 @@ class LoraMethod(Method):
     def initial_factors_of(
         self, adapter: Adapter, module: str, svd: tuple[Tensor, Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """(A0, B0) of a stored adapter whose initialization PEFT took out of the base, from U, S
-        and V of W0."""
+        """Return (A0, B0) of a stored adapter, given U, S and V of W0.
+
+        PEFT took this initialization out of the base.
+        """
         raise NotImplementedError
 
     # --- an adapter's slice of one pass of one layer
@@ -85,8 +89,10 @@ class LoraMethod(Method):
     def forward(
         self, part: AdapterSlice, y: Tensor, inputs: Tensor, linear: nn.Linear
     ) -> tuple[Tensor, ...]:
-        """Add s B A x to y, (n, out), in place, for ``inputs`` x after dropout, (n, in); the
-        tensors that the backward pass needs."""
+        """Add s B A x to y, (n, out), in place.
+
+        ``inputs`` is x after dropout, (n, in). Returns the tensors that the backward pass needs.
+        """
         hidden = inputs @ part.a.T
         y.addmm_(hidden, part.b.T, alpha=part.adapter.scaling)
         return (hidden,)
@@ -100,11 +106,13 @@ class LoraMethod(Method):
         grad_x: Tensor | None,
         weight: Tensor | None,
     ) -> list[Tensor]:
-        """Gradients of the adapter's parameters in this module, float32.
+        """Return the gradients of the adapter's parameters in this module, float32.
 
-        ``saved`` is what :meth:`forward` returned, ``grad`` the gradient of y, (n, out). The
-        adapter's share is added in place to ``grad_x``, (n, in), which holds the base's; ``weight``
-        is W0.
+        Args:
+            saved: the result of :meth:`forward`.
+            grad: gradient of y, (n, out).
+            grad_x: (n, in), holds the base's share; the adapter's is added in place.
+            weight: W0.
         """
         (hidden,) = saved
         back = grad @ part.b
@@ -116,7 +124,7 @@ class LoraMethod(Method):
         return part.factor_gradients(grad, back, inputs, hidden)
 
     def delta(self, adapter: Adapter, name: str, weight: Tensor) -> Tensor:
-        """W - W0 of one module, (out, in), in the dtype of W0, ``weight``."""
+        """Return W - W0 of one module, (out, in), in the dtype of W0, ``weight``."""
         a, b = (factor.to(weight) for factor in adapter.factors(name))
         return adapter.scaling * (b @ a)
 

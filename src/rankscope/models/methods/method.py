@@ -1,4 +1,4 @@
-"""What a fine-tuning method is: the one object that the rest of the package asks about it."""
+"""A fine-tuning method: the one object that answers the package's questions about it."""
 
 from __future__ import annotations
 
@@ -46,37 +46,43 @@ class Method:
 
     @property
     def trains_alone(self) -> bool:
-        """Needs a model of its own, so a trial shares it with no other."""
+        """Whether the method needs a model of its own, so that trials cannot share one."""
         return not self.has_rank
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
         """Raise Unfit if an arm's settings cannot be the method's, as far as a study file shows."""
 
     def hidden_state(self, settings: Mapping[str, Any]) -> str:
-        """What trains besides parameters, so that early stopping cannot restore it; '' if nothing
-        does."""
+        """Name the state that trains besides parameters, which early stopping cannot restore; '' if
+        none."""
         return ""
 
     def check_trial(self, trial: TrialSpec, base: StudyBase, tokens: int, steps: int) -> None:
         """Raise UserError if the method cannot train this trial; called before anything runs.
 
-        ``tokens`` are of the training task's rows, ``steps`` optimizer steps.
+        Args:
+            tokens: tokens of the training task's rows.
+            steps: optimizer steps.
         """
 
     def trainable_parameters(self, trial: TrialSpec, base: StudyBase) -> int:
-        """Counted on the shapes of the base."""
+        """Count the trainable parameters from the shapes of the base."""
         raise NotImplementedError
 
     def prepare(
         self, base: Base, trial: TrialSpec, context: InitContext, num_steps: int
     ) -> tuple[Base, Adapter | PeftTuner | nn.Module]:
-        """Put the method on the base: the base to train on, and what has ``parameters()``."""
+        """Put the method on the base.
+
+        Returns:
+            The base to train on, and the object that has ``parameters()``.
+        """
         raise NotImplementedError
 
     def relative_update(self, trained: Adapter | PeftTuner | nn.Module, base: Base) -> float:
-        """|W - W0|_F / |W0|_F over the weights that the method changes; ``base`` holds W0.
+        """Return |W - W0|_F / |W0|_F over the weights that the method changes; ``base`` holds W0.
 
-        0 if the method's effect on the weights cannot be computed.
+        The result is 0 if the method's effect on the weights cannot be computed.
         """
         raise NotImplementedError
 
@@ -85,5 +91,5 @@ class Method:
         raise NotImplementedError
 
     def load(self, base: Base, trial: TrialSpec, folder: Path) -> Base:
-        """Put a stored trial on the base, ready for scoring; the base to score."""
+        """Put a stored trial on the base, and return the base to score."""
         raise NotImplementedError

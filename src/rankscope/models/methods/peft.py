@@ -45,7 +45,8 @@ class PeftMethod(Method):
         count_in_folder(base.folder, trial.peft, trial.targets, steps)
 
     def trainable_parameters(self, trial: TrialSpec, base: StudyBase) -> int:
-        """Counted on PEFT's own model; 0 if the initialization needs the base's weights."""
+        """Count parameters on PEFT's own model; 0 if the initialization needs the base's
+        weights."""
         from rankscope.models.peft_backend.settings import count_in_folder
 
         assert trial.peft is not None
