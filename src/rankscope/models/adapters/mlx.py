@@ -1,7 +1,7 @@
 """Adapters of mlx-lm, read as if PEFT had written them.
 
-A folder of mlx-lm holds ``adapters.safetensors`` and an ``adapter_config.json`` of other fields
-than PEFT's. All modules have the same rank and the same ``scale``, alpha / r. Source:
+A folder of mlx-lm holds ``adapters.safetensors`` and an ``adapter_config.json`` whose fields differ
+from PEFT's. All modules have the same rank and the same ``scale``, alpha / r. Source:
 ``tuner/utils.py``, ``lora.py`` and ``dora.py`` of mlx-lm 0.32.
 """
 

@@ -1,7 +1,7 @@
-"""Training minimizes one of these objectives: the files of this folder, and other packages'.
+"""The registry of training objectives: the files of this folder, and those of other packages.
 
-One file is all that an objective needs. Study files and plans ask here. Import it freely: it loads
-neither torch nor transformers.
+An objective needs one file. Study files and plans ask here. Import it freely: it loads neither
+torch nor transformers.
 """
 
 import json
@@ -19,7 +19,7 @@ SFT = Objective.name
 
 @cache
 def objectives() -> dict[str, type[Objective]]:
-    """All objectives by name: ``sft``, the default, first."""
+    """Return all objectives by name: ``sft``, the default, first."""
     return {SFT: Objective, **parts(Objective, __name__)}
 
 
@@ -28,8 +28,13 @@ def objective_names() -> tuple[str, ...]:
 
 
 def parse_objective(value: Any) -> str:
-    """``dpo``, ``{dpo: {beta: 0.3}}``, or the text that this returns: the name alone, or JSON with
-    the settings that are not the default. Raises Unfit."""
+    """Parse ``dpo``, ``{dpo: {beta: 0.3}}``, or the text that this returns.
+
+    Returns:
+        The name alone, or JSON with the settings that differ from the default.
+
+    Raises Unfit: the objective or a setting is unknown.
+    """
     if isinstance(value, str) and value.startswith("{"):
         value = json.loads(value)
     named = value if isinstance(value, dict) else {str(value): {}}
@@ -45,7 +50,7 @@ def parse_objective(value: Any) -> str:
 
 @lru_cache
 def objective_of(text: str) -> Objective:
-    """The objective that :func:`parse_objective` made this text of."""
+    """Return the objective that a text of :func:`parse_objective` stands for."""
     name, given = next(iter(json.loads(text).items())) if text.startswith("{") else (text, {})
     kind = objectives()[name]
     return kind(kind.settings_type.model_validate(given))
