@@ -1,7 +1,7 @@
-"""Rankscope knows these scorers by name: the files of this folder, extensions and other packages.
+"""The registry of scorers: the files of this folder, and those of extensions and other packages.
 
-One file is all that a scorer needs. Study files, tasks, error messages and the documentation ask
-here. Importing it loads neither torch nor transformers.
+A scorer needs one file. Study files, tasks, error messages and the documentation ask here. Import
+it freely: it loads neither torch nor transformers.
 """
 
 import re
@@ -17,14 +17,16 @@ PYTHON_PATTERN = rf"{PYTHON_PREFIX}[^:]+\.py:[A-Za-z_]\w*"
 
 @cache
 def scorers() -> dict[str, Scorer[Any]]:
-    """All scorers by name, with those of user's functions that were asked for."""
+    """Return all scorers by name, including the users' functions that were asked for."""
     kinds: dict[str, type[Scorer[Any]]] = parts(Scorer, __name__)
     return {name: kind() for name, kind in kinds.items()}
 
 
 def get_scorer(name: str) -> Scorer[Any]:
-    """The scorer of a name; ``python:FILE:FUNCTION`` is a function of the user's own. Raises
-    ValueError: no scorer has this name."""
+    """Return the scorer of a name; ``python:FILE:FUNCTION`` is a user's own function.
+
+    Raises ValueError: no scorer has this name.
+    """
     if name not in scorers() and re.fullmatch(PYTHON_PATTERN, name):
         scorers()[name] = PythonScorer(name)
     if name in scorers():
@@ -37,6 +39,6 @@ def scorer_names() -> tuple[str, ...]:
 
 
 def primary_metric_names() -> tuple[str, ...]:
-    """Metrics that tasks may name as their primary metric, whatever their scorer."""
+    """List the metrics that tasks may name as their primary metric, whatever their scorer."""
     choices = (scorer.metric_choices for scorer in scorers().values())
     return tuple(dict.fromkeys(name for names in choices for name in names))

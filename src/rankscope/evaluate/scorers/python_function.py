@@ -1,6 +1,6 @@
 """Generated answers judged by a Python function of the user's own file.
 
-The file is run only if the process was allowed to: a study file may come from somebody else.
+The file runs only if the environment allows it, because a study file may come from somebody else.
 """
 
 import ast
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 PYTHON_PREFIX = "python:"
 ALLOWED = "RANKSCOPE_TRUST_TASK_CODE"
-"""Environment variable that allows running code of study files; workers inherit it."""
+"""Environment variable that allows a process to run code of study files; workers inherit it."""
 
 
 class PythonScorer(GenerationScorer):
-    """The score that ``function(answer, gold, prompt)`` of a file returns, 0 to 1."""
+    """Scores by ``function(answer, gold, prompt)`` of a file, which returns 0 to 1."""
 
     summary = "greedy generation; `function(answer, gold, prompt)` of your file, see below"
     metrics = {"score": "", "stopped": ""}
@@ -56,7 +56,7 @@ class PythonScorer(GenerationScorer):
         return self.content()
 
     def content(self) -> dict[str, Any]:
-        """The code is known by the content of its files, and not by the place of their folder."""
+        """Identify the code by the content of its files, whatever their folder."""
         place = f"{PYTHON_PREFIX}{self.path.name}:{self.function_name}"
         files = imported_files(self.path)
         modules = {f.relative_to(self.path.parent).as_posix(): sha256_file(f) for f in files}
@@ -93,8 +93,10 @@ class PythonScorer(GenerationScorer):
 
 
 def imported_files(path: Path) -> list[Path]:
-    """The files of its own folder, or below it, that a Python file imports, and those they import.
-    Installed packages are none of them. Raises UserError: a file that is no Python."""
+    """List the files that a Python file imports from its own folder or below, and their imports.
+
+    Installed packages are left out. Raises UserError: a file is not Python.
+    """
     found, left = list[Path](), [path]
     while left:
         file = left.pop()
