@@ -13,7 +13,7 @@ Status = Literal["planned", "trained", "done", "diverged", "oom", "failed", "ski
 WAITING: frozenset[Status] = frozenset({"planned", "trained"})
 FAILED: frozenset[Status] = frozenset({"diverged", "oom", "failed"})
 OVER_BUDGET = "the budget of the study was spent"
-"""Why a search never began a trial that its answer asked for."""
+"""Reason why a search never began a trial that its answer asked for."""
 
 
 class Record(BaseModel):
@@ -34,7 +34,7 @@ class Record(BaseModel):
 
 
 class AnalysisRecord(Record):
-    """Base class of what an analysis finds in one trial, or in one given model."""
+    """Base class of an analysis's findings on one trial, or on one given model."""
 
     trial_id: str
     seconds: float

@@ -1,4 +1,4 @@
-"""The settings of a trial, and what training it produced."""
+"""The settings of a trial, and the results of its training."""
 
 import json
 from pathlib import PurePath
@@ -14,7 +14,7 @@ from rankscope.records.record import Record
 
 
 class GivenModel(Record):
-    """Where a model that was not trained in the study comes from."""
+    """Origin of a model that was not trained in the study."""
 
     name: str
     folder: str
@@ -25,7 +25,7 @@ class GivenModel(Record):
 
 
 class Prompt(Record):
-    """What the base is shown besides an item."""
+    """Texts that the base sees besides an item."""
 
     system: str  # Before every item of every task; may be empty
     num_fewshot: int | None  # Solved examples before the items of its task; None: the task's own
@@ -34,7 +34,7 @@ class Prompt(Record):
 
     @property
     def opening(self) -> str:
-        """The first words of the system text, on one line."""
+        """Return the first words of the system text, on one line."""
         text = " ".join(self.system.split())
         return text if len(text) <= MAX_OPENING else f"{text[: MAX_OPENING - 3].rstrip()}..."
 
@@ -55,7 +55,8 @@ class TrialSpec(Record):
     seed: int
     rows: int | None = None  # Training rows, the first of the task's shuffled order; None: all
     rank_pattern: tuple[tuple[str, int], ...] | None = None
-    """Rank of every target by module path; ``rank`` is then the one of as many parameters."""
+    """Rank of every target by module path; ``rank`` is then the one rank with as many
+    parameters."""
     init_from: str | None = None  # Folder of the adapter that training continues
     init_sha256: str | None = None  # Hash of that adapter's configuration and weights
     batch_size: int | None = None  # The arm's own, like the next five; None: the study's
@@ -65,8 +66,8 @@ class TrialSpec(Record):
     weight_decay: float | None = None
     objective: str | None = None
     replay: str | None = None
-    """From here on mitigations: the task whose rows are mixed in, or ``PREFIX:REST`` of a source of
-    rows."""
+    """Task whose rows are mixed in, or ``PREFIX:REST`` of a source of rows. This and the next
+    fields are mitigations."""
     replay_share: float | None = None  # Share of the replayed rows among all rows, and in the loss
     replay_sha256: str | None = None
     """Hash of the encoded replayed rows."""
@@ -117,7 +118,7 @@ class TrialSpec(Record):
 
     @property
     def mitigations(self) -> dict[str, object]:
-        """Mitigations of forgetting, as labels name them; empty for a plain trial."""
+        """Mitigations of forgetting, as in labels; empty for a plain trial."""
         share = "" if self.replay_share is None else f"{self.replay_share:.12g}"
         own: dict[str, object] = {
             "replay": self.replay and f"{share}x{self.replay}",
@@ -143,7 +144,7 @@ class TrialSpec(Record):
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """Every setting that is no number on an axis of the posterior."""
+        """Every setting that is not a number on an axis of the posterior."""
         return (
             self.task,
             self.method,
@@ -161,17 +162,21 @@ class TrialSpec(Record):
 
     @property
     def arm_label(self) -> str:
-        """Short name for tables, such as ``r=32 lr=0.0002``, without the task. Every setting that
-        is not the default is spelled out, so two arms of a task never share a label."""
+        """Short name for tables, such as ``r=32 lr=0.0002``, without the task.
+
+        It spells out every setting that differs from the default, so two arms of a task never share
+        a label.
+        """
         return self.label_without()
 
     def label_without(self, *axes: str) -> str:
-        """The label without what names some of ``rank``, ``alpha``, ``lr`` and ``rows``."""
+        """Return the label without the names of some of ``rank``, ``alpha``, ``lr`` and
+        ``rows``."""
         return " ".join(text for axis, text in self._label_parts if axis not in axes)
 
     @property
     def special_settings(self) -> tuple[str, ...]:
-        """Further settings that are not the default, such as ``dropout=0.1``."""
+        """Further settings that differ from the default, such as ``dropout=0.1``."""
         return tuple(text for _, text in self._special_parts)
 
     @property
@@ -192,7 +197,7 @@ class TrialSpec(Record):
             parts = [] if self.method == LoraMethod.name else [("", self.method)]
             parts += [("rank", f"r={self.rank}")]
             parts += [] if self.alpha == 2 * self.rank else [("alpha", f"alpha={self.alpha:g}")]
-        # Of imported scores the rate may be unknown.
+        # The rate of imported scores may be unknown.
         return [*parts, *([("lr", f"lr={self.lr:.12g}")] if self.lr else []), *self._special_parts]
 
     @property
@@ -239,7 +244,7 @@ OVERRIDE_LABELS = {
 
 
 def _peft_label(settings: str) -> list[tuple[str, str]]:
-    """Type and settings of a PEFT method from their JSON: ``adalora``, ``init_r=12``."""
+    """Read type and settings of a PEFT method from their JSON: ``adalora``, ``init_r=12``."""
     fields: dict[str, object] = json.loads(settings)
     kind = str(fields.pop("peft_type")).lower()
     texts = {name: f"{name}={json.dumps(value)}" for name, value in fields.items()}

@@ -12,8 +12,8 @@ _MARK = "@"
 class Variant:
     """A change of a trained trial's update W - W0 that needs no training.
 
-    ``scale``: the whole update times ``strength``. ``truncated``: every matrix cut to the rank
-    ``strength`` with the least error.
+    ``scale`` multiplies the whole update by ``strength``. ``truncated`` cuts every matrix to the
+    rank ``strength`` with the least error.
     """
 
     kind: VariantKind
@@ -23,16 +23,16 @@ class Variant:
         return f"{self.kind}={self.strength:.12g}"
 
     def of(self, trial_id: str) -> str:
-        """Model id of the changed trial, such as ``3f2a...@scale=0.5``."""
+        """Return the model id of the changed trial, such as ``3f2a...@scale=0.5``."""
         return f"{trial_id}{_MARK}{self}"
 
 
 def trial_of(model_id: str) -> str:
-    """The trial id within a model id; ``base`` and plain trial ids are returned unchanged."""
+    """Return the trial id within a model id; ``base`` and plain trial ids are unchanged."""
     return model_id.partition(_MARK)[0]
 
 
 def variant_of(model_id: str) -> Variant | None:
-    """The variant within a model id; None for the base and for a trial as trained."""
+    """Return the variant within a model id; None for the base and for a trial as trained."""
     kind, _, strength = model_id.partition(_MARK)[2].partition("=")
     return Variant(kind, float(strength)) if kind in get_args(VariantKind) else None  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The only memory of a study: SQLite state, hashed artifacts and a lock against two runners."""
+"""The only memory of a study: SQLite state, hashed artifacts, and a lock against two runners."""
 
 from rankscope.store.artifacts import CHECKPOINTS, UNIT_ORDER, UNITS, Artifact
 from rankscope.store.database import PointKey, StoredGroups, TrialFailure
