@@ -1,4 +1,4 @@
-"""What the driver and its workers do before the first stage: process settings, base, ledger."""
+"""Work of the driver and its workers before the first stage: process settings, base, ledger."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def prepare_process() -> None:
     """Set allocator, seeds, deterministic algorithms and attention of this process."""
     keep_freed_memory()
     limit_kernel_cache()
-    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the same by its older name
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name of the same variable
         # Blocks grow, in place of leaving holes that no tensor fits into. Read when CUDA starts.
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     # cuDNN's attention builds a graph for every shape, and widths change with every pass.
@@ -57,7 +57,7 @@ def begin_run(
     has_executor: bool = False,
     shards: Shards | None = None,
 ) -> RunContext:
-    """Store what the study is made of, without its groups; a ``unit`` has its trials already.
+    """Store the parts of the study, without its groups; a ``unit`` has its trials already.
 
     Raises UserError: stored results would not be comparable with new ones, or the base cannot be
     used.
@@ -103,7 +103,7 @@ def begin_run(
 
 
 def _load_computing(study: PreparedStudy, load: Callable[[], Base]) -> Base:
-    """The base, computed as ``train.kernels`` says. Raises UserError: it cannot be here."""
+    """Load the base and compute it as ``train.kernels`` says. Raises UserError: that fails here."""
     kernels = study.config.train.kernels
     reason = why_not(kernels, study.device)
     if kernels != "plain" and study.config.train.devices > 1:
@@ -117,8 +117,10 @@ def _load_computing(study: PreparedStudy, load: Callable[[], Base]) -> Base:
 
 
 def plan_again(ledger: Ledger, retry: Collection[str]) -> None:
-    """Plan trials again: those of a status such as ``oom``, and those named by their id. Raises
-    UserError: a word is neither."""
+    """Plan trials again, by a status such as ``oom`` or by their id.
+
+    Raises UserError: a word is neither.
+    """
     statuses = ledger.statuses()
     named = [word for word in retry if word not in FAILED]
     for word in named:
@@ -135,8 +137,10 @@ def plan_again(ledger: Ledger, retry: Collection[str]) -> None:
 
 
 def check_record_settings(ledger: Ledger, study: PreparedStudy) -> None:
-    """Stored records must have been made with the settings that the study file has now. Raises
-    UserError: results of two definitions would be compared."""
+    """Check that stored records were made with the current settings of the study file.
+
+    Raises UserError: results of two definitions would be compared.
+    """
     trials = {trial.trial_id for trial in study.candidates}
     for kind, model_id, stored in ledger.record_settings():
         if trial_of(model_id) not in trials:
@@ -155,10 +159,11 @@ def check_record_settings(ledger: Ledger, study: PreparedStudy) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """The first of ``STOP_SIGNALS`` requests a stop at the next safe point; a second Ctrl-C aborts.
+    """Let the first of ``STOP_SIGNALS`` request a stop at the next safe point.
 
-    Signals that the process ignores stay ignored, such as SIGHUP under ``nohup``. Outside the main
-    thread all are left alone. Raises Interrupted: the second Ctrl-C came.
+    A second Ctrl-C aborts. Signals that the process ignores stay ignored, such as SIGHUP under
+    ``nohup``. Outside the main thread all signals keep their handlers. Raises Interrupted: the
+    second Ctrl-C came.
     """
     asked = threading.Event()
 

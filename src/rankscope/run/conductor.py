@@ -1,4 +1,4 @@
-"""Bring every trial of a study to its end, group by group: train, evaluate, analyze."""
+"""The conductor, which brings every trial of a study to its end: train, evaluate, analyze."""
 
 import re
 
@@ -18,7 +18,7 @@ from rankscope.store import CHECKPOINTS, TrialFailure
 from rankscope.train.checkpoint import GroupCheckpoint
 
 GROUP_ID = re.compile(f"[0-9a-f]{{{ID_LENGTH}}}")
-"""Only folders with such a name are ours to remove."""
+"""Name of a checkpoint folder; only folders with such a name may be removed."""
 
 
 class Conductor:
@@ -56,16 +56,18 @@ class Conductor:
             clock.end_group()
 
     def unfinished_groups(self) -> list[Group]:
-        """The base if it lacks a score, and the groups with something left to do in this round,
-        longest training first: of units, one that begins last would keep the others' devices
-        waiting."""
+        """List the groups with work left in this round, and the base if it lacks a score.
+
+        The longest training comes first: a long unit that begins last would keep the other devices
+        waiting.
+        """
         study, current = self.context.study, self.context.round.groups
         groups = [g for g in current if self.train_stage.missing(g) or self.unfinished(g)]
         groups.sort(key=lambda g: -sum(training_work(study, trial) for trial in g))
         return [BASE_GROUP, *groups] if self.evaluate_stage.missing_of_base() else groups
 
     def run_group(self, group: Group, label: str) -> None:
-        """Train, evaluate and analyze one group, as far as that is not done.
+        """Train, evaluate and analyze one group, as far as that is left.
 
         A trial that does not fit into memory alone for training or scoring is marked ``oom``. If
         only an analysis runs out of memory, a note is logged and the trial keeps its scores.
@@ -82,7 +84,7 @@ class Conductor:
         for trials in untrained:
             with_oom_backoff(context, "train", trials, self.train, self.give_up, divide)
         split = context.group_ledger.split
-        # Not those that lack an analysis alone: the process may have been killed by that.
+        # Trials that lack only an analysis are left out: it may have killed the process.
         unscored = tuple(t for t in self.unfinished(group) if self.evaluate_stage.missing((t,)))
         with_oom_backoff(context, "score", unscored, self.score, self.give_up_scoring, split)
         if not context.round.is_last:
@@ -121,9 +123,12 @@ class Conductor:
                 run_stage(self.context, stage, stage.missing(group), model)
 
     def unfinished(self, group: Group) -> Group:
-        """Trials that were trained but not marked ``done``, and done trials that lack a score or an
-        analysis: the study file now asks for more, or an analysis ran out of memory. In a round
-        before the last, trained trials that lack a validation score."""
+        """Return the trained trials that are not marked ``done``, or lack a score or an analysis.
+
+        Done trials lack one if the study file now asks for more, or if an analysis ran out of
+        memory. In a round before the last, the result is the trained trials that lack a validation
+        score.
+        """
         statuses, is_last = self.context.ledger.statuses(), self.context.round.is_last
         return tuple(
             trial
@@ -145,8 +150,11 @@ class Conductor:
         return any(stage.missing((trial,)) for stage in stages)
 
     def remove_orphans(self) -> None:
-        """In the last round, remove checkpoints that no remaining training would read. A run that
-        continues goes through the earlier rounds again, and needs those of later ones."""
+        """Remove checkpoints that no remaining training would read, in the last round.
+
+        A run that continues goes through the earlier rounds again, and needs the checkpoints of
+        later ones.
+        """
         if not self.context.round.is_last:
             return
         current = {group_id(self.train_stage.untrained(g)) for g in self.context.round.groups}

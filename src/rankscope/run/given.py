@@ -1,4 +1,4 @@
-"""What a study does not train, while it runs: stored as trained, loaded to be scored."""
+"""Models that a study does not train, while it runs: stored as trained, loaded for scoring."""
 
 import shutil
 from collections.abc import Sequence
@@ -20,8 +20,10 @@ from rankscope.store import Artifact, Ledger, items_path
 
 
 def store_given(context: RunContext) -> None:
-    """Enter prompts and given models that the ledger does not have yet as trained, with the scores
-    that another study has of them."""
+    """Enter prompts and given models that the ledger lacks as trained.
+
+    Scores that another study has of them are copied.
+    """
     study, ledger, statuses = context.study, context.ledger, context.ledger.statuses()
     for trial in study.trials:
         if trial.trains:
@@ -40,7 +42,7 @@ def store_given(context: RunContext) -> None:
 def _copy_scores(
     context: RunContext, trial: TrialSpec, given: GivenModel, splits: Sequence[tuple[str, str]]
 ) -> None:
-    """Store the scores of some splits, after comparing their hashes, in one transaction."""
+    """Store the scores of some splits in one transaction, after comparing their hashes."""
     ledger, scored = context.ledger, given.scores_of or ""
     with Ledger.open(Path(given.folder), write=False) as source, ledger.stage() as staged:
         study = source.load(with_analyses=False)
@@ -61,7 +63,7 @@ def _copy_scores(
 
 
 def given_record(trial: TrialSpec, num_parameters: int) -> TrainRecord:
-    """The training record of a given model of so many trained numbers, or of a prompt."""
+    """Make the training record of a prompt, or of a given model with so many trained numbers."""
     record = {
         "trial_id": trial.trial_id,
         "group_id": group_id((trial,)),
@@ -77,13 +79,13 @@ NOT_TRAINED = (
     *("steps", "num_tokens", "num_label_tokens", "rows", "rows_dropped", "rows_truncated"),
     *("seconds", "peak_memory_bytes"),
 )
-"""What a given model, or a prompt, did not take of this study."""
+"""Training figures that a given model, or a prompt, lacks in this study."""
 
 
 def load_given(base: Base, trial: TrialSpec) -> Base:
-    """Put a given model on the base as a stored trial is put there; the base to score.
+    """Put a given model on the base like a stored trial, and return the base to score.
 
-    Raises IntegrityError: it is not what it was when the study was prepared.
+    Raises IntegrityError: it changed after the study was prepared.
     """
     given = trial.given
     if given is None:  # a prompt

@@ -1,4 +1,4 @@
-"""The one way in which a study backs off from a shortage of memory."""
+"""Back-off of a study from a shortage of memory; there is no other."""
 
 import gc
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from rankscope.run.workers.attempts import IS_SMALLER
 Purpose = Literal["train", "score", "analyze"]
 LEAK_BYTES = 256 * 2**20
 LEAK_SHARE = 0.1
-"""Memory that earlier groups did not return is to blame from the larger of these on: bytes, and
-share of what groups are planned with. Libraries loaded late and a torn heap stay below."""
+"""Memory that earlier groups kept is to blame above the larger of these limits: bytes, and a share
+of the memory that groups are planned with. Libraries loaded late and a torn heap stay below."""
 
 
 def with_oom_backoff(
@@ -31,7 +31,7 @@ def with_oom_backoff(
 
     Args:
         context: the run; afterwards no adapter is attached to its base.
-        purpose: of the work, for the note to the user; only passes of training can be smaller.
+        purpose: kind of work, for the note to the user; only passes of training can be smaller.
         group: trials to work on together.
         work: may raise an out-of-memory error.
         give_up: takes a trial that does not fit even alone, and why.
@@ -74,14 +74,14 @@ def with_oom_backoff(
 
 
 def _plan_of(context: RunContext) -> object:
-    """What the next process would find."""
+    """Return the state that the next process would find."""
     return context.ledger.groups(), context.ledger.statuses()
 
 
 def attempt(context: RunContext, group: Group, work: Callable[[Group], None]) -> str:
-    """Run ``work`` once; the message of an out-of-memory error, or ''.
+    """Run ``work`` once; return the message of an out-of-memory error, or ''.
 
-    Once this returns, the error's traceback and with it the tensors of its frames are gone.
+    After the return, the error's traceback is gone, and with it the tensors of its frames.
     """
     if context.killed_for_memory:
         context.killed_for_memory = False
@@ -98,9 +98,9 @@ def attempt(context: RunContext, group: Group, work: Callable[[Group], None]) ->
 
 
 def _check_returned(context: RunContext) -> None:
-    """Blame no trial for memory that earlier groups of this process kept: a new process decides.
+    """Raise OutOfMemory if earlier groups kept memory, so that no trial takes the blame.
 
-    It has kept nothing yet, so the same command gets at least one group further.
+    A new process has kept nothing yet, so the same command gets at least one group further.
     """
     gc.collect()
     kept = live_memory_bytes(context.base.device) - context.memory_before_groups

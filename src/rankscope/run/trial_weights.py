@@ -15,9 +15,9 @@ from rankscope.train.trial_state import TrialState
 
 
 def write_weights(state: TrialState, model: Base, base_record: ModelRecord, folder: Path) -> str:
-    """Write a PEFT adapter with its card, or a whole model, into ``folder``; sha256 of its weights.
+    """Write a PEFT adapter with its card, or a whole model, into ``folder``.
 
-    ``model`` holds the weights of full fine-tuning.
+    ``model`` holds the weights of full fine-tuning. Returns the sha256 of the weights.
     """
     trial, trained = state.spec, state.adapter or state.tuner or model
     get_method(trial.method).save(trained, base_record, folder)
@@ -30,10 +30,10 @@ def write_weights(state: TrialState, model: Base, base_record: ModelRecord, fold
 
 
 def model_with_weights(context: RunContext, group: Group) -> Base | None:
-    """The base with the trials' stored adapters attached, or a full trial's own model.
+    """Return the base with the trials' stored adapters attached, or a full trial's own model.
 
-    None if training left a full model in a state in which it cannot run: the trial is then marked
-    ``failed``. Raises IntegrityError: stored weights are not what was written.
+    The result is None if training left a full model that cannot run; the trial is then marked
+    ``failed``. Raises IntegrityError: stored weights were altered.
     """
     model = context.base
     for trial in group:
