@@ -8,8 +8,7 @@ from pydantic import AfterValidator, ValidationInfo, field_validator
 
 from rankscope.config.arm import TARGET_GROUPS
 from rankscope.hashing import sha256_json
-from rankscope.models.methods import get_lora_method, get_method
-from rankscope.models.methods.lora import LoraMethod
+from rankscope.models.methods import LORA, get_method
 from rankscope.records.record import Record
 
 
@@ -107,7 +106,7 @@ class TrialSpec(Record):
     def scaling(self) -> float:
         if self.rank is None or self.alpha is None:
             return 1.0
-        return self.alpha / get_lora_method(self.method).rank_scale(self.rank)
+        return self.alpha / get_method(self.method).rank_scale(self.rank)
 
     @property
     def overrides(self) -> dict[str, int | float | str]:
@@ -189,7 +188,7 @@ class TrialSpec(Record):
         elif self.rank is None:
             parts = [("", "full")]
         else:
-            parts = [] if self.method == LoraMethod.name else [("", self.method)]
+            parts = [] if self.method == LORA else [("", self.method)]
             parts += [("rank", f"r={self.rank}")]
             parts += [] if self.alpha == 2 * self.rank else [("alpha", f"alpha={self.alpha:g}")]
         # Of imported scores the rate may be unknown.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from rankscope.device import dtype_name
 from rankscope.evaluate.scorers.scorer import ItemTokens
 from rankscope.models.methods import get_method
+from rankscope.models.methods.method import Method
 from rankscope.models.parameters import (
     FLOAT32_BYTES,
     Architecture,
@@ -147,7 +148,7 @@ class CostModel:
         if not trial.trains:
             return 0
         base = self.inputs.base
-        return get_method(trial.method).trainable_parameters(trial, base)
+        return Method.of(trial.method).trainable_parameters(trial, base)
 
     # --- the disk -------------------------------------------------------------------------------
 

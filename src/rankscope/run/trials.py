@@ -19,7 +19,7 @@ from rankscope.errors import UserError
 from rankscope.evaluate.evaluator import wanted_splits
 from rankscope.filesystem import user_path
 from rankscope.hashing import canonical_json, sha256_json
-from rankscope.models.methods import get_method
+from rankscope.models.methods.method import Method
 from rankscope.models.study_base import StudyBase, check_distinct, trial_of_given
 from rankscope.records import (
     GivenModel,
@@ -106,7 +106,7 @@ def _check_trial(trial: TrialSpec, config: StudyConfig, base: StudyBase, data: S
     rows = data.rows_of(trial)
     num_steps = trial_steps(trial, len(rows.rows), rows.num_tokens, config.train)
     check_learning_rates(trial, num_steps, config.train)
-    get_method(trial.method).check_trial(trial, base, rows.num_tokens, num_steps)
+    Method.of(trial.method).check_trial(trial, base, rows.num_tokens, num_steps)
 
 
 def _may_train(trial: TrialSpec, config: StudyConfig, base: StudyBase, data: StudyData) -> bool:
