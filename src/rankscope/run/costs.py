@@ -28,7 +28,7 @@ from rankscope.run.groups import Group
 from rankscope.run.prepared import PreparedStudy
 from rankscope.train.checkpoint import LEAST_PAUSE
 from rankscope.train.memory import RowCounts, saved_values
-from rankscope.train.objectives import objective_of
+from rankscope.train.objectives.objective import objective_of
 from rankscope.train.step_schedule import rows_per_step, trial_protocol
 
 if TYPE_CHECKING:

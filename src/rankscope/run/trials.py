@@ -31,7 +31,8 @@ from rankscope.records import (
     finished_trials,
 )
 from rankscope.store import Ledger, task_changes
-from rankscope.train.objectives import SFT, objective_of
+from rankscope.train.objectives import SFT
+from rankscope.train.objectives.objective import objective_of
 from rankscope.train.step_schedule import check_learning_rates, trial_protocol, trial_steps
 
 RESULTS_VERSION = 2

@@ -28,7 +28,7 @@ from rankscope.models.parameters import ADAMW_STATES, FLOAT32_BYTES, nbytes
 from rankscope.models.quantize import NF4_BYTES
 from rankscope.records import TrialSpec
 from rankscope.train.loss import CUDA_BLOCK_BYTES
-from rankscope.train.objectives import objective_of
+from rankscope.train.objectives.objective import objective_of
 from rankscope.train.pass_memory import (
     META,
     PassMemory,

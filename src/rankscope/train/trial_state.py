@@ -20,8 +20,7 @@ from rankscope.models.lora import Adapter
 from rankscope.models.methods.method import Method
 from rankscope.models.sharding import all_finite, local
 from rankscope.records import LossPoint, PenaltyPoint, RewardPoint, TrialSpec
-from rankscope.train.objectives import objective_of
-from rankscope.train.objectives.objective import Objective
+from rankscope.train.objectives.objective import Objective, objective_of
 from rankscope.train.step import (
     LOSS_SCALE,
     SCALE_PATIENCE,

@@ -22,8 +22,7 @@ from rankscope.models.adapters.settings import CONFIG
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate, to_float64
-from rankscope.models.methods import get_method
-from rankscope.models.methods.full import FullMethod
+from rankscope.models.methods import FULL, get_method
 from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.svd_cache import SvdCache, decomposition_device, svd, svd_cache_folder
 from rankscope.progress import ProgressReporter
@@ -41,7 +40,7 @@ class StoredTunedModel:
     @classmethod
     def open(cls, folder: Path, name: str) -> "StoredTunedModel":
         if not (folder / CONFIG).is_file() and (folder / "config.json").is_file():
-            return cls(name, folder, FullMethod.name, model=CheckpointReader(folder))
+            return cls(name, folder, FULL, model=CheckpointReader(folder))
         adapter = load_adapter(folder, name, readable=True)
         return cls(name, folder, adapter.method, adapter=adapter)
 

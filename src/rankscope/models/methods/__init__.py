@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from rankscope.registry import parts
 
 LORA = "lora"  # The default
+FULL = "full"
 
 
 class MethodKind:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from rankscope.models.methods import LORA
 from rankscope.models.methods.method import Method
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 class LoraMethod(Method):
     """A low-rank adapter on each target of a frozen base, which many adapters share."""
 
-    name = "lora"
+    name = LORA
     label = "LoRA"
     summary = "W0 + s B A with s = alpha / r; A random, B zero (2106.09685)."
     arm_fields: ClassVar[tuple[str, ...]] = ("rank", "alpha", "targets", "dropout", "rank_pattern")

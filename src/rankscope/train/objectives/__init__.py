@@ -1,26 +1,33 @@
 """Training minimizes one of these objectives: the files of this folder, and other packages'.
 
-One file is all that an objective needs. Study files and plans ask here. Import it freely: it loads
-neither torch nor transformers.
+One file is all that an objective needs. Study files ask here. Import it freely: it loads neither
+torch nor transformers.
 """
 
 import json
-from functools import cache, lru_cache
-from typing import Any
+from functools import cache
+from typing import Any, ClassVar
 
-from rankscope.config.section import Unfit, short_repr
+from rankscope.config.section import ConfigSection, Unfit, short_repr
 from rankscope.errors import did_you_mean
 from rankscope.hashing import canonical_json
 from rankscope.registry import parts
-from rankscope.train.objectives.objective import Objective
 
-SFT = Objective.name
+SFT = "sft"  # The default
+
+
+class ObjectiveKind:
+    """An objective as study files know it; ``objective.py`` adds its work."""
+
+    name: ClassVar[str]
+    settings_type: ClassVar[type[ConfigSection]] = ConfigSection
 
 
 @cache
-def objectives() -> dict[str, type[Objective]]:
+def objectives() -> dict[str, type[ObjectiveKind]]:
     """All objectives by name: ``sft``, the default, first."""
-    return {SFT: Objective, **parts(Objective, __name__)}
+    kinds: dict[str, type[ObjectiveKind]] = parts(ObjectiveKind, __name__)
+    return {SFT: kinds[SFT], **kinds}
 
 
 def objective_names() -> tuple[str, ...]:
@@ -41,11 +48,3 @@ def parse_objective(value: Any) -> str:
     settings = objectives()[name].settings_type.model_validate(given or {})
     chosen = settings.model_dump(mode="json", exclude_defaults=True)
     return canonical_json({name: chosen}) if chosen else name
-
-
-@lru_cache
-def objective_of(text: str) -> Objective:
-    """The objective that :func:`parse_objective` made this text of."""
-    name, given = next(iter(json.loads(text).items())) if text.startswith("{") else (text, {})
-    kind = objectives()[name]
-    return kind(kind.settings_type.model_validate(given))
