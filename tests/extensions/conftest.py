@@ -13,7 +13,7 @@ from finished_studies import base, exportable, given_models, small, two_groups
 from rankscope import registry
 from rankscope.analyses import all_analyses
 from rankscope.evaluate.scorers import scorers
-from rankscope.models.methods import methods
+from rankscope.models.methods import _methods as methods
 from rankscope.sources import sources
 from rankscope.train.objectives import objectives
 

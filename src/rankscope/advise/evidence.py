@@ -134,7 +134,7 @@ def measure(
         return None
     means, covariance = found
     squares, noise = zip(*map(_over_seeds, models), strict=True)
-    is_plain = all(objective.name == "sft" for objective in study.config.objectives())
+    is_plain = set(study.config.objectives()) <= {"sft"}
     is_trained = arms[places[0]][0].spec.task == part.task
     changes = Changes(
         means=means,

@@ -78,8 +78,8 @@ def _init_command(
 ) -> Reply:
     if list_presets:
         return Reply(PRESETS, lambda: print_line(PRESET_LINES))
+    import rankscope.tools.new_study as new_study
     from rankscope.config.loader import load_study_file, published_schema, study_json_schema
-    from rankscope.tools import new_study
 
     if schema:
         return Reply(study_json_schema(), lambda: print(published_schema(), end=""))

@@ -23,9 +23,7 @@ from rankscope.config.section import (
     short_repr,
 )
 from rankscope.errors import did_you_mean
-from rankscope.models.methods import all_methods, get_method
-from rankscope.models.methods.lora import LoraMethod
-from rankscope.models.methods.method import Method
+from rankscope.models.methods import LORA, MethodKind, all_methods, get_method
 from rankscope.train.objectives import objective_names, parse_objective
 
 ScheduleName = Literal["linear", "cosine", "constant"]
@@ -260,7 +258,7 @@ class ArmConfig(ConfigSection):
             raise Unfit(f"'early_stop' with {max(hidden)}", rule, "remove it")
         return self
 
-    def _check_fields(self, methods: Sequence[Method]) -> None:
+    def _check_fields(self, methods: Sequence[MethodKind]) -> None:
         fields, of_some = self.own_fields(), adapter_fields()
         if not self.trains:
             of_some = frozenset(type(self).model_fields) - {"method"}
@@ -283,7 +281,7 @@ class ArmConfig(ConfigSection):
             raise Unfit(f"no rank for method {methods[0].name!r}", "one or more", "add 'rank'")
 
     @property
-    def methods(self) -> list[Method]:
+    def methods(self) -> list[MethodKind]:
         """The registered methods; none if the arm leaves the choice to ``init_from``."""
         return [get_method(next(iter(m)) if isinstance(m, dict) else m) for m in self.method]
 
@@ -296,8 +294,8 @@ class ArmConfig(ConfigSection):
         return all(method.trains for method in self.methods)
 
     def own_fields(self) -> set[str]:
-        """Names of the adapter settings that the arm's methods use."""
-        return {name for method in self.methods or [LoraMethod()] for name in method.arm_fields}
+        """Adapter settings that the arm's methods have."""
+        return {name for method in self.methods or [get_method(LORA)] for name in method.arm_fields}
 
     def target_sets(self) -> list[tuple[str, ...]]:
         """The sets of module names that receive adapters, sorted, without duplicates."""
@@ -309,7 +307,7 @@ class ArmConfig(ConfigSection):
         """Yield one grid per method: fields of a trial -> values, in the order of the product."""
         # With 'init_from', settings that the arm leaves out are the adapter's, not read here.
         names: list[MethodChoice | None] = [*self.method] or [None]
-        methods = self.methods or [LoraMethod()]
+        methods = self.methods or [get_method(LORA)]
         for name, method in zip(names, methods, strict=True):
             axes: dict[str, list[Any]] = {"method": [name]}
             if "targets" in method.arm_fields:

@@ -28,8 +28,6 @@ from rankscope.config.section import (
 )
 from rankscope.config.task import TaskConfig
 from rankscope.run.executors import ExecutorChoice, executor_section
-from rankscope.train.objectives import objective_of
-from rankscope.train.objectives.objective import Objective
 
 if TYPE_CHECKING:
     ExecutorConfig = ExecutorChoice
@@ -394,10 +392,10 @@ class StudyConfig(ConfigSection):
         """Tasks x arm points x seeds, repeated points counted each time."""
         return len(self.tasks) * sum(arm.num_points() for arm in self.arms) * len(self.seeds)
 
-    def objectives(self) -> list[Objective]:
-        """Return the objectives of the arms that train, each once."""
+    def objectives(self) -> list[str]:
+        """What its arms minimize, each once, as ``parse_objective`` writes it."""
         own = [arm.objective or [self.train.objective] for arm in self.arms if arm.trains]
-        return [objective_of(text) for text in dict.fromkeys(t for texts in own for t in texts)]
+        return list(dict.fromkeys(text for texts in own for text in texts))
 
     def described_tasks(self) -> list[TaskConfig]:
         """List the training tasks, then all others. A task named twice is listed twice."""

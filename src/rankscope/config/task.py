@@ -20,8 +20,12 @@ from rankscope.config.section import (
     matches,
     short_repr,
 )
-from rankscope.evaluate.scorers import PYTHON_PATTERN, primary_metric_names, scorer_names
-from rankscope.evaluate.scorers.python_function import PYTHON_PREFIX
+from rankscope.evaluate.scorers import (
+    PYTHON_PATTERN,
+    PYTHON_PREFIX,
+    primary_metric_names,
+    scorer_names,
+)
 from rankscope.sources import Source, source_of, sources
 
 MAX_FEWSHOT = 5

@@ -24,8 +24,7 @@ from rankscope.data.hub import HubSource
 from rankscope.data.rows import QUESTION_PROMPT
 from rankscope.data.sources import SplitRows, numbered
 from rankscope.errors import UserError
-from rankscope.evaluate.scorers import get_scorer
-from rankscope.evaluate.scorers.scorer import ScoreUnit
+from rankscope.evaluate.scorers import ScoreUnit, get_scorer
 
 LETTERED_PROMPT = "Question: {question}\n{options}\nAnswer:"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rankscope.config.section import short_repr
 from rankscope.config.study import StudyConfig
 from rankscope.config.task import TaskConfig
-from rankscope.data.encode import EncodedRows, Encoder, encode_rows
+from rankscope.data.encode import EncodedRows, Encoder, LabelMode, encode_rows
 from rankscope.data.items import Item
 from rankscope.data.splits import (
     NO_CONTAMINATION,
@@ -26,6 +26,7 @@ from rankscope.evaluate.scorers import get_scorer
 from rankscope.formatting import count, join_names
 from rankscope.hashing import canonical_json, sha256_json
 from rankscope.records import TrialSpec
+from rankscope.train.objectives.objective import Objective, objective_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,9 +83,10 @@ def prepare_data(
         tasks = {name: stand_ins(task) for name, task in tasks.items()}
         replayed = {name: stand_ins(task) for name, task in replayed.items()}
     labels = config.train.labels
-    for objective, name in product(config.objectives(), (task.name for task in config.tasks)):
+    objectives = [objective_of(text) for text in config.objectives()]
+    for objective, name in product(objectives, (task.name for task in config.tasks)):
         objective.check_task(tasks[name], config.train)
-    encode = partial(_encode_rows, config, encoder)
+    encode = partial(_encode_rows, objectives, encoder, config.train.labels)
     rows = {t.name: encode(tasks[t.name], tasks[t.name].train) for t in config.tasks}
     replay_rows = {n: encode_rows(encoder, task.train, labels) for n, task in replayed.items()}
     notes = [
@@ -105,10 +107,13 @@ def prepare_data(
 
 
 def _encode_rows(
-    config: StudyConfig, encoder: Encoder, task: LoadedTask, items: Sequence[Item]
+    objectives: Sequence[Objective],
+    encoder: Encoder,
+    labels: LabelMode,
+    task: LoadedTask,
+    items: Sequence[Item],
 ) -> EncodedRows:
-    """Encode training rows with everything that the study's objectives need."""
-    objectives = config.objectives()
+    """Training rows with all that the objectives need."""
     scorers = {scorer for objective in objectives for scorer in objective.scorers(task.spec)}
     judges = sorted(
         canonical_json([s.name.partition(":")[0], s.encoder_settings(encoder)]) for s in scorers
@@ -116,7 +121,7 @@ def _encode_rows(
     rows = encode_rows(
         encoder,
         items,
-        config.train.labels,
+        labels,
         pairs=any(objective.needs_pairs for objective in objectives),
         spec=task.spec,
         max_new_tokens=max((objective.max_new_tokens for objective in objectives), default=0),

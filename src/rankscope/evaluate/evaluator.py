@@ -125,7 +125,7 @@ def encode_split(
     items, spec = task.items(split), task.spec
     if not items:
         raise UserError(f"task {spec.name!r}", f"no {split} items to score", "one or more")
-    scorer = scorer or get_scorer(spec.scorer)
+    scorer = scorer or Scorer.of(spec.scorer)
     ids = scorer.encode(encoder, items, spec, max_tokens)
     encoded = EncodedSplit(scorer, encoder, spec, settings, items, ids, max_tokens or 0)
     return fit_to_context(encoded, f"task {spec.name!r}, {split}")
@@ -319,7 +319,7 @@ def task_sha256(
 
 
 def _scoring_settings(spec: TaskSpec, settings: EvaluateConfig, encoder: Encoder) -> dict[str, Any]:
-    scorer = get_scorer(spec.scorer)
+    scorer = Scorer[Any].of(spec.scorer)
     return {
         "scorer": spec.scorer,
         "version": spec.version,

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from rankscope.device import on_device
 from rankscope.errors import UserError
 from rankscope.models.lora import Adapter
-from rankscope.models.methods import get_lora_method
 from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.quantize import is_quantized
 
@@ -46,8 +45,8 @@ def padded_rank(adapter: Adapter, module: str) -> int:
 
 
 def _has_plain_product(adapter: Adapter) -> bool:
-    """Whether the adapter computes s B' A' x and nothing else (no DoRA, no dropout)."""
-    method = type(get_lora_method(adapter.method))
+    """Whether the adapter computes s B' A' x and nothing else: no DoRA, no dropout."""
+    method = type(LoraMethod.of(adapter.method))
     is_loras = (method.forward, method.backward) == (LoraMethod.forward, LoraMethod.backward)
     return is_loras and adapter.dropout == 0
 

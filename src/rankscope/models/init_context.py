@@ -12,7 +12,7 @@ from rankscope.errors import UserError
 from rankscope.models.adapters.folder import adapter_sha256, load_adapter
 from rankscope.models.base import Base
 from rankscope.models.lora import Adapter
-from rankscope.models.methods import get_lora_method
+from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.multi_lora import target_linears
 from rankscope.records import TrialSpec
 
@@ -58,7 +58,7 @@ def new_adapter(model: nn.Module, trial: TrialSpec, context: InitContext | None 
     if trial.init_from is not None:
         _continue_adapter(adapter, linears, trial, Path(trial.init_from))
     else:
-        method = get_lora_method(trial.method)
+        method = LoraMethod.of(trial.method)
         method.init_adapter(adapter, linears, trial, context or InitContext(None, {}, [trial]))
     return adapter
 

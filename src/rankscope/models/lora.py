@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from rankscope.models.methods import get_lora_method
-from rankscope.models.methods.lora import LoraMethod
+from rankscope.models.methods import LORA
 
 
 @dataclass(slots=True)
@@ -28,7 +27,7 @@ class Adapter:
     alpha: float
     scaling: float  # s
     targets: tuple[str, ...]
-    method: str = LoraMethod.name  # Registered name of the method that trains it
+    method: str = LORA  # Registered name of the method that trains it
     a: dict[str, nn.Parameter] = field(default_factory=dict)  # Module -> (r, in)
     b: dict[str, nn.Parameter] = field(default_factory=dict)
     magnitude: dict[str, nn.Parameter] = field(default_factory=dict)  # Module -> m, DoRA's
@@ -112,10 +111,6 @@ class Adapter:
             return a, b
         a0, b0 = self.initial_factors[module]
         return torch.cat([a, a - a0]), torch.cat([b - b0, b0], dim=1)
-
-    def delta(self, module: str, weight: Tensor) -> Tensor:
-        """Return W - W0 of one module, (out, in), in the dtype of W0, ``weight``."""
-        return get_lora_method(self.method).delta(self, module, weight)
 
 
 def adapter_of(

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from rankscope.models.lora import Adapter
-from rankscope.models.methods import get_lora_method
 
 
 def to_float64(tensor: Tensor) -> Tensor:
@@ -129,13 +128,3 @@ class LowRankUpdate:
             assert self.weight is not None
             magnitude = self.gain * (self.weight + self.B @ self.A).norm(dim=1)
         return self.A, self.B / scaling, magnitude
-
-
-def adapter_update(adapter: Adapter, name: str, weight: Tensor) -> LowRankUpdate | Tensor:
-    """Return dW of one module, on the device of W0, ``weight``.
-
-    It has factors; if the method's updates have full rank, it is dense, (m, n) float64.
-    """
-    if get_lora_method(adapter.method).delta_is_low_rank:
-        return LowRankUpdate.from_adapter(adapter, name, weight)
-    return adapter.delta(name, to_float64(weight))

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from rankscope.errors import UserError
 from rankscope.models.grouped_lora import BucketSlice, GroupedLora
 from rankscope.models.lora import Adapter
-from rankscope.models.methods import get_lora_method
+from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.parameters import matching_names
 from rankscope.models.quantize import dense_weight
 
@@ -46,7 +46,7 @@ class AdapterSlice:
     ) -> None:
         """``module`` is the path of the layer, whose input is ``x``, (1, N, in)."""
         self.adapter, self.module = adapter, module
-        self.method = get_lora_method(adapter.method)
+        self.method = LoraMethod.of(adapter.method)
         self.parameters = adapter.module_parameters(module)
         _, self.start, self.stop = span
         self.a, self.b = group.factors(adapter, module, x.dtype)  # A', (r, in), and B', (out, r)

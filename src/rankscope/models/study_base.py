@@ -35,8 +35,7 @@ from rankscope.models.adapters.warm_start import (
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.grouped_lora import choose_lora_implementation
 from rankscope.models.load import check_stored_weights, load_tokenizer
-from rankscope.models.methods import all_methods
-from rankscope.models.methods.full import FullMethod
+from rankscope.models.methods import FULL, all_methods
 from rankscope.models.model_folder import model_folder
 from rankscope.models.parameters import (
     Architecture,
@@ -140,7 +139,7 @@ def _given_trials(
         folder = user_path(model.folder)
         if not (folder / CONFIG).is_file() and (folder / "config.json").is_file():
             _check_checkpoint(folder, base)
-            fields: dict[str, object] = {"method": FullMethod.name, "targets": ()}
+            fields: dict[str, object] = {"method": FULL, "targets": ()}
         else:
             fields = _adapter_fields(folder, base, shapes)
         trials.append(given_trial(model, name, base, base_sha256, fields))
@@ -157,7 +156,7 @@ def given_trial(
 ) -> TrialSpec:
     """Make the trial of a model in a folder; ``settings`` are those that its files record."""
     folder, other_base = user_path(given.folder), None
-    if settings["method"] == FullMethod.name:
+    if settings["method"] == FULL:
         sha256 = weights_sha256(folder)
     else:
         other_base = recorded_other_base(folder, base, base_sha256, force=given.force)

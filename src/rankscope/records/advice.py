@@ -3,8 +3,7 @@
 from typing import Literal
 
 from rankscope.models.methods import get_method
-from rankscope.records.estimate import Estimate
-from rankscope.records.record import Record
+from rankscope.records.record import Estimate, Record
 from rankscope.records.scores import ModelScore
 
 FEWEST_SEEDS = 3  # With fewer, the spread between seeds is hardly known

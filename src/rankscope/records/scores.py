@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rankscope.formatting import count
-from rankscope.records.estimate import Estimate
-from rankscope.records.record import Record, Split
+from rankscope.records.record import Estimate, Record, Split
 
 
 class WithoutContamination(Record):

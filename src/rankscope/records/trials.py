@@ -1,15 +1,15 @@
-"""The settings of a trial, and the results of its training."""
+"""The settings of a trial, what training it produced, and its variants at inference."""
 
 import json
+from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, ValidationInfo, field_validator
 
 from rankscope.config.arm import TARGET_GROUPS
 from rankscope.hashing import sha256_json
-from rankscope.models.methods import get_lora_method, get_method
-from rankscope.models.methods.lora import LoraMethod
+from rankscope.models.methods import LORA, get_method
 from rankscope.records.record import Record
 
 
@@ -108,7 +108,7 @@ class TrialSpec(Record):
     def scaling(self) -> float:
         if self.rank is None or self.alpha is None:
             return 1.0
-        return self.alpha / get_lora_method(self.method).rank_scale(self.rank)
+        return self.alpha / get_method(self.method).rank_scale(self.rank)
 
     @property
     def overrides(self) -> dict[str, int | float | str]:
@@ -194,7 +194,7 @@ class TrialSpec(Record):
         elif self.rank is None:
             parts = [("", "full")]
         else:
-            parts = [] if self.method == LoraMethod.name else [("", self.method)]
+            parts = [] if self.method == LORA else [("", self.method)]
             parts += [("rank", f"r={self.rank}")]
             parts += [] if self.alpha == 2 * self.rank else [("alpha", f"alpha={self.alpha:g}")]
         # The rate of imported scores may be unknown.
@@ -298,3 +298,37 @@ class TrainRecord(Record):
     num_replay_tokens: int = 0  # The part of ``num_tokens`` in replayed rows
     loss_scale_halvings: int = 0  # In float16, by gradients not finite
     best_step: int | None = None  # Only with early stopping: the step whose weights were kept
+
+
+VariantKind = Literal["scale", "truncated"]
+_MARK = "@"  # Between the ids of a trial and of its variant
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A change of a trained trial's update W - W0 that needs no training, scored under an id.
+
+    ``scale``: the whole update times ``strength``. ``truncated``: every matrix cut to the rank
+    ``strength`` with the least error.
+    """
+
+    kind: VariantKind
+    strength: float
+
+    def __str__(self) -> str:
+        return f"{self.kind}={self.strength:.12g}"
+
+    def of(self, trial_id: str) -> str:
+        """Model id of the changed trial, such as ``3f2a...@scale=0.5``."""
+        return f"{trial_id}{_MARK}{self}"
+
+
+def trial_of(model_id: str) -> str:
+    """The trial id within a model id; ``base`` and plain trial ids are returned unchanged."""
+    return model_id.partition(_MARK)[0]
+
+
+def variant_of(model_id: str) -> Variant | None:
+    """The variant within a model id; None for the base and for a trial as trained."""
+    kind, _, strength = model_id.partition(_MARK)[2].partition("=")
+    return Variant(kind, float(strength)) if kind in get_args(VariantKind) else None  # type: ignore[arg-type]

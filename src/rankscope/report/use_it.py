@@ -13,7 +13,7 @@ from pathlib import PurePath
 from typing import Any, Literal
 
 from rankscope.formatting import count, with_leading_space
-from rankscope.models.methods import get_lora_method, get_method, lora_methods
+from rankscope.models.methods import all_methods, get_method
 from rankscope.records import ArmSummary, Prompt, StudyRecords, TrialSpec
 from rankscope.report.page import template_environment
 from rankscope.report.study_view import StudyView
@@ -100,7 +100,7 @@ def adapter_settings(spec: TrialSpec) -> dict[str, Any]:
     """The fields of the trial's ``adapter_config.json`` that decide who can serve it."""
     if spec.peft is not None:
         return {"r": spec.rank or 8, **json.loads(spec.peft)}  # 8 is PEFT's default
-    method = get_lora_method(spec.method)
+    method = get_method(spec.method)
     # An adapter that subtracts its initialization is stored with twice the rank.
     rank = (spec.rank or 1) * (2 if method.init_is_part_of_base else 1)
     ranks = dict(spec.rank_pattern or ())
@@ -115,7 +115,7 @@ def obstacle(settings: Mapping[str, Any], program: Literal["vLLM", "llama.cpp"])
     largest = max([int(settings.get("r") or 0), *ranks.values()])
     if kind != "LORA":
         return f"{program} reads LoRA adapters, not {kind}."
-    for method in lora_methods():
+    for method in all_methods():
         is_marked = any(settings.get(name) for name in method.peft_fields)
         if is_marked and program in method.unserved_by:
             return method.unserved_by[program]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from rankscope.device import dtype_name
 from rankscope.evaluate.scorers.scorer import ItemTokens
 from rankscope.models.methods import get_method
+from rankscope.models.methods.method import Method
 from rankscope.models.parameters import (
     FLOAT32_BYTES,
     Architecture,
@@ -27,7 +28,7 @@ from rankscope.run.groups import Group
 from rankscope.run.prepared import PreparedStudy
 from rankscope.train.checkpoint import LEAST_PAUSE
 from rankscope.train.memory import RowCounts, saved_values
-from rankscope.train.objectives import objective_of
+from rankscope.train.objectives.objective import objective_of
 from rankscope.train.step_schedule import rows_per_step, trial_protocol
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class CostModel:
         if not trial.trains:
             return 0
         base = self.inputs.base
-        return get_method(trial.method).trainable_parameters(trial, base)
+        return Method.of(trial.method).trainable_parameters(trial, base)
 
     # --- the disk -------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from rankscope.hashing import weights_sha256
 from rankscope.models.adapters.folder import adapter_sha256, load_adapter
 from rankscope.models.base import Base
 from rankscope.models.load import load_trained_model
-from rankscope.models.methods import get_lora_method
+from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.quantize import dense_weight
 from rankscope.models.study_base import num_trained_parameters
 from rankscope.models.svd_cache import svd
@@ -106,7 +106,7 @@ def load_given(base: Base, trial: TrialSpec) -> Base:
 
         changes = {} if given.other_base is None else {"sha256": given.other_base}
         return load_tuner(base, folder, base.record.model_copy(update=changes))
-    method = get_lora_method(trial.method)
+    method = LoraMethod.of(trial.method)
     adapter = load_adapter(folder, trial.trial_id, readable=True)
     if method.init_is_part_of_base:
         linears = base.linears()

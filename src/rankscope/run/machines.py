@@ -39,7 +39,7 @@ from rankscope.run.groups import USABLE_SHARE, Group, Grouping
 from rankscope.run.prepared import PreparedStudy
 from rankscope.train.loop import train_group
 from rankscope.train.memory import MemoryModel, RowCounts
-from rankscope.train.objectives import objective_of
+from rankscope.train.objectives.objective import objective_of
 
 PROBE_SECONDS = 0.3
 SMALL_MODEL = 5e7  # Weights; steps of fewer take longer than their products do

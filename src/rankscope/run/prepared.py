@@ -25,7 +25,7 @@ from rankscope.models.study_base import StudyBase
 from rankscope.records import BASE, EvalKey, Split, TaskRecord, TrialSpec, trial_of
 from rankscope.run.groups import Group, Grouping
 from rankscope.train.memory import GroupMemory, MemoryModel
-from rankscope.train.objectives import objective_of
+from rankscope.train.objectives.objective import objective_of
 from rankscope.train.pass_memory import PassShape, spread
 from rankscope.train.step_schedule import (
     due_steps,

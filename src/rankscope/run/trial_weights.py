@@ -5,7 +5,7 @@ from pathlib import Path
 from rankscope.errors import UserError
 from rankscope.hashing import sha256_file, sha256_json
 from rankscope.models.base import Base
-from rankscope.models.methods import get_method
+from rankscope.models.methods.method import Method
 from rankscope.records import ModelRecord
 from rankscope.run.context import RunContext
 from rankscope.run.given import load_given
@@ -20,7 +20,7 @@ def write_weights(state: TrialState, model: Base, base_record: ModelRecord, fold
     ``model`` holds the weights of full fine-tuning. Returns the sha256 of the weights.
     """
     trial, trained = state.spec, state.adapter or state.tuner or model
-    get_method(trial.method).save(trained, base_record, folder)
+    Method.of(trial.method).save(trained, base_record, folder)
     if not trial.is_full:
         from rankscope.report.model_card import adapter_card  # pandas, which takes long
 
@@ -42,7 +42,7 @@ def model_with_weights(context: RunContext, group: Group) -> Base | None:
             continue
         folder = context.ledger.checked_path(weights_path(trial))
         try:
-            model = get_method(trial.method).load(model, trial, folder)
+            model = Method.of(trial.method).load(model, trial, folder)
         except UserError as error:
             if not trial.is_full:
                 raise

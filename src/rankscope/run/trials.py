@@ -19,7 +19,7 @@ from rankscope.errors import UserError
 from rankscope.evaluate.evaluator import wanted_splits
 from rankscope.filesystem import user_path
 from rankscope.hashing import canonical_json, sha256_json
-from rankscope.models.methods import get_method
+from rankscope.models.methods.method import Method
 from rankscope.models.study_base import StudyBase, check_distinct, trial_of_given
 from rankscope.records import (
     GivenModel,
@@ -31,7 +31,8 @@ from rankscope.records import (
     finished_trials,
 )
 from rankscope.store import Ledger, task_changes
-from rankscope.train.objectives import SFT, objective_of
+from rankscope.train.objectives import SFT
+from rankscope.train.objectives.objective import objective_of
 from rankscope.train.step_schedule import check_learning_rates, trial_protocol, trial_steps
 
 RESULTS_VERSION = 2
@@ -106,7 +107,7 @@ def _check_trial(trial: TrialSpec, config: StudyConfig, base: StudyBase, data: S
     rows = data.rows_of(trial)
     num_steps = trial_steps(trial, len(rows.rows), rows.num_tokens, config.train)
     check_learning_rates(trial, num_steps, config.train)
-    get_method(trial.method).check_trial(trial, base, rows.num_tokens, num_steps)
+    Method.of(trial.method).check_trial(trial, base, rows.num_tokens, num_steps)
 
 
 def _may_train(trial: TrialSpec, config: StudyConfig, base: StudyBase, data: StudyData) -> bool:

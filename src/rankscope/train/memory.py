@@ -21,14 +21,14 @@ from rankscope.models.attention import varlen
 from rankscope.models.attention.kernel import has_varlen_kernel
 from rankscope.models.grouped_lora import padded_rank
 from rankscope.models.lora import Adapter
-from rankscope.models.methods.lora import LoraMethod
+from rankscope.models.methods import LORA
 from rankscope.models.multi_lora import linear_layers, output_layer, target_linears
 from rankscope.models.output_layer import LOGITS_BLOCK
 from rankscope.models.parameters import ADAMW_STATES, FLOAT32_BYTES, nbytes
 from rankscope.models.quantize import NF4_BYTES
 from rankscope.records import TrialSpec
 from rankscope.train.loss import CUDA_BLOCK_BYTES
-from rankscope.train.objectives import objective_of
+from rankscope.train.objectives.objective import objective_of
 from rankscope.train.pass_memory import (
     META,
     PassMemory,
@@ -348,7 +348,7 @@ class MemoryModel:
         leaves = {name.rsplit(".", 1)[-1] for name in self._layers}
         rank = trial.rank or STAND_IN_RANK
         targets = tuple(sorted(leaves))
-        settings = {"method": LoraMethod.name, "rank": rank, "alpha": 1.0, "targets": targets}
+        settings = {"method": LORA, "rank": rank, "alpha": 1.0, "targets": targets}
         return trial.model_copy(update=settings)
 
     def state_bytes(self, trial: TrialSpec) -> int:

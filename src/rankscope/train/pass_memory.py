@@ -33,7 +33,7 @@ from rankscope.models.base import (
 )
 from rankscope.models.init_context import InitContext, empty_adapter
 from rankscope.models.lora import Adapter
-from rankscope.models.methods import get_lora_method
+from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.multi_lora import MultiLora, target_linears, unwrap
 from rankscope.models.output_layer import (
     OutputLayer,
@@ -374,7 +374,7 @@ def _first_layers(model: nn.Module, count: int) -> Iterator[None]:
 def shaped_adapter(model: nn.Module, trial: TrialSpec) -> Adapter:
     """Make a trial's adapter as shapes, without dropout, whose generators need numbers."""
     adapter = empty_adapter(trial.model_copy(update={"dropout": 0.0}))
-    method, context = get_lora_method(trial.method), InitContext(None, {}, [trial])
+    method, context = LoraMethod.of(trial.method), InitContext(None, {}, [trial])
     with next(model.parameters()).device:  # without storage, as a rule
         for name, linear in target_linears(model, trial.targets).items():
             method.init_module(adapter, name, linear, context)

@@ -32,8 +32,8 @@ from rankscope.models.output_layer import output_layer_apart
 from rankscope.models.quantize import require_bitsandbytes
 from rankscope.models.sharding import whole
 from rankscope.train.loss import kl_divergences, mean_losses
-from rankscope.train.objectives import SFT, objective_of
-from rankscope.train.objectives.objective import Objective
+from rankscope.train.objectives import SFT
+from rankscope.train.objectives.objective import Objective, objective_of
 
 SUPERVISED = objective_of(SFT)
 LOSS_SCALE = 2.0**16

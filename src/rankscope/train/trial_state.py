@@ -17,11 +17,10 @@ from rankscope.models.base import Base, enable_gradient_checkpointing
 from rankscope.models.grouped_lora import choose_lora_implementation
 from rankscope.models.init_context import InitContext
 from rankscope.models.lora import Adapter
-from rankscope.models.methods import get_method
+from rankscope.models.methods.method import Method
 from rankscope.models.sharding import all_finite, local
 from rankscope.records import LossPoint, PenaltyPoint, RewardPoint, TrialSpec
-from rankscope.train.objectives import objective_of
-from rankscope.train.objectives.objective import Objective
+from rankscope.train.objectives.objective import Objective, objective_of
 from rankscope.train.step import (
     LOSS_SCALE,
     SCALE_PATIENCE,
@@ -325,7 +324,7 @@ def start_trials(
     for trial in trials:
         protocol, own = trial_protocol(trial, config), rows_of[trial]
         steps = planned_steps(len(own), sum(len(row.input_ids) for row in own), protocol)
-        model, trained = get_method(trial.method).prepare(model, trial, context, steps)
+        model, trained = Method.of(trial.method).prepare(model, trial, context, steps)
         sampler = RowSampler(
             len(own), protocol.batch_size, protocol.gradient_accumulation, trial.seed
         )
@@ -336,7 +335,7 @@ def start_trials(
             own,
             sampler,
             steps,
-            partial(get_method(trial.method).relative_update, trained, base),
+            partial(Method.of(trial.method).relative_update, trained, base),
             adapter=trained if isinstance(trained, Adapter) else None,
             tuner=cast("PeftTuner", trained) if trial.peft is not None else None,
             early_stop=None if trial.early_stop is None else EarlyStop(trial.early_stop),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rankscope.data.encode import Encoder
 from rankscope.data.items import Item
 from rankscope.errors import UserError, reading
+from rankscope.evaluate.scorers import ALLOWED, PYTHON_PREFIX
 from rankscope.evaluate.scorers.generation import GenerationScorer, Judgment
 from rankscope.hashing import sha256_file
 
@@ -23,21 +24,21 @@ if TYPE_CHECKING:
 
     from rankscope.data.registry import TaskSpec
 
-PYTHON_PREFIX = "python:"
-ALLOWED = "RANKSCOPE_TRUST_TASK_CODE"
-"""Environment variable that allows a process to run code of study files; workers inherit it."""
-
 
 class PythonScorer(GenerationScorer):
     """Scores by ``function(answer, gold, prompt)`` of a file, which returns 0 to 1."""
 
+    name = PYTHON_PREFIX  # Each has its own, which begins so
     summary = "greedy generation; `function(answer, gold, prompt)` of your file, see below"
     metrics = {"score": "", "stopped": ""}
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        path, _, self.function_name = name.removeprefix(PYTHON_PREFIX).rpartition(":")
-        self.path = Path(path)
+    @cached_property
+    def path(self) -> Path:
+        return Path(self.name.removeprefix(PYTHON_PREFIX).rpartition(":")[0])
+
+    @property
+    def function_name(self) -> str:
+        return self.name.rpartition(":")[2]
 
     def check_task(self, spec: "TaskSpec") -> None:
         super().check_task(spec)

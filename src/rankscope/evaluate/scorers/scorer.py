@@ -2,15 +2,14 @@
 result."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar
 
 from rankscope.data.encode import Encoder
 from rankscope.data.items import Item
-from rankscope.data.rows import BadRow
-from rankscope.errors import UserError
 from rankscope.evaluate.metrics import ModelScores
+from rankscope.evaluate.scorers import ScorerKind, get_scorer
 
 if TYPE_CHECKING:
     from regex import Pattern
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from rankscope.evaluate.context_window import EncodedSplit
     from rankscope.models.base import Base
 
-ScoreUnit = Literal["accuracy", "log_probability"]
 Encoded = TypeVar("Encoded")  # One item as token ids
 
 
@@ -50,77 +48,19 @@ class ItemTokens(NamedTuple):
         return self.read + self.written + self.gold
 
 
-class Scorer(ABC, Generic[Encoded]):
+class Scorer(ScorerKind, ABC, Generic[Encoded]):
     """One way to score the items of a task under many models at once.
 
     A subclass sets the attributes and implements :meth:`encode` and :meth:`run`. Its module imports
     torch and transformers inside methods only, because the configuration imports every scorer.
     """
 
-    name: str  # Value of a task's ``scorer``
-    summary: str  # What is computed, for the documentation
-    metrics: Mapping[str, str]
-    """Maps each metric to its meaning ("" if the name says it); the first one is the default
-    primary metric."""
-    unit: ScoreUnit | None = "accuracy"
-    """Unit of the primary metric: a share of 1, or nats per token; None for another unit."""
-    version: int = 1
-    """Version of user tasks with this scorer; raise it when a change of the code moves scores."""
-    generates: bool = False
-    """Whether models write answers, so that ``stop``, ``extract`` and ``max_new_tokens`` apply."""
-    compares_with_base: bool = False  # Items have ``base_margin``, see ``extensions/reference``
-    needs_choices: bool = False  # Rows must have choices and the index of the right one
-    needs_listed_options: bool = False  # The prompt must show the lettered options
-    metric_choices: tuple[str, ...] = ()  # Metrics that a task may name as its primary metric
-    scores_one_row: bool = False
-    """Whether every item is one row with fixed target tokens."""
-
-    @property
-    def default_metric(self) -> str:
-        return next(iter(self.metrics))
-
-    def primary_metrics(self, spec: "TaskSpec") -> tuple[str, ...]:
-        """Return the ``metric_choices`` that are measured for a task."""
-        return self.metric_choices
-
-    def check_task(self, spec: "TaskSpec") -> None:
-        """Raise UserError for settings of a task that this scorer cannot use."""
-        where = f"task {spec.name!r}, scorer {self.name!r}"
-        if self.needs_listed_options and not spec.lists_options:
-            raise UserError(
-                where,
-                "a prompt without {options}",
-                "it, so that the model sees which letter is which",
-            )
-        for key, value in (("stop", spec.stop), ("extract", spec.extract)):
-            if value and not self.generates:
-                raise UserError(
-                    where,
-                    repr(key),
-                    "it for generated answers alone",
-                    "remove it, or choose a scorer that generates, such as 'number'",
-                )
-        known = self.primary_metrics(spec)
-        if spec.primary_metric is not None and spec.primary_metric not in known:
-            raise UserError(
-                where,
-                f"'primary_metric' {spec.primary_metric!r}, which is not measured",
-                " or ".join(map(repr, known)) or "none",
-            )
-        if spec.num_fewshot and self.unit == "log_probability":
-            raise UserError(
-                where, "'num_fewshot'", "it for questions with answers alone", "remove it"
-            )
-
-    def adapt_row(self, content: Item) -> Item:
-        """Give a row the completion and gold answer that this scorer compares.
-
-        Raises BadRow: the row cannot be scored.
-        """
-        if self.needs_choices and content.answer is None:
-            found = f"a row without choices for scorer {self.name!r}"
-            raise BadRow(found, "choices and an answer")
-        return replace(content, contexts=())
+    @classmethod
+    def of(cls, name: str) -> Self:
+        """The scorer of a name. Raises ValueError: it is no scorer of this class."""
+        if isinstance(scorer := get_scorer(name), cls):
+            return scorer
+        raise ValueError(f"scorer {name!r} is no {cls.__name__}")
 
     @abstractmethod
     def encode(

@@ -27,8 +27,7 @@ from rankscope.data.tasks import LoadedTask
 from rankscope.errors import UserError, installed, reading
 from rankscope.evaluate.context_window import EncodedSplit, context_length
 from rankscope.evaluate.metrics import ModelScores
-from rankscope.evaluate.scorers import scorers
-from rankscope.evaluate.scorers.python_function import ALLOWED
+from rankscope.evaluate.scorers import ALLOWED, scorers
 from rankscope.evaluate.scorers.scorer import Scorer
 from rankscope.extensions.harness import PREFIX
 from rankscope.extensions.harness.task_files import check_task, is_yaml

@@ -59,7 +59,8 @@ from rankscope.extensions.heads.tasks import HeadTask
 from rankscope.models.attention.varlen import AttentionPlan
 from rankscope.models.base import Base, RowBatch
 from rankscope.models.checkpoint_reader import CheckpointReader
-from rankscope.models.low_rank_update import LowRankUpdate, adapter_update, to_float64
+from rankscope.models.low_rank_update import LowRankUpdate, to_float64
+from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.quantize import dense_weight
 
 
@@ -314,7 +315,8 @@ def trial_changes(
     before = stored_base or loaded_base
     if model.adapter_name is not None:
         adapter = tuned.multi_lora.adapters[model.adapter_name]
-        return head_changes(layout, adapter.a, before, partial(adapter_update, adapter))
+        update = partial(LoraMethod.of(adapter.method).update, adapter)
+        return head_changes(layout, adapter.a, before, update)
     # Read a full model from its file: in memory it may be bfloat16, which rounds by up to 1 part in
     # 512, as much as training may have changed.
     names = [layer.projection(module) for layer in layout for module in PROJECTIONS]

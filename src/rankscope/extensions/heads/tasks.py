@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from rankscope.evaluate.context_window import EncodedSplit
 from rankscope.evaluate.evaluator import encode_split
 from rankscope.evaluate.metrics import first_best
 from rankscope.evaluate.scorers import get_scorer
+from rankscope.evaluate.scorers.scorer import Scorer
 from rankscope.evaluate.token_trees import Floats, TokenTree
 
 LOGPROB_PER_TOKEN = "logprob_per_token"  # Of the gold answer: score of items without options
@@ -59,7 +61,7 @@ def head_task(
         encoded = encode_split(encoder, first, "test", context, settings)
         metric = scorer.default_metric
     else:
-        loss = get_scorer("loss")
+        loss = Scorer[Any].of("loss")
         encoded = encode_split(encoder, first, "test", context, settings, loss)
         metric = LOGPROB_PER_TOKEN
     return HeadTask(task.spec.name, metric, tuple(token_trees(encoded)))

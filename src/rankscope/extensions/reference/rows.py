@@ -19,6 +19,7 @@ from rankscope.models.base import Base
 from rankscope.records import Split
 from rankscope.run.prepared import SPLITS, PreparedStudy
 from rankscope.run.stages import RowsStage
+from rankscope.train.objectives.objective import objective_of
 
 Margins = Callable[[Base], list[float]]
 
@@ -31,7 +32,7 @@ class ReferenceStage(RowsStage[Margins]):
     def wanted(self) -> dict[str, Margins]:
         study = self.context.study
         data, wanted = study.data, dict[str, Margins]()
-        if any(objective.needs_reference for objective in study.config.objectives()):
+        if any(objective_of(text).needs_reference for text in study.config.objectives()):
             from rankscope.train.objectives.dpo import reference_margins
 
             compute = partial(reference_margins, batch_tokens=study.config.train.batch_tokens)

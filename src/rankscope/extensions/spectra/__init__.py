@@ -79,11 +79,11 @@ class SpectraAnalysis(Analysis[SpectraConfig]):
 
     def trial_seconds(self, costs: "CostModel", trial: "TrialSpec") -> float:
         """Of comparing a trial's matrices with the base's; shards share full fine-tuning's."""
-        from rankscope.models.methods import get_lora_method
+        from rankscope.models.methods import get_method
         from rankscope.models.parameters import target_shapes
 
         low_rank = trial.peft is None and not trial.is_full
-        low_rank = low_rank and get_lora_method(trial.method).delta_is_low_rank
+        low_rank = low_rank and get_method(trial.method).delta_is_low_rank
         names = trial.targets if low_rank else sorted(costs.compared)
         shapes = target_shapes(costs.shapes, names).values() if names else ()
         large = [shape for shape in shapes if low_rank and min(shape) >= 1024]

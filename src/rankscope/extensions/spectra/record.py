@@ -6,7 +6,7 @@ from functools import cache
 from statistics import fmean, linear_regression
 from typing import Any
 
-from rankscope.models.methods import get_lora_method
+from rankscope.models.methods import get_method
 from rankscope.records import AnalysisRecord, Record, TrialRecords
 
 
@@ -130,7 +130,7 @@ def growth_of_given(trials: Sequence[TrialRecords]) -> NormGrowth | None:
         spec, spectra = trial.spec, trial.analysis(SpectraRecord)
         if spec.rank is None or spec.alpha is None or spectra is None:
             continue
-        if get_lora_method(spec.method).delta_is_low_rank and not _has_one_rank(spectra, spec.rank):
+        if get_method(spec.method).delta_is_low_rank and not _has_one_rank(spectra, spec.rank):
             continue
         names = tuple(matrix.name for matrix in spectra.matrices)
         for rule, value in (("scaling", spec.scaling), ("alpha", spec.alpha)):

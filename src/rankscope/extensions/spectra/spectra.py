@@ -30,7 +30,8 @@ from rankscope.extensions.spectra.subspace_iteration import Triples
 from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.lora import Adapter
-from rankscope.models.low_rank_update import LowRankUpdate, adapter_update, to_float64
+from rankscope.models.low_rank_update import LowRankUpdate, to_float64
+from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.quantize import dense_weight
 from rankscope.models.scaling import layer_index
 from rankscope.models.svd_cache import (
@@ -109,7 +110,7 @@ def adapter_spectrum(
     name: str, weight: Tensor, adapter: Adapter, settings: SpectraConfig, svds: SvdCache
 ) -> MatrixSpectrum:
     """Spectra of one matrix of an adapter; ``weight`` is W0 (m, n)."""
-    update = adapter_update(adapter, name, weight)
+    update = LoraMethod.of(adapter.method).update(adapter, name, weight)
     return _matrix_spectrum(name, weight, update, settings, svds)
 
 

@@ -22,8 +22,8 @@ from rankscope.models.adapters.settings import CONFIG
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate, to_float64
-from rankscope.models.methods import get_lora_method, get_method
-from rankscope.models.methods.full import FullMethod
+from rankscope.models.methods import FULL, get_method
+from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.svd_cache import SvdCache, decomposition_device, svd, svd_cache_folder
 from rankscope.progress import ProgressReporter
 from rankscope.records import TrialSpec
@@ -40,7 +40,7 @@ class StoredTunedModel:
     @classmethod
     def open(cls, folder: Path, name: str) -> "StoredTunedModel":
         if not (folder / CONFIG).is_file() and (folder / "config.json").is_file():
-            return cls(name, folder, FullMethod.name, model=CheckpointReader(folder))
+            return cls(name, folder, FULL, model=CheckpointReader(folder))
         adapter = load_adapter(folder, name, readable=True)
         return cls(name, folder, adapter.method, adapter=adapter)
 
@@ -51,7 +51,7 @@ class StoredTunedModel:
             return {"method": self.kind, "targets": ()}
         rank = self.adapter.rank
         targets = sorted({name.rpartition(".")[2] for name in self.adapter.a})
-        alpha = self.adapter.scaling * get_lora_method(self.kind).rank_scale(rank)
+        alpha = self.adapter.scaling * get_method(self.kind).rank_scale(rank)
         return {"method": self.kind, "rank": rank, "alpha": alpha, "targets": tuple(targets)}
 
     def subtract_initial_factors(self, name: str, weight: Tensor | None) -> None:
@@ -61,7 +61,7 @@ class StoredTunedModel:
             return
         assert weight is not None
         if name not in adapter.initial_factors:
-            method = get_lora_method(self.kind)
+            method = LoraMethod.of(self.kind)
             adapter.initial_factors[name] = method.initial_factors_of(adapter, name, svd(weight))
 
     def spectrum(

@@ -33,7 +33,7 @@ from rankscope.models.adapters.settings import (
 )
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import StoredFactors
-from rankscope.models.methods import get_lora_method
+from rankscope.models.methods import get_method
 from rankscope.records import ModelRecord
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _lora_config(adapter: Adapter, base: ModelRecord) -> "LoraConfig":
     """
     from peft import LoraConfig, TaskType
 
-    method = get_lora_method(adapter.method)
+    method = get_method(adapter.method)
     double = 2 if adapter.initial_factors else 1
     ranks = {name: len(a) for name, a in adapter.a.items() if len(a) != adapter.rank}
     per_rank = adapter.alpha / method.rank_scale(adapter.rank)
@@ -142,8 +142,8 @@ def load_adapter(
     tensors, metadata = read_weights(path)
     if base is not None:
         check_same_base(folder, metadata.get(BASE_HASH), base.sha256)
-    # A copy of the head also lacks the start that the adapter subtracts.
-    subtracts = get_lora_method(settings.method_name).init_is_part_of_base
+    # What the adapter started as is missing in the copy of the head, too.
+    subtracts = get_method(settings.method_name).init_is_part_of_base
     a, b, magnitude = _parts_of(tensors, path, readable and not subtracts).values()
     _check_parts(a, b, magnitude, settings, path)
     for module, factor in b.items():

@@ -10,13 +10,12 @@ from rankscope.config.patterns import compile_pattern
 from rankscope.errors import UserError, reading
 from rankscope.filesystem import read_json_object
 from rankscope.models.adapters.mlx import MLX_WEIGHTS, config_as_peft, is_mlx_config
-from rankscope.models.methods import get_lora_method, lora_methods
-from rankscope.models.methods.lora import LoraMethod
+from rankscope.models.methods import LORA, MethodKind, all_methods, get_method
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
-_INITS = {method.peft_init: method for method in lora_methods() if method.peft_init}
+_INITS = {method.peft_init: method for method in all_methods() if method.peft_init}
 PLAIN_INITS = (
     *(True, False, "gaussian", "orthogonal"),
     *(name for name, method in _INITS.items() if not method.init_is_part_of_base),
@@ -56,12 +55,12 @@ class AdapterSettings(BaseModel):
         """Set fields with which PEFT marks a method, such as ``use_rslora``."""
         return [name for name in _method_fields() if getattr(self, name, False)]
 
-    def _marked(self, function: str) -> LoraMethod:
-        """Return the marked method that has its own ``function``; LoRA if none has."""
-        plain = get_lora_method(LoraMethod.name)
-        marked = (m for m in lora_methods() if not m.peft_fields.keys().isdisjoint(self.flags))
-        own = (m for m in marked if getattr(type(m), function) is not getattr(LoraMethod, function))
-        return next(own, plain)
+    def _marked(self, function: str) -> MethodKind:
+        """The marked method that has an own ``function``; LoRA if none has."""
+        plain = get_method(LORA)
+        marked = (m for m in all_methods() if not m.peft_fields.keys().isdisjoint(self.flags))
+        usual = getattr(type(plain), function)
+        return next((m for m in marked if getattr(type(m), function) is not usual), plain)
 
     def rank_scale(self, rank: int) -> float:
         return self._marked("rank_scale").rank_scale(rank)
@@ -76,9 +75,9 @@ class AdapterSettings(BaseModel):
         return self.lora_alpha / self.rank_scale(self.r)
 
     @property
-    def methods(self) -> tuple[LoraMethod, ...]:
+    def methods(self) -> tuple[MethodKind, ...]:
         """The registered methods that write such a configuration."""
-        return tuple(m for m in lora_methods() if [*m.peft_fields] == self.flags)
+        return tuple(m for m in all_methods() if [*m.peft_fields] == self.flags)
 
     @property
     def method_name(self) -> str:
@@ -156,7 +155,7 @@ HARMLESS = frozenset(
 
 
 def _method_fields() -> list[str]:
-    return sorted({name for method in lora_methods() for name in method.peft_fields})
+    return sorted({name for method in all_methods() for name in method.peft_fields})
 
 
 def weights_file(folder: Path) -> Path:
@@ -203,7 +202,7 @@ def read_adapter_config(folder: Path, *, readable: bool = False) -> AdapterSetti
         found = f"init_lora_weights {init!r}, which changes the base's weights"
         expected = f"one of {', '.join(map(str, inits))}, whose A and B fit the plain base"
         raise UserError(f"adapter {folder}", found, expected, f"convert it with {CONVERSION}")
-    if settings.has_magnitude and get_lora_method(settings.method_name).init_is_part_of_base:
+    if settings.has_magnitude and get_method(settings.method_name).init_is_part_of_base:
         found = f"{settings.flags[0]} with init_lora_weights {init!r}"
         expected = "one or the other, as its norms are those of a base without that start"
         raise UserError(f"adapter {folder}", found, expected, f"convert it with {CONVERSION}")

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rankscope.models.methods import FULL
 from rankscope.models.methods.method import Method
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class FullMethod(Method):
-    name = "full"
+    name = FULL
     label = "full fine-tuning"
     summary = "Every weight trains; no `rank`, `alpha`, `targets` or `dropout`."
     trains_base = True

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from rankscope.models.methods import LORA
 from rankscope.models.methods.method import Method
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rankscope.models.base import Base
     from rankscope.models.init_context import InitContext
     from rankscope.models.lora import Adapter
+    from rankscope.models.low_rank_update import LowRankUpdate
     from rankscope.models.multi_lora import AdapterSlice
     from rankscope.models.study_base import StudyBase
     from rankscope.records import ModelRecord, TrialSpec
@@ -26,21 +28,13 @@ if TYPE_CHECKING:
 class LoraMethod(Method):
     """A low-rank adapter on each target of a frozen base, which many adapters share."""
 
-    name = "lora"
+    name = LORA
     label = "LoRA"
     summary = "W0 + s B A with s = alpha / r; A random, B zero (2106.09685)."
     arm_fields: ClassVar[tuple[str, ...]] = ("rank", "alpha", "targets", "dropout", "rank_pattern")
     has_rank = True
     accepts_warm_start = True
     can_be_sharded = True
-    peft_fields: ClassVar[Mapping[str, Any]] = {}  # They mark it in PEFT's ``LoraConfig``
-    peft_init: ClassVar[str] = ""  # The ``init_lora_weights`` by which PEFT does the same, if any
-    unserved_by: ClassVar[Mapping[str, str]] = {}  # Program -> why it cannot serve its adapters
-    fills_targets: ClassVar[bool] = True  # Every target gets an adapter
-
-    def rank_scale(self, rank: int) -> float:
-        """Return the divisor of alpha: s = alpha / rank_scale(r)."""
-        return rank
 
     # --- initialization
 
@@ -127,6 +121,15 @@ class LoraMethod(Method):
         """Return W - W0 of one module, (out, in), in the dtype of W0, ``weight``."""
         a, b = (factor.to(weight) for factor in adapter.factors(name))
         return adapter.scaling * (b @ a)
+
+    def update(self, adapter: Adapter, name: str, weight: Tensor) -> LowRankUpdate | Tensor:
+        """dW of one module, on the device of W0, ``weight``: factors or, if updates have full rank,
+        dense, (m, n) float64."""
+        from rankscope.models.low_rank_update import LowRankUpdate, to_float64
+
+        if self.delta_is_low_rank:
+            return LowRankUpdate.from_adapter(adapter, name, weight)
+        return self.delta(adapter, name, to_float64(weight))
 
     # --- a trial's life
 

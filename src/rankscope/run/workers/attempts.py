@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from rankscope import errors
+import rankscope.errors as errors
 from rankscope.errors import OK, Interrupted, RankscopeError
 from rankscope.filesystem import replace_text
 from rankscope.run.workers.starter import DRIVER, ForkedWorker, Starter

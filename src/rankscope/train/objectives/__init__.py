@@ -1,26 +1,33 @@
 """The registry of training objectives: the files of this folder, and those of other packages.
 
-An objective needs one file. Study files and plans ask here. Import it freely: it loads neither
+One file is all that an objective needs. Study files ask here. Import it freely: it loads neither
 torch nor transformers.
 """
 
 import json
-from functools import cache, lru_cache
-from typing import Any
+from functools import cache
+from typing import Any, ClassVar
 
-from rankscope.config.section import Unfit, short_repr
+from rankscope.config.section import ConfigSection, Unfit, short_repr
 from rankscope.errors import did_you_mean
 from rankscope.hashing import canonical_json
 from rankscope.registry import parts
-from rankscope.train.objectives.objective import Objective
 
-SFT = Objective.name
+SFT = "sft"  # The default
+
+
+class ObjectiveKind:
+    """An objective as study files know it; ``objective.py`` adds its work."""
+
+    name: ClassVar[str]
+    settings_type: ClassVar[type[ConfigSection]] = ConfigSection
 
 
 @cache
-def objectives() -> dict[str, type[Objective]]:
-    """Return all objectives by name: ``sft``, the default, first."""
-    return {SFT: Objective, **parts(Objective, __name__)}
+def objectives() -> dict[str, type[ObjectiveKind]]:
+    """All objectives by name: ``sft``, the default, first."""
+    kinds: dict[str, type[ObjectiveKind]] = parts(ObjectiveKind, __name__)
+    return {SFT: kinds[SFT], **kinds}
 
 
 def objective_names() -> tuple[str, ...]:
@@ -46,11 +53,3 @@ def parse_objective(value: Any) -> str:
     settings = objectives()[name].settings_type.model_validate(given or {})
     chosen = settings.model_dump(mode="json", exclude_defaults=True)
     return canonical_json({name: chosen}) if chosen else name
-
-
-@lru_cache
-def objective_of(text: str) -> Objective:
-    """Return the objective that a text of :func:`parse_objective` stands for."""
-    name, given = next(iter(json.loads(text).items())) if text.startswith("{") else (text, {})
-    kind = objectives()[name]
-    return kind(kind.settings_type.model_validate(given))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rankscope.config.section import ConfigSection
 from rankscope.errors import UserError
+from rankscope.train.objectives import SFT, ObjectiveKind, objectives
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,15 +22,14 @@ if TYPE_CHECKING:
     from rankscope.train.trial_state import TrialState
 
 
-class Objective:
+class Objective(ObjectiveKind):
     """Supervised fine-tuning: mean cross-entropy over the labeled tokens of a step.
 
     A subclass sets ``by_row`` and implements :meth:`loss`. Its module imports torch inside methods
     only, because the configuration imports every objective.
     """
 
-    name: ClassVar[str] = "sft"
-    settings_type: ClassVar[type[ConfigSection]] = ConfigSection
+    name = SFT
     by_row: ClassVar[bool] = False
     """Whether :meth:`loss` maps the summed log-probabilities of rows to the loss."""
     needs_pairs: ClassVar[bool] = False  # Rows have a rejected answer, too
@@ -91,3 +92,12 @@ class Objective:
             of_step: all rows of the trial's step.
         """
         raise NotImplementedError
+
+
+@lru_cache
+def objective_of(text: str) -> Objective:
+    """The objective that ``parse_objective`` made this text of."""
+    name, given = next(iter(json.loads(text).items())) if text.startswith("{") else (text, {})
+    kind = objectives()[name]
+    assert issubclass(kind, Objective)
+    return kind(kind.settings_type.model_validate(given))
