@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from rankscope.models.adapters.settings import AdapterSettings
 from rankscope.models.methods import LORA
 
 
@@ -38,6 +39,9 @@ class Adapter:
     dropout: float = 0.0  # Probability on the adapter's input while training
     dropout_seed: int = 0  # Decides the masks, together with module, step and order of the rows
     step: int = 0
+    settings: AdapterSettings | None = None  # Of one that was read from its folder
+    base_sha256: str | None = None  # Of its base, if its file records that
+    copies: tuple[str, ...] = ()  # Stored names of the base's weights that PEFT wrote beside
     _masks: dict[str, torch.Generator] = field(default_factory=dict, init=False, repr=False)
     _mask_states: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     _cache: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)

@@ -15,26 +15,20 @@ from rankscope.errors import UserError
 from rankscope.filesystem import read_json_object, user_path
 from rankscope.hashing import canonical_json, sha256_json, weights_sha256
 from rankscope.models.adapters.folder import (
+    COPY,
+    MODULE_PREFIX,
     adapter_sha256,
-    base_weight_copies,
     check_same_base,
+    load_adapter,
     opened_weights,
     recorded_base,
 )
-from rankscope.models.adapters.settings import (
-    CONFIG,
-    read_adapter_config,
-    read_config,
-    weights_file,
-)
-from rankscope.models.adapters.warm_start import (
-    load_adapter_for,
-    resolve_adapters,
-    shortest_targets,
-)
+from rankscope.models.adapters.settings import CONFIG, read_config, weights_file
+from rankscope.models.adapters.warm_start import resolve_adapters, shortest_targets
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.grouped_lora import choose_lora_implementation
 from rankscope.models.load import check_stored_weights, load_tokenizer
+from rankscope.models.lora import Adapter
 from rankscope.models.methods import FULL, all_methods
 from rankscope.models.model_folder import model_folder
 from rankscope.models.parameters import (
@@ -91,7 +85,9 @@ def resolve_base(config: StudyConfig, weights: bool) -> tuple[StudyConfig, Study
         sha256 = weights_sha256(folder)
         for name, (_, base_sha256) in warm_starts.items():
             check_same_base(Path(name), base_sha256, sha256)
-    given = _given_trials(config.given or (), folder, shapes, sha256 if weights else None)
+    given = _given_trials(
+        config.given or (), folder, model_config, shapes, sha256 if weights else None
+    )
     notes += [
         f"adapter {model.name}: records another base ({model.other_base[:12]}...) and is scored on "
         "this model because of --force"
@@ -121,7 +117,11 @@ def check_machine(
 
 
 def _given_trials(
-    given: Sequence[GivenConfig], base: Path, shapes: Architecture, base_sha256: str | None
+    given: Sequence[GivenConfig],
+    base: Path,
+    config: PretrainedConfig,
+    shapes: Architecture,
+    base_sha256: str | None,
 ) -> list[TrialSpec]:
     """Check every given model against the base, without loading the base; make one trial for each.
 
@@ -134,15 +134,15 @@ def _given_trials(
     """
     given = [model for model in given if model.path is not None]
     names = given_names(given)
-    trials: list[TrialSpec] = []
+    trials, fields = list[TrialSpec](), dict[str, object]()
     for model, name in zip(given, names, strict=True):
         folder = user_path(model.folder)
         if not (folder / CONFIG).is_file() and (folder / "config.json").is_file():
             _check_checkpoint(folder, base)
-            fields: dict[str, object] = {"method": FULL, "targets": ()}
+            fields, adapter = {"method": FULL, "targets": ()}, None
         else:
-            fields = _adapter_fields(folder, base, shapes)
-        trials.append(given_trial(model, name, base, base_sha256, fields))
+            fields, adapter = _read_adapter(folder, config, shapes)
+        trials.append(given_trial(model, name, base, base_sha256, fields, adapter))
     check_distinct(trials)
     return trials
 
@@ -153,13 +153,15 @@ def given_trial(
     base: Path,
     base_sha256: str | None,
     settings: Mapping[str, object],
+    adapter: Adapter | None,
 ) -> TrialSpec:
-    """Make the trial of a model in a folder; ``settings`` are those that its files record."""
+    """The trial of a model in a folder; ``settings`` are what its files say of its training. A
+    checkpoint has no ``adapter``, nor has another method of PEFT."""
     folder, other_base = user_path(given.folder), None
     if settings["method"] == FULL:
         sha256 = weights_sha256(folder)
     else:
-        other_base = recorded_other_base(folder, base, base_sha256, force=given.force)
+        other_base = recorded_other_base(folder, adapter, base, base_sha256, force=given.force)
         sha256 = adapter_sha256(folder)
     model = GivenModel(name=name, folder=str(folder), sha256=sha256, other_base=other_base)
     return trial_of_given(model, base_sha256, settings)
@@ -218,26 +220,22 @@ def _check_checkpoint(folder: Path, base: Path) -> None:
     check_stored_weights(folder)
 
 
-def _adapter_fields(folder: Path, base: Path, shapes: Architecture) -> dict[str, object]:
-    """Read method, rank, alpha and targets of an adapter, as fields of a trial."""
+def _read_adapter(
+    folder: Path, base: PretrainedConfig, shapes: Architecture
+) -> tuple[dict[str, object], Adapter | None]:
+    """Method, rank, alpha and targets of an adapter, as a trial that trained it would have them.
+    The adapter comes with them unless another method of PEFT made it."""
     kind = peft_type(folder)
     if kind not in ("LORA", None) and any(m.takes_settings for m in all_methods()):
         from rankscope.models.peft_backend.tuner import check_fits  # PEFT takes a second to import
 
-        check_fits(read_model_config(base), folder)
-        return {
-            "method": next(m.name for m in all_methods() if m.takes_settings),
-            "peft": canonical_json({"peft_type": kind}),
-            "targets": (),
-        }
-    settings = read_adapter_config(folder, readable=True)
-    adapter = load_adapter_for(shapes, folder, readable=True)
-    return {
-        "method": adapter.method,
-        "rank": settings.r,
-        "alpha": settings.lora_alpha,
-        "targets": shortest_targets(settings, frozenset(adapter.a), shapes),
-    }
+        check_fits(base, folder)
+        method = next(m.name for m in all_methods() if m.takes_settings)
+        peft = canonical_json({"peft_type": kind})
+        return {"method": method, "peft": peft, "targets": ()}, None
+    adapter = load_adapter(folder, folder.name, shapes=shapes.linear_shapes, readable=True)
+    fields = {"method": adapter.method, "rank": adapter.rank, "alpha": adapter.alpha}
+    return fields | {"targets": shortest_targets(adapter, shapes)}, adapter
 
 
 def peft_type(folder: Path) -> str | None:
@@ -249,21 +247,20 @@ def peft_type(folder: Path) -> str | None:
 
 
 def recorded_other_base(
-    folder: Path, base: Path, base_sha256: str | None, *, force: bool
+    folder: Path, adapter: Adapter | None, base: Path, base_sha256: str | None, *, force: bool
 ) -> str | None:
-    """Return the recorded hash of an adapter's base if it is another base.
-
-    Raises UserError: it is, and ``force`` is not set.
-    """
-    recorded = recorded_base(folder)
+    """The recorded hash of an adapter's base if it is another one. Raises UserError: it is, and
+    ``force`` is not set."""
+    recorded = adapter.base_sha256 if adapter else recorded_base(folder)
     if base_sha256 is None:
         return None
     try:
         check_same_base(folder, recorded, base_sha256)
-        copies = base_weight_copies(folder)
-        reader = CheckpointReader(base) if copies else None
-        for name, copy in copies.items():
-            if reader and not torch.equal(copy, reader.weight(name).to(copy.dtype)):
+        for key in adapter.copies if adapter else ():
+            name = key.removeprefix(MODULE_PREFIX).removesuffix(COPY)
+            with opened_weights(weights_file(folder)) as file:
+                copy = file.get_tensor(key)
+            if not torch.equal(copy, CheckpointReader(base).weight(name).to(copy.dtype)):
                 found = f"a copy of {name} of another base, or one that was trained"
                 do = "give the base that it was made for"
                 raise UserError(f"adapter {folder}", found, "this base's", do)

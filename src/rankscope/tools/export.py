@@ -172,14 +172,14 @@ def _convert(
     study: StudyRecords, task: str, source: Path, out: Path, form: str, base: BaseSource
 ) -> list[UseStep]:
     """Write the adapter of ``source`` in another format than PEFT's; how to use it."""
-    from rankscope.models.adapters.folder import check_adapter_fits, load_adapter
+    from rankscope.models.adapters.folder import load_adapter
 
     place, kind = f"--format {form}", read_json_object(source / CONFIG).get("peft_type")
     if kind != "LORA":
         raise UserError(place, f"an adapter of {kind}", "LoRA or DoRA", "leave the option out")
     config = read_model_config(model_folder(study.config.model, weights=False))
-    adapter, shapes = load_adapter(source, task), architecture(config)
-    check_adapter_fits(source, adapter, shapes.linear_shapes)
+    shapes = architecture(config)
+    adapter = load_adapter(source, task, shapes=shapes.linear_shapes)
     if config.tie_word_embeddings and shapes.output_layer in adapter.a:
         raise UserError(place, TIED_HEAD, do="leave the option out")
     writer = get_format(form)
@@ -210,13 +210,13 @@ def _check_fits_base(base: ModelConfig, adapter: Path) -> None:
 
     Raises UserError or IntegrityError if its tensors cannot be loaded on the base.
     """
-    from rankscope.models.adapters.warm_start import load_adapter_for
+    from rankscope.models.adapters.folder import load_adapter
 
     try:
         shapes = architecture(read_model_config(model_folder(base, weights=False)))
     except UserError:
         return
-    load_adapter_for(shapes, adapter)
+    load_adapter(adapter, "checked", shapes=shapes.linear_shapes)
 
 
 def merge_adapter(study: StudyRecords, adapter: Path, out: Path) -> None:

@@ -33,7 +33,7 @@ from rankscope.errors import NotFiniteError, RankscopeError, UserError
 from rankscope.evaluate.evaluator import Evaluation, evaluate_task
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.formatting import amount, unit_of, with_interval
-from rankscope.models.adapters.folder import check_adapter_fits, load_adapter
+from rankscope.models.adapters.folder import load_adapter
 from rankscope.models.attention import varlen
 from rankscope.models.base import Base
 from rankscope.models.load import frozen_base, model_record
@@ -257,9 +257,8 @@ def _with_adapter(base: Base, model: PeftModel) -> tuple[Base, str | None]:
                 from rankscope.models.peft_backend.tuner import load_tuner  # takes a second
 
                 return load_tuner(base, place), None
-            adapter = load_adapter(place, name)
             shapes = {key: (of.out_features, of.in_features) for key, of in base.linears().items()}
-            check_adapter_fits(place, adapter, shapes)
+            adapter = load_adapter(place, name, shapes=shapes)
         except RankscopeError as error:
             raise UserError(f"adapter {name!r}", error.found, error.expected, error.do) from error
     base.multi_lora.attach(adapter.to(base.device))

@@ -105,7 +105,7 @@ def _inspect_stored(
     models = [StoredTunedModel.open(f, name) for f, name in zip(folders, names, strict=True)]
     sha256 = weights_sha256(stored_base.folder)
     trials = [
-        given_trial(of, model.name, stored_base.folder, sha256, model.settings)
+        given_trial(of, model.name, stored_base.folder, sha256, model.settings, model.adapter)
         for model, of in zip(models, given, strict=True)
     ]
     check_distinct(trials)

@@ -17,13 +17,10 @@ from rankscope.extensions.spectra.stored_models import StoredTunedModel, check_f
 from rankscope.filesystem import check_taken, folder_in_one_step
 from rankscope.hashing import weights_sha256
 from rankscope.models.adapters.folder import (
-    base_weight_copies,
-    check_adapter_fits,
-    recorded_base,
+    check_fits,
     rewrite,
     save_adapter,
 )
-from rankscope.models.adapters.settings import read_adapter_config
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.lora import Adapter, adapter_of
 from rankscope.models.low_rank_update import LowRankUpdate, StoredFactors
@@ -113,14 +110,14 @@ class SourceAdapter:
         if base is None and get_method(tuned.kind).delta_needs_base:
             found = f"an update of {tuned.kind}, which depends on the base"
             raise UserError(f"adapter {folder}", found, do=GIVE_BASE)
-        if base is None and base_weight_copies(folder):
+        if base is None and tuned.adapter.copies:
             found = "a copy of the output head, which has to equal the base's"
             raise UserError(f"adapter {folder}", found, do=GIVE_BASE)
         reader = None if base is None else CheckpointReader(shapes_folder(str(base)))
         if reader is not None:
-            sha256 = weights_sha256(reader.folder) if recorded_base(folder) else ""
-            recorded_other_base(folder, reader.folder, sha256, force=any_base)
-            check_adapter_fits(folder, tuned.adapter, reader.shapes)
+            sha256 = weights_sha256(reader.folder) if tuned.adapter.base_sha256 else ""
+            recorded_other_base(folder, tuned.adapter, reader.folder, sha256, force=any_base)
+            check_fits(folder, tuned.adapter, reader.shapes)
         return cls(folder, tuned, tuned.adapter, reader, list(tuned.adapter.a))
 
     def weight(self, name: str) -> Tensor:
@@ -225,7 +222,7 @@ def _write_edited(
     for out in actions:
         check_taken(out)
     is_full = source.tuned.model is not None
-    settings = None if is_full else read_adapter_config(source.folder, readable=True)
+    settings = source.tuned.adapter.settings if source.tuned.adapter else None
 
     def stored(name: str, update: LowRankUpdate) -> StoredFactors:
         a, b, m = update.to_stored(settings.scaling_of(name) if settings else 1.0)

@@ -17,7 +17,7 @@ from rankscope.extensions.spectra.spectra import (
     full_spectrum,
     spectra_record,
 )
-from rankscope.models.adapters.folder import check_adapter_fits, load_adapter
+from rankscope.models.adapters.folder import check_fits, load_adapter
 from rankscope.models.adapters.settings import CONFIG
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.lora import Adapter
@@ -99,7 +99,7 @@ def matrices_to_compare(
         if model.adapter is None:
             full.append(model)
             continue
-        check_adapter_fits(model.folder, model.adapter, base.shapes)
+        check_fits(model.folder, model.adapter, base.shapes)
         for name in model.adapter.a:
             changed.setdefault(name, []).append(model)
     names = list(changed) or list(base.layers)

@@ -122,20 +122,20 @@ def load_adapter(
     folder: Path,
     name: str,
     base: ModelRecord | None = None,
+    shapes: Mapping[str, tuple[int, int]] | None = None,
     *,
     readable: bool = False,
 ) -> Adapter:
-    """Read a LoRA or DoRA adapter that PEFT or Rankscope wrote, strictly.
+    """Read a LoRA or DoRA adapter that PEFT or Rankscope wrote, strictly, and once.
 
-    If PEFT's ``alpha_pattern`` gives a module another scaling, its B absorbs the difference.
+    If PEFT's ``alpha_pattern`` gives a module another scaling, its B absorbs the difference. An
+    adapter whose recorded base is not ``base`` is refused, and one that does not fit ``shapes``:
+    (out, in) of a model's linear layers. ``readable`` accepts one that cannot be
+    continued: its start was a part of the base, or it holds PEFT's copy of an output head, which
+    the caller compares with the base's.
 
-    Args:
-        base: an adapter that records another base is refused.
-        readable: also accept an adapter that cannot be continued. Its start was a part of the base,
-            or it holds PEFT's copy of an output head, which the caller compares with the base's.
-
-    Raises UserError for an unusable adapter, IntegrityError for a damaged one. A module without
-    both A and B is noticed by :func:`check_adapter_fits`, which knows the base's layers.
+    Raises UserError for an adapter that cannot be used, IntegrityError for a damaged one. A module
+    without both A and B is only noticed beside ``shapes``.
     """
     settings = read_adapter_config(folder, readable=readable)
     path = weights_file(folder)
@@ -150,7 +150,7 @@ def load_adapter(
         ratio = settings.scaling_of(module) / settings.scaling
         if not math.isclose(ratio, 1, rel_tol=1e-9):  # beyond the rounding of alpha itself
             factor.mul_(ratio)
-    return Adapter(
+    adapter = Adapter(
         name=name,
         rank=settings.r,
         alpha=settings.lora_alpha,
@@ -160,23 +160,21 @@ def load_adapter(
         a=a,
         b=b,
         magnitude=magnitude,
+        settings=settings,
+        base_sha256=metadata.get(BASE_HASH),
+        copies=tuple(key for key in tensors if _is_copy(key, tensors)),
     )
+    if shapes is not None:
+        check_fits(folder, adapter, shapes)
+    return adapter
 
 
-def check_adapter_fits(
-    folder: Path,
-    adapter: Adapter,
-    shapes: Mapping[str, tuple[int, int]],
-) -> None:
-    """Check that an adapter fits a model: it changes linear layers in their shapes.
+def check_fits(folder: Path, adapter: Adapter, shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Check that an adapter changes linear layers of a model, in the same shapes, and all of those
+    that its configuration names.
 
-    It must change all layers that its configuration names.
-
-    Args:
-        shapes: (out, in) of the model's layers.
-
-    Raises UserError for an adapter of another model. Raises IntegrityError for an incomplete one:
-    PEFT would leave a missing layer as in the base, and drop a surplus one.
+    Raises UserError for an adapter of another model, IntegrityError for one that is not whole: PEFT
+    would leave a missing layer as in the base, and another one out.
     """
     place, do = f"adapter {folder}", "give an adapter of this model"
     for name, a in adapter.a.items():
@@ -188,7 +186,8 @@ def check_adapter_fits(
         if shape != expected:
             found = f"{name!r} with (out, in) = {shape}"
             raise UserError(place, found, f"{expected} as in this model", do)
-    settings = read_adapter_config(folder, readable=True)
+    settings = adapter.settings
+    assert settings is not None
     if settings.target_modules in (None, "all-linear"):
         return
     named = {name for name in shapes if settings.is_target(name)}
@@ -278,15 +277,6 @@ def _is_copy(key: str, keys: Collection[str]) -> bool:
     unless somebody trained the copy.
     """
     return key.endswith(COPY) and f"{key.removesuffix(COPY)}.lora_A.weight" in keys
-
-
-def base_weight_copies(folder: Path) -> dict[str, Tensor]:
-    tensors, _ = read_weights(weights_file(folder))
-    return {
-        key.removeprefix(MODULE_PREFIX).removesuffix(COPY): tensor
-        for key, tensor in tensors.items()
-        if _is_copy(key, tensors)
-    }
 
 
 def _check_parts(

@@ -10,17 +10,8 @@ from rankscope.config.arm import ArmConfig, resolved_alpha
 from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
 from rankscope.formatting import join_names
-from rankscope.models.adapters.folder import (
-    adapter_sha256,
-    check_adapter_fits,
-    load_adapter,
-    recorded_base,
-)
-from rankscope.models.adapters.settings import (
-    AdapterSettings,
-    read_adapter_config,
-    read_settings,
-)
+from rankscope.models.adapters.folder import adapter_sha256, load_adapter
+from rankscope.models.adapters.settings import read_settings
 from rankscope.models.lora import Adapter
 from rankscope.models.parameters import Architecture, target_shapes
 
@@ -49,8 +40,9 @@ def resolve_adapters(
                 arm = _with_ranks_by_module(arm, shapes)
             if arm.init_from is not None:
                 key, folder = "init_from", Path(arm.init_from)
-                arm = filled_arm(arm, folder, shapes)
-                hashes[str(arm.init_from)] = adapter_sha256(folder), recorded_base(folder)
+                adapter = load_adapter(folder, "start", shapes=shapes.linear_shapes)
+                arm = filled_arm(arm, folder, adapter, shapes)
+                hashes[str(arm.init_from)] = adapter_sha256(folder), adapter.base_sha256
         except UserError as error:
             place = f"arms.{index}.{key}: {error.where}"
             raise UserError(place, error.found, error.expected, error.do) from error
@@ -95,12 +87,11 @@ def _with_ranks_by_module(arm: ArmConfig, shapes: Architecture) -> ArmConfig:
     return arm.model_copy(update=update)
 
 
-def filled_arm(arm: ArmConfig, folder: Path, shapes: Architecture) -> ArmConfig:
-    """Fill in an arm's missing settings from the adapter that it continues.
-
-    Raises UserError: the adapter does not fit the model, or a setting contradicts it.
-    """
-    settings, adapter = read_adapter_config(folder), load_adapter_for(shapes, folder)
+def filled_arm(arm: ArmConfig, folder: Path, adapter: Adapter, shapes: Architecture) -> ArmConfig:
+    """An arm with the settings that it leaves out as in the adapter that it continues. Raises
+    UserError if the adapter does not fit the model, or a setting contradicts it."""
+    settings = adapter.settings
+    assert settings is not None
     for name in adapter.a:
         scaling = settings.scaling_of(name)
         if not math.isclose(scaling, settings.scaling, rel_tol=1e-9):
@@ -111,7 +102,7 @@ def filled_arm(arm: ArmConfig, folder: Path, shapes: Architecture) -> ArmConfig:
     if not methods:
         found = f"{' and '.join(settings.flags)}, which no method trains together"
         raise UserError(f"adapter {folder}", found, "one of them, or neither")
-    targets = shortest_targets(settings, frozenset(adapter.a), shapes)
+    targets = shortest_targets(adapter, shapes)
     for method in arm.method:
         if method not in methods:
             marks = ", ".join(f"{flag}: true" for flag in settings.flags) or "no flag of a method"
@@ -147,25 +138,12 @@ def filled_arm(arm: ArmConfig, folder: Path, shapes: Architecture) -> ArmConfig:
     return arm.model_copy(update=update)
 
 
-def load_adapter_for(shapes: Architecture, folder: Path, *, readable: bool = False) -> Adapter:
-    """Load a user's adapter and check that it fits the model (:func:`check_adapter_fits`).
-
-    ``readable`` is explained at :func:`load_adapter`.
-    """
-    adapter = load_adapter(folder, "start", readable=readable)
-    check_adapter_fits(folder, adapter, shapes.linear_shapes)
-    return adapter
-
-
-def shortest_targets(
-    settings: AdapterSettings, modules: frozenset[str], shapes: Architecture
-) -> tuple[str, ...]:
-    """Find names that match exactly the adapter's modules.
-
-    They are last parts of paths, PEFT's own names, or whole paths, in this order of preference.
-    """
+def shortest_targets(adapter: Adapter, shapes: Architecture) -> tuple[str, ...]:
+    """Names that match exactly the adapter's modules: last parts of paths, PEFT's own, or paths."""
+    modules, settings = set(adapter.a), adapter.settings
     leaves = {name.rsplit(".", 1)[-1] for name in modules}
-    listed = settings.target_modules if isinstance(settings.target_modules, list) else []
+    listed = settings.target_modules if settings else None
+    listed = listed if isinstance(listed, list) else []
     for names in (tuple(sorted(leaves)), tuple(sorted(set(listed)))):
         try:
             if names and set(target_shapes(shapes, names)) == modules:
