@@ -249,8 +249,10 @@ def peft_type(folder: Path) -> str | None:
 def recorded_other_base(
     folder: Path, adapter: Adapter | None, base: Path, base_sha256: str | None, *, force: bool
 ) -> str | None:
-    """The recorded hash of an adapter's base if it is another one. Raises UserError: it is, and
-    ``force`` is not set."""
+    """Return the recorded hash of an adapter's base if it is another base.
+
+    Raises UserError: it is, and ``force`` is not set.
+    """
     recorded = adapter.base_sha256 if adapter else recorded_base(folder)
     if base_sha256 is None:
         return None

@@ -88,8 +88,10 @@ def _with_ranks_by_module(arm: ArmConfig, shapes: Architecture) -> ArmConfig:
 
 
 def filled_arm(arm: ArmConfig, folder: Path, adapter: Adapter, shapes: Architecture) -> ArmConfig:
-    """An arm with the settings that it leaves out as in the adapter that it continues. Raises
-    UserError if the adapter does not fit the model, or a setting contradicts it."""
+    """Fill in an arm's missing settings from the adapter that it continues.
+
+    Raises UserError: the adapter does not fit the model, or a setting contradicts it.
+    """
     settings = adapter.settings
     assert settings is not None
     for name in adapter.a:
@@ -139,7 +141,10 @@ def filled_arm(arm: ArmConfig, folder: Path, adapter: Adapter, shapes: Architect
 
 
 def shortest_targets(adapter: Adapter, shapes: Architecture) -> tuple[str, ...]:
-    """Names that match exactly the adapter's modules: last parts of paths, PEFT's own, or paths."""
+    """Find names that match exactly the adapter's modules.
+
+    They are last parts of paths, PEFT's own names, or whole paths, in this order of preference.
+    """
     modules, settings = set(adapter.a), adapter.settings
     leaves = {name.rsplit(".", 1)[-1] for name in modules}
     listed = settings.target_modules if settings else None
