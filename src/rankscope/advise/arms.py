@@ -10,11 +10,7 @@ import numpy as np
 
 from rankscope.advise.retention import mean_fall, retention_tasks
 from rankscope.advise.statistics.estimates import weighted_estimate
-from rankscope.advise.statistics.matching import (
-    compared_scores,
-    mean_estimate,
-    stored_scores,
-)
+from rankscope.advise.statistics.matching import compared_scores, mean_estimate, stored_scores
 from rankscope.records import (
     FAILED,
     ArmSummary,

@@ -16,15 +16,7 @@ from rankscope.advise.posterior import UNIT
 from rankscope.advise.results import TaskResults, expected
 from rankscope.advise.retention import retention_tasks
 from rankscope.config.study import StudyConfig
-from rankscope.formatting import (
-    POINTS,
-    amount,
-    count,
-    join_names,
-    percent,
-    score_text,
-    unit_of,
-)
+from rankscope.formatting import POINTS, amount, count, join_names, percent, score_text, unit_of
 from rankscope.records import (
     BASE,
     FAILED,

@@ -4,11 +4,7 @@ from collections.abc import Sequence
 
 from rankscope.advise.arms import trials_by_arm
 from rankscope.advise.statistics.estimates import unpaired_difference, weighted_estimate
-from rankscope.advise.statistics.matching import (
-    align_scores,
-    mean_estimate,
-    stored_scores,
-)
+from rankscope.advise.statistics.matching import align_scores, mean_estimate, stored_scores
 from rankscope.records import (
     ComparedCell,
     Estimate,

@@ -14,14 +14,7 @@ from scipy import special
 
 from rankscope.advise.posterior import Array, Changes, broken_arms
 from rankscope.advise.statistics.matching import cluster_labels
-from rankscope.records import (
-    BASE,
-    Split,
-    StudyRecords,
-    TrialRecords,
-    TrialSpec,
-    finished_trials,
-)
+from rankscope.records import BASE, Split, StudyRecords, TrialRecords, TrialSpec, finished_trials
 
 SCORED_SPLITS: tuple[Split, ...] = ("validation", "test")
 UNANIMOUS = 2.0

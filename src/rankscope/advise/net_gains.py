@@ -11,13 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from rankscope.advise.evidence import Measured, seed_correlation
-from rankscope.advise.posterior import (
-    POSTERIOR_DRAWS,
-    Array,
-    Posterior,
-    flat_posterior,
-    posterior,
-)
+from rankscope.advise.posterior import POSTERIOR_DRAWS, Array, Posterior, flat_posterior, posterior
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,7 @@ from rankscope.advise.reasons import reasons_for
 from rankscope.advise.results import TaskResults, task_results
 from rankscope.config.objective import ObjectiveConfig
 from rankscope.formatting import margin_text
-from rankscope.records import (
-    AnswerRow,
-    Recommendation,
-    RowRole,
-    StudyRecords,
-    TaskAdvice,
-)
+from rankscope.records import AnswerRow, Recommendation, RowRole, StudyRecords, TaskAdvice
 
 
 def recommend(study: StudyRecords) -> Recommendation:

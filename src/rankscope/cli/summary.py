@@ -6,13 +6,7 @@ from rich.console import Group
 from rich.table import Table
 
 from rankscope.cli.terminal import folded, print_line, terminal_table
-from rankscope.formatting import (
-    UNKNOWN,
-    clock,
-    compact,
-    percent,
-    score_text,
-)
+from rankscope.formatting import UNKNOWN, clock, compact, percent, score_text
 from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.answer import FAILED_NOTE, answer_lines
 from rankscope.report.columns import Column

@@ -13,11 +13,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from rankscope.config.loader import dump_study, study_values
-from rankscope.device import (
-    keep_freed_memory,
-    limit_kernel_cache,
-    use_deterministic,
-)
+from rankscope.device import keep_freed_memory, limit_kernel_cache, use_deterministic
 from rankscope.errors import CONTINUES, STOP_SIGNALS, Interrupted, UserError
 from rankscope.filesystem import replace_text
 from rankscope.models.base import Base

@@ -27,12 +27,7 @@ from rankscope.run.groups import Group, Grouping
 from rankscope.train.memory import GroupMemory, MemoryModel
 from rankscope.train.objectives.objective import objective_of
 from rankscope.train.pass_memory import PassShape, spread
-from rankscope.train.step_schedule import (
-    due_steps,
-    rows_per_step,
-    trial_protocol,
-    trial_steps,
-)
+from rankscope.train.step_schedule import due_steps, rows_per_step, trial_protocol, trial_steps
 
 GRID_SHARE, LEAST_TRIALS = 0.25, 12  # Of a search without a budget: of all trials, by task
 SPLITS: tuple[Split, ...] = ("validation", "test")

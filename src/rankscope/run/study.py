@@ -20,12 +20,7 @@ from rankscope.models.model_folder import model_folder
 from rankscope.progress import LOG, JsonlReporter, ProgressReporter
 from rankscope.records import BASE, StudyRecords
 from rankscope.registry import parts
-from rankscope.run.executors import (
-    Executor,
-    executor_section,
-    start_executor,
-    withdraw_units,
-)
+from rankscope.run.executors import Executor, executor_section, start_executor, withdraw_units
 from rankscope.store import LEDGER, UNITS, Ledger
 
 if TYPE_CHECKING:

@@ -9,13 +9,7 @@ from rankscope.errors import DiskFull, IntegrityError, UserError
 from rankscope.filesystem import fsync, replace_text
 from rankscope.hashing import SUMS, matches_sums, sha256_file, sums_text
 from rankscope.store.artifacts import CHECKPOINTS, UNIT_ORDER, UNITS, Artifact, ArtifactStore
-from rankscope.store.database import (
-    closed_by_errors,
-    connect,
-    holds_bytes,
-    is_damaged,
-    snapshot,
-)
+from rankscope.store.database import closed_by_errors, connect, holds_bytes, is_damaged, snapshot
 from rankscope.store.row_hashes import LEDGER, LEDGER_REMEDY, changed_rows
 
 CLOSED = "ledger.sha256"

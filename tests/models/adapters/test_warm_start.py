@@ -13,9 +13,7 @@ from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
 from rankscope.models.adapters.folder import adapter_sha256
 from rankscope.models.adapters.settings import CONFIG
-from rankscope.models.adapters.warm_start import (
-    resolve_adapters,
-)
+from rankscope.models.adapters.warm_start import resolve_adapters
 from rankscope.models.parameters import Architecture, architecture
 from rankscope.records import TrialSpec
 from rankscope.run.trials import make_trials

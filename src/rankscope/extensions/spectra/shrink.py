@@ -16,11 +16,7 @@ from rankscope.errors import UserError, reading
 from rankscope.extensions.spectra.stored_models import StoredTunedModel, check_full
 from rankscope.filesystem import check_taken, folder_in_one_step
 from rankscope.hashing import weights_sha256
-from rankscope.models.adapters.folder import (
-    check_fits,
-    rewrite,
-    save_adapter,
-)
+from rankscope.models.adapters.folder import check_fits, rewrite, save_adapter
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.lora import Adapter, adapter_of
 from rankscope.models.low_rank_update import LowRankUpdate, StoredFactors

@@ -18,11 +18,7 @@ from rankscope.evaluate.evaluator import evaluate_task
 from rankscope.models.base import Base
 from rankscope.models.sharding import local
 from rankscope.progress import SpeedMeter
-from rankscope.records import (
-    CurvePoint,
-    EvalRecord,
-    TrainRecord,
-)
+from rankscope.records import CurvePoint, EvalRecord, TrainRecord
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group, group_id, group_label, halves_of
 from rankscope.run.stages import Stage

@@ -26,12 +26,7 @@ from rankscope.run.groups import BASE_GROUP, Group, group_id, group_label
 from rankscope.run.prepared import PreparedStudy
 from rankscope.run.versions import provenance
 from rankscope.run.workers.attempts import POLL_SECONDS, SEAL, WorkerFailed, is_sealed
-from rankscope.run.workers.order import (
-    LEDGER_FILE,
-    UnitOrder,
-    prepared_sha256,
-    read_unit,
-)
+from rankscope.run.workers.order import LEDGER_FILE, UnitOrder, prepared_sha256, read_unit
 from rankscope.store import (
     CHECKPOINTS,
     UNIT_ORDER,
