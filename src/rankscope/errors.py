@@ -236,7 +236,7 @@ OUT_OF_MEMORY = (
 """Parts of the messages of errors that have no type of their own."""
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
+def _causes(error: BaseException) -> Iterator[BaseException]:
     """An error, what it was raised from, and so on."""
     seen: set[int] = set()
     cause: BaseException | None = error
@@ -292,12 +292,12 @@ def is_panic(error: BaseException) -> bool:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error, or what caused it, means that memory ran out."""
-    return any(isinstance(e, OutOfMemory) or _is_memory_fault(e) for e in causes(error))
+    return any(isinstance(e, OutOfMemory) or _is_memory_fault(e) for e in _causes(error))
 
 
 def out_of_memory_message(error: BaseException) -> str:
     """``out of memory: `` and the first line of the error behind it."""
-    faults = [cause for cause in causes(error) if _is_memory_fault(cause)]
+    faults = [cause for cause in _causes(error) if _is_memory_fault(cause)]
     text = first_line(faults[0] if faults else error)
     return f"out of memory: {'no details' if text == 'MemoryError' else text}"
 
@@ -315,7 +315,7 @@ def shortage_behind(
     """
     if isinstance(error, Interrupted):
         return None
-    for cause in causes(error):
+    for cause in _causes(error):
         if isinstance(cause, DiskFull | OutOfMemory):
             return cause
         if _is_memory_fault(cause):

@@ -220,7 +220,7 @@ def task_results(
     posteriors, failure = draw_changes(candidates)
     limit = study.config.objective.max_forgetting
     net, places = weighed(study, arms, candidates, posteriors)
-    changes = changes_by_place(candidates, posteriors)
+    changes = _changes_by_place(candidates, posteriors)
     forgetting = forgotten(changes, task, study)
     over = {i: float((d > limit).mean()) for i, d in forgetting.items() if limit is not None}
     columns = [k for k, i in enumerate(places) if over.get(i, 0.0) <= 0.5]
@@ -308,7 +308,7 @@ def weighed(
     return replace(net.changed(shares, costs), num_untried=untried), places
 
 
-def changes_by_place(
+def _changes_by_place(
     measured: Sequence[Measured], posteriors: Sequence[Posterior]
 ) -> dict[int, dict[str, Array]]:
     """Place of an arm -> task -> draws of its change, (D,)."""

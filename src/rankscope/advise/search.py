@@ -95,7 +95,7 @@ def next_round(
             the ones beside the best arm and its rivals are considered, where these stand at an end.
         until: probability of being within the margin of the best; by default ``SURE``.
     """
-    begun = begun_arms(study, task)
+    begun = _begun_arms(study, task)
     known = {arm.trials[0].spec.arm for arm in begun}
     new = hopeful(_first_seeds(t for t in candidates if t.arm not in known), begun)
     arms = summarize_arms(study)[task]
@@ -182,7 +182,7 @@ def _beside(
     return found
 
 
-def begun_arms(study: StudyRecords, task: str) -> list[Arm]:
+def _begun_arms(study: StudyRecords, task: str) -> list[Arm]:
     """The arms of a task with a trial that has begun."""
     return [arm for arm in summarize_arms(study)[task] if arm.has_begun]
 

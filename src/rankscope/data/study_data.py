@@ -75,7 +75,7 @@ def prepare_data(
     for name in (task.name for task in config.tasks if not tasks[task.name].train):
         raise no_training_rows(name, tasks[name].source)
     replayed = _load_replayed_tasks(config, tasks, compare=whole)
-    about_rows = list(row_notes(config, tasks))
+    about_rows = list(_row_notes(config, tasks))
     contamination_notes: list[str] = []
     if whole:
         tasks, contamination_notes = _mark_contamination(config, tasks, replayed)
@@ -308,7 +308,7 @@ def unknown_token_notes(rows: Mapping[str, EncodedRows], unknown_id: int | None)
             )
 
 
-def row_notes(config: StudyConfig, tasks: Mapping[str, LoadedTask]) -> Iterator[str]:
+def _row_notes(config: StudyConfig, tasks: Mapping[str, LoadedTask]) -> Iterator[str]:
     """Yield notes about scored items that are copies, and about labels that teach or show
     little."""
     labeled = [*config.trained_tasks(), *(task.name for task in config.evaluate.retention)]
@@ -320,10 +320,10 @@ def row_notes(config: StudyConfig, tasks: Mapping[str, LoadedTask]) -> Iterator[
                 yield f"{name}: {of} are copies of another; copies count as one item"
         if name in labeled:
             train = task.train if name in config.trained_tasks() else ()
-            yield from label_notes(name, [*train, *task.validation, *task.test])
+            yield from _label_notes(name, [*train, *task.validation, *task.test])
 
 
-def label_notes(name: str, rows: Sequence[Item]) -> Iterator[str]:
+def _label_notes(name: str, rows: Sequence[Item]) -> Iterator[str]:
     """Yield notes about rows whose answers repeat.
 
     They name an answer that most rows have, prompts with several answers, and answers that differ

@@ -26,7 +26,7 @@ MAX_BATCHES = 100  # Stops the updates; the rows are repeated as often as needed
 PCA_SEED = 42  # Seed of the randomized decomposition, PEFT's
 
 
-class InputDirections:
+class _InputDirections:
     """The principal directions of the inputs of one module, or of several with the same inputs."""
 
     def __init__(self, linear: nn.Linear, num_components: int) -> None:
@@ -80,13 +80,13 @@ def input_directions(
     batches = [RowBatch.of(part, base.device) for part in parts]
     leaders = shared_inputs(base, targets, batches[0])
     inputs = {
-        leader: InputDirections(targets[leader], ranks[leader]) for leader in leaders.values()
+        leader: _InputDirections(targets[leader], ranks[leader]) for leader in leaders.values()
     }
     for batch in islice(cycle(batches), MAX_BATCHES):
         moving = [name for name, seen in inputs.items() if not seen.converged[: ranks[name]].all()]
         if not moving:
             break
-        run_watched(base, batch, {targets[name]: inputs[name].update for name in moving})
+        _run_watched(base, batch, {targets[name]: inputs[name].update for name in moving})
         if all(seen.directions is not None for seen in inputs.values()):
             ranks = _redistributed_ranks(inputs, leaders, rank * len(targets))
     directions = {name: inputs[leader].directions for name, leader in leaders.items()}
@@ -107,12 +107,12 @@ def shared_inputs(base: Base, targets: Mapping[str, nn.Linear], batch: RowBatch)
             last[:] = [(name, x)]
 
     calls = {linear: partial(note, name) for name, linear in targets.items()}
-    run_watched(base, batch, calls)
+    _run_watched(base, batch, calls)
     return {name: leaders[name] for name in targets}
 
 
 @torch.no_grad()
-def run_watched(
+def _run_watched(
     base: Base, batch: RowBatch, calls: Mapping[nn.Linear, Callable[[Tensor], object]]
 ) -> None:
     """Run a batch through the bare base, and call a function with the input of each layer."""
@@ -129,7 +129,7 @@ def run_watched(
 
 
 def _redistributed_ranks(
-    inputs: Mapping[str, InputDirections], leaders: Mapping[str, str], budget: int
+    inputs: Mapping[str, _InputDirections], leaders: Mapping[str, str], budget: int
 ) -> dict[str, int]:
     """Return the rank of each module, from the ``budget`` directions that explain most variance.
 

@@ -121,7 +121,7 @@ class AdapterSlice:
         return [(back.T @ inputs).float().mul_(scaling), of_b]
 
 
-class MultiLoraProduct(torch.autograd.Function):
+class _MultiLoraProduct(torch.autograd.Function):
     """Computes W x + bias with every adapter's slice, and its gradients."""
 
     @staticmethod
@@ -190,7 +190,7 @@ class MultiLoraLinear(nn.Module):
             return y
         parameters = [p for part in slices for p in part.parameters]
         flat = x.flatten(0, -2)
-        y = MultiLoraProduct.apply(flat, self.linear, slices, *parameters)  # type: ignore[no-untyped-call]
+        y = _MultiLoraProduct.apply(flat, self.linear, slices, *parameters)  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], -1)
 
 

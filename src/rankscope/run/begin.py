@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType
@@ -13,6 +13,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from rankscope.config.loader import dump_study, study_values
+from rankscope.config.study import StudyConfig
 from rankscope.device import keep_freed_memory, limit_kernel_cache, use_deterministic
 from rankscope.errors import CONTINUES, STOP_SIGNALS, Interrupted, UserError
 from rankscope.filesystem import replace_text
@@ -22,7 +23,7 @@ from rankscope.models.load import load_base, model_record
 from rankscope.models.parameters import model_on_meta
 from rankscope.models.sharding import Shards
 from rankscope.progress import ProgressReporter
-from rankscope.records import BASE, FAILED, trial_of
+from rankscope.records import BASE, FAILED, ModelRecord, TaskRecord, trial_of
 from rankscope.run.context import Round, RunContext
 from rankscope.run.group_ledger import GroupLedger
 from rankscope.run.prepared import PreparedStudy
@@ -81,10 +82,7 @@ def begin_run(
     )
     if not (has_executor or ledger.artifacts()):  # a base that cannot be loaded leaves no study
         context.load_base()
-    values = study_values(config)
-    ledger.put_study(config.name, values, record, study.task_records, provenance())
-    replace_text(ledger.out / "study.resolved.yaml", dump_study(config))
-    ledger.put_notes(notes)
+    store_study(ledger, config, record, study.task_records, notes)
     shown = [*study.trials, *(t for t in study.beyond if t.trial_id in before)]
     num_new = ledger.put_trials(shown if unit is None else ledger.trials())
     if before and num_new:
@@ -96,6 +94,19 @@ def begin_run(
     for note in notes:
         reporter.note(note)
     return context
+
+
+def store_study(
+    ledger: Ledger,
+    config: StudyConfig,
+    model: ModelRecord,
+    tasks: Sequence[TaskRecord],
+    notes: Sequence[str],
+) -> None:
+    """Store all that a study is made of but its trials. Raises UserError as ``put_study`` does."""
+    ledger.put_study(config.name, study_values(config), model, tasks, provenance())
+    replace_text(ledger.out / "study.resolved.yaml", dump_study(config))
+    ledger.put_notes(notes)
 
 
 def _load_computing(study: PreparedStudy, load: Callable[[], Base]) -> Base:

@@ -17,6 +17,7 @@ from rankscope.records import GivenModel, TrainRecord, TrialSpec
 from rankscope.run.context import RunContext
 from rankscope.run.groups import group_id
 from rankscope.store import Artifact, Ledger, items_path
+from rankscope.store.database import StoredRecord
 
 
 def store_given(context: RunContext) -> None:
@@ -37,6 +38,22 @@ def store_given(context: RunContext) -> None:
             num_of_base = study.base.shapes.num_parameters
             number = 0 if given is None else num_trained_parameters(trial, num_of_base)
             ledger.commit([given_record(trial, number)])
+
+
+def store_finished(
+    ledger: Ledger,
+    trained: Sequence[tuple[TrialSpec, TrainRecord]],
+    records: Sequence[StoredRecord],
+    artifacts: Sequence[Artifact] = (),
+) -> None:
+    """Make models of other programs the trials of a study, done with all that is known of them."""
+    trials = [trial for trial, _ in trained]
+    ids = [trial.trial_id for trial in trials]
+    ledger.put_trials(trials)
+    ledger.repeat_trials(ids)
+    ledger.commit([train for _, train in trained])
+    ledger.commit(records, artifacts)
+    ledger.finish_trials(ids)
 
 
 def _copy_scores(

@@ -181,7 +181,7 @@ def make_trials(
                 few = (task.name, spec.rows or 0)
                 data = fewer_sha256[few] if spec.rows else data_sha256[task.name]
                 shared = _shared_identity(config, base_sha256, data if spec.trains else "")
-                trial_id = sha256_json({**shared, **own_identity(spec, config.train)})[:ID_LENGTH]
+                trial_id = sha256_json({**shared, **_own_identity(spec, config.train)})[:ID_LENGTH]
                 trials.setdefault(trial_id, spec.model_copy(update={"trial_id": trial_id}))
     return list(trials.values())
 
@@ -212,7 +212,7 @@ def _shared_identity(config: StudyConfig, base_sha256: str, data_sha256: str) ->
     }
 
 
-def own_identity(trial: TrialSpec, train: TrainConfig) -> dict[str, object]:
+def _own_identity(trial: TrialSpec, train: TrainConfig) -> dict[str, object]:
     """Return a trial's own settings and protocol as they enter its id; evaluation is left out.
 
     A warm start's adapter counts by content, not by folder. Replayed rows count by content, not by

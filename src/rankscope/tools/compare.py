@@ -83,14 +83,14 @@ def compare(folders: Sequence[Path]) -> StudyComparison:
         if (before := seen.setdefault(folder.resolve(), folder)) is not folder:
             found = f"{before} and {folder}, which are the same folder"
             raise UserError("compare", found, "different studies")
-    studies = [load_finished_study(folder) for folder in folders]
+    studies = [_load_finished_study(folder) for folder in folders]
     names = ([study.name for study in studies], [folder.resolve().name for folder in folders])
     unique = (labels for labels in names if len(set(labels)) == len(labels))
     labels = next(unique, list(map(str, folders)))
     return compare_studies(list(zip(labels, folders, studies, strict=True)))
 
 
-def load_finished_study(folder: Path) -> StudyRecords:
+def _load_finished_study(folder: Path) -> StudyRecords:
     study = Ledger.read(folder)
     if not any(trial.status == "done" for trial in study.trials):
         raise UserError(

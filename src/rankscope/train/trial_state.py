@@ -191,7 +191,7 @@ class TrialState:
             self.failure = f"after step {step + 1} of {self.num_steps} {reason}"
 
     def why_diverged(self, steps_done: int) -> str | None:
-        points = (*self.losses[:1], *self.losses[-judged_stretch(self.num_steps) :])
+        points = (*self.losses[:1], *self.losses[-_judged_stretch(self.num_steps) :])
         judged = [] if self.objective.by_row else [point.loss for point in points]
         if judged and (reason := excessive_loss(judged, self.num_steps)):
             return reason
@@ -420,7 +420,7 @@ def excessive_update(relative: float) -> str | None:
     )
 
 
-def judged_stretch(num_steps: int) -> int:
+def _judged_stretch(num_steps: int) -> int:
     """Count the consecutive steps that :func:`excessive_loss` looks at, besides the first."""
     return max(SHORTEST_STRETCH, -(-num_steps // 10))
 
@@ -428,13 +428,13 @@ def judged_stretch(num_steps: int) -> int:
 def excessive_loss(losses: Sequence[float], num_steps: int) -> str | None:
     """Return why a trial with these losses cannot recover; None if it can.
 
-    Losses are nats per label token, by step; all but the first and the last :func:`judged_stretch`
+    Losses are nats per label token, by step; all but the first and the last :func:`_judged_stretch`
     may be missing. The first step's loss is that of the start, before any update. A trial is lost
     if every loss of a stretch is more than twice that, and more than 3 nats above it. A stretch is
     at least ten steps, and a tenth of all: spikes, warm-up and the noise of small steps are shorter
     or lower.
     """
-    stretch = judged_stretch(num_steps)
+    stretch = _judged_stretch(num_steps)
     if len(losses) <= stretch:
         return None
     first, lowest = losses[0], min(losses[-stretch:])

@@ -119,7 +119,7 @@ class GenerationScorer(Scorer[list[int]]):
                 scores[name].metrics |= split.engine.metrics(name)
             scores[name].num_tokens = tokens[name]
             scores[name].seconds = seconds * tokens[name] / sum(tokens.values())
-        add_gold_logprobs(base, split, limits, scores)
+        _add_gold_logprobs(base, split, limits, scores)
         return scores
 
     def judge(
@@ -175,7 +175,7 @@ class EqualAnswerScorer(GenerationScorer):
         return part if part is not None else item.reference or item.completion
 
 
-def add_gold_logprobs(
+def _add_gold_logprobs(
     base: "Base",
     split: "EncodedSplit",
     limits: "GenerationLimits",

@@ -59,7 +59,7 @@ class PythonScorer(GenerationScorer):
     def content(self) -> dict[str, Any]:
         """Identify the code by the content of its files, whatever their folder."""
         place = f"{PYTHON_PREFIX}{self.path.name}:{self.function_name}"
-        files = imported_files(self.path)
+        files = _imported_files(self.path)
         modules = {f.relative_to(self.path.parent).as_posix(): sha256_file(f) for f in files}
         found = {"scorer": place, "source_sha256": sha256_file(self.path)}
         return found | ({"modules": modules} if modules else {})
@@ -73,7 +73,7 @@ class PythonScorer(GenerationScorer):
                 self.function_name
             ]
         # Another file may import a module of the same name, or this one after an edit.
-        own = set(map(os.path.realpath, imported_files(self.path)))
+        own = set(map(os.path.realpath, _imported_files(self.path)))
         for name in sys.modules.keys() - before:
             place = getattr(sys.modules[name], "__dict__", {}).get("__file__")
             if os.path.realpath(place or "") in own:
@@ -93,7 +93,7 @@ class PythonScorer(GenerationScorer):
         return score, gold, part
 
 
-def imported_files(path: Path) -> list[Path]:
+def _imported_files(path: Path) -> list[Path]:
     """List the files that a Python file imports from its own folder or below, and their imports.
 
     Installed packages are left out. Raises UserError: a file is not Python.

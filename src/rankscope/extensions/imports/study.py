@@ -40,7 +40,7 @@ from rankscope.records import (
     TrialSpec,
     write_items,
 )
-from rankscope.run.given import given_record
+from rankscope.run.given import given_record, store_finished
 from rankscope.run.versions import provenance
 from rankscope.store import Artifact, Ledger, items_path
 
@@ -255,7 +255,6 @@ def _write(
     trials: Mapping[tuple[str, int], tuple[TrialSpec, TrainRecord]],
     notes: Sequence[str],
 ) -> None:
-    specs = [spec for spec, _ in trials.values()]
     full = [train.trainable_parameters for spec, train in trials.values() if spec.is_full]
     model = {
         **dict.fromkeys(("architecture", "dtype", "device"), "unknown"),
@@ -273,8 +272,6 @@ def _write(
     with folder_in_one_step(out) as folder, Ledger.open(folder, write=True) as ledger:
         ledger.put_study(name, config, ModelRecord.model_validate(model), tasks, provenance())
         ledger.put_notes(notes)
-        ledger.put_trials(specs)
-        ledger.commit([train for _, train in trials.values()])
         records, artifacts = list[EvalRecord](), list[Artifact]()
         with ledger.stage() as staged:
             for (arm, seed, task, split), part in table.groupby([*MODEL, *ITEM[:2]], sort=False):
@@ -283,8 +280,7 @@ def _write(
                 write_items(staged / "items.parquet", _items(part))
                 place = items_path(trial_id, task, split)
                 artifacts += ledger.publish(staged / "items.parquet", place)
-        ledger.commit(records, artifacts)
-        ledger.finish_trials([spec.trial_id for spec in specs])
+        store_finished(ledger, [*trials.values()], records, artifacts)
 
 
 def _record(part: pd.DataFrame, key: Mapping[str, str]) -> EvalRecord:

@@ -11,13 +11,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rankscope.analyses import all_analyses, enabled_analyses
-from rankscope.config.loader import dump_study, study_values
 from rankscope.config.study import StudyConfig
 from rankscope.device import choose_device, keep_freed_memory
 from rankscope.errors import UserError
 from rankscope.extensions.spectra import SPECTRA
 from rankscope.extensions.spectra.stored_models import StoredTunedModel, stored_spectra
-from rankscope.filesystem import replace_text, user_path
+from rankscope.filesystem import user_path
 from rankscope.hashing import weights_sha256
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.model_folder import shapes_folder
@@ -38,10 +37,10 @@ from rankscope.records import (
 )
 from rankscope.report.analysis_tables import TableRow, analysis_tables
 from rankscope.report.table_formats import write_tables
-from rankscope.run.given import given_record
+from rankscope.run.begin import store_study
+from rankscope.run.given import given_record, store_finished
 from rankscope.run.outputs import write_outputs
 from rankscope.run.study import Study
-from rankscope.run.versions import provenance
 from rankscope.store import Ledger
 from rankscope.tools.evaluate import given_study
 
@@ -117,18 +116,13 @@ def _inspect_stored(
             found = f"a study that trains {others[0].label}"
             raise UserError(f"--out {out}", found, "a new folder, or one of inspect's", "name one")
         record = _model_record(base, stored_base, sha256)
-        ledger.put_study(config.name, study_values(config), record, [], provenance())
-        replace_text(out / "study.resolved.yaml", dump_study(config))
         note = "the base is quantized by bitsandbytes: its numbers are compared"
-        ledger.put_notes([note] if stored_base.is_quantized else [])
-        ledger.put_trials(trials)
-        ids = [trial.trial_id for trial in trials]
-        ledger.repeat_trials(ids)
+        store_study(ledger, config, record, [], [note] if stored_base.is_quantized else [])
         of_base = record.num_parameters
-        ledger.commit([given_record(t, num_trained_parameters(t, of_base)) for t in trials])
-        named = zip(models, ids, strict=True)
-        ledger.commit([spectra[m.name].model_copy(update={"trial_id": i}) for m, i in named])
-        ledger.finish_trials(ids)
+        trained = [(t, given_record(t, num_trained_parameters(t, of_base))) for t in trials]
+        named = {m.name: {"trial_id": t.trial_id} for m, t in zip(models, trials, strict=True)}
+        records = [spectra[name].model_copy(update=own) for name, own in named.items()]
+        store_finished(ledger, trained, records)
         ledger.add_seconds(time.monotonic() - begun)
         return ledger.load()
 

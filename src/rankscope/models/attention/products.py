@@ -28,7 +28,7 @@ def additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
     return zeros.masked_fill_(hidden, float("-inf"))
 
 
-class RowGroup:
+class _RowGroup:
     """Rows of similar length, laid out together as (K, R, T)."""
 
     def __init__(self, rows: Sequence[int], width: int, start: int) -> None:
@@ -64,7 +64,7 @@ class RowLayout:
             num_shared: keys that each query sees besides those of its own row.
         """
         self.num_tokens, self.device = sum(lengths), device
-        self.groups: list[RowGroup] = []
+        self.groups: list[_RowGroup] = []
         # By group, (R, T): an index i into the N tokens, or -1 - i for padding, where i is the
         # row's first.
         self._sources: list[Tensor] = []
@@ -82,7 +82,7 @@ class RowLayout:
             # another row, not even multiplied by zero.
             first = starts[index, None]
             self._sources.append(torch.where(exists, first + steps, -1 - first))
-            self.groups.append(RowGroup(rows, width, place))
+            self.groups.append(_RowGroup(rows, width, place))
             place = self.groups[-1].stop
 
     def places(self, num_kv: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,11 +141,11 @@ def group_by_length(
     return groups
 
 
-def attend_in_groups(
+def _attend_in_groups(
     qkv: tuple[Tensor, Tensor, Tensor],
     layout: RowLayout,
     scale: float,
-    mask_of: Callable[[RowGroup, tuple[int, int]], Tensor],
+    mask_of: Callable[[_RowGroup, tuple[int, int]], Tensor],
     attend: Callable[[Tensor, Tensor, Tensor], Tensor],
 ) -> tuple[Tensor, list[Tensor]]:
     """Attend within rows: q (N, H, D), k and v (N, K, D) -> (N, H, D), and the laid-out q, k, v.
@@ -186,7 +186,7 @@ class _CausalProducts(torch.autograd.Function):
             return saved[-1] @ values
 
         per_key = q.shape[1] // k.shape[1]
-        out, spread = attend_in_groups(
+        out, spread = _attend_in_groups(
             (q, k, v), layout, scale, lambda _, span: layout.mask(span, per_key, q.dtype), attend
         )
         ctx.save_for_backward(*spread, *saved)
@@ -275,7 +275,7 @@ class TreeMask:
         return visible
 
     def mask(
-        self, group: RowGroup, span: tuple[int, int], heads: tuple[int, int], dtype: torch.dtype
+        self, group: _RowGroup, span: tuple[int, int], heads: tuple[int, int], dtype: torch.dtype
     ) -> Tensor | None:
         """Return the mask (K R, queries x G, last), 0 or minus infinity; None if the causal mask is
         it."""
@@ -306,7 +306,7 @@ def tree_attention(
     num_kv, size = k.shape[1:]
     heads = (num_kv, q.shape[1] // num_kv)
 
-    def mask_of(group: RowGroup, span: tuple[int, int]) -> Tensor:
+    def mask_of(group: _RowGroup, span: tuple[int, int]) -> Tensor:
         mask = tree.mask(group, span, heads, q.dtype)
         return layout.mask(span, heads[1], q.dtype) if mask is None else mask
 
@@ -317,7 +317,7 @@ def tree_attention(
             scale * queries.reshape(num_kv, -1, size), prefix, scores, values
         )
 
-    return attend_in_groups(qkv, layout, scale, mask_of, attend)[0]
+    return _attend_in_groups(qkv, layout, scale, mask_of, attend)[0]
 
 
 def _attend_with_prefix(

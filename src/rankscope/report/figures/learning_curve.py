@@ -27,7 +27,7 @@ items."""
 
 
 @dataclass(frozen=True, slots=True)
-class CurveStep:
+class _CurveStep:
     """An arm after some steps, the mean over its seeds; shares of 1 or nats."""
 
     step: int
@@ -74,7 +74,7 @@ def draw_learning_curve(view: StudyView, task: str) -> Figure | None:
     return Figure(key, title, _finding(view, curves), frame, caption=_CAPTION, **drawn)
 
 
-def _finding(view: StudyView, curves: Sequence[tuple[ArmSummary, list[CurveStep]]]) -> str:
+def _finding(view: StudyView, curves: Sequence[tuple[ArmSummary, list[_CurveStep]]]) -> str:
     task = curves[0][0].task
     focus = view.focus(task)
     of_focus = (pair for pair in curves if focus is not None and pair[0].label == focus.label)
@@ -100,7 +100,7 @@ def _missing(view: StudyView, task: str) -> str:
 # --- curves ------------------------------------------------------------------------------------
 
 
-def curve_of(view: StudyView, arm: ArmSummary) -> list[CurveStep]:
+def curve_of(view: StudyView, arm: ArmSummary) -> list[_CurveStep]:
     """The curve of an arm by rising step; a trial counts at the steps with all its scores.
 
     A trial that stopped early counts up to the step whose weights were kept. At later steps, for as
@@ -117,9 +117,9 @@ def curve_of(view: StudyView, arm: ArmSummary) -> list[CurveStep]:
     return steps
 
 
-def _mean_over_seeds(step: int, seeds: list[CurveStep]) -> CurveStep:
+def _mean_over_seeds(step: int, seeds: list[_CurveStep]) -> _CurveStep:
     kept = [seed.retention for seed in seeds if seed.retention is not None]
-    return CurveStep(
+    return _CurveStep(
         step=step,
         gain=fmean(seed.gain for seed in seeds),
         retention=fmean(kept) if kept else None,
@@ -128,7 +128,7 @@ def _mean_over_seeds(step: int, seeds: list[CurveStep]) -> CurveStep:
     )
 
 
-def _trial_curve(view: StudyView, trial: TrialRecords) -> dict[int, CurveStep]:
+def _trial_curve(view: StudyView, trial: TrialRecords) -> dict[int, _CurveStep]:
     """One trial by step, up to the weights that were kept."""
     by_step: dict[int, dict[str, CurvePoint]] = defaultdict(dict)
     for point in trial.curve:
@@ -142,7 +142,7 @@ def _trial_curve(view: StudyView, trial: TrialRecords) -> dict[int, CurveStep]:
         gain, changes = _change(view, learned), _retention(view, task, points)
         if gain is not None and changes is not None:
             mean = fmean(changes) if changes else None
-            curve[step] = CurveStep(step, gain, mean, 1, learned.n)
+            curve[step] = _CurveStep(step, gain, mean, 1, learned.n)
     return curve
 
 

@@ -87,7 +87,7 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
             checkpoint, shards = self.checkpoint(group), model.shards
             steps = {trial.trial_id: frozenset(study.curve_steps(trial)) for trial in trials}
             points = context.ledger.curve_points(trials)
-            between = StepCallbacks(context, meter, points, steps)
+            between = _StepCallbacks(context, meter, points, steps)
             callbacks = (between.store_snapshots, between.score, between.stop_early)
             reset_peak_memory(context.base.device)
             shards.announce("train", trials, rows.rows, train, checkpoint.folder, on_all_shards)
@@ -157,7 +157,7 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
 
 
 @dataclass(slots=True)
-class StepCallbacks:
+class _StepCallbacks:
     """Callbacks of a group's training after each step, with the models of its trials."""
 
     context: RunContext
