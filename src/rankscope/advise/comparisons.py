@@ -1,14 +1,22 @@
-"""Compare the arms of two studies on the test split."""
+"""Compare scores: given models with the base, and the arms of two studies."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rankscope.advise.arms import trials_by_arm
 from rankscope.advise.statistics.estimates import unpaired_difference, weighted_estimate
-from rankscope.advise.statistics.matching import align_scores, mean_estimate, stored_scores
+from rankscope.advise.statistics.matching import (
+    align_scores,
+    compared_scores,
+    mean_estimate,
+    stored_scores,
+)
 from rankscope.records import (
+    BASE,
     ComparedCell,
     Estimate,
+    EvalRecord,
     ItemScores,
+    ModelScore,
     StudyRecords,
     TaskRecord,
     TrialRecords,
@@ -16,6 +24,44 @@ from rankscope.records import (
 )
 
 _Trials = Sequence[TrialRecords]
+
+
+def model_scores(study: StudyRecords) -> tuple[ModelScore, ...]:
+    """Task by task, the base first, then the given models in their order; of the test split, or of
+    the one that the study file names. None in a study of arms alone."""
+    is_imported = not study.config.arms and any(task.trained_on for task in study.tasks)
+    if is_imported or (study.config.arms and not study.config.given):
+        return ()
+    return tuple(score for task in study.tasks for score in _scores_on(study, task.name))
+
+
+def _scores_on(study: StudyRecords, name: str) -> Iterator[ModelScore]:
+    task, split = study.task(name), study.config.evaluate.split or "test"
+    given = [trial for trial in study.trials if trial.spec.given is not None]
+    for trial in (None, *given):
+        model = BASE if trial is None else trial.spec.trial_id
+        record = study.evals.get((model, name, split))
+        if record is None:
+            continue
+        yield ModelScore(
+            model=BASE if trial is None else trial.spec.arm_label,
+            record=record,
+            change=None if trial is None else _change(study, trial, record),
+            chance=task.chance,
+            score_unit=task.score_unit,
+            num_fewshot=task.num_fewshot,
+            source=task.source,
+            task_sha256=task.sha256,
+            other_base_forced=bool(trial and trial.spec.given and trial.spec.given.other_base),
+        )
+
+
+def _change(study: StudyRecords, trial: TrialRecords, record: EvalRecord) -> Estimate | None:
+    """The change against the base, paired by items; None if the score is no mean of its items."""
+    if record.standard_error is None and record.n > 1:
+        return None
+    pair = compared_scores(study, [trial], record.task, split=record.split)
+    return None if pair is None else weighted_estimate([pair])
 
 
 def compare_cells(first: StudyRecords, second: StudyRecords) -> tuple[ComparedCell, ...]:

@@ -8,8 +8,8 @@ a decision".
 
 from rankscope.advise.arms import Arm, base_estimates, summarize_arms
 from rankscope.advise.checks import trust_checks
+from rankscope.advise.comparisons import model_scores
 from rankscope.advise.decide import RIVALS_NAMED, Answer, decide, no_surer_than
-from rankscope.advise.model_scores import model_scores
 from rankscope.advise.next_steps import next_steps
 from rankscope.advise.reasons import reasons_for
 from rankscope.advise.results import TaskResults, task_results

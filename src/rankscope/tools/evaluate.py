@@ -78,7 +78,7 @@ def score(
     made = tempfile.TemporaryDirectory() if out is None else nullcontext(str(out))
     with output_folder(out), made as folder:
         records = Study(config).run(folder, reporter)
-        from rankscope.advise.model_scores import model_scores  # scipy
+        from rankscope.advise.comparisons import model_scores  # scipy
 
         return records, list(model_scores(records))  # before a temporary folder goes with its items
 
