@@ -59,7 +59,7 @@ def study(**arm: Any) -> StudyConfig:
 
 
 def resolved(**arm: Any) -> ArmConfig:
-    return resolve_adapters(study(**arm), SHAPES)[0].arms[0]
+    return resolve_adapters(study(**arm).arms, SHAPES)[0][0]
 
 
 @pytest.mark.parametrize("method", ["lora", "rslora", "dora"])

@@ -100,10 +100,9 @@ def next_round(
     new = hopeful(_first_seeds(t for t in candidates if t.arm not in known), begun)
     arms = summarize_arms(study)[task]
     results = task_results(study, task, arms, new)
-    leading = results.candidates
-    rivals = [a for a in leading[1:] if expected(a.summary).p_within_margin >= RIVAL]
+    rivals = [a for a in results.candidates[1:] if expected(a.summary).p_within_margin >= RIVAL]
     specs = [*(arm.trials[0].spec for arm in begun), *candidates]
-    at_ends = [*leading[:1], *rivals] or _lowest(begun)
+    at_ends = [*results.candidates[:1], *rivals] or _lowest(begun)
     more = [t for arm in at_ends for t in _beside(arm.trials[0].spec, specs, beyond)]
     if more := hopeful(_first_seeds(more), begun):
         new += more

@@ -24,7 +24,7 @@ from rankscope.config.section import (
 )
 from rankscope.errors import did_you_mean
 from rankscope.models.methods import LORA, MethodKind, all_methods, get_method
-from rankscope.train.objectives import objective_names, parse_objective
+from rankscope.train.objectives import objectives, parse_objective
 
 ScheduleName = Literal["linear", "cosine", "constant"]
 
@@ -53,8 +53,8 @@ TrainedBy = Annotated[
     str,
     BeforeValidator(
         parse_objective,
-        json_schema_input_type=Annotated[str, RegisteredName(objective_names)]
-        | dict[Annotated[str, RegisteredName(objective_names)], dict[str, JsonValue]],
+        json_schema_input_type=Annotated[str, RegisteredName(objectives)]
+        | dict[Annotated[str, RegisteredName(objectives)], dict[str, JsonValue]],
     ),
 ]
 """An objective by name, or ``{dpo: {beta: 0.3}}``."""

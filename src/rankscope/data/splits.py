@@ -86,9 +86,7 @@ def split_rows(
     Returns:
         The splits, and one sentence for each cut or removal.
     """
-    train = list(files.get("train", ()))
-    validation = list(files.get("validation", ()))
-    test = list(files.get("test", ()))
+    train, validation, test = ([*files.get(f, ())] for f in ("train", "validation", "test"))
     notes = []
     if validation and not own_data and len(validation) < MIN_VALIDATION_ROWS:
         notes.append(

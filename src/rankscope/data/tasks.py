@@ -128,9 +128,8 @@ def load_task(
     spec, name = task.spec, task.spec.name
     examples = example_file(spec, items) if spec.num_fewshot else None
     files = {file: rows for file, rows in items.items() if file not in (examples, DEV)}
-    splits, notes = split_rows(
-        name, files, data_seed, own_data=task.is_own, keep_test_whole=keep_test_whole
-    )
+    whole, own = keep_test_whole, task.is_own
+    splits, notes = split_rows(name, files, data_seed, own_data=own, keep_test_whole=whole)
     train = first_of_order(splits["train"], config.max_train_rows, data_seed, name, "train")
     scored = {
         split: first_of_order(splits[split], max_items, data_seed, name, ITEMS_DRAWS[split])
@@ -148,8 +147,7 @@ def load_task(
         task,
         spec=replace(spec, chance=_chance_score(spec, test)),
         train=train,
-        validation=scored["validation"],
-        test=test,
+        **scored,
         sha256=items_sha256(train, *scored.values()),
         contamination={kind: len(ids) for kind, ids in contamination.items()},
         notes=(
@@ -224,14 +222,8 @@ def read_task_items(
             f"{spec.name}: subjects left out because the study trains on them: "
             f"{', '.join(sorted(excluded))}"
         )
-    task = LoadedTask(
-        spec,
-        source,
-        is_own=own_data,
-        dropped=len(rejected),
-        notes=tuple(notes),
-        row_shape=shape,
-    )
+    told, dropped = tuple(notes), len(rejected)
+    task = LoadedTask(spec, source, is_own=own_data, dropped=dropped, notes=told, row_shape=shape)
     return task, items
 
 

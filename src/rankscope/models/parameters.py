@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from rankscope.config.study import StudyConfig
+from rankscope.config.arm import ArmConfig
 from rankscope.errors import UserError, reading
 from rankscope.records import TrialSpec
 
@@ -117,10 +117,10 @@ def lora_parameters(shapes: Architecture, rank: int, targets: Sequence[str]) -> 
     return rank * sum(sum(shape) for shape in target_shapes(shapes, targets).values())
 
 
-def with_matched_ranks(config: StudyConfig, shapes: Architecture) -> StudyConfig:
+def with_matched_ranks(arms: Sequence[ArmConfig], shapes: Architecture) -> list[ArmConfig]:
     """Split each arm with ``match: parameters`` into one arm for each set of targets."""
-    arms = []
-    for arm in config.arms:
+    found = list[ArmConfig]()
+    for arm in arms:
         sets = arm.target_sets() if arm.match else []
         for targets in sets:
             first, per_rank = (lora_parameters(shapes, 1, s) for s in (sets[0], targets))
@@ -135,9 +135,9 @@ def with_matched_ranks(config: StudyConfig, shapes: Architecture) -> StudyConfig
                         "give higher ranks",
                     )
             update = {"targets": [list(targets)], "rank": ranks, "match": None}
-            arms.append(arm.model_copy(update=update))
-        arms += [] if sets else [arm]
-    return config.model_copy(update={"arms": arms})
+            found.append(arm.model_copy(update=update))
+        found += [] if sets else [arm]
+    return found
 
 
 def largest_useful_rank(shapes: Architecture, targets: Sequence[str]) -> int:
@@ -146,10 +146,10 @@ def largest_useful_rank(shapes: Architecture, targets: Sequence[str]) -> int:
     return min(min(shape) for shape in target_shapes(shapes, targets).values())
 
 
-def rank_notes(config: StudyConfig, shapes: Architecture) -> list[str]:
+def rank_notes(arms: Sequence[ArmConfig], shapes: Architecture) -> list[str]:
     """Note ranks that are of no use. Raises UserError for targets that match nothing."""
     notes: list[str] = []
-    for arm in config.arms:
+    for arm in arms:
         if arm.is_full or not arm.trains:
             continue
         for targets in arm.target_sets():

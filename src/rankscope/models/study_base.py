@@ -68,8 +68,8 @@ def resolve_base(config: StudyConfig, weights: bool) -> tuple[StudyConfig, Study
     folder = model_folder(config.model, weights)
     model_config = read_model_config(folder)
     shapes = architecture(model_config)
-    config, warm_starts = resolve_adapters(with_matched_ranks(config, shapes), shapes)
-    notes = rank_notes(config, shapes)  # checks targets before rows are read, which can take long
+    arms, warm_starts = resolve_adapters(with_matched_ranks(config.arms, shapes), shapes)
+    notes = rank_notes(arms, shapes)  # checks targets before rows are read, which can take long
     notes += [
         f"adapter {name}: it does not record the weights it was made for; its modules fit this "
         "model, so this model is taken to be its base"
@@ -95,7 +95,7 @@ def resolve_base(config: StudyConfig, weights: bool) -> tuple[StudyConfig, Study
         if (model := trial.given) is not None and model.other_base is not None
     ]
     hashes = {name: adapter_sha256 for name, (adapter_sha256, _) in warm_starts.items()}
-    return config, StudyBase(
+    return config.model_copy(update={"arms": arms}), StudyBase(
         folder=folder,
         config=model_config,
         shapes=shapes,

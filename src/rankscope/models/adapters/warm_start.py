@@ -4,10 +4,10 @@ An arm continues an adapter (``init_from``), or takes its ranks by module (``ran
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from rankscope.config.arm import ArmConfig, resolved_alpha
-from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
 from rankscope.formatting import join_names
 from rankscope.models.adapters.folder import adapter_sha256, load_adapter
@@ -19,21 +19,20 @@ MAX_SHOWN_TARGETS = 4  # Module names shown in a message
 
 
 def resolve_adapters(
-    config: StudyConfig, shapes: Architecture
-) -> tuple[StudyConfig, dict[str, tuple[str, str | None]]]:
+    arms: Sequence[ArmConfig], shapes: Architecture
+) -> tuple[list[ArmConfig], dict[str, tuple[str, str | None]]]:
     """Fill in the settings that arms take from files of adapters.
 
     ``rank_pattern`` gives every target's rank by module path, and ``rank`` becomes the one rank
     with as many parameters. ``init_from`` gives method, rank, alpha and targets.
 
     Returns:
-        The filled configuration. Also, by folder to continue from, as the study names it: the hash
-            of
-        the adapter's files, and of its base or None.
+        The filled arms. Also, by folder to continue from, as the study names it: the hash of the
+        adapter's files, and of its base or None.
     """
     hashes: dict[str, tuple[str, str | None]] = {}
-    arms = []
-    for index, arm in enumerate(config.arms):
+    filled = []
+    for index, arm in enumerate(arms):
         key = "rank_pattern"
         try:
             if arm.rank_pattern is not None:
@@ -46,8 +45,8 @@ def resolve_adapters(
         except UserError as error:
             place = f"arms.{index}.{key}: {error.where}"
             raise UserError(place, error.found, error.expected, error.do) from error
-        arms.append(arm)
-    return config.model_copy(update={"arms": arms}), hashes
+        filled.append(arm)
+    return filled, hashes
 
 
 def _with_ranks_by_module(arm: ArmConfig, shapes: Architecture) -> ArmConfig:

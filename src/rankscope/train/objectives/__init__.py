@@ -30,10 +30,6 @@ def objectives() -> dict[str, type[ObjectiveKind]]:
     return {SFT: kinds[SFT], **kinds}
 
 
-def objective_names() -> tuple[str, ...]:
-    return tuple(objectives())
-
-
 def parse_objective(value: Any) -> str:
     """Parse ``dpo``, ``{dpo: {beta: 0.3}}``, or the text that this returns.
 
