@@ -294,7 +294,7 @@ class ArmConfig(ConfigSection):
         return all(method.trains for method in self.methods)
 
     def own_fields(self) -> set[str]:
-        """Adapter settings that the arm's methods have."""
+        """Names of the adapter settings that the arm's methods use."""
         return {name for method in self.methods or [get_method(LORA)] for name in method.arm_fields}
 
     def target_sets(self) -> list[tuple[str, ...]]:

@@ -45,7 +45,7 @@ def padded_rank(adapter: Adapter, module: str) -> int:
 
 
 def _has_plain_product(adapter: Adapter) -> bool:
-    """Whether the adapter computes s B' A' x and nothing else: no DoRA, no dropout."""
+    """Whether the adapter computes s B' A' x and nothing else (no DoRA, no dropout)."""
     method = type(LoraMethod.of(adapter.method))
     is_loras = (method.forward, method.backward) == (LoraMethod.forward, LoraMethod.backward)
     return is_loras and adapter.dropout == 0

@@ -50,8 +50,8 @@ class Estimate(Record):
     seeds: int
     item_error: float | None = None  # Standard error due to the choice of items
     seed_error: float | None = None
-    """Standard error due to the choice of seeds; None with one seed. With two similar seeds it is
-    too large, because part of the answers' noise stays in it (``advise.statistics``)."""
+    """Standard error due to the choice of seeds; None with one seed. It is too large with two
+    similar seeds, because part of the answers' noise stays in it (``advise.statistics``)."""
 
     def __neg__(self) -> "Estimate":
         low, high = (None if end is None else 0.0 - end for end in (self.high, self.low))

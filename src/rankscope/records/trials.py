@@ -319,16 +319,16 @@ class Variant:
         return f"{self.kind}={self.strength:.12g}"
 
     def of(self, trial_id: str) -> str:
-        """Model id of the changed trial, such as ``3f2a...@scale=0.5``."""
+        """Return the model id of the changed trial, such as ``3f2a...@scale=0.5``."""
         return f"{trial_id}{_MARK}{self}"
 
 
 def trial_of(model_id: str) -> str:
-    """The trial id within a model id; ``base`` and plain trial ids are returned unchanged."""
+    """Return the trial id within a model id; ``base`` and plain trial ids are unchanged."""
     return model_id.partition(_MARK)[0]
 
 
 def variant_of(model_id: str) -> Variant | None:
-    """The variant within a model id; None for the base and for a trial as trained."""
+    """Return the variant within a model id; None for the base and for a trial as trained."""
     kind, _, strength = model_id.partition(_MARK)[2].partition("=")
     return Variant(kind, float(strength)) if kind in get_args(VariantKind) else None  # type: ignore[arg-type]

@@ -23,12 +23,12 @@ from rankscope.store import CHECKPOINTS, TrialFailure
 from rankscope.train.checkpoint import GroupCheckpoint
 
 GROUP_ID = re.compile(f"[0-9a-f]{{{ID_LENGTH}}}")
-"""Only folders with such a name are ours to remove."""
+"""Name of a checkpoint folder; only folders with such a name may be removed."""
 _Purpose = Literal["train", "score", "analyze"]
 _LEAK_BYTES = 256 * 2**20
 _LEAK_SHARE = 0.1
-"""Memory that earlier groups did not return is to blame from the larger of these on: bytes, and
-share of what groups are planned with. Libraries loaded late and a torn heap stay below."""
+"""Memory that earlier groups kept is to blame above the larger of these limits: bytes, and a share
+of the memory that groups are planned with. Libraries loaded late and a torn heap stay below."""
 
 
 class Conductor:
@@ -188,7 +188,7 @@ def _with_oom_backoff(
 
     Args:
         context: the run; afterwards no adapter is attached to its base.
-        purpose: of the work, for the note to the user; only passes of training can be smaller.
+        purpose: kind of work, for the note to the user; only passes of training can be smaller.
         group: trials to work on together.
         work: may raise an out-of-memory error.
         give_up: takes a trial that does not fit even alone, and why.
@@ -231,14 +231,14 @@ def _with_oom_backoff(
 
 
 def _plan_of(context: RunContext) -> object:
-    """What the next process would find."""
+    """Return the state that the next process would find."""
     return context.ledger.groups(), context.ledger.statuses()
 
 
 def _attempt(context: RunContext, group: Group, work: Callable[[Group], None]) -> str:
-    """Run ``work`` once; the message of an out-of-memory error, or ''.
+    """Run ``work`` once; return the message of an out-of-memory error, or ''.
 
-    Once this returns, the error's traceback and with it the tensors of its frames are gone.
+    After the return, the error's traceback is gone, and with it the tensors of its frames.
     """
     if context.killed_for_memory:
         context.killed_for_memory = False
@@ -255,9 +255,9 @@ def _attempt(context: RunContext, group: Group, work: Callable[[Group], None]) -
 
 
 def _check_returned(context: RunContext) -> None:
-    """Blame no trial for memory that earlier groups of this process kept: a new process decides.
+    """Raise OutOfMemory if earlier groups kept memory, so that no trial takes the blame.
 
-    It has kept nothing yet, so the same command gets at least one group further.
+    A new process has kept nothing yet, so the same command gets at least one group further.
     """
     gc.collect()
     kept = live_memory_bytes(context.base.device) - context.memory_before_groups

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PYTHON_PREFIX = "python:"
 PYTHON_PATTERN = rf"{PYTHON_PREFIX}[^:]+\.py:[A-Za-z_]\w*"
 ALLOWED = "RANKSCOPE_TRUST_TASK_CODE"
-"""Environment variable that allows running code of study files; workers inherit it."""
+"""Environment variable that allows a process to run code of study files; workers inherit it."""
 ScoreUnit = Literal["accuracy", "log_probability"]
 
 
@@ -31,27 +31,27 @@ class ScorerKind:
     name: str  # Value of a task's ``scorer``
     summary: str  # What is computed, for the documentation
     metrics: Mapping[str, str]
-    """Metric -> what it measures ("" if the name says it); the first is the default primary
-    metric."""
+    """Maps each metric to its meaning ("" if the name says it); the first one is the default
+    primary metric."""
     unit: ScoreUnit | None = "accuracy"
-    """Of the primary metric: a share of 1, or nats per token; None for another unit."""
+    """Unit of the primary metric: a share of 1, or nats per token; None for another unit."""
     version: int = 1
     """Version of user tasks with this scorer; raise it when a change of the code moves scores."""
     generates: bool = False
-    """Models write answers, so ``stop``, ``extract`` and ``max_new_tokens`` apply."""
+    """Whether models write answers, so that ``stop``, ``extract`` and ``max_new_tokens`` apply."""
     compares_with_base: bool = False  # Items have ``base_margin``, see ``extensions/reference``
     needs_choices: bool = False  # Rows must have choices and the index of the right one
     needs_listed_options: bool = False  # The prompt must show the lettered options
     metric_choices: tuple[str, ...] = ()  # Metrics that a task may name as its primary metric
     scores_one_row: bool = False
-    """Every item is one row with fixed target tokens."""
+    """Whether every item is one row with fixed target tokens."""
 
     @property
     def default_metric(self) -> str:
         return next(iter(self.metrics))
 
     def primary_metrics(self, spec: "TaskSpec") -> tuple[str, ...]:
-        """Those of ``metric_choices`` that are measured for a task."""
+        """Return the ``metric_choices`` that are measured for a task."""
         return self.metric_choices
 
     def check_task(self, spec: "TaskSpec") -> None:
@@ -84,8 +84,10 @@ class ScorerKind:
             )
 
     def adapt_row(self, content: Item) -> Item:
-        """A row with the completion and gold answer that this scorer compares. Raises BadRow: the
-        row cannot be scored."""
+        """Give a row the completion and gold answer that this scorer compares.
+
+        Raises BadRow: the row cannot be scored.
+        """
         if self.needs_choices and content.answer is None:
             found = f"a row without choices for scorer {self.name!r}"
             raise BadRow(found, "choices and an answer")
@@ -94,14 +96,16 @@ class ScorerKind:
 
 @cache
 def scorers() -> dict[str, ScorerKind]:
-    """All scorers by name, with those of user's functions that were asked for."""
+    """Return all scorers by name, including the users' functions that were asked for."""
     kinds: dict[str, type[ScorerKind]] = parts(ScorerKind, __name__)
     return {name: kind() for name, kind in kinds.items() if name != PYTHON_PREFIX}
 
 
 def get_scorer(name: str) -> ScorerKind:
-    """The scorer of a name; ``python:FILE:FUNCTION`` is a function of the user's own. Raises
-    ValueError: no scorer has this name."""
+    """Return the scorer of a name; ``python:FILE:FUNCTION`` is a user's own function.
+
+    Raises ValueError: no scorer has this name.
+    """
     if name not in scorers() and re.fullmatch(PYTHON_PATTERN, name):
         scorer = scorers()[name] = parts(ScorerKind, __name__)[PYTHON_PREFIX]()
         scorer.name = name

@@ -142,7 +142,7 @@ def load_adapter(
     tensors, metadata = read_weights(path)
     if base is not None:
         check_same_base(folder, metadata.get(BASE_HASH), base.sha256)
-    # What the adapter started as is missing in the copy of the head, too.
+    # A copy of the head also lacks the start that the adapter subtracts.
     subtracts = get_method(settings.method_name).init_is_part_of_base
     a, b, magnitude = _parts_of(tensors, path, readable and not subtracts).values()
     _check_parts(a, b, magnitude, settings, path)

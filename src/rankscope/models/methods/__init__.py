@@ -41,19 +41,19 @@ class MethodKind:
 
     @property
     def trains_alone(self) -> bool:
-        """Needs a model of its own, so a trial shares it with no other."""
+        """Whether the method needs a model of its own, so that trials cannot share one."""
         return not self.has_rank
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
         """Raise Unfit if an arm's settings cannot be the method's, as far as a study file shows."""
 
     def hidden_state(self, settings: Mapping[str, Any]) -> str:
-        """What trains besides parameters, so that early stopping cannot restore it; '' if nothing
-        does."""
+        """Name the state that trains besides parameters, which early stopping cannot restore; '' if
+        none."""
         return ""
 
     def rank_scale(self, rank: int) -> float:
-        """The number that alpha is divided by: s = alpha / rank_scale(r)."""
+        """Return the divisor of alpha: s = alpha / rank_scale(r)."""
         return rank
 
 
@@ -69,7 +69,7 @@ def all_methods() -> tuple[MethodKind, ...]:
 
 
 def get_method(name: str) -> MethodKind:
-    """The method of a name; ValueError without one."""
+    """Return the method of a name. Raises ValueError: there is none."""
     if name in _methods():
         return _methods()[name]
     raise ValueError(f"method {name!r}: expected one of {', '.join(_methods())}")

@@ -68,8 +68,10 @@ class ExecutorSettings(ConfigSection):
         raise UserError("--dry-run", found, "slurm, whose batch script it prints", do)
 
     def check_trusted(self, *keys: str) -> None:
-        """Raise UserError for settings under these keys that the user did not allow: they come
-        with the study file, which may be a stranger's."""
+        """Raise UserError for settings under these keys that the user did not allow.
+
+        They come with the study file, which may be a stranger's.
+        """
         from rankscope.evaluate.scorers import ALLOWED
 
         for key in keys:

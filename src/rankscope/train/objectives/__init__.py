@@ -25,7 +25,7 @@ class ObjectiveKind:
 
 @cache
 def objectives() -> dict[str, type[ObjectiveKind]]:
-    """All objectives by name: ``sft``, the default, first."""
+    """Return all objectives by name: ``sft``, the default, first."""
     kinds: dict[str, type[ObjectiveKind]] = parts(ObjectiveKind, __name__)
     return {SFT: kinds[SFT], **kinds}
 
