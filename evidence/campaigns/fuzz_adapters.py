@@ -118,7 +118,7 @@ def read_adapter_folder(config: bytes, weights: bytes, folder: Path) -> None:
     from rankscope.models.adapters.folder import check_same_base, load_adapter, recorded_base
     from rankscope.models.adapters.settings import CONFIG, WEIGHTS
     from rankscope.models.adapters.warm_start import filled_arm
-    from rankscope.models.study_base import peft_type
+    from rankscope.models.given import peft_type
 
     (folder / CONFIG).write_bytes(config)
     (folder / WEIGHTS).write_bytes(weights)

@@ -59,7 +59,11 @@ def parts(kind: type[_Part], folder: str = "") -> dict[str, type[_Part]]:
                 other = found.setdefault(value.name, value)
                 if other is not value:
                     places = f"in {other.__module__} and {value.__module__}"
-                    raise UserError(f"{kind.__name__} {value.name!r}", places, "one of each name")
+                    raise UserError(
+                        f"{kind.__name__.removesuffix('Kind')} {value.name!r}",
+                        places,
+                        "one of each name",
+                    )
     return found
 
 

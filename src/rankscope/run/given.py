@@ -6,13 +6,10 @@ from pathlib import Path
 
 from rankscope.errors import IntegrityError
 from rankscope.hashing import weights_sha256
-from rankscope.models.adapters.folder import adapter_sha256, load_adapter
+from rankscope.models.adapters.folder import adapter_sha256
 from rankscope.models.base import Base
-from rankscope.models.load import load_trained_model
-from rankscope.models.methods.lora import LoraMethod
-from rankscope.models.quantize import dense_weight
-from rankscope.models.study_base import num_trained_parameters
-from rankscope.models.svd_cache import svd
+from rankscope.models.given import num_trained_parameters
+from rankscope.models.methods.method import Method
 from rankscope.records import GivenModel, TrainRecord, TrialSpec
 from rankscope.run.context import RunContext
 from rankscope.run.groups import group_id
@@ -116,19 +113,4 @@ def load_given(base: Base, trial: TrialSpec) -> Base:
             "the same",
             "run the command again",
         )
-    if trial.is_full:
-        return load_trained_model(base, folder)
-    if trial.peft is not None:
-        from rankscope.models.peft_backend.tuner import load_tuner  # PEFT takes a second to import
-
-        changes = {} if given.other_base is None else {"sha256": given.other_base}
-        return load_tuner(base, folder, base.record.model_copy(update=changes))
-    method = LoraMethod.of(trial.method)
-    adapter = load_adapter(folder, trial.trial_id, readable=True)
-    if method.init_is_part_of_base:
-        linears = base.linears()
-        for name in adapter.a:
-            parts = svd(dense_weight(linears[name]))
-            adapter.initial_factors[name] = method.initial_factors_of(adapter, name, parts)
-    base.multi_lora.attach(adapter.to(base.device))
-    return base
+    return Method.of(trial.method).load(base, trial, folder)

@@ -19,8 +19,9 @@ from rankscope.errors import UserError
 from rankscope.evaluate.evaluator import wanted_splits
 from rankscope.filesystem import user_path
 from rankscope.hashing import canonical_json, sha256_json
+from rankscope.models.given import NOT_READ, check_distinct, trial_of_given
 from rankscope.models.methods.method import Method
-from rankscope.models.study_base import StudyBase, check_distinct, trial_of_given
+from rankscope.models.study_base import StudyBase
 from rankscope.records import (
     GivenModel,
     Prompt,
@@ -41,7 +42,6 @@ RESULTS_VERSION = 2
 BEYOND = (2, 4, 8)  # Factors of rates and ranks beyond the ends of the lists
 MOST_EXTENDED = 1000  # Trials; lists of more are long enough
 MODELS_NAMED = 12  # Models that a message names
-NOT_READ = "not read"  # The hash of a base whose weights a plan does not need
 
 ID_LENGTH = 16
 """Hex digits of a trial or group id: 64 bits, so 10,000 trials collide with probability 3e-12."""

@@ -154,9 +154,9 @@ class StudyFrames:
         return {trial.spec.trial_id: trial.spec for trial in self.records.trials}
 
 
-@dataclass(frozen=True)
 class _AnswerText:
-    view: StudyView = field(repr=False)
+    def __init__(self, view: StudyView) -> None:
+        self.view = view
 
     def __repr__(self) -> str:
         answers = [answer_lines(a, with_reasons=True) for a in self.view.recommendation.advice]

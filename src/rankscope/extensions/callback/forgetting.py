@@ -36,10 +36,10 @@ from rankscope.formatting import amount, unit_of, with_interval
 from rankscope.models.adapters.folder import load_adapter
 from rankscope.models.attention import varlen
 from rankscope.models.base import Base
+from rankscope.models.given import peft_type
 from rankscope.models.load import frozen_base, model_record
 from rankscope.models.parameters import model_on_meta
 from rankscope.models.quantize import check_quantize, is_quantized
-from rankscope.models.study_base import peft_type
 from rankscope.records import BASE, Estimate
 
 _PLACE, _MODEL = "ForgettingCallback", "the trainer's model"

@@ -27,8 +27,8 @@ from rankscope.extensions.imports.score_files import (
 from rankscope.filesystem import check_taken, folder_in_one_step
 from rankscope.formatting import count, join_names
 from rankscope.hashing import canonical_json, sha256_json
+from rankscope.models.given import trial_of_given
 from rankscope.models.methods import all_methods
-from rankscope.models.study_base import trial_of_given
 from rankscope.records import (
     BASE,
     EvalRecord,

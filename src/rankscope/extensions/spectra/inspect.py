@@ -19,13 +19,13 @@ from rankscope.extensions.spectra.stored_models import StoredTunedModel, stored_
 from rankscope.filesystem import user_path
 from rankscope.hashing import weights_sha256
 from rankscope.models.checkpoint_reader import CheckpointReader
-from rankscope.models.model_folder import shapes_folder
-from rankscope.models.study_base import (
+from rankscope.models.given import (
     check_distinct,
     given_names,
     given_trial,
     num_trained_parameters,
 )
+from rankscope.models.model_folder import shapes_folder
 from rankscope.progress import ProgressReporter
 from rankscope.records import (
     AS_STORED,

@@ -18,12 +18,12 @@ from rankscope.filesystem import check_taken, folder_in_one_step
 from rankscope.hashing import weights_sha256
 from rankscope.models.adapters.folder import check_fits, rewrite, save_adapter
 from rankscope.models.checkpoint_reader import CheckpointReader
+from rankscope.models.given import recorded_other_base
 from rankscope.models.lora import Adapter, adapter_of
 from rankscope.models.low_rank_update import LowRankUpdate, StoredFactors
 from rankscope.models.methods import get_method
 from rankscope.models.model_folder import shapes_folder
 from rankscope.models.scaling import layer_index, module_kind
-from rankscope.models.study_base import recorded_other_base
 from rankscope.models.svd_cache import decomposition_device
 from rankscope.records import ModelRecord, Record
 from rankscope.report.charts.heat_map import heat_map_svg, pivot

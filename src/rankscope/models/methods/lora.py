@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from rankscope.filesystem import user_path
 from rankscope.models.methods import LORA
 from rankscope.models.methods.method import Method
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from rankscope.config.study import GivenConfig
     from rankscope.models.base import Base
     from rankscope.models.init_context import InitContext
     from rankscope.models.lora import Adapter
@@ -163,6 +165,18 @@ class LoraMethod(Method):
                 weights.append(base.weight_norm(name, linear))
         return math.hypot(*updates) / math.hypot(*weights)
 
+    def read_given(self, given: GivenConfig, name: str, base: StudyBase) -> TrialSpec:
+        """Read it as a trial of the method that trained it would be."""
+        from rankscope.models.adapters.folder import load_adapter
+        from rankscope.models.adapters.warm_start import shortest_targets
+        from rankscope.models.given import given_trial
+
+        shapes = base.shapes.linear_shapes
+        adapter = load_adapter(user_path(given.folder), name, shapes=shapes, readable=True)
+        settings = {"method": adapter.method, "rank": adapter.rank, "alpha": adapter.alpha}
+        settings["targets"] = shortest_targets(adapter, base.shapes)
+        return given_trial(given, name, base.folder, base.sha256, settings, adapter)
+
     def save(self, trained: Any, record: ModelRecord, folder: Path) -> None:
         from rankscope.models.adapters.folder import save_adapter
 
@@ -170,7 +184,16 @@ class LoraMethod(Method):
 
     def load(self, base: Base, trial: TrialSpec, folder: Path) -> Base:
         from rankscope.models.adapters.folder import load_adapter
+        from rankscope.models.quantize import dense_weight
+        from rankscope.models.svd_cache import svd
 
-        adapter = load_adapter(folder, trial.trial_id, base.record)
+        is_given = trial.given is not None
+        of = None if is_given else base.record
+        adapter = load_adapter(folder, trial.trial_id, of, readable=is_given)
+        if is_given and self.init_is_part_of_base:
+            linears = base.linears()
+            for name in adapter.a:
+                parts = svd(dense_weight(linears[name]))
+                adapter.initial_factors[name] = self.initial_factors_of(adapter, name, parts)
         base.multi_lora.attach(adapter.to(base.device))
         return base

@@ -10,6 +10,7 @@ from rankscope.models.methods import MethodKind, get_method
 if TYPE_CHECKING:
     from torch import nn
 
+    from rankscope.config.study import GivenConfig
     from rankscope.models.base import Base
     from rankscope.models.init_context import InitContext
     from rankscope.models.lora import Adapter
@@ -60,6 +61,14 @@ class Method(MethodKind):
         """Return |W - W0|_F / |W0|_F over the weights that the method changes; ``base`` holds W0.
 
         The result is 0 if the method's effect on the weights cannot be computed.
+        """
+        raise NotImplementedError
+
+    def read_given(self, given: GivenConfig, name: str, base: StudyBase) -> TrialSpec:
+        """Make the trial of a model in a folder, checked against the base without loading it.
+
+        Raises UserError: it is of another base, architecture or tokenizer. Raises IntegrityError:
+        it is damaged.
         """
         raise NotImplementedError
 
