@@ -59,11 +59,8 @@ def parts(kind: type[_Part], folder: str = "") -> dict[str, type[_Part]]:
                 other = found.setdefault(value.name, value)
                 if other is not value:
                     places = f"in {other.__module__} and {value.__module__}"
-                    raise UserError(
-                        f"{kind.__name__.removesuffix('Kind')} {value.name!r}",
-                        places,
-                        "one of each name",
-                    )
+                    part = f"{kind.__name__.removesuffix('Kind')} {value.name!r}"
+                    raise UserError(part, places, "one of each name")
     return found
 
 
