@@ -240,7 +240,6 @@ Words = tuple[str, ...]
 Contamination = dict[str, tuple[str, ...]]
 """Ids of the test items that are also in train, each in one kind. ``exact``: question and gold
 answer are equal after normalization. ``ngram13``: a training row shares an uncommon run."""
-NO_CONTAMINATION: Contamination = {"exact": (), "ngram13": ()}
 
 
 def contamination_notes(found: Contamination, task: str, num_test: int) -> Iterator[str]:

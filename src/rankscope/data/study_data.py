@@ -14,13 +14,11 @@ from rankscope.config.task import TaskConfig
 from rankscope.data.encode import EncodedRows, Encoder, LabelMode, encode_rows
 from rankscope.data.items import Item
 from rankscope.data.splits import (
-    NO_CONTAMINATION,
-    find_contamination,
     find_contamination_between_tasks,
     first_of_order,
 )
 from rankscope.data.task_source import no_training_rows
-from rankscope.data.tasks import LoadedTask, load_task
+from rankscope.data.tasks import LoadedTask, compared, load_task
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.formatting import count, join_names
@@ -71,10 +69,10 @@ def prepare_data(
     kind = Encoder if whole else CachingEncoder
     max_length = config.train.max_length if config.arms else None  # items are scored whole
     encoder = kind(tokenizer, config.model.prompt_format, max_length)
-    tasks = _load_tasks(config, compare=whole)
+    tasks = _load_tasks(config)
     for name in (task.name for task in config.tasks if not tasks[task.name].train):
         raise no_training_rows(name, tasks[name].source)
-    replayed = _load_replayed_tasks(config, tasks, compare=whole)
+    replayed = _load_replayed_tasks(config, tasks)
     about_rows = list(_row_notes(config, tasks))
     contamination_notes: list[str] = []
     if whole:
@@ -151,22 +149,21 @@ def _fewer_rows(
 # --- reading ------------------------------------------------------------------------------------
 
 
-def _load_tasks(config: StudyConfig, compare: bool) -> dict[str, LoadedTask]:
-    """Load every task that is trained on or evaluated, by name; see ``load_task`` for
-    ``compare``."""
+def _load_tasks(config: StudyConfig) -> dict[str, LoadedTask]:
+    """Load every task that is trained on or evaluated, by name."""
     described = config.evaluation_tasks()
     tasks = {}
     for task in described.values():
         if task.mixture:
             parts = [described.get(name, TaskConfig(name=name)) for name in task.mixture]
-            loaded = [_load_plain_task(config, part, compare) for part in parts]
-            tasks[task.name] = _mix_tasks(task, loaded, config.data_seed, compare)
+            loaded = [_load_plain_task(config, part) for part in parts]
+            tasks[task.name] = _mix_tasks(task, loaded, config.data_seed)
         else:
-            tasks[task.name] = _load_plain_task(config, task, compare)
+            tasks[task.name] = _load_plain_task(config, task)
     return tasks
 
 
-def _load_plain_task(config: StudyConfig, task: TaskConfig, compare: bool) -> LoadedTask:
+def _load_plain_task(config: StudyConfig, task: TaskConfig) -> LoadedTask:
     return load_task(
         task,
         Path(config.data_dir) if config.data_dir is not None else None,
@@ -175,17 +172,14 @@ def _load_plain_task(config: StudyConfig, task: TaskConfig, compare: bool) -> Lo
         # A study without arms chooses nothing, so only the split itself needs validation items.
         keep_test_whole=not config.arms and task not in config.evaluate.retention,
         trained_on=[*config.trained_tasks(), *config.replayed_tasks()],
-        compare=compare,
     )
 
 
 def _load_replayed_tasks(
-    config: StudyConfig, tasks: Mapping[str, LoadedTask], compare: bool
+    config: StudyConfig, tasks: Mapping[str, LoadedTask]
 ) -> dict[str, LoadedTask]:
     replayed = {
-        name: tasks[name]
-        if name in tasks
-        else _load_plain_task(config, TaskConfig(name=name), compare)
+        name: tasks[name] if name in tasks else _load_plain_task(config, TaskConfig(name=name))
         for name in config.replayed_tasks()
     }
     for name, task in replayed.items():
@@ -198,9 +192,7 @@ def _load_replayed_tasks(
 # --- mixtures -----------------------------------------------------------------------------------
 
 
-def _mix_tasks(
-    config: TaskConfig, parts: Sequence[LoadedTask], data_seed: int, compare: bool
-) -> LoadedTask:
+def _mix_tasks(config: TaskConfig, parts: Sequence[LoadedTask], data_seed: int) -> LoadedTask:
     """Mix tasks into one training task with all rows of its parts, scored by the mean of all
     items."""
     for part in parts:
@@ -216,7 +208,6 @@ def _mix_tasks(
     train = tuple(chain.from_iterable(part.train for part in parts))
     train = first_of_order(train, config.max_train_rows, data_seed, config.name, "train")
     test = interleave([part.test for part in parts])
-    contamination = find_contamination(train, test) if compare else NO_CONTAMINATION
     names = ", ".join(part.spec.name for part in parts)
     chances = [(part.spec.chance, len(part.test)) for part in parts]
     known = [chance * items for chance, items in chances if chance is not None]
@@ -235,9 +226,7 @@ def _mix_tasks(
         sha256=sha256_json([[part.spec.name, part.sha256] for part in parts] + [len(train)]),
         dropped=sum(part.dropped for part in parts),
         source=f"{names} together",
-        contamination={kind: len(ids) for kind, ids in contamination.items()},
         notes=(f"{config.name}: {len(train)} training rows of {names} together",),
-        contaminated_ids=frozenset(chain(*contamination.values())),
         row_shape=", ".join(dict.fromkeys(part.row_shape for part in parts)),
         parts=tuple(parts),
     )
@@ -262,13 +251,15 @@ def _mark_contamination(
     Returns:
         The tasks with the ids of such items, and notes.
     """
+    described = config.evaluation_tasks()
+    own = {n: task if described[n].source else compared(task) for n, task in tasks.items()}
     trained = {**replayed, **{task.name: tasks[task.name] for task in config.tasks}}
     notes, between_tasks = find_contamination_between_tasks(
         {name: task.train for name, task in trained.items()},
         {name: task.test for name, task in tasks.items()},
     )
     marked = {}
-    for name, task in tasks.items():
+    for name, task in own.items():
         may_be_seen = name in trained or not config.arms
         within = task.contaminated_ids if may_be_seen else frozenset[str]()
         marked[name] = replace(task, contaminated_ids=within | between_tasks.get(name, set()))

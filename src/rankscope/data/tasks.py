@@ -25,7 +25,6 @@ from rankscope.data.rows import (
 from rankscope.data.sources import DEV
 from rankscope.data.splits import (
     EXAMPLE_SOURCES,
-    NO_CONTAMINATION,
     choose_examples,
     contamination_notes,
     example_file,
@@ -107,7 +106,6 @@ def load_task(
     *,
     keep_test_whole: bool = False,
     trained_on: Collection[str] = (),
-    compare: bool = True,
 ) -> LoadedTask:
     """Read, check, render and split one task.
 
@@ -120,7 +118,6 @@ def load_task(
         trained_on: names of the tasks that the study trains on. Without this task among them,
             training rows that are a separate collection are not read; subjects that other tasks
             among them also contain are left out.
-        compare: test rows with training rows, to find contamination.
     """
     if config.source is not None:
         return config.source.load_task(config, max_items)
@@ -142,22 +139,26 @@ def load_task(
         scored, example_notes = with_examples(spec, pool, examples, scored, data_seed)
         notes += example_notes
     test = scored["test"]
-    contamination = find_contamination(train, test) if compare else NO_CONTAMINATION
     return replace(
         task,
         spec=replace(spec, chance=_chance_score(spec, test)),
         train=train,
         **scored,
         sha256=items_sha256(train, *scored.values()),
-        contamination={kind: len(ids) for kind, ids in contamination.items()},
-        notes=(
-            *notes,
-            *task.notes,
-            *contamination_notes(contamination, name, len(test)),
-            *_subject_notes(config, test),
-        ),
-        contaminated_ids=frozenset(chain(*contamination.values())),
+        notes=(*notes, *task.notes, *_subject_notes(config, test)),
         fewshot_source="" if examples is None else EXAMPLE_SOURCES[examples],
+    )
+
+
+def compared(task: LoadedTask) -> LoadedTask:
+    """Return a task with the ids of its test rows that are in its own training rows, and notes."""
+    found = find_contamination(task.train, task.test)
+    notes = () if task.parts else contamination_notes(found, task.spec.name, len(task.test))
+    return replace(
+        task,
+        contamination={kind: len(ids) for kind, ids in found.items()},
+        notes=(*task.notes, *notes),
+        contaminated_ids=frozenset(chain(*found.values())),
     )
 
 
