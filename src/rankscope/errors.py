@@ -201,7 +201,7 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
 CONTINUES = "the same command continues"
 AGAIN = "then give the same command again: what was finished is kept"
 
-FULL = {
+REACHED_LIMITS = {
     errno.ENOSPC: ("the disk full", "make room there"),
     errno.EDQUOT: ("the disk quota used up", "make room there"),
     errno.EFBIG: ("the limit for one file reached", "raise the limit ('ulimit -f')"),
@@ -262,14 +262,14 @@ def _disk_fault(error: BaseException) -> tuple[str, str] | None:
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extended part
         if code == sqlite3.SQLITE_FULL:
-            return FULL[errno.ENOSPC]
+            return REACHED_LIMITS[errno.ENOSPC]
         try:
             os.close(os.open(os.devnull, os.O_RDONLY))
         except OSError as limit:  # SQLite has no word for too many open files
-            return FULL.get(limit.errno or 0)
+            return REACHED_LIMITS.get(limit.errno or 0)
         return FULL_OR_FAILING if code in SQLITE_FAILING else None
     number = _os_error_number(error)
-    return FAILING if number == errno.EIO else FULL.get(number or 0)
+    return FAILING if number == errno.EIO else REACHED_LIMITS.get(number or 0)
 
 
 def _is_memory_fault(error: BaseException) -> bool:

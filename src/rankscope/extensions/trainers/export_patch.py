@@ -15,7 +15,7 @@ from rankscope.report.study_view import StudyView
 from rankscope.store import Ledger
 from rankscope.tools.export import choose_trial
 
-LORA = ("rank", "alpha", "targets", "dropout")
+ADAPTER_FACTS = ("rank", "alpha", "targets", "dropout")
 KEPT = ("batch_size", "gradient_accumulation", "schedule", "weight_decay", "max_length")
 """Settings of a run, besides its length, that stay as the file has them; so do those of an arm."""
 AXES = ("lr_ratio", "rows", "replay", "kl_to_base", "early_stop", "init_from")
@@ -124,7 +124,7 @@ def _left(run: TrainerFile, study: StudyRecords, spec: TrialSpec) -> list[str]:
     ]
     why = "export writes rank, alpha, targets, dropout and rate; a study's length is what it could"
     found += [f"these stay: {why} afford"] * bool(found)
-    keys = [run.sources[fact] for fact in ("adapter", *LORA) if fact in run.sources]
+    keys = [run.sources[fact] for fact in ("adapter", *ADAPTER_FACTS) if fact in run.sources]
     if spec.is_full and keys:
         found.append(f"the LoRA keys are left, remove them to train in full: {', '.join(keys)}")
     return found

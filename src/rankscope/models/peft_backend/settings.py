@@ -28,7 +28,7 @@ SET_BY_RANKSCOPE = {
     "task_type": "it is CAUSAL_LM",
     "total_step": "it is the trial's number of optimizer steps",
 }
-"""Maps each field of PEFT's configurations that a study file does not set to the reason."""
+"""Maps each field that PEFT's configurations have and study files do not set to the reason."""
 
 PROMPT_LEARNING = (
     "puts virtual tokens before every row, but rows are concatenated into one sequence, so only "
