@@ -1,12 +1,13 @@
 """Compiled norms, rotary embeddings and gates against PyTorch's own operations.
 
-All models are Gemmas, whose functions are compiled once for each dtype: their norms multiply by
-1 + w, their heads have some, and their gate is a GELU.
+All models are Gemmas, so that functions are compiled once for each dtype. Gemma's norms multiply by
+1 + w, its heads have some, and its gate is a GELU.
 """
 
 import os
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
@@ -108,9 +109,8 @@ def test_a_group_of_every_method_trains_as_plainly() -> None:
     steps = protocol(epochs=1, gradient_checkpointing=True)
     plain, fused = base_of(stock("Gemma 3")), base_of(stock("Gemma 3"))
     use_kernels(fused.model, "compiled")
-    found, expected = (
-        train_group(base, EVERY_METHOD, toy_rows(), steps) for base in (fused, plain)
-    )
+    run = partial(train_group, trials=EVERY_METHOD, rows=toy_rows(), config=steps)
+    found, expected = run(fused), run(plain)
     for ours, theirs in zip(found.states, expected.states, strict=True):
         assert losses(ours) == pytest.approx(losses(theirs), rel=1e-4)
         assert ours.failure is None
@@ -125,8 +125,7 @@ def test_a_copy_to_train_computes_plainly() -> None:
     use_kernels(base.model, PLAIN)  # the copy's layers are its own
     assert_close(logits_of(copied), expected)
     assert kernels_of(copied.trainable_copy().model) == PLAIN
-    weight = copied.model.get_submodule("model.norm").weight
-    assert isinstance(weight, Tensor)
+    weight = copied.model.get_parameter("model.norm.weight")
     weight.requires_grad_()  # as PEFT's layer norm tuning
     copied.logits(RowBatch.of(ROWS, copied.device)).sum().backward()
     assert weight.grad is not None
@@ -139,13 +138,12 @@ def test_a_copy_to_train_computes_plainly() -> None:
 CACHED = """
 import os
 import torch
-from torch import nn
 from torch._dynamo.utils import counters
 from rankscope.extensions.kernels import compiled
 os.environ.pop(compiled.CACHE, None)
 compiled._configure()
-gate = nn.ReLU()
-gate.act_fn = nn.SiLU()
+gate = torch.nn.ReLU()
+gate.act_fn = torch.nn.SiLU()
 with torch.no_grad():
     compiled.GATE(gate, torch.ones(3, 8), torch.ones(3, 8))
 print(*(counters["inductor"][f"fxgraph_cache_{kind}"] for kind in ("miss", "hit")))
@@ -179,10 +177,8 @@ def test_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """Before anything is compiled, and after that check."""
     monkeypatch.setenv(compiled.CACHE, str(tmp_path))
     function = compiled.Compiled(lambda _, x: x.tanh() * 3, 1)
-    for call in (
-        lambda: compiled.check.__wrapped__(torch.device("cpu")),
-        lambda: function(None, torch.ones(3)),
-    ):
+    checks = partial(compiled.check.__wrapped__, torch.device("cpu"))
+    for call in (checks, partial(function, None, torch.ones(3))):
         refused = pytest.raises(UserError, match=r"train\.kernels: .*InvalidCxxCompiler")
         with inductor_config.patch({"cpp.cxx": ("/bin/false",)}), refused:
             call()

@@ -60,7 +60,6 @@ def test_a_plan_counts_compiling_where_a_run_compiles(tmp_path: Path) -> None:
     """A start takes 5.5 s, 587,904 parameters of 4 bytes at 0.5 GB/s, and 30 s to compile."""
     asked, plainly = study(tmp_path, "compiled"), study(tmp_path, "plain")
     plans = [s.plan(device="h100") for s in (asked, plainly)]
-    assert [plan.kernels for plan in plans] == ["compiled", "plain"]
     starts = [plan.stages["starting"] for plan in plans]
     assert starts == pytest.approx([35.504703232, 5.504703232])
     said = "Time is estimated from published figures, not measured; train.kernels: compiled."
