@@ -16,6 +16,7 @@ from evaluation import DATA
 from packed_runs import packed
 from race import Turn, announce, race
 from rankscope.models.fetch import cached_model_folder
+from rankscope.models.kernels import all_kernels
 from single_runs import hand_tuned, hand_tuned_joined, trl, trl_without_recomputation
 from training import Rows, Setting, heading, parity_of
 
@@ -45,7 +46,7 @@ def main() -> int:
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"])
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--kernels", default="plain", choices=["plain", "compiled", "liger"])
+    parser.add_argument("--kernels", default="plain", choices=list(all_kernels()))
     options = parser.parse_args()
     setting = Setting(
         model=str((options.model or cached_model_folder("smollm2-135m")).resolve()),

@@ -51,7 +51,7 @@ def release_freed_memory() -> None:
     """Return free memory to the kernel, such as what loading a model needed for a moment.
 
     On CUDA also the blocks that torch's allocator keeps: another process may need them. Layers with
-    compiled kernels refer to themselves, so that only a collection frees their models.
+    kernels of an extension refer to themselves, so that only a collection frees their models.
     """
     gc.collect()
     if torch.cuda.is_initialized():

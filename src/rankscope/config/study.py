@@ -16,10 +16,10 @@ from rankscope.config.section import (
     ConfigSection,
     HubId,
     Interval,
-    Kernels,
     Name,
     PathText,
     PlainText,
+    RegisteredName,
     Seed,
     Seeds,
     Unfit,
@@ -27,6 +27,7 @@ from rankscope.config.section import (
     short_repr,
 )
 from rankscope.config.task import TaskConfig
+from rankscope.models.kernels import PLAIN, all_kernels
 from rankscope.run.executors import ExecutorChoice, executor_section
 
 if TYPE_CHECKING:
@@ -125,11 +126,10 @@ class TrainConfig(ConfigSection):
     """How the adapters' products are computed: ``loop`` takes one adapter after another,
     ``grouped_mm`` all of similar rank at once. ``auto`` takes ``grouped_mm`` in bfloat16 on CUDA of
     compute capability 9.x and 10.x. The choice changes results by rounding alone."""
-    kernels: Kernels = "plain"
+    kernels: Annotated[str, RegisteredName(all_kernels)] = PLAIN
     """How norms, rotary embeddings and gates of the frozen base are computed. ``plain`` uses
-    PyTorch's operations, ``compiled`` functions made by ``torch.compile``. ``liger`` takes
-    liger-kernel's norms and gates where they exist, and compiled functions elsewhere. The choice
-    changes results by rounding alone."""
+    PyTorch's operations; extensions add other ways. The choice changes results by rounding
+    alone."""
     evaluate_every: Interval = None
     """Evaluate each trial every so many optimizer steps, or every ``epoch``."""
     evaluate_items: int = Field(400, ge=1)
