@@ -49,9 +49,7 @@ def _init_command(
         str,
         Option(help="A ready-made study, one of those above.", autocompletion=lambda: [*PRESETS]),
     ] = "default",
-    model: Annotated[
-        str | None, Option(help="Model folder, hub id, fetched model or 'pocket'.")
-    ] = None,
+    model: Annotated[str | None, Option(help="Model folder, hub id or 'pocket'.")] = None,
     data: Annotated[
         Path | None, Option(help="Your training rows: a file, or a folder with train, test, ...")
     ] = None,
@@ -161,11 +159,10 @@ def _ask_what_is_missing(
     """(model, rows, retention tasks), asking on the terminal for those not given."""
     from rankscope.data.registry import NAMED_TASKS
     from rankscope.data.sources import READERS
-    from rankscope.tools.new_study import default_model, default_rows, split_files
+    from rankscope.tools.new_study import default_rows, split_files
 
     if model is None:
-        question = "Base model (folder, hub id, fetched model, or pocket)"
-        model = typer.prompt(question, default=default_model(), err=True)
+        model = typer.prompt("Base model (folder, hub id, or pocket)", err=True)
     while data is None:
         question = f"Training rows (file or folder: {', '.join(READERS)})"
         answer = typer.prompt(question, default_rows(), err=True)

@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 
 from rankscope.config.section import Kernels
 from rankscope.errors import UserError, first_line
-from rankscope.models.fetch import cache_folder
+from rankscope.filesystem import cache_folder
 
 USED = "rankscope_kernels"  # Attribute of a model
 CACHE = "TORCHINDUCTOR_CACHE_DIR"

@@ -24,7 +24,6 @@ from rankscope.data.task_source import hub_tasks, missing_rows
 from rankscope.data.tasks import numeric_answers, read_task_items
 from rankscope.errors import UserError, did_you_mean, reading
 from rankscope.evaluate.scorers import get_scorer
-from rankscope.models.fetch import KNOWN_MODELS, is_cached
 from rankscope.models.model_folder import model_folder
 from rankscope.progress import ProgressReporter
 
@@ -334,14 +333,6 @@ def missing_pieces(config: StudyConfig) -> list[str]:
 def hub_pieces(config: StudyConfig) -> list[str]:
     """What is read from the hub: the model, and tasks by name."""
     return [*filter(None, [config.model.hub]), *hub_tasks(config)]
-
-
-# --- defaults of the questions ------------------------------------------------------------------
-
-
-def default_model() -> str | None:
-    """A model that was fetched before."""
-    return next(filter(is_cached, KNOWN_MODELS), None)
 
 
 def default_rows() -> str | None:
