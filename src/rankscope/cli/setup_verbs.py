@@ -157,7 +157,7 @@ def _ask_what_is_missing(
     model: str | None, data: Path | None, retention: list[str]
 ) -> tuple[str, Path, list[str]]:
     """(model, rows, retention tasks), asking on the terminal for those not given."""
-    from rankscope.data.registry import NAMED_TASKS
+    from rankscope.data.registry import named_tasks
     from rankscope.data.sources import READERS
     from rankscope.tools.new_study import default_rows, split_files
 
@@ -175,8 +175,8 @@ def _ask_what_is_missing(
     while not retention:
         answers = typer.prompt("What must not be lost (tasks, by comma)", "common_facts", err=True)
         retention = [name.strip() for name in answers.split(",") if name.strip()]
-        if unknown := [name for name in retention if name not in NAMED_TASKS]:
-            known = ", ".join(NAMED_TASKS)
+        if unknown := [name for name in retention if name not in named_tasks()]:
+            known = ", ".join(named_tasks())
             print_message(f"no task is called {', '.join(unknown)}; expected {known}", "red")
             retention = []
     return model, data, retention

@@ -12,7 +12,7 @@ import yaml
 from rankscope.advise.arms import summarize
 from rankscope.advise.recommend import recommend
 from rankscope.config.study import ModelConfig
-from rankscope.data.registry import NAMED_TASKS
+from rankscope.data.registry import named_tasks
 from rankscope.errors import UserError
 from rankscope.filesystem import check_outside, check_taken, folder_in_one_step, read_json_object
 from rankscope.hashing import weights_sha256
@@ -294,7 +294,7 @@ def _hub_data_set(study: StudyRecords, task: TaskRecord) -> tuple[str, str | Non
     given = study.config.evaluation_tasks().get(task.name)
     if given is not None and given.hub is not None:
         return given.hub, None
-    spec = NAMED_TASKS.get(task.name)
+    spec = named_tasks().get(task.name)
     own_rows = given is None or given.path or given.train or given.test or given.mixture
     if own_rows or spec is None or spec.hub is None or spec.from_hub is not None:
         return None

@@ -18,7 +18,7 @@ from rankscope.config.section import short_repr
 from rankscope.config.study import ModelConfig, StudyConfig
 from rankscope.config.task import TaskConfig
 from rankscope.config.yaml_changes import read_values, with_values
-from rankscope.data.registry import NAMED_TASKS
+from rankscope.data.registry import named_tasks
 from rankscope.data.sources import DEV, READERS, SPLIT_FILES, check_file
 from rankscope.data.task_source import hub_tasks, missing_rows
 from rankscope.data.tasks import numeric_answers, read_task_items
@@ -313,7 +313,7 @@ def task_name(data: Path) -> str:
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_-")[:40]
     if name in ("", "data", *SPLIT_FILES):
         return OWN_TASK
-    return f"my_{name}" if name in NAMED_TASKS else name
+    return f"my_{name}" if name in named_tasks() else name
 
 
 # --- what is missing ----------------------------------------------------------------------------
