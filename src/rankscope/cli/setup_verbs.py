@@ -121,7 +121,7 @@ On a terminal it asks for the model, the rows, what must not be lost and how muc
 unless options say so. --from makes the study of a run that another trainer's file describes: its
 rank and rate are in the middle of the grid, and the head of the study lists every key.
 
-Example: rankscope init study.yaml --model smollm2-135m --data rows.jsonl
+Example: rankscope init study.yaml --model ./my-model --data rows.jsonl
 
 \b
 Presets:
