@@ -43,6 +43,11 @@ def user_path(given: str | Path) -> Path:
     return path
 
 
+def cache_folder() -> Path:
+    """Return the folder of cached files: $RANKSCOPE_CACHE, or ~/.cache/rankscope."""
+    return user_path(os.environ.get("RANKSCOPE_CACHE") or "~/.cache/rankscope")
+
+
 def make_folder(folder: Path) -> None:
     """Create a folder that the user named, and those above it, unless it is there.
 

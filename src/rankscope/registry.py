@@ -1,8 +1,9 @@
 """How every part of Rankscope is found: in the core, in an extension, or in another package.
 
 A part is a class with a ``name`` of its own, derived from its kind: a scorer, a method, an
-analysis. The core's parts of a kind are the files of one folder; an extension is a folder of
-``rankscope/extensions``. Another package names its module in its ``pyproject.toml``::
+analysis. Or it is an object of its kind: a figure, a section, a named task. The core's parts of a
+kind are the files of one folder; an extension is a folder of ``rankscope/extensions``. Another
+package names its module in its ``pyproject.toml``::
 
     [project.entry-points.rankscope]
     anything = "its_module"
@@ -14,7 +15,7 @@ trains, ``init_from`` and ``export_patch`` for these options.
 """
 
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -62,6 +63,12 @@ def parts(kind: type[_Part], folder: str = "") -> dict[str, type[_Part]]:
                     part = f"{kind.__name__.removesuffix('Kind')} {value.name!r}"
                     raise UserError(part, places, "one of each name")
     return found
+
+
+def objects(kind: type[_Part], modules: Iterable[ModuleType] = ()) -> list[_Part]:
+    """Return the objects of a kind in modules, by default those of extensions, each once."""
+    found = (value for module in modules or extensions() for value in vars(module).values())
+    return list({id(value): value for value in found if isinstance(value, kind)}.values())
 
 
 def extension_files(name: str) -> Iterator[ModuleType]:

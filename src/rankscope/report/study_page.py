@@ -1,8 +1,8 @@
 """The page of a study: one HTML file that opens offline, answer first."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
@@ -11,7 +11,6 @@ from rankscope.formatting import NATS, Unit, count, join_names, number, safe_tex
 from rankscope.records import BASE, DIFFERENCE, EvalKey, ItemResult, StudyRecords, vllm_note
 from rankscope.report.analyzed_models import arms_analyzed, given_analyzed
 from rankscope.report.answer import answer_cards, missing
-from rankscope.report.charts.figure import Figure
 from rankscope.report.figures import Section, all_sections, draw_section
 from rankscope.report.page import embedded, render_page
 from rankscope.report.page_limit import MAX_FAILED, limited, not_shown
@@ -91,20 +90,16 @@ def _notes(study: StudyRecords) -> list[str]:
 def study_sections(view: StudyView) -> list[Section]:
     tasks = view.training_tasks
     units = dict.fromkeys(view.unit(task.name) for task in view.study.tasks)
-    models = [*(arms_analyzed(view, task) for task in tasks), given_analyzed(view.study)]
+    subjects: list[tuple[Any, ...]] = [("unit", view, unit) for unit in units]
+    subjects += [("task", view, task) for task in tasks]
+    subjects += [("models", arms_analyzed(view, task)) for task in tasks]
+    subjects += [("models", given_analyzed(view.study))]
 
-    def of_section(key: str) -> Iterator[Figure]:
-        for unit in units:
-            yield from draw_section(key, "unit", view, unit)
-        for task in tasks:
-            yield from draw_section(key, "task", view, task)
-        for analyzed in models:
-            yield from draw_section(key, "models", analyzed)
+    def of_page(section: Section) -> Section:
+        figures = [figure for of in subjects for figure in draw_section(section.key, *of)]
+        return section._replace(figures=tuple(figures), folded=section.folded and bool(tasks))
 
-    return [
-        s._replace(key=key, figures=tuple(of_section(key)), folded=s.folded and bool(tasks))
-        for key, s in all_sections().items()
-    ]
+    return [*map(of_page, all_sections())]
 
 
 def yaml_text(config: Mapping[str, object]) -> str:

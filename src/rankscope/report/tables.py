@@ -4,14 +4,16 @@ Files for programs have shares of 1 and nats; ``STUDY_COLUMNS`` says how people 
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pandas as pd
 
 from rankscope.formatting import CONFIDENCES, NATS, Unit
 from rankscope.records import FAILED, ArmSummary, Estimate, ExpectedChange, ModelScore, StudyRecords
+from rankscope.registry import objects
 from rankscope.report.analysis_tables import TableRow
 from rankscope.report.columns import Column
-from rankscope.report.figures import import_figures
+from rankscope.report.figures import figure_files
 from rankscope.report.study_view import StudyView, change_on
 from rankscope.report.table_formats import table
 
@@ -59,13 +61,13 @@ STUDY_COLUMNS = {
 }
 
 
-TABLES: dict[str, Callable[[StudyView], pd.DataFrame]] = {}
-"""By file name, tables of scores that the figures of an analysis add."""
+class ScoreTable(partial[pd.DataFrame]):
+    """A function of the view whose table the figures of an extension add to the files; it has the
+    file's name."""
 
 
 def study_tables(view: StudyView) -> dict[str, pd.DataFrame]:
     """File name -> table; a table may be empty. Scores are those of the test split."""
-    import_figures()
     return {
         "paper": paper_table(view),
         "arms": arms_table(view),
@@ -77,7 +79,7 @@ def study_tables(view: StudyView) -> dict[str, pd.DataFrame]:
         "training": training_table(view),
         "failed": failed_trials_table(view),
         "without-contamination": contamination_table(view),
-        **{name: make(view) for name, make in TABLES.items()},
+        **{make.func.__name__: make(view) for make in objects(ScoreTable, figure_files())},
     }
 
 

@@ -48,14 +48,10 @@ class BaseSource:
     note: str = ""  # What to do before the base can be loaded
 
 
-def base_source(study: StudyRecords, known_bases: Mapping[str, str], name: str = "") -> BaseSource:
-    """The base of a study, or the hub id ``name`` that its user gives for a local folder.
-
-    ``known_bases`` describes the models that ``rankscope fetch`` knows.
-    """
+def base_source(study: StudyRecords, name: str = "") -> BaseSource:
+    """Describe the base of a study; its user may give a hub id ``name`` for a local folder."""
     model = study.config.model
-    hub, revision, cached = (name or model.hub), (None if name else model.revision), model.cached
-    dtype = study.model.dtype
+    hub, revision, dtype = name or model.hub, None if name else model.revision, study.model.dtype
     if hub is not None and HUB_NAME.fullmatch(hub):
         version, python, shell = "", json.dumps(hub), hub
         if revision is not None:
@@ -70,16 +66,6 @@ def base_source(study: StudyRecords, known_bases: Mapping[str, str], name: str =
             f"\"$(python -c '{imports}; print(pocket_folder())')\"",
             dtype,
             imports=imports,
-        )
-    if cached is not None:
-        description = known_bases.get(str(cached))
-        return BaseSource(
-            f"{cached}, fetched by Rankscope" + (f": {description}" if description else ""),
-            f"cached_model_folder({json.dumps(cached)})",
-            f'"$(rankscope fetch {cached})"',
-            dtype,
-            imports="from rankscope.models.fetch import cached_model_folder",
-            note=f"Run `rankscope fetch {cached}` first to get the base.",
         )
     return BaseSource(
         f"a local folder, {folder_name(study.model.label)}",
@@ -212,7 +198,7 @@ def steps_for_task(view: StudyView, task: str, folder: str) -> tuple[UseStep, ..
     command = f"rankscope export {shlex.quote(folder)} {_selection(view, arm)}"
     steps = [UseStep("Export it", f"{command} --out {name}")]
     settings = None if spec.is_full else adapter_settings(spec)
-    base = base_source(view.study, {})
+    base = base_source(view.study)
     uses = use_steps(base, settings, name, name, system_of(view.study, task))
     if settings is not None:
         merged = f"{command} --merge --out {name}-merged"
@@ -237,7 +223,7 @@ def _prompt_steps(view: StudyView, task: str, prompt: Prompt) -> tuple[UseStep, 
         code = "\n\n".join([*[prompt.system] * bool(prompt.system), *solved, "..."])
     own = view.study.task(task).num_fewshot if prompt.num_fewshot is None else 0
     note = f" Before the question, show the task's own {count(own, 'solved example')}, too."
-    serve = UseStep("Serve the base with vLLM", f"vllm serve {base_source(view.study, {}).shell}")
+    serve = UseStep("Serve the base with vLLM", f"vllm serve {base_source(view.study).shell}")
     return serve, UseStep("Put this before each question", code, "python", ASK + note * bool(own))
 
 

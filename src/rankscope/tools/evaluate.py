@@ -45,7 +45,7 @@ def score(
     Returns the records, and the scores task by task, the base first, then adapters as given.
 
     Args:
-        model: a folder, a hub id, a fetched model's name or ``pocket``.
+        model: a folder, a hub id or ``pocket``.
         tasks: named tasks, task files, files and folders of rows, or ``SOURCE:NAME``.
         adapters: folders of PEFT adapters, or of checkpoints of the model's architecture.
         settings: keys of a study file, such as ``device``.

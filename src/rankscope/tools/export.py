@@ -12,12 +12,11 @@ import yaml
 from rankscope.advise.arms import summarize
 from rankscope.advise.recommend import recommend
 from rankscope.config.study import ModelConfig
-from rankscope.data.registry import NAMED_TASKS
+from rankscope.data.registry import named_tasks
 from rankscope.errors import UserError
 from rankscope.filesystem import check_outside, check_taken, folder_in_one_step, read_json_object
 from rankscope.hashing import weights_sha256
 from rankscope.models.adapters.settings import CONFIG
-from rankscope.models.fetch import KNOWN_MODELS
 from rankscope.models.load import check_stored_weights, load_tokenizer
 from rankscope.models.model_folder import model_folder
 from rankscope.models.parameters import architecture, read_model_config
@@ -128,11 +127,7 @@ def _write(
     study, spec = view.study, trial.spec
     notes = [f"{spec.label}: {reason}"] if reason else []
     merged = request.merge and not spec.is_full
-    known_bases = {
-        name: f"{known.card}; the original on the hub is {known.hub}"
-        for name, known in KNOWN_MODELS.items()
-    }
-    base = base_source(study, known_bases, request.base_name or "")
+    base = base_source(study, request.base_name or "")
     settings: dict[str, Any] | None = None
     library, steps = "transformers", list[UseStep]()
     if merged:
@@ -190,7 +185,7 @@ def _convert(
 def base_reference(model: ModelConfig, name: str | None) -> dict[str, str | None]:
     """Where PEFT finds the base: a hub id, or the folder of this machine. ``name`` is the id that
     the user gives."""
-    hub = name or model.hub or (KNOWN_MODELS[model.cached].hub if model.cached else None)
+    hub = name or model.hub
     revision = model.revision if hub and hub == model.hub else None
     path = hub or str(model_folder(model, weights=False))
     return {"base_model_name_or_path": path, "revision": revision}
@@ -299,7 +294,7 @@ def _hub_data_set(study: StudyRecords, task: TaskRecord) -> tuple[str, str | Non
     given = study.config.evaluation_tasks().get(task.name)
     if given is not None and given.hub is not None:
         return given.hub, None
-    spec = NAMED_TASKS.get(task.name)
+    spec = named_tasks().get(task.name)
     own_rows = given is None or given.path or given.train or given.test or given.mixture
     if own_rows or spec is None or spec.hub is None or spec.from_hub is not None:
         return None

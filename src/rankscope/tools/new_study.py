@@ -18,13 +18,12 @@ from rankscope.config.section import short_repr
 from rankscope.config.study import ModelConfig, StudyConfig
 from rankscope.config.task import TaskConfig
 from rankscope.config.yaml_changes import read_values, with_values
-from rankscope.data.registry import NAMED_TASKS
+from rankscope.data.registry import named_tasks
 from rankscope.data.sources import DEV, READERS, SPLIT_FILES, check_file
 from rankscope.data.task_source import hub_tasks, missing_rows
 from rankscope.data.tasks import numeric_answers, read_task_items
 from rankscope.errors import UserError, did_you_mean, reading
 from rankscope.evaluate.scorers import get_scorer
-from rankscope.models.fetch import KNOWN_MODELS, is_cached
 from rankscope.models.model_folder import model_folder
 from rankscope.progress import ProgressReporter
 
@@ -314,7 +313,7 @@ def task_name(data: Path) -> str:
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_-")[:40]
     if name in ("", "data", *SPLIT_FILES):
         return OWN_TASK
-    return f"my_{name}" if name in NAMED_TASKS else name
+    return f"my_{name}" if name in named_tasks() else name
 
 
 # --- what is missing ----------------------------------------------------------------------------
@@ -334,14 +333,6 @@ def missing_pieces(config: StudyConfig) -> list[str]:
 def hub_pieces(config: StudyConfig) -> list[str]:
     """What is read from the hub: the model, and tasks by name."""
     return [*filter(None, [config.model.hub]), *hub_tasks(config)]
-
-
-# --- defaults of the questions ------------------------------------------------------------------
-
-
-def default_model() -> str | None:
-    """A model that was fetched before."""
-    return next(filter(is_cached, KNOWN_MODELS), None)
 
 
 def default_rows() -> str | None:

@@ -25,10 +25,11 @@ from rankscope.report.charts.figure import (
 )
 from rankscope.report.charts.heat_map import Grid
 from rankscope.report.charts.rank_lines import Panel, rank_plot
-from rankscope.report.figures import SECTIONS, Section, register
+from rankscope.report.figures import Section, in_section
 from rankscope.report.table_formats import table_from_rows
 
-SECTIONS["heads"] = Section(
+HEADS = Section(
+    "heads",
     60,
     "Attention heads",
     "What training did to each head of each layer, on the same items before and after.",
@@ -163,7 +164,7 @@ trained task: the head carries what was learned; an orange one on another task: 
 was lost there. The table ends with whole layers, which have no head number. {}"""
 
 
-@register("heads", 50, per="models")
+@in_section("heads", 50, per="models")
 def draw_heads_ablated(models: AnalyzedModels) -> Figure | None:
     """Costs before, after and their difference, with a drop-down over models and tasks."""
     with_heads = _heads_of(models)
@@ -204,7 +205,7 @@ change, orange is below the base, blue above it. A head carries the skill if rem
 tuned model more of the right answer than it costs the base. {}"""
 
 
-@register("heads", 10, per="models")
+@in_section("heads", 10, per="models")
 def draw_heads_compared(models: AnalyzedModels) -> Figure | None:
     """A panel for each model, with a drop-down over quantities; None without records of heads."""
     with_heads = _heads_of(models)
@@ -257,7 +258,7 @@ number is exp of the entropy of the shares: an update that is spread evenly over
 one in a single head counts 1. The table also counts the other kind of heads."""
 
 
-@register("heads", 15, per="models")
+@in_section("heads", 15, per="models")
 def draw_head_concentration(models: AnalyzedModels) -> Figure | None:
     """Whether an update is in few heads or in all; None without adapters of several ranks."""
     found = [record for m in models.models for record in m.records(HeadsRecord)]

@@ -28,7 +28,7 @@ from torch._inductor import config as inductor_config
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from rankscope.errors import UserError, first_line
-from rankscope.models.fetch import cache_folder
+from rankscope.filesystem import cache_folder
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 ROTARY = "apply_rotary_pos_emb"  # The function's name in transformers' modules

@@ -28,12 +28,13 @@ from rankscope.report.charts.figure import (
 from rankscope.report.charts.heat_map import Grid, heat_map, pivot
 from rankscope.report.charts.rank_lines import Panel, Reference, rank_plot
 from rankscope.report.charts.scatter import Path, plane_plot
-from rankscope.report.figures import SECTIONS, Section, register
+from rankscope.report.figures import Section, in_section
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import DASHES, MUTED, SYMBOLS
 from rankscope.report.table_formats import table_from_rows
 
-SECTIONS["weights"] = Section(
+WEIGHTS = Section(
+    "weights",
     50,
     "Inside the weights",
     "W0 is a base weight matrix, dW what training added to it, and W = W0 + dW.",
@@ -113,7 +114,7 @@ NORM, MEAN_SIZE = "|dW|_F over all matrices", f"mean of {RELATIVE}"
 _NORMS: dict[str, Measure] = {NORM: total_norm, MEAN_SIZE: mean_over_matrices(RELATIVE)}
 
 
-@register("weights", 10, per="models")
+@in_section("weights", 10, per="models")
 def draw_update_norm(models: AnalyzedModels) -> Figure | None:
     """The norm with its fit; the table also has it relative to the base."""
     frame, rank_axis = models.over_seeds(SpectraRecord, _NORMS), models.rank_axis
@@ -175,7 +176,7 @@ rank, in the table: |dW|_F² over the largest singular value squared. Both are a
 dW: r for LoRA, 2r for PiSSA, the smaller side of the matrix for DoRA and full fine-tuning."""
 
 
-@register("weights", 15)
+@in_section("weights", 15)
 def draw_objectives(view: StudyView, task: str) -> Figure | None:
     """What arms of different objectives learned and forgot, against how far they moved; None if all
     have one objective."""
@@ -250,7 +251,7 @@ def _spectra(trials: Sequence[TrialRecords]) -> list[SpectraRecord]:
     return [record for trial in trials if (record := trial.analysis(SpectraRecord)) is not None]
 
 
-@register("weights", 20, per="models")
+@in_section("weights", 20, per="models")
 def draw_effective_rank(models: AnalyzedModels) -> Figure | None:
     """Effective rank; the table also has stable rank. None without analyzed matrices."""
     title, effective = next(iter(_DIRECTIONS.items()))
@@ -280,7 +281,7 @@ between the leading singular vectors of W0 and of W. Dotted: the value of unrela
 The table has two further definitions, matched by best partner and by index."""
 
 
-@register("weights", 30, per="models")
+@in_section("weights", 30, per="models")
 def draw_similarity(models: AnalyzedModels) -> Figure | None:
     """Subspace similarity with its chance level; None without analyzed matrices."""
     measures = {title: mean_over_matrices(column) for title, (column, _) in DEFINITIONS.items()}
@@ -318,7 +319,7 @@ coefficient over matrices (0: even). The matrices of full fine-tuning are those 
 the study change, if it has any."""
 
 
-@register("weights", 45, per="models")
+@in_section("weights", 45, per="models")
 def draw_concentration(models: AnalyzedModels) -> Figure | None:
     """Whether an update is in few places or spread out; None without analyzed matrices."""
 
@@ -347,7 +348,7 @@ def draw_concentration(models: AnalyzedModels) -> Figure | None:
     )
 
 
-@register("weights", 50, per="models")
+@in_section("weights", 50, per="models")
 def draw_modules(models: AnalyzedModels) -> Figure | None:
     """The relative size of the update; the table has the other measures."""
     matrices = _matrices(models)
@@ -386,7 +387,7 @@ and in the table. Intruders: leading left vectors of W that resemble no single v
 (Shuttleworth et al., 2410.21228); they show that a change is spread out, they are not a verdict."""
 
 
-@register("weights", 60, per="models")
+@in_section("weights", 60, per="models")
 def draw_weight_maps(models: AnalyzedModels) -> Figure | None:
     """A drop-down over measures and models; None without analyzed matrices."""
     matrices = _matrices(models)

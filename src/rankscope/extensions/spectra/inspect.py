@@ -57,7 +57,7 @@ def inspect(
     """Compare adapters and checkpoints with their base, without training.
 
     Args:
-        base: a model folder, ``pocket``, a fetched model's name, or a hub id.
+        base: a model folder, ``pocket`` or a hub id.
         tuned: folders of PEFT adapters or full checkpoints; they share the base's decompositions.
         settings: keys of a study file, such as ``analyze`` and ``device``.
         out: a folder for the study, its page and its tables. Of an earlier inspection, it keeps

@@ -26,10 +26,10 @@ from rankscope.records import (
 )
 from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.heat_map import change_grid, heat_map
-from rankscope.report.figures import register
+from rankscope.report.figures import in_section
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import shown, table
-from rankscope.report.tables import TABLES, change_cells, columns_of
+from rankscope.report.tables import ScoreTable, change_cells, columns_of
 
 MAX_SUBJECTS = 60  # Subjects drawn, those with the lowest changes; all of them are in the table
 MOST_ARMS = 16  # Largest number of arms per training task, to keep the figure readable
@@ -108,15 +108,13 @@ def _table(view: StudyView, by_task: Mapping[str, SubjectChanges]) -> pd.DataFra
     return table(rows, columns_of(view, "change"))
 
 
-def subjects_table(view: StudyView) -> pd.DataFrame:
+@ScoreTable
+def subjects(view: StudyView) -> pd.DataFrame:
     advice = view.recommendation.advice
     return _table(view, {a.task: subject_changes(view.study, a) for a in advice})
 
 
-TABLES["subjects"] = subjects_table
-
-
-@register("transfer", 20)
+@in_section("transfer", 20)
 def draw_subjects(view: StudyView, task: str) -> Figure | None:
     """Subjects of the tasks that arms trained on ``task`` were tested on; None without any."""
     return changes_figure(view, task, subject_changes(view.study, view.advice(task)))

@@ -9,7 +9,6 @@ from rankscope.cli.terminal import Reply, print_line, print_message
 from rankscope.errors import UserError
 from rankscope.extensions.trainers.files import TrainerFile, read_trainer_file
 from rankscope.filesystem import check_outside, replace_bytes
-from rankscope.models.fetch import KNOWN_MODELS
 from rankscope.records import StudyRecords, TrialSpec
 from rankscope.report.study_view import StudyView
 from rankscope.store import Ledger
@@ -88,9 +87,7 @@ def _changes(run: TrainerFile, study: StudyRecords, spec: TrialSpec) -> dict[str
 
 def _other_origin(run: TrainerFile, study: StudyRecords, spec: TrialSpec) -> list[str]:
     """Warnings that a study of another base or of other rows was made from another file."""
-    base, tasks = study.config.model, study.config.evaluation_tasks()
-    known = KNOWN_MODELS.get(str(base.cached))
-    ours = _place(run, base.hub or (known.hub if known else base.label))
+    tasks, ours = study.config.evaluation_tasks(), _place(run, study.config.model.label)
     theirs = _place(run, run.facts.get("model", "no base"))
     parts = [tasks[name] for name in tasks[spec.task].mixture or [spec.task]]
     rows = [_place(run, t.train or t.path or t.hub or t.name) for t in parts]

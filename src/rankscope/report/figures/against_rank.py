@@ -3,7 +3,7 @@
 from rankscope.formatting import MAX_NAME, difference, safe_text, score_text
 from rankscope.report.charts.figure import Figure, interval_cells
 from rankscope.report.charts.rank_lines import Panel, Reference, rank_plot
-from rankscope.report.figures import register
+from rankscope.report.figures import in_section
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import table_from_rows
 
@@ -12,7 +12,7 @@ _CAPTION = """Test split. {} The interval of the base covers the choice of items
 is tuned minus base: below zero was lost."""
 
 
-@register("ranks", 10)
+@in_section("ranks", 10)
 def draw_against_rank(view: StudyView, task: str) -> Figure:
     unit, axis = view.unit(task), view.rank_axis(task)
     base = view.recommendation.base.get(task)

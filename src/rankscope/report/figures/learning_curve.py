@@ -13,7 +13,7 @@ from rankscope.formatting import count, difference
 from rankscope.records import BASE, ArmSummary, CurvePoint, TrialRecords
 from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.scatter import Path, paths_from_base
-from rankscope.report.figures import register
+from rankscope.report.figures import in_section
 from rankscope.report.study_view import StudyView, retention_text
 from rankscope.report.table_formats import table_from_rows
 
@@ -37,7 +37,7 @@ class _CurveStep:
     items: int  # Of the in-domain task
 
 
-@register("planes", 20)
+@in_section("planes", 20)
 def draw_learning_curve(view: StudyView, task: str) -> Figure | None:
     """The curves of one training task; None if no trial was scored while it trained."""
     curves = [(arm, curve) for arm in view.arms(task) if (curve := curve_of(view, arm))]

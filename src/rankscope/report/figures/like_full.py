@@ -10,7 +10,7 @@ from rankscope.formatting import number
 from rankscope.records import BASE, ItemScores
 from rankscope.report.charts.figure import Figure, range_cells
 from rankscope.report.charts.rank_lines import Panel, rank_plot
-from rankscope.report.figures import register
+from rankscope.report.figures import in_section
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import table_from_rows
 
@@ -22,7 +22,7 @@ of full fine-tuning, bands are the range over such pairs. The line of full fine-
 correlation between its own seeds: as much as two trainings of one arm have in common."""
 
 
-@register("ranks", 30)
+@in_section("ranks", 30)
 def draw_like_full(view: StudyView, task: str) -> Figure | None:
     """None without two seeds of full fine-tuning, which no correlation can be measured against."""
     full = view.best_full(task)

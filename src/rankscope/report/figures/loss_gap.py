@@ -6,7 +6,7 @@ from rankscope.formatting import number
 from rankscope.records import TrialRecords
 from rankscope.report.charts.figure import Figure, range_cells
 from rankscope.report.charts.rank_lines import Panel, Reference, rank_plot
-from rankscope.report.figures import register
+from rankscope.report.figures import in_section
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import table_from_rows
 
@@ -17,7 +17,7 @@ the one and alike in the other, so the values are compared, not read by themselv
 range over seeds."""
 
 
-@register("training", 20)
+@in_section("training", 20)
 def draw_loss_gap(view: StudyView, task: str) -> Figure | None:
     """None unless the task is scored by its loss and rows were seen twice."""
     if view.study.task(task).score_unit != "log_probability":

@@ -7,7 +7,7 @@ from rankscope.formatting import join_names
 from rankscope.records import ArmSummary, Status, TrialRecords
 from rankscope.report.charts.figure import Figure, interval_cells
 from rankscope.report.charts.heat_map import change_grid, heat_map
-from rankscope.report.figures import register
+from rankscope.report.figures import in_section
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import table_from_rows
 
@@ -29,7 +29,7 @@ _WITHOUT: dict[Status, str] = {
 }
 
 
-@register("ranks", 30)
+@in_section("ranks", 30)
 def draw_rate_map(view: StudyView, task: str) -> Figure:
     """A map for each variant (method, targets, alpha) and quantity."""
     key, title = view.key("rates", task), f"Learning rate and rank, {task}"

@@ -12,7 +12,7 @@ from rankscope.report.charts.rank_lines import (
     rank_plot,
 )
 from rankscope.report.columns import Column
-from rankscope.report.figures import register
+from rankscope.report.figures import in_section
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import SYMBOLS
 from rankscope.report.table_formats import shown, table
@@ -27,7 +27,7 @@ _COLUMNS = (
 )
 
 
-@register("ranks", 7)
+@in_section("ranks", 7)
 def draw_rows(view: StudyView, task: str) -> Figure | None:
     """None unless some arms differ in the number of rows."""
     lines: dict[str, list[ArmSummary]] = {}
