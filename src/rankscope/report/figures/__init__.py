@@ -13,8 +13,11 @@ from rankscope.report.charts.figure import Figure
 
 
 class Section(NamedTuple):
-    """A section of the pages. SECTIONS states its place, which orders them, title, lead and whether
-    it is folded; a page adds its key and figures."""
+    """A section of the pages.
+
+    SECTIONS states its place in the order, title, lead and whether it is folded; a page adds its
+    key and figures.
+    """
 
     place: float
     title: str
@@ -38,21 +41,22 @@ SECTIONS = {
     "transfer": Section(40, "Effect on other tasks", "Every tested task for every training task."),
     "training": Section(70, "Training"),
 }
-"""The sections by key; the figures of an extension may add one."""
+"""Sections by key; the figures of an extension may add one."""
 
 Scope = Literal["task", "unit", "models"]
 Draw = Callable[..., Figure | None]
 
 REGISTRY: dict[Draw, tuple[float, str, Scope]] = {}
-"""Function that draws a figure -> its place, section and scope."""
+"""Maps a function that draws a figure to its place, section and scope."""
 
 
 def register(section: str, place: float, *, per: Scope = "task") -> Callable[[Draw], Draw]:
     """Put a figure into a section of the pages, ordered by ``place``; for use as a decorator.
 
-    The function is called as ``draw(view, task)`` per training task of a study, as ``draw(view,
-    unit)`` per unit of scores, or as ``draw(models)`` for the analyzed models of a training task
-    or for given models. It returns None if there is nothing to show or to explain.
+    The function is called as ``draw(view, task)`` for each training task, or as
+    ``draw(view, unit)`` for each unit of scores. Otherwise it is ``draw(models)`` for the analyzed
+    models of a training task, or for given models. It returns None if there is nothing to show or
+    to explain.
     """
 
     def add(draw: Draw) -> Draw:
@@ -63,7 +67,7 @@ def register(section: str, place: float, *, per: Scope = "task") -> Callable[[Dr
 
 
 def all_sections() -> dict[str, Section]:
-    """In the order of the pages."""
+    """Return the sections in the order of the pages."""
     import_figures()
     return dict(sorted(SECTIONS.items(), key=lambda item: item[1].place))
 
