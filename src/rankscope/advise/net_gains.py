@@ -99,7 +99,7 @@ class NetGains:
 def draw_changes(parts: Sequence[Measured]) -> tuple[list[Posterior], str | None]:
     """Draw the posterior of every task.
 
-    Where it cannot be computed, the flat prior takes its place, and the reason is returned, too.
+    If it cannot be computed, the flat prior takes its place, and the reason is returned, too.
     """
     found, failure = list[Posterior](), None
     arms = 1 + max(place for part in parts for place in part.places)

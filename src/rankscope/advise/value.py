@@ -23,7 +23,7 @@ Untried = tuple[object, tuple[float, float, float]]
 
 
 def with_untried(measured: Measured, untried: Sequence[Untried], number: int) -> Measured:
-    """Add further arms to the evidence, of which only the settings are known.
+    """Add further arms to the evidence, known only by their settings.
 
     Args:
         number: number of the study's arms; the places of further ones follow.

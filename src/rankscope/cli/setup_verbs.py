@@ -133,7 +133,7 @@ verb("init")(_init_command)
 
 
 DescribedRun = tuple[str | None, dict[str, Any] | None, Callable[[str], str], str, str]
-"""Model, task, what remains to do with the preset's text, what was read, and a problem."""
+"""Model, task, the remaining change of the preset's text, a summary of the file, and a problem."""
 
 
 def _described_run(
@@ -158,7 +158,7 @@ def on_a_terminal() -> bool:
 def _ask_what_is_missing(
     model: str | None, data: Path | None, retention: list[str]
 ) -> tuple[str, Path, list[str]]:
-    """(model, rows, retention tasks), asking on the terminal for those not given."""
+    """Return (model, rows, retention tasks), asking on the terminal for missing ones."""
     from rankscope.data.registry import NAMED_TASKS
     from rankscope.data.sources import READERS
     from rankscope.tools.new_study import default_model, default_rows, split_files
@@ -186,7 +186,7 @@ def _ask_what_is_missing(
 
 
 def _ask_for_limit() -> float | None:
-    """Points of retention that an arm may lose; None without a limit."""
+    """Ask for the points of retention that an arm may lose; None without a limit."""
     question = "Points of it that may be lost (empty: no limit)"
     while answer := str(typer.prompt(question, "", err=True)):
         with suppress(ValueError):

@@ -28,7 +28,7 @@ SET_BY_RANKSCOPE = {
     "task_type": "it is CAUSAL_LM",
     "total_step": "it is the trial's number of optimizer steps",
 }
-"""Maps each field of PEFT's configurations that a study file does not set to the reason."""
+"""Reason, by field of PEFT configurations, why a study file does not set it."""
 
 PROMPT_LEARNING = (
     "puts virtual tokens before every row, but rows are concatenated into one sequence, so only "
@@ -40,7 +40,7 @@ UNUSABLE_TYPES = {
     "SHADOW": "runs a second model beside the base",
     "XLORA": "mixes adapters that were trained before",
 }
-"""Maps each type that injects no layer into the base to the reason why it is unusable."""
+"""Reason, by type, why a PEFT method that injects no layer into the base is unusable."""
 
 UNUSABLE_FIELDS = {
     "alora_invocation_tokens": "searches the whole sequence for tokens, and a sequence holds many "
@@ -49,7 +49,7 @@ UNUSABLE_FIELDS = {
     "megatron_config": "needs Megatron's layers",
     "use_asa": "moves its budget by a callback of another trainer",
 }
-"""Maps each field that fails with concatenated rows on a shared base to the reason."""
+"""Reason, by field, why it fails with concatenated rows on a shared base."""
 
 FIXED_TARGETS = ("LN_TUNING", "TRAINABLE_TOKENS")  # They change norms or the embedding
 

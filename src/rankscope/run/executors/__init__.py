@@ -59,7 +59,7 @@ class ExecutorSettings(ConfigSection):
         raise NotImplementedError
 
     def script(self, folders: list[Path], devices: int, host_bytes: int, limit: int | None) -> str:
-        """Write a job for the units in ``folders``, of which at most ``limit`` run at a time.
+        """Write a job for the units in ``folders``; at most ``limit`` of them run at a time.
 
         Each runs on ``devices`` with ``host_bytes`` of memory. Raises UserError: this executor
         submits no script.
