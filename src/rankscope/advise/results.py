@@ -208,8 +208,7 @@ def task_results(
     """Draw the posteriors of a training task's arms, and summarize each arm by them.
 
     Args:
-        untried: trials of further arms that could be trained; the best of all may be among them. By
-            default those that a search has not begun.
+        untried: trials of further arms, any of which may be best; by default those not yet begun.
     """
     untried = _left_out(study, arms) if untried is None else untried
     trials = [arm.trials for arm in arms]

@@ -87,14 +87,12 @@ def next_round(
 ) -> NextRound:
     """Choose the trials of the next round.
 
-    There are none if the answer is sure enough, or no trial is worth it, and the answer's arm has
-    two seeds.
+    There are none if the answer's arm has two seeds, and it is sure enough or no trial is worth it.
 
     Args:
-        study: its trials with their statuses.
         candidates: trials that may be trained, in the order of their seeds.
-        beyond: such trials with rates and ranks beyond the ends of the study's lists. Only those
-            beside the best arm and its rivals are considered, if these lie at an end.
+        beyond: such trials beyond the ends of the study's rates and ranks; they count only beside
+            the best arm and its rivals, if these lie at an end.
         until: probability of being within the margin of the best; by default ``SURE``.
     """
     begun = begun_arms(study, task)
