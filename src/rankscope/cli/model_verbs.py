@@ -94,7 +94,7 @@ def _eval_command(
 
 
 def print_scores(scores: Sequence["ModelScore"]) -> None:
-    """A table per task: the base and its adapters."""
+    """Print a table per task: the base and its adapters."""
     from rankscope.report.tables import given_table
 
     for title, of_task in groupby(scores, lambda s: f"{s.record.task}: {s.record.metric}"):

@@ -131,7 +131,7 @@ verb("init")(_init_command)
 
 
 DescribedRun = tuple[str | None, dict[str, Any] | None, Callable[[str], str], str, str]
-"""Model, task, what remains to do with the preset's text, what was read, and a problem."""
+"""Model, task, the remaining change of the preset's text, a summary of the file, and a problem."""
 
 
 def _described_run(
@@ -183,7 +183,7 @@ def _ask_what_is_missing(
 
 
 def _ask_for_limit() -> float | None:
-    """Points of retention that an arm may lose; None without a limit."""
+    """Ask for the points of retention that an arm may lose; None without a limit."""
     question = "Points of it that may be lost (empty: no limit)"
     while answer := str(typer.prompt(question, "", err=True)):
         with suppress(ValueError):

@@ -1,4 +1,4 @@
-"""Answers of the base and of the recommended arm, beside each other."""
+"""Answers of the base and of the recommended arm, side by side."""
 
 from collections import Counter
 
@@ -20,7 +20,7 @@ ANSWERS = Section(
 
 @in_section("answers", 10)
 def draw_answers(view: StudyView, task: str) -> Figure | None:
-    """Answers of the base and of a trial of the arm that the answer names; None if none wrote."""
+    """Show answers of the base and of a trial of the answer's arm; None if no trial wrote any."""
     arm = view.focus(task)
     for trial in view.trials(arm) if arm else ():
         record = trial.analysis(AnswersRecord)

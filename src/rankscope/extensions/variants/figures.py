@@ -1,4 +1,4 @@
-"""Figures of scaled variants: arms from the base to what was trained, mitigations beside them."""
+"""Figures of scaled variants: arms from the base to the trained model, with mitigations."""
 
 from collections.abc import Mapping, Sequence
 
@@ -35,7 +35,7 @@ with the difference."""
 
 @in_section("mitigation", 10)
 def draw_scaled_variants(view: StudyView, task: str) -> Figure | None:
-    """The scaling curves of one training task; None if the study has none."""
+    """Draw the scaling curves of one training task; None if the study has none."""
     curves = {
         label: points
         for label, points in scaling_curves(view.whole, task).items()
@@ -96,7 +96,7 @@ def _scaled_finding(view: StudyView, task: str, curves: Mapping[str, Sequence[Sc
 
 @in_section("mitigation", 20)
 def draw_mitigation(view: StudyView, task: str) -> Figure | None:
-    """The comparisons of one training task; None if there are none."""
+    """Draw the comparisons of one training task; None if there are none."""
     compared = compare_mitigations(view.whole, task)
     return comparisons_figure(view, task, [c for c in compared if view.arm(task, c.plain)])
 

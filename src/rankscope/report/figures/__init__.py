@@ -54,9 +54,10 @@ class Drawing(partial[Figure | None]):
 def in_section(section: str, place: float, *, per: Scope = "task") -> Callable[[Draw], Drawing]:
     """Put a figure into a section of the pages, ordered by ``place``; for use as a decorator.
 
-    The function is called as ``draw(view, task)`` per training task of a study, as ``draw(view,
-    unit)`` per unit of scores, or as ``draw(models)`` for the analyzed models of a training task
-    or for given models. It returns None if there is nothing to show or to explain.
+    The function is called as ``draw(view, task)`` for each training task, or as
+    ``draw(view, unit)`` for each unit of scores. Otherwise it is ``draw(models)`` for the analyzed
+    models of a training task, or for given models. It returns None if there is nothing to show or
+    to explain.
     """
 
     def place_it(draw: Draw) -> Drawing:

@@ -1,4 +1,4 @@
-"""Score and retention against rank, a panel each."""
+"""Score and retention against rank, one panel each."""
 
 from rankscope.formatting import MAX_NAME, difference, safe_text, score_text
 from rankscope.report.charts.figure import Figure, interval_cells
@@ -66,7 +66,7 @@ def _finding(view: StudyView, task: str) -> str:
         texts.append(f"{score_text(base.score, unit)} with the base")
     text = f"Measured on test items: {', '.join(texts)}."
     changes = [
-        # Those of the unit in which forgetting is shown come first: others do not compare.
+        # Tasks in the unit of forgetting come first, because others do not compare.
         (view.unit(name) != view.retention_unit(task), change.value,
          f"{difference(change.value, view.unit(name))} on {name} ({arm.label})")
         for arm in view.arms(task)

@@ -21,7 +21,7 @@ _COLUMNS = (
 
 @in_section("ranks", 5)
 def draw_expected_gain(view: StudyView, task: str) -> Figure | None:
-    """None if no arm was scored, or all of them exceed the limit on forgetting."""
+    """Draw the figure; None if no arm was scored, or all exceed the limit on forgetting."""
     unit, margin = view.net_unit(task), view.margin(task)
     axis = view.rank_axis(task, best_rates=True)
     gain, regret = (f"expected {name}, {unit.difference}" for name in ("net gain", "regret"))

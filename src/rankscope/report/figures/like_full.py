@@ -1,4 +1,4 @@
-"""Whether an arm changes the same answers as full fine-tuning does."""
+"""Agreement of an arm with full fine-tuning: does it change the same answers?"""
 
 from itertools import chain, combinations, product
 from statistics import fmean
@@ -24,7 +24,7 @@ correlation between its own seeds: as much as two trainings of one arm have in c
 
 @in_section("ranks", 30)
 def draw_like_full(view: StudyView, task: str) -> Figure | None:
-    """None without two seeds of full fine-tuning, which no correlation can be measured against."""
+    """Draw the figure; None without two seeds of full fine-tuning, which a correlation needs."""
     full = view.best_full(task)
     if full is None or len(view.trials(full)) < 2:
         return None
@@ -57,7 +57,8 @@ def draw_like_full(view: StudyView, task: str) -> Figure | None:
 
 
 def changes(view: StudyView, task: str) -> dict[str, list[ItemChanges]]:
-    """By arm, (items,) of each scored seed: tuned minus base on the test items of ``task``."""
+    """Return tuned minus base on the test items of ``task``, (items,) for each scored seed, by
+    arm."""
     trials = {arm.label: [t.spec.trial_id for t in view.trials(arm)] for arm in view.arms(task)}
     found: dict[str, ItemScores] = {}
     for name in (BASE, *chain(*trials.values())):  # Read from disk, each once
@@ -74,7 +75,7 @@ def changes(view: StudyView, task: str) -> dict[str, list[ItemChanges]]:
 
 
 def correlation(one: ItemChanges, other: ItemChanges) -> float | None:
-    """Pearson's; None if either does not vary."""
+    """Return Pearson's correlation; None if either side does not vary."""
     if min(one.std(), other.std()) == 0:
         return None
     return float(np.corrcoef(one, other)[0, 1])

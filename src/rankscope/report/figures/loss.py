@@ -16,8 +16,10 @@ OWN_LOSS = "loss of the objective"  # If an arm has another one than supervised 
 
 @in_section("training", 10)
 def draw_loss(view: StudyView, task: str) -> Figure | None:
-    """The arms of the focus line and full fine-tuning, named at their ends; those that learn from
-    rewards are left out, as their loss says nothing."""
+    """Draw the arms of the focus line and full fine-tuning, named at their ends.
+
+    Arms that learn from rewards are left out, because their loss means nothing.
+    """
     trained = [t.train for t in view.study.trials if t.train and t.spec.task == task]
     own = {t.spec.objective or view.study.config.train.objective for t in view.study.trials}
     name = LOSS if own == {"sft"} else OWN_LOSS

@@ -1,4 +1,4 @@
-"""What models write while they learn from rewards, by step."""
+"""Answers that models write while they learn from rewards, by step."""
 
 from dataclasses import replace
 from typing import Any

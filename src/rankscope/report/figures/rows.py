@@ -1,5 +1,7 @@
-"""The expected net gain against the number of training rows, a line for each rank and for full
-fine-tuning."""
+"""Expected net gain against the number of training rows.
+
+There is a line for each rank and for full fine-tuning.
+"""
 
 from rankscope.records import ArmSummary
 from rankscope.report.charts.figure import Figure
@@ -29,7 +31,7 @@ _COLUMNS = (
 
 @in_section("ranks", 7)
 def draw_rows(view: StudyView, task: str) -> Figure | None:
-    """None unless some arms differ in the number of rows."""
+    """Draw the figure; None unless some arms differ in the number of rows."""
     lines: dict[str, list[ArmSummary]] = {}
     for arm in view.candidates(task):
         if arm.rows is not None:

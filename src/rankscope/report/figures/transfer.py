@@ -1,4 +1,4 @@
-"""Train x test map: what training on one task did to every other."""
+"""Train x test map: the effect of training on one task on every other task."""
 
 from rankscope.formatting import Unit, difference
 from rankscope.records import trained_parts
@@ -13,7 +13,7 @@ MAX_CHOICES = 60
 
 @in_section("transfer", 10, per="unit")
 def draw_transfer(view: StudyView, unit: Unit) -> Figure:
-    """The map over the tasks measured in ``unit``; the drop-down selects an arm."""
+    """Draw the map over the tasks measured in ``unit``; the drop-down selects an arm."""
     trains = view.training_tasks
     tests = [task.name for task in view.study.tasks if view.unit(task.name) == unit]
     title = f"change, {unit.difference}"
