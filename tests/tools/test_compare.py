@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from command_line import files_below
-from command_line import rankscope as command
+from command_line import files_below, rankscope as command
 from pocket_study import UNANALYZED, changed, rewrite_rows, small_study
 from synthetic_study import Truth, synthetic_study
 

@@ -17,10 +17,10 @@ from toy_training import (
     protocol,
     score,
     toy_rows,
+    trained as result_of,
     training_tolerance,
     trial,
 )
-from toy_training import trained as result_of
 
 from rankscope.data.encode import EncodedRow
 from rankscope.data.sampler import ReplaySampler, RowSampler
