@@ -14,7 +14,7 @@ from torch import nn
 
 from rankscope.evaluate import prefix_sharing as prefixes, token_trees
 from rankscope.evaluate.likelihood import continuation_logprobs, prefix_groups
-from rankscope.evaluate.prefix_sharing import common_length, find_shared_prefixes
+from rankscope.evaluate.prefix_sharing import _common_length as common_length, find_shared_prefixes
 from rankscope.evaluate.scorers.scorer import Question
 from rankscope.evaluate.token_trees import TokenTree
 

@@ -12,7 +12,7 @@ from pocket_study import UNANALYZED, changed, rewrite_rows, small_study
 from synthetic_study import Truth, synthetic_study
 
 from rankscope.records import StudyRecords
-from rankscope.tools.compare import StudyPair, compare, compare_studies, differences
+from rankscope.tools.compare import _StudyPair as StudyPair, compare, compare_studies, differences
 
 LORA = {"method": "lora", "lr": 2e-3}
 SHORT = changed("train", max_steps=2)["train"]

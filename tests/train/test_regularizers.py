@@ -30,7 +30,7 @@ from rankscope.models.multi_lora import target_linears
 from rankscope.records import TrialSpec
 from rankscope.train.loop import StepCallback
 from rankscope.train.loss import kl_divergences
-from rankscope.train.trial_state import EarlyStop, TrialState
+from rankscope.train.trial_state import TrialState, _EarlyStop as EarlyStop
 from rounding import rounding
 
 ROWS = toy_rows()
