@@ -65,11 +65,11 @@ def _change(study: StudyRecords, trial: TrialRecords, record: EvalRecord) -> Est
 
 
 def compare_cells(first: StudyRecords, second: StudyRecords) -> tuple[ComparedCell, ...]:
-    """Second minus first on every common task: the two bases, then every common arm. Test split.
+    """Subtract the first study from the second on every common task: the bases, then common arms.
 
-    Paired item by item if the task's hash shows the same items, prompts and scoring; otherwise the
-    difference of two means with a two-sample interval. The same trials on the same items get no
-    interval.
+    Scores are of the test split. They are paired item by item if the task's hash shows the same
+    items, prompts and scoring. Otherwise the difference of two means has a two-sample interval. The
+    same trials on the same items get no interval.
     """
     shared = [t.name for t in first.tasks if any(t.name == o.name for o in second.tasks)]
     cells = [c for name in shared if (c := _cell(first, second, (), (), name)) is not None]
@@ -85,17 +85,17 @@ def compare_cells(first: StudyRecords, second: StudyRecords) -> tuple[ComparedCe
 
 
 def paired_in(first: StudyRecords, second: StudyRecords, task: str) -> bool:
-    """Whether the test items of a task, their prompts, tokenizer, scorer and scoring settings are
-    the same in both studies."""
+    """Whether both studies have the same test items, prompts, tokenizer, scorer and scoring
+    settings."""
     one, two = first.task(task), second.task(task)
     same = one.test_sha256 == two.test_sha256 != ""
     return same or one.sha256 == two.sha256
 
 
 def incomparable(one: TaskRecord, two: TaskRecord, paired: bool, same_base: bool) -> str | None:
-    """Why the scores of a task in two studies cannot be subtracted; None if they can.
+    """Return why the scores of a task in two studies cannot be subtracted; None if they can.
 
-    The unit of a log probability per token depends on the tokenizer, which is known to be the same
+    The unit of a log probability per token depends on the tokenizer. That is known to be the same
     only if the task's hash or the base is.
     """
     if one.metric != two.metric or one.score_unit != two.score_unit:
@@ -108,7 +108,7 @@ def incomparable(one: TaskRecord, two: TaskRecord, paired: bool, same_base: bool
 def _cell(
     first: StudyRecords, second: StudyRecords, arm: _Trials, other: _Trials, task: str
 ) -> ComparedCell | None:
-    """Compare one arm (no trials: the base) on one task; None without comparable scores."""
+    """Compare one arm on one task; None without comparable scores. No trials mean the base."""
     one, two = _scores(first, arm, task), _scores(second, other, task)
     record, paired = first.task(task), paired_in(first, second, task)
     same_base = first.model.sha256 == second.model.sha256

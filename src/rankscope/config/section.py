@@ -196,8 +196,6 @@ HubId = Annotated[
 ]
 PlainText = Annotated[str, AfterValidator(_check_text)]
 PathText = Annotated[Annotated[PlainText, AfterValidator(_check_path)] | None, LocalPath()]
-Kernels = Literal["plain", "compiled", "liger"]
-"""Ways to compute the element-wise parts of the frozen base (``models/compiled.py``)."""
 Interval = Annotated[
     Annotated[int, Field(ge=1)] | Literal["epoch"] | None,
     Described("a number of optimizer steps or 'epoch'"),

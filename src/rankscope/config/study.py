@@ -16,10 +16,10 @@ from rankscope.config.section import (
     ConfigSection,
     HubId,
     Interval,
-    Kernels,
     Name,
     PathText,
     PlainText,
+    RegisteredName,
     Seed,
     Seeds,
     Unfit,
@@ -27,6 +27,7 @@ from rankscope.config.section import (
     short_repr,
 )
 from rankscope.config.task import TaskConfig
+from rankscope.models.kernels import PLAIN, all_kernels
 from rankscope.run.executors import ExecutorChoice, executor_section
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ MAX_TRIALS = 10_000
 
 
 class ModelConfig(ConfigSection):
-    """The base model: exactly one of ``pocket``, ``path``, ``hub`` and ``cached``."""
+    """The base model: exactly one of ``pocket``, ``path`` and ``hub``."""
 
     pocket: bool = False
     """Use the embedded pocket model."""
@@ -48,8 +49,6 @@ class ModelConfig(ConfigSection):
     """Local Hugging Face folder with safetensors weights."""
     hub: HubId | None = None
     """Hub id, such as ``Qwen/Qwen2.5-7B-Instruct``."""
-    cached: Name | None = None
-    """A model that ``rankscope fetch`` put into the cache, such as ``smollm2-135m``."""
     revision: PlainText | None = None
     """Branch, tag or commit on the hub; only with ``hub``."""
     prompt_format: Literal["auto", "chat", "plain"] = "auto"
@@ -57,19 +56,17 @@ class ModelConfig(ConfigSection):
 
     @classmethod
     def from_short_form(cls, text: str) -> dict[str, Any]:
-        """Expand ``pocket``, ``./folder``, ``owner/name`` (hub) or a name known to ``rankscope
-        fetch``."""
+        """Expand ``pocket``, a folder, or ``owner/name`` on the hub."""
         if text == "pocket":
             return {"pocket": True}
-        if text.startswith((".", "/", "~")):
-            return {"path": text}
-        return {"hub": text} if "/" in text else {"cached": text}
+        is_path = text.startswith((".", "/", "~")) or "/" not in text
+        return {"path" if is_path else "hub": text}
 
     @model_validator(mode="after")
     def check_one_source(self) -> Self:
-        given = [self.pocket, self.path is not None, self.hub is not None, self.cached is not None]
+        given = [self.pocket, self.path is not None, self.hub is not None]
         if sum(given) != 1:
-            rule = "exactly one of 'pocket: true', 'path', 'hub' and 'cached'"
+            rule = "exactly one of 'pocket: true', 'path' and 'hub'"
             raise Unfit(f"{sum(given)} models", rule)
         if self.revision is not None and self.hub is None:
             raise Unfit("'revision' alone", "'hub' beside it")
@@ -77,7 +74,7 @@ class ModelConfig(ConfigSection):
 
     @property
     def label(self) -> str:
-        return "pocket" if self.pocket else (self.hub or self.cached or str(self.path))
+        return "pocket" if self.pocket else (self.hub or str(self.path))
 
 
 class TrainConfig(ConfigSection):
@@ -125,11 +122,10 @@ class TrainConfig(ConfigSection):
     """How the adapters' products are computed: ``loop`` takes one adapter after another,
     ``grouped_mm`` all of similar rank at once. ``auto`` takes ``grouped_mm`` in bfloat16 on CUDA of
     compute capability 9.x and 10.x. The choice changes results by rounding alone."""
-    kernels: Kernels = "plain"
+    kernels: Annotated[str, RegisteredName(all_kernels)] = PLAIN
     """How norms, rotary embeddings and gates of the frozen base are computed. ``plain`` uses
-    PyTorch's operations, ``compiled`` functions made by ``torch.compile``. ``liger`` takes
-    liger-kernel's norms and gates where they exist, and compiled functions elsewhere. The choice
-    changes results by rounding alone."""
+    PyTorch's operations; extensions add other ways. The choice changes results by rounding
+    alone."""
     evaluate_every: Interval = None
     """Evaluate each trial every so many optimizer steps, or every ``epoch``."""
     evaluate_items: int = Field(400, ge=1)

@@ -1,7 +1,7 @@
 """The registry of named tasks: source, prompt and scorer of each.
 
-``tasks.toml`` lists them. ``register_task`` adds a task from a file of its own; a task may bring
-its own row reader (``shapes``) and its own source (``read``).
+``tasks.toml`` lists them. A ``TaskSpec`` of an extension or of another package is one, too; it may
+bring its own row reader (``shapes``) and its own source (``read``).
 
 Questions with everyday words for options (ARC, OpenBookQA, BoolQ, PIQA) are asked without their
 options, and the most probable option is the model's answer: even the smallest models do better
@@ -25,6 +25,7 @@ from rankscope.data.rows import QUESTION_PROMPT
 from rankscope.data.sources import SplitRows, numbered
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers import ScoreUnit, get_scorer
+from rankscope.registry import objects
 
 LETTERED_PROMPT = "Question: {question}\n{options}\nAnswer:"
 
@@ -102,28 +103,23 @@ def _named_task(name: str, entry: dict[str, Any]) -> TaskSpec:
     return replace(spec, **entry)
 
 
-NAMED_TASKS: dict[str, TaskSpec] = {}
-
-
-def register_task(spec: TaskSpec) -> TaskSpec:
-    """Make a task available under its name. Raises UserError: a task has that name already."""
-    if spec.name in NAMED_TASKS:
-        found = "a task of this name"
-        raise UserError(f"task {spec.name!r}", found, "a new name", "choose another")
-    NAMED_TASKS[spec.name] = spec
-    return spec
-
-
-_TABLE = tomllib.loads(Path(__file__).with_name("tasks.toml").read_text("utf-8"))
-for _name, _entry in _TABLE.items():
-    register_task(_named_task(_name, _entry))
+@cache
+def named_tasks() -> dict[str, TaskSpec]:
+    """Return all named tasks: those of ``tasks.toml``, then the ``TaskSpec`` objects of extensions
+    and other packages. Raises UserError: two have one name."""
+    table = tomllib.loads(Path(__file__).with_name("tasks.toml").read_text("utf-8"))
+    found = {name: _named_task(name, entry) for name, entry in table.items()}
+    for spec in objects(TaskSpec):
+        if found.setdefault(spec.name, spec) is not spec:
+            raise UserError(f"task {spec.name!r}", "two of this name", "one", "rename yours")
+    return found
 
 
 def overlapping_subjects(task: str, trained_on: Collection[str]) -> tuple[str, ...]:
     """Return the subjects of ``task`` to leave out, because a training task has their questions."""
     subjects: list[str] = []
     for name in sorted(trained_on):
-        spec = NAMED_TASKS.get(name)
+        spec = named_tasks().get(name)
         if spec is not None and name != task:
             subjects += spec.overlaps.get(task, ())
     return tuple(dict.fromkeys(subjects))

@@ -74,7 +74,7 @@ def split_rows(
     own_data: bool,
     keep_test_whole: bool = False,
 ) -> tuple[dict[str, tuple[Item, ...]], list[str]]:
-    """Assign the rows of a task's files to train, validation and test.
+    """Assign the rows of a task's files to train, validation and test; also return notes on cuts.
 
     Validation is the validation file, if it is the user's own or has at least 50 rows. Otherwise it
     is 10 % of the distinct train rows, at most 500, but up to 20 % of fewer than 100 rows. Without
@@ -82,9 +82,6 @@ def split_rows(
     file without the validation rows cut from it; without a file, as many train rows. Copies go with
     their original. Validation rows that repeat a test row, and training rows that repeat a
     validation row, are removed.
-
-    Returns:
-        The splits, and one sentence for each cut or removal.
     """
     train, validation, test = ([*files.get(f, ())] for f in ("train", "validation", "test"))
     notes = []

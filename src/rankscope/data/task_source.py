@@ -13,7 +13,7 @@ from rankscope.config.study import StudyConfig
 from rankscope.config.task import TaskConfig
 from rankscope.data.hub import HubSource, read_hub
 from rankscope.data.items import Item
-from rankscope.data.registry import LETTERED_PROMPT, NAMED_TASKS, TaskSpec
+from rankscope.data.registry import LETTERED_PROMPT, TaskSpec, named_tasks
 from rankscope.data.rows import QUESTION_PROMPT
 from rankscope.data.sources import SplitRows, check_file, read_file, split_paths
 from rankscope.errors import UserError, did_you_mean
@@ -40,7 +40,7 @@ def locate_rows(config: TaskConfig, data_dir: str | Path | None, *, trained: boo
     Raises UserError: a missing file, an unreadable kind of file, or an unknown task.
     """
     where = f"task {config.name!r}"
-    is_named = config.name in NAMED_TASKS
+    is_named = config.name in named_tasks()
     if config.path is not None:
         folder = Path(config.path).expanduser()
         if folder.is_file():
@@ -154,12 +154,11 @@ def hub_tasks(config: StudyConfig) -> list[str]:
 
 def _named_spec(config: TaskConfig) -> TaskSpec:
     """Return a named task with the study file's changes; another scorer brings its own prompt."""
-    if config.name not in NAMED_TASKS:
-        hint = did_you_mean(config.name, NAMED_TASKS)
-        known = f"one of {', '.join(NAMED_TASKS)}"
+    if (spec := named_tasks().get(config.name)) is None:
+        hint = did_you_mean(config.name, named_tasks())
+        known = f"one of {', '.join(named_tasks())}"
         do = hint or "for your own data give 'train:' (a file of rows) or 'hub:'"
         raise UserError(f"task {config.name!r}", "no task of this name", known, do)
-    spec = NAMED_TASKS[config.name]
     changes = _common_settings(config)
     if config.scorer in (None, spec.scorer):
         changes["primary_metric"] = config.primary_metric or spec.primary_metric

@@ -20,7 +20,7 @@ from rankscope.device import distinct_places, on_device
 from rankscope.errors import UserError
 from rankscope.models.attention import varlen
 from rankscope.models.attention.varlen import AttentionPlan, KVCache
-from rankscope.models.compiled import compute_plainly
+from rankscope.models.kernels import PLAIN, use_kernels
 from rankscope.models.multi_lora import AdapterSpan, MultiLora, linear_layers, unwrap
 from rankscope.models.quantize import dense_weight
 from rankscope.models.sharding import Shards, is_sharded, trainable_shards
@@ -264,7 +264,7 @@ class Base:
             return made
         copied = self.copied()
         model = copied.model.float()
-        compute_plainly(model)  # compiled functions take frozen weights, and no mixed precision
+        use_kernels(model, PLAIN)  # others take frozen weights, and no mixed precision
         model.requires_grad_(True)
         if self.model.dtype != model.dtype:
             copied.product_dtype = self.model.dtype

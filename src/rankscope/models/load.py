@@ -24,7 +24,7 @@ from rankscope.hashing import weights_sha256
 from rankscope.models.attention import varlen
 from rankscope.models.attention.varlen import KVCache
 from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.compiled import kernels_of, use_kernels
+from rankscope.models.kernels import kernels_of, use_kernels
 from rankscope.models.model_folder import damaged, model_folder
 from rankscope.models.multi_lora import MultiLora
 from rankscope.models.output_layer import block_output_layer, note_plain_logits

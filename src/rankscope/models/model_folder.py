@@ -1,4 +1,4 @@
-"""Location of a model's files: pocket, cache, local folder or hub. Needs no torch."""
+"""Location of a model's files: pocket, local folder or hub. Needs no torch."""
 
 from pathlib import Path
 
@@ -19,10 +19,6 @@ def model_folder(config: ModelConfig, weights: bool = True) -> Path:
     downloaded."""
     if config.pocket:
         return pocket_folder()
-    if config.cached is not None:
-        from rankscope.models.fetch import cached_model_folder
-
-        return cached_model_folder(config.cached)
     if config.path is not None:
         return checked_folder(Path(config.path).expanduser(), weights)
     assert config.hub is not None
@@ -72,10 +68,9 @@ def checked_folder(folder: Path, weights: bool = True) -> Path:
 
 
 def shapes_folder(model: str, weights: bool = True) -> Path:
-    """Find the folder with the ``config.json`` of a model.
+    """Find the folder with the ``config.json`` of a local folder, ``pocket`` or a hub id.
 
-    The model is a local folder, ``pocket``, a fetched model or a hub id. A local folder may lack
-    the weights; a hub model is downloaded, with or without ``weights``.
+    A local folder may lack the weights; a hub model is downloaded, with or without ``weights``.
     """
     local = user_path(model)
     if local.exists():

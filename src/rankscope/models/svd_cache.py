@@ -18,9 +18,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from rankscope.errors import DiskFull
-from rankscope.filesystem import replace_bytes
+from rankscope.filesystem import cache_folder, replace_bytes
 from rankscope.hashing import sha256_json, sha256_tensors
-from rankscope.models.fetch import cache_folder
 
 SMALLEST_STORED = 256  # Smallest d that is kept on disk: others take milliseconds
 ROUNDED_FROM = 1024  # Smallest d whose vectors are rounded to 16 bits

@@ -6,7 +6,6 @@ import signal
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from types import FrameType
 
 import torch
@@ -18,7 +17,7 @@ from rankscope.device import keep_freed_memory, limit_kernel_cache, use_determin
 from rankscope.errors import CONTINUES, STOP_SIGNALS, Interrupted, UserError
 from rankscope.filesystem import replace_text
 from rankscope.models.base import Base
-from rankscope.models.compiled import use_kernels, why_not
+from rankscope.models.kernels import use_kernels
 from rankscope.models.load import load_base, model_record
 from rankscope.models.parameters import model_on_meta
 from rankscope.models.sharding import Shards
@@ -68,17 +67,15 @@ def begin_run(
     source = (config.model, study.device, study.dtype)
     model, sha256 = model_on_meta(study.base.config), study.base.sha256
     record = model_record(*source, model, tokenizer, sha256, config.quantize)
-    load = partial(load_base, *source, config.quantize, tokenizer, shards)
+
+    def load() -> Base:
+        base = load_base(*source, config.quantize, tokenizer, shards)
+        use_kernels(base.model, config.train.kernels)
+        return base
+
     groups = GroupLedger(ledger, study)
     context = RunContext(
-        study,
-        ledger,
-        record,
-        partial(_load_computing, study, load),
-        reporter,
-        should_stop,
-        groups,
-        unit or Round(),
+        study, ledger, record, load, reporter, should_stop, groups, unit or Round()
     )
     if not (has_executor or ledger.artifacts()):  # a base that cannot be loaded leaves no study
         context.load_base()
@@ -107,20 +104,6 @@ def store_study(
     ledger.put_study(config.name, study_values(config), model, tasks, provenance())
     replace_text(ledger.out / "study.resolved.yaml", dump_study(config))
     ledger.put_notes(notes)
-
-
-def _load_computing(study: PreparedStudy, load: Callable[[], Base]) -> Base:
-    """Load the base and compute it as ``train.kernels`` says. Raises UserError: that fails here."""
-    kernels = study.config.train.kernels
-    reason = why_not(kernels, study.device)
-    if kernels != "plain" and study.config.train.devices > 1:
-        reason = "a group trains on several devices"
-    if reason:
-        do = "make it work, or set 'plain': what is stored and what is new then differ by rounding"
-        raise UserError("train.kernels", f"'{kernels}', but {reason}", do=do)
-    base = load()
-    use_kernels(base.model, kernels)
-    return base
 
 
 def plan_again(ledger: Ledger, retry: Collection[str]) -> None:

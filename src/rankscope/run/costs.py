@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from rankscope.device import dtype_name
 from rankscope.evaluate.scorers.scorer import ItemTokens
+from rankscope.models.kernels import all_kernels
 from rankscope.models.methods import get_method
 from rankscope.models.methods.method import Method
 from rankscope.models.parameters import (
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from rankscope.run.machines import Machine
 
 START_SECONDS = 5.5  # Imports and tokenizer, until a process trains: measured on two cores
-COMPILE_SECONDS = 30.0  # Of all compiled functions, once, on two idle cores
 DISK_RATE = 0.5e9  # Bytes that are hashed and written, or read, per second; assumed
 
 
@@ -85,11 +85,11 @@ class CostModel:
     def start(self) -> float:
         """Estimate the seconds until a new process trains.
 
-        It imports, hashes and loads the base, and compiles functions as if none were in the cache.
+        It imports, hashes and loads the base, and makes its kernels as if none were in a cache.
         """
-        compiling = 0.0 if self.inputs.config.train.kernels == "plain" else COMPILE_SECONDS
+        making = all_kernels()[self.inputs.config.train.kernels].start_seconds
         base_bytes = self.shapes.num_parameters * self.inputs.dtype.itemsize
-        return START_SECONDS + base_bytes / DISK_RATE + compiling
+        return START_SECONDS + base_bytes / DISK_RATE + making
 
     # --- training -------------------------------------------------------------------------------
 

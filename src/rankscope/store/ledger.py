@@ -5,11 +5,10 @@ import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 from pydantic import FiniteFloat
 
-from rankscope.config.section import Kernels
 from rankscope.errors import reporting_shortages
 from rankscope.records import (
     BASE,
@@ -179,13 +178,10 @@ class Ledger:
         if history[-1].model_copy(update={"created": provenance.created}) != provenance:
             self._put(provenance=json_list([*history, provenance]))
 
-    def kernels(self) -> Kernels | None:
+    def kernels(self) -> str | None:
         """Return ``train.kernels`` of the stored study; None without one."""
         config = stored(self._db, "config", dict[str, Any])
-        if config is None:
-            return None
-        kernels = config["train"].get("kernels")
-        return kernels if kernels in get_args(Kernels) else "plain"
+        return config and config["train"]["kernels"]
 
     def put_notes(self, notes: Sequence[str]) -> None:
         self._put(notes=json.dumps(list(notes)))

@@ -26,7 +26,7 @@ class HeadTask:
     trees: tuple[TokenTree, ...]
 
     def scores(self, values: Sequence[Floats]) -> Floats:
-        """Primary score of every item, from the log-probabilities of its continuations."""
+        """Return the primary score of every item, from log-probabilities of its continuations."""
         if self.metric == LOGPROB_PER_TOKEN:
             counts = [len(tree.targets) for tree in self.trees]
             return np.array([v[0] / n for v, n in zip(values, counts, strict=True)])
@@ -36,7 +36,7 @@ class HeadTask:
         return np.array(hits, dtype=np.float64)
 
     def gold(self, values: Sequence[Floats]) -> Floats:
-        """Log-probability of every item's right answer, nats."""
+        """Return the log-probability of every item's right answer, nats."""
         return np.array([v[tree.gold] for v, tree in zip(values, self.trees, strict=True)])
 
 
@@ -47,9 +47,9 @@ def head_task(
     max_items: int,
     settings: EvaluateConfig,
 ) -> HeadTask:
-    """The first test items of a task, for a model with a context of ``context`` tokens.
+    """Prepare the first test items of a task, for a model with a context of ``context`` tokens.
 
-    Tasks answered by generating are scored by the likelihood of the gold answer, and so are
+    Tasks with generated answers are scored by the likelihood of the gold answer, and so are
     mixtures whose parts have different scorers.
     """
     first = replace(task, test=task.test[:max_items])
@@ -68,7 +68,7 @@ def head_task(
 
 
 def token_trees(encoded: EncodedSplit) -> list[TokenTree]:
-    """Rows of text, or questions with the continuations that the primary metric compares."""
+    """Return rows of text, or questions with the continuations that the primary metric compares."""
     if isinstance(encoded.encoded[0][0], EncodedRow):
         return [TokenTree.of_row(row) for (row,) in encoded.encoded]
     trees = []
@@ -80,6 +80,6 @@ def token_trees(encoded: EncodedSplit) -> list[TokenTree]:
 
 
 def related_tasks(tasks: Mapping[str, LoadedTask], trained_on: str) -> frozenset[str]:
-    """The tasks that share items with a training task, itself included."""
+    """Return the tasks that share items with a training task, itself included."""
     parts = {n: {n, *(part.spec.name for part in task.parts)} for n, task in tasks.items()}
     return frozenset(name for name, names in parts.items() if names & parts[trained_on])

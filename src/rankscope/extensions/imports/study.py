@@ -1,6 +1,6 @@
-"""``rankscope import``: scores that were made elsewhere become the folder of a finished study.
+"""``rankscope import``: scores from elsewhere become the folder of a finished study.
 
-It has no weights; otherwise it is read as any other. docs/data.md says what is read.
+It has no weights; otherwise it reads like any other. docs/data.md lists the formats.
 """
 
 import math
@@ -64,10 +64,10 @@ def import_scores(
     Args:
         columns: ``NAME=COLUMN``, our name of a column and the source's.
         base: the arm that is the untuned model, or its mean scores: ``TASK=SCORE,TASK=SCORE``.
-        options: ``task``, which the arms were trained on, or None for the only one; ``unit`` of all
-            scores, or None to recognize each task's; names by commas, or "none": ``retention``,
-            tasks, or None for all others; ``lower``, metrics or tasks that are better if lower, or
-            None to refuse metrics of unknown direction.
+        options: ``task`` is the arms' training task; None takes the only one. ``unit`` is that of
+            all scores; None recognizes each task's. ``retention`` and ``lower`` are names by
+            commas, or "none". ``retention`` names tasks; None takes all others. ``lower`` names
+            metrics or tasks that are better if lower; None refuses metrics of unknown direction.
 
     Raises:
         UserError: every fault of the scores; nothing is written then.
@@ -90,7 +90,7 @@ def import_scores(
 
 
 def _matched(table: pd.DataFrame, said: Said) -> pd.DataFrame:
-    """Scores of every model on the items that the base has."""
+    """Keep the scores of every model on the items that the base has."""
     models, kept = {*table.set_index(MODEL).index}, [table[:0]]
     if not {BASE} < {*table["arm"]}:
         do = "name the base with --base NAME, or give its means: --base TASK=SCORE"
@@ -122,7 +122,7 @@ def _names(options: Options, key: str) -> set[str]:
 
 
 def _roles(table: pd.DataFrame, options: Options, said: Said) -> dict[str, str]:
-    """Roles of the tasks by name."""
+    """Return the roles of the tasks by name."""
     stated = table.groupby("task")["role"].max()
     kept = _names(options, "retention") or {*stated[stated == "retention"].index}
     free = [name for name, role in stated.items() if not role and name not in kept]
@@ -144,7 +144,8 @@ def _roles(table: pd.DataFrame, options: Options, said: Said) -> dict[str, str]:
 
 
 def _scaled(part: pd.DataFrame, options: Options, said: Said) -> pd.DataFrame:
-    """Scores of one task in its unit: of percentages the shares, of losses the negative."""
+    """Convert the scores of one task to its unit: percentages to shares, losses to their
+    negative."""
     task, metric, unit, stated = (part[name].max() for name in ("task", "metric", "unit", "lower"))
     name, unit, scores = metric.partition(",")[0], options.get("unit") or unit, part["score"]
     called = task if name.lower() == "score" else name
@@ -199,7 +200,7 @@ def _task(part: pd.DataFrame, roles: Mapping[str, str], source: str) -> TaskReco
 
 
 def _point(arm: pd.Series) -> dict[str, Any]:
-    """Method and settings of an arm as fields of its trials."""
+    """Return method and settings of an arm as fields of its trials."""
     known = {method.name: method for method in all_methods() if not method.takes_settings}
     rank = int(arm["rank"]) if arm["rank"] >= 1 else None
     name = "full" if arm["method"].startswith("full") else arm["method"]
@@ -216,8 +217,11 @@ def _point(arm: pd.Series) -> dict[str, Any]:
 def _trials(
     table: pd.DataFrame, task: str, notes: list[str]
 ) -> dict[tuple[str, int], tuple[TrialSpec, TrainRecord]]:
-    """By arm and seed. An arm whose settings tell it from all others is a point of the grid; any
-    other goes by its name."""
+    """Make trials by arm and seed.
+
+    An arm whose settings tell it from all others is a point of the grid; any other goes by its
+    name.
+    """
     tuned, trials = table[table["arm"] != BASE], {}
     arms = dict(tuned.groupby("arm", sort=False)[OF_ARM].max().iterrows())
     points = {name: _point(arm) for name, arm in arms.items()}

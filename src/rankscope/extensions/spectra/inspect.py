@@ -1,7 +1,8 @@
 """``inspect``: a study of given models whose analyses read stored weights, or run the models.
 
-Spectra need no model in memory: adapters and checkpoints are read one matrix at a time, of any
-architecture with linear layers, quantized ones too. Other analyses run the models, as a study does.
+Spectra need no model in memory. Adapters and checkpoints are read one matrix at a time, for any
+architecture with linear layers, quantized ones included. Other analyses run the models, like a
+study.
 """
 
 import time
@@ -57,15 +58,15 @@ def inspect(
     """Compare adapters and checkpoints with their base, without training.
 
     Args:
-        base: a model folder, ``pocket``, a fetched model's name, or a hub id.
+        base: a model folder, ``pocket`` or a hub id.
         tuned: folders of PEFT adapters or full checkpoints; they share the base's decompositions.
         settings: keys of a study file, such as ``analyze`` and ``device``.
-        out: a folder for the study, its page and its tables. Of an earlier inspection, it keeps
-            the base and whether models run: analyses that run them need another folder than those
-            of stored weights.
+        out: a folder for the study, its page and its tables. An earlier inspection in it must have
+            the same base. Analyses that run models need another folder than those of stored
+            weights.
         any_base: accept adapters that record another base.
 
-    Raises UserError for what cannot be used, IntegrityError for damaged weights.
+    Raises UserError for unusable input, IntegrityError for damaged weights.
     """
     reporter = reporter or ProgressReporter()
     folders = [tuned] if isinstance(tuned, str | Path) else tuned
@@ -94,7 +95,8 @@ def inspect(
 def _inspect_stored(
     base: str, config: StudyConfig, out: Path, reporter: ProgressReporter
 ) -> StudyRecords:
-    """Spectra of the given models, one matrix in memory at a time, into the study in ``out``."""
+    """Write spectra of the given models, one matrix in memory at a time, into the study in
+    ``out``."""
     keep_freed_memory()
     begun = time.monotonic()
     stored_base = CheckpointReader(shapes_folder(base))
@@ -144,7 +146,7 @@ def _model_record(label: str, base: CheckpointReader, sha256: str) -> ModelRecor
 
 
 def write_analyses(study: StudyRecords, folder: Path) -> None:
-    """Write a Parquet file per table of each analysis that found something."""
+    """Write a Parquet file per table of each analysis with results."""
     rows: list[tuple[TableRow, AnalysisRecord]] = []
     for trial in study.trials:
         spec, scaling = trial.spec, None if trial.spec.rank is None else trial.spec.scaling
@@ -154,7 +156,7 @@ def write_analyses(study: StudyRecords, folder: Path) -> None:
 
 
 def unfinished(study: StudyRecords) -> list[str]:
-    """One sentence per given model that failed, or that lacks an analysis which is enabled."""
+    """Write one sentence per given model that failed, or that lacks an enabled analysis."""
     kinds = [(a.name, kind) for a in enabled_analyses(study.config) if (kind := a.record_type())]
     return failures(study) + [
         f"{trial.spec.arm_label}: no {name}, as the analysis did not finish"
@@ -165,7 +167,7 @@ def unfinished(study: StudyRecords) -> list[str]:
 
 
 def inspection_json(study: StudyRecords) -> dict[str, object]:
-    """What ``inspect --json`` prints."""
+    """Return the JSON document of ``inspect --json``."""
     analyses = all_analyses()
     return {
         "base": study.model.label,

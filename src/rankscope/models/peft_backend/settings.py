@@ -40,7 +40,7 @@ UNUSABLE_TYPES = {
     "SHADOW": "runs a second model beside the base",
     "XLORA": "mixes adapters that were trained before",
 }
-"""Maps each type that injects no layer into the base to the reason why it is unusable."""
+"""Reason, by type, why a PEFT method that injects no layer into the base is unusable."""
 
 UNUSABLE_FIELDS = {
     "alora_invocation_tokens": "searches the whole sequence for tokens, and a sequence holds many "
@@ -49,7 +49,7 @@ UNUSABLE_FIELDS = {
     "megatron_config": "needs Megatron's layers",
     "use_asa": "moves its budget by a callback of another trainer",
 }
-"""Maps each field that fails with concatenated rows on a shared base to the reason."""
+"""Reason, by field, why it fails with concatenated rows on a shared base."""
 
 FIXED_TARGETS = ("LN_TUNING", "TRAINABLE_TOKENS")  # They change norms or the embedding
 

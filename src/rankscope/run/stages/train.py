@@ -214,7 +214,7 @@ class _StepCallbacks:
                 self.points.update(((p.trial_id, p.task, p.step), p) for p in new)
         if scored is not model:
             del scored
-            gc.collect()  # layers with compiled kernels refer to themselves
+            gc.collect()  # layers with kernels of an extension refer to themselves
 
     def stop_early(self, step: int, model: Base, states: Sequence[TrialState]) -> None:
         """Pass trials' in-domain scores to their early stop.
