@@ -12,7 +12,7 @@ import pytest
 import torch
 from launcher import Launcher
 
-from rankscope.cli.application import WAITING_LOOPS, limit_busy_waiting
+from rankscope.cli.application import WAITING_LOOPS, _limit_busy_waiting as limit_busy_waiting
 from rankscope.device import (
     _processor_flags as processor_flags,
     available_memory_bytes,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SECONDS = 3  # Of processor time for one answer; usual ones take milliseconds
 WORD_OR_MARK = re.compile(r"\$|\\boxed|\\\(|\\\[|(?:^|\s)[A-Za-z]{2,}(?=[\s.,;:!?]|$)")
 """Matches a mark of LaTeX, or a word between blanks; letters beside anything else are variables."""
-PROCESS = "from rankscope.evaluate.scorers.math_verify import answer_requests; answer_requests()"
+PROCESS = "from rankscope.evaluate.scorers.math_verify import _answer_requests; _answer_requests()"
 
 
 class MathVerifyScorer(GenerationScorer):
@@ -120,7 +120,7 @@ def _as_expression(text: str) -> str:
     return text if WORD_OR_MARK.search(text) else f"${text}$"
 
 
-def answer_requests() -> None:
+def _answer_requests() -> None:
     """Answer requests to compare, until standard input is closed.
 
     Each request is a pair of gold answer and answer. The reply says whether they are equal, and
