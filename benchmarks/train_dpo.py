@@ -17,8 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from evaluation import DATA
-from packed_runs import load as load_base
-from packed_runs import train
+from packed_runs import load as load_base, train
 from race import Segment, Turn, announce, race
 from rankscope.models.model_folder import pocket_folder
 from rankscope.train.objectives.dpo import reference_margins

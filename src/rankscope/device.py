@@ -113,7 +113,7 @@ def choose_dtype(text: str, device: torch.device) -> torch.dtype:
     """
     if text == "auto":
         limited = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in WITHOUT_BFLOAT16
-        is_native = device.type == "cpu" and not limited and BFLOAT16_FLAGS & processor_flags()
+        is_native = device.type == "cpu" and not limited and BFLOAT16_FLAGS & _processor_flags()
         if device.type == "cuda":
             is_native = torch.cuda.is_bf16_supported(including_emulation=False)
         other = torch.float16 if device.type == "cuda" else torch.float32
@@ -126,7 +126,7 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def processor_flags() -> frozenset[str]:
+def _processor_flags() -> frozenset[str]:
     """Return the processor's instruction set flags in Linux's names; empty on other systems."""
     return frozenset(processor_field("flags").split())
 

@@ -182,15 +182,15 @@ def _compared(results: TaskResults) -> Iterator[ArmComparison]:
             kind="full" if kind == "full" else "ranks",
             first_label=first.summary.label,
             second_label=second.summary.label,
-            net=change_of(more),
-            gain=change_of(gained),
+            net=_change_of(more),
+            gain=_change_of(gained),
             p_better=float((more > 0).mean()),
             p_within_margin=float((more >= -results.margin).mean()),
             p_gain_within_margin=float((gained >= -results.margin).mean()),
         )
 
 
-def change_of(draws: Array) -> ExpectedChange:
+def _change_of(draws: Array) -> ExpectedChange:
     """Return the mean of draws (D,) and the ends of their 95 % interval."""
     low, high = np.quantile(draws, (0.025, 0.975)).tolist()
     return ExpectedChange(value=float(draws.mean()), low=low, high=high)
@@ -238,9 +238,9 @@ def task_results(
         draws, at = net.draws[:, column], place_of.get(column)
         lost = forgetting.get(place)
         gained = ExpectedGain(
-            net=change_of(draws),
-            changes={name: change_of(d) for name, d in changes[place].items()},
-            forgetting=None if lost is None else change_of(lost),
+            net=_change_of(draws),
+            changes={name: _change_of(d) for name, d in changes[place].items()},
+            forgetting=None if lost is None else _change_of(lost),
             p_better=float((draws > 0).mean()),
             p_within_margin=0.0 if at is None else float(kept.p_within_margin[at]),
             p_best=0.0 if at is None else float(kept.p_best[at]),

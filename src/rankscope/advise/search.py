@@ -38,11 +38,11 @@ class NextRound:
 def first_designs(trials: Sequence[TrialSpec], tasks: Iterable[str]) -> tuple[TrialSpec, ...]:
     """Return the first designs of all tasks that models train on, the most telling trials first."""
     of_task = ([t for t in trials if t.task == task and t.trains] for task in tasks)
-    designs = zip_longest(*map(first_design, of_task))
+    designs = zip_longest(*map(_first_design, of_task))
     return tuple(trial for of in designs for trial in of if trial is not None)
 
 
-def first_design(trials: Iterable[TrialSpec]) -> list[TrialSpec]:
+def _first_design(trials: Iterable[TrialSpec]) -> list[TrialSpec]:
     """Return a cross of the arms of one task, each with its first seed, the most telling first.
 
     The largest family of ranks and rates gives the middle rank at its middle, highest and lowest

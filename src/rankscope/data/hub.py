@@ -228,7 +228,7 @@ def read_mathqa(row: RawRow) -> Item:
 def read_hellaswag(row: RawRow) -> Item:
     """Read HellaSwag (Zellers et al., 1905.07830): a scene and four endings.
 
-    The text is cleaned as in lm-evaluation-harness, see :func:`remove_brackets`.
+    The text is cleaned as in lm-evaluation-harness, see :func:`_remove_brackets`.
     """
     scene = f"{text_field(row, 'ctx_a')} {text_field(row, 'ctx_b').capitalize()}"
     endings = row.fields["endings"]
@@ -237,14 +237,14 @@ def read_hellaswag(row: RawRow) -> Item:
         raise BadRow(f"{short_repr(endings)} as endings", "a list of texts")
     return multiple_choice(
         row,
-        remove_brackets(f"{text_field(row, 'activity_label')}: {scene}"),
-        [remove_brackets(ending) for ending in endings],
+        _remove_brackets(f"{text_field(row, 'activity_label')}: {scene}"),
+        [_remove_brackets(ending) for ending in endings],
         index_field(row, "label"),
         template="{question}",
     )
 
 
-def remove_brackets(text: str) -> str:
+def _remove_brackets(text: str) -> str:
     """Remove WikiHow's marks: `` [title]`` ends a sentence, other brackets are deleted.
 
     Two spaces become one, in a single pass, because published HellaSwag scores used that text.

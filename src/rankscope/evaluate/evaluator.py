@@ -262,7 +262,7 @@ def _task_record(
     config: StudyConfig, encoder: Encoder, task: LoadedTask, tokenizer_hash: str
 ) -> TaskRecord:
     name = task.spec.name
-    hashed = partial(task_sha256, task, encoder, tokenizer_hash, config.evaluate)
+    hashed = partial(_task_sha256, task, encoder, tokenizer_hash, config.evaluate)
     return TaskRecord(
         name=name,
         roles=_task_roles(config, name),
@@ -294,7 +294,7 @@ def _system_text(rows: Sequence[Item]) -> str:
     return turn.content if turn is not None and turn.role == "system" else ""
 
 
-def task_sha256(
+def _task_sha256(
     task: LoadedTask,
     encoder: Encoder,
     tokenizer_hash: str,

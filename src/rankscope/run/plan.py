@@ -97,7 +97,7 @@ def make_plan(
     base = _base_cost(model)
     stages, shared = _summed([base, *costs.values()]), sum(base.values())
     at_once = gpus // inputs.config.train.devices
-    wall_seconds = shared + makespan([group.seconds for group in groups], at_once)
+    wall_seconds = shared + _makespan([group.seconds for group in groups], at_once)
     counts = _counts(inputs)
     return Plan(
         study=inputs.config.name,
@@ -296,10 +296,10 @@ def _summed(costs: Iterable[Seconds]) -> Seconds:
     return totals
 
 
-def makespan(seconds: Sequence[float], devices: int) -> float:
+def _makespan(seconds: Sequence[float], devices: int) -> float:
     """Return when the last device is done, if each unit, longest first, goes to the first free one.
 
-    >>> makespan([3, 3, 2, 2, 2], 2)
+    >>> _makespan([3, 3, 2, 2, 2], 2)
     7
     """
     busy = [0.0] * devices

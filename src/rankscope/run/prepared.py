@@ -104,7 +104,7 @@ class PreparedStudy:
     def _scoring(self) -> list[Callable[[Group], int]]:
         """Memory of scoring each split, by group."""
         model, settings = self.grouping.model, self.config.evaluate
-        return [scoring_memory(model, of_split, settings) for of_split in self.items.values()]
+        return [_scoring_memory(model, of_split, settings) for of_split in self.items.values()]
 
     def host_bytes(self, group: Group, memory: GroupMemory | None = None) -> int:
         """Estimate the memory that the worker of a group, or of the base, takes on its machine.
@@ -121,7 +121,7 @@ class PreparedStudy:
         needed, model, settings = self._scoring, self.grouping.model, self.config.evaluate
         if group and group[0].prompt is not None:
             prompted = self.items_of(group[0]).values()
-            return max(scoring_memory(model, items, settings)(()) for items in prompted)
+            return max(_scoring_memory(model, items, settings)(()) for items in prompted)
         return max((of_split(group) for of_split in needed), default=0)
 
     def trial(self, model_id: str) -> TrialSpec:
@@ -226,7 +226,7 @@ def tokens_note(trial: TrialSpec, items: Items, prompted: Items) -> str:
     return f"{trial.task} {trial.arm_label}: reads {own:,.0f} tokens an item, the base {base:,.0f}"
 
 
-def scoring_memory(
+def _scoring_memory(
     model: MemoryModel, items: Sequence[ItemTokens], settings: EvaluateConfig
 ) -> Callable[[Sequence[TrialSpec]], int]:
     """Return a function that estimates the bytes of scoring a split by a group of trials.

@@ -266,7 +266,7 @@ def own_rows(
         keys: further keys of the task, such as ``fields`` and ``prompt``.
     """
     paths = split_files(data)
-    name = task_name(data)
+    name = _task_name(data)
     files = {split: str(path) for split, path in paths.items()}
     task = {s: path_for_study_file(path, study_file) for s, path in paths.items()}
     task = {"name": name, **task, **keys}
@@ -309,7 +309,7 @@ def split_files(data: Path) -> dict[str, Path]:
     return found
 
 
-def task_name(data: Path) -> str:
+def _task_name(data: Path) -> str:
     """Name the task after the file, or after its folder if the file is called train."""
     path = Path(os.path.normpath(data.absolute()))
     stem = path.name if data.is_dir() else path.stem

@@ -219,7 +219,7 @@ class MemoryModel:
             saved = sum(map(self._saved_bytes, adapters))
             state = sum(map(self.state_bytes, adapters))
             if self.device.type == "cuda":
-                casts = sum(grouped_bytes(adapter, self.dtype) for adapter in shaped)
+                casts = sum(_grouped_bytes(adapter, self.dtype) for adapter in shaped)
             else:
                 together = math.ceil(len(group) * len(shape.lengths) / sum(rows_each))
                 copied = sorted(cast_bytes(adapter, self.dtype) for adapter in shaped)
@@ -386,7 +386,7 @@ def saved_values(trial: TrialSpec) -> int:
     return 1 + ADAMW_STATES + (1 if trial.early_stop is not None else 0)
 
 
-def grouped_bytes(adapter: Adapter, dtype: torch.dtype) -> int:
+def _grouped_bytes(adapter: Adapter, dtype: torch.dtype) -> int:
     """Bytes that grouped products add to an adapter's weights and gradients.
 
     They are the padding, and copies in the base's dtype.

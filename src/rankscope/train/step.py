@@ -97,7 +97,7 @@ def compute_gradients(
         with_kl = [i for i in members if terms[i].kl_weight]
         named = [(rows, terms[i].adapter_name, terms[i].objective.by_row) for i, rows in parts]
         with output_layer_apart(model.model) as head:
-            references = base_states(base, [rows for i, rows in parts if i in with_kl])
+            references = _base_states(base, [rows for i, rows in parts if i in with_kl])
             states, labels = label_states(model, named)
         counts = [sum(sum(row.is_label) for row in rows) for _, rows in parts]
         pieces, divisors, temperatures = list[list[int]](), list[float](), list[float]()
@@ -169,7 +169,7 @@ def label_states(
 
 
 @torch.no_grad()
-def base_states(base: Base, parts: Sequence[Sequence[EncodedRow]]) -> list[Tensor]:
+def _base_states(base: Base, parts: Sequence[Sequence[EncodedRow]]) -> list[Tensor]:
     """Compute :func:`label_states` of the bare base for each part's rows.
 
     A row of several parts runs once.

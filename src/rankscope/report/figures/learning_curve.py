@@ -40,7 +40,7 @@ class _CurveStep:
 @in_section("planes", 20)
 def draw_learning_curve(view: StudyView, task: str) -> Figure | None:
     """Draw the curves of one training task; None if no trial was scored while it trained."""
-    curves = [(arm, curve) for arm in view.arms(task) if (curve := curve_of(view, arm))]
+    curves = [(arm, curve) for arm in view.arms(task) if (curve := _curve_of(view, arm))]
     if not curves:
         return None
     unit, kept = view.unit(task), view.retention_unit(task)
@@ -100,7 +100,7 @@ def _missing(view: StudyView, task: str) -> str:
 # --- curves ------------------------------------------------------------------------------------
 
 
-def curve_of(view: StudyView, arm: ArmSummary) -> list[_CurveStep]:
+def _curve_of(view: StudyView, arm: ArmSummary) -> list[_CurveStep]:
     """The curve of an arm by rising step; a trial counts at the steps with all its scores.
 
     A trial that stopped early counts up to the step whose weights were kept. At later steps its
