@@ -179,7 +179,7 @@ class ArmConfig(ConfigSection):
     )
 
     method: OneOrMore[MethodChoice] = []
-    """By name, or ``{peft: {peft_type: ADALORA, ...}}`` for any other PEFT method."""
+    """Method name, or ``{peft: {peft_type: ADALORA, ...}}`` for any other PEFT method."""
     rank: ZeroOrMore[PositiveInt] = []
     """LoRA rank r, one or more."""
     rank_pattern: Annotated[PathText | dict[str, PositiveInt], LocalPath()] = None

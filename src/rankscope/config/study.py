@@ -260,11 +260,11 @@ class StudyConfig(ConfigSection):
     train: TrainConfig = TrainConfig()
     """The training protocol."""
     evaluate: EvaluateConfig = EvaluateConfig()
-    """What each trial and the base are evaluated on."""
+    """Evaluation of each trial and of the base."""
     analyze: AnalyzeConfig = AnalyzeConfig()
     """Analyses of the trained models, besides their scores."""
     objective: ObjectiveConfig = ObjectiveConfig()
-    """What the recommendation trades off."""
+    """Weights and limits by which an arm is recommended."""
     device: Annotated[
         str, AfterValidator(matches(DEVICE_PATTERN, "auto, cpu, mps, cuda or cuda:0"))
     ] = "auto"
@@ -389,7 +389,8 @@ class StudyConfig(ConfigSection):
         return len(self.tasks) * sum(arm.num_points() for arm in self.arms) * len(self.seeds)
 
     def objectives(self) -> list[str]:
-        """What its arms minimize, each once, as ``parse_objective`` writes it."""
+        """Return the distinct objectives of the training arms, as ``parse_objective`` writes
+        them."""
         own = [arm.objective or [self.train.objective] for arm in self.arms if arm.trains]
         return list(dict.fromkeys(text for texts in own for text in texts))
 

@@ -111,7 +111,7 @@ def _encode_rows(
     task: LoadedTask,
     items: Sequence[Item],
 ) -> EncodedRows:
-    """Training rows with all that the objectives need."""
+    """Encode training rows for all the objectives."""
     scorers = {scorer for objective in objectives for scorer in objective.scorers(task.spec)}
     judges = sorted(
         canonical_json([s.name.partition(":")[0], s.encoder_settings(encoder)]) for s in scorers
@@ -300,8 +300,7 @@ def unknown_token_notes(rows: Mapping[str, EncodedRows], unknown_id: int | None)
 
 
 def _row_notes(config: StudyConfig, tasks: Mapping[str, LoadedTask]) -> Iterator[str]:
-    """Yield notes about scored items that are copies, and about labels that teach or show
-    little."""
+    """Yield notes about copies among the scored items, and about rows whose answers repeat."""
     labeled = [*config.trained_tasks(), *(task.name for task in config.evaluate.retention)]
     for name, task in tasks.items():
         for split, items in (("validation", task.validation), ("test", task.test)):
@@ -376,7 +375,7 @@ def stand_ins(task: LoadedTask) -> LoadedTask:
 
 
 def by_length(items: Sequence[Item], spans: int = SPANS) -> tuple[Item, ...]:
-    """Replace each item by the one in the middle of its span; the longest stands for itself."""
+    """Replace each item by the middle one of its span, by length; the longest item stays."""
     order = sorted(range(len(items)), key=lambda index: num_characters(items[index]))
     chosen = list(items)
     for span in range(spans):

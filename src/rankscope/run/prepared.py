@@ -51,7 +51,7 @@ class PreparedStudy:
     beyond: tuple[TrialSpec, ...] = ()
     """Trials beyond the ends of the lists of rates and ranks, which a search may train."""
     prompted: Mapping[str, Items] = field(default_factory=dict)
-    """Items after a prompt, by the trial that is this prompt."""
+    """Items as read after a prompt, by prompt trial."""
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:

@@ -64,7 +64,7 @@ def _methods() -> dict[str, MethodKind]:
 
 
 def all_methods() -> tuple[MethodKind, ...]:
-    """``lora``, the default, first."""
+    """Return all methods; ``lora``, the default, is first."""
     return tuple(_methods().values())
 
 

@@ -125,8 +125,10 @@ class LoraMethod(Method):
         return adapter.scaling * (b @ a)
 
     def update(self, adapter: Adapter, name: str, weight: Tensor) -> LowRankUpdate | Tensor:
-        """dW of one module, on the device of W0, ``weight``: factors or, if updates have full rank,
-        dense, (m, n) float64."""
+        """Return dW of one module, on the device of W0, ``weight``.
+
+        It is in factors or, if updates have full rank, dense, (m, n) float64.
+        """
         from rankscope.models.low_rank_update import LowRankUpdate, to_float64
 
         if self.delta_is_low_rank:

@@ -30,7 +30,7 @@ class Method(MethodKind):
 
     @classmethod
     def of(cls, name: str) -> Self:
-        """The method of a name. Raises ValueError: it is no method of this class."""
+        """Return the method of a name. Raises ValueError: it is no method of this class."""
         if isinstance(method := get_method(name), cls):
             return method
         raise ValueError(f"method {name!r} is no {cls.__name__}")

@@ -96,7 +96,7 @@ class Objective(ObjectiveKind):
 
 @lru_cache
 def objective_of(text: str) -> Objective:
-    """The objective that ``parse_objective`` made this text of."""
+    """Return the objective that a text of ``parse_objective`` names."""
     name, given = next(iter(json.loads(text).items())) if text.startswith("{") else (text, {})
     kind = objectives()[name]
     assert issubclass(kind, Objective)
