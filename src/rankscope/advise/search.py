@@ -31,7 +31,7 @@ class NextRound:
 
     trials: tuple[TrialSpec, ...] = ()
     leader: str = ""  # Label of the arm of the highest expected net gain
-    regret: float = inf  # Of the answer so far; of none before anything was scored
+    regret: float = inf  # Regret of the answer so far; of none before anything was scored
     after: float = inf  # Expected of the answer after this round
 
 

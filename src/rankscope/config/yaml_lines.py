@@ -142,7 +142,7 @@ class Document:
         """``folder`` is the file's: its relative paths start there."""
         self.folder = folder
         self.marks: dict[Location, Mark] = {}
-        self.key_marks: dict[Location, Mark] = {}  # Of the key of each value, or of a list's item
+        self.key_marks: dict[Location, Mark] = {}  # Places of values' keys, or of list items
         self.problems: list[tuple[Location, Mark, UserError]] = []
         self.values: Any = self.read(root)
 

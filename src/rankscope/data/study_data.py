@@ -38,7 +38,7 @@ class StudyData:
     fewer_rows: Mapping[str, Mapping[int, EncodedRows]]
     """Rows of arms that train on fewer rows, by training task and number."""
     replay_rows: Mapping[str, EncodedRows]  # By task whose rows some arm replays, or source's
-    notes: tuple[str, ...]  # What readers of the results should know, one sentence each
+    notes: tuple[str, ...]  # Facts for readers of the results, one sentence each
 
     def seen_by(self, trial: TrialSpec) -> "StudyData":
         """Return the data that a trial is scored on: items after its prompt, if it has one."""
@@ -266,7 +266,7 @@ def _mark_contamination(
     return marked, notes
 
 
-MAX_UNKNOWN_SHARE = 0.01  # Of the tokens of a task's training rows, without a note
+MAX_UNKNOWN_SHARE = 0.01  # Share of a task's training tokens that needs no note
 ROWS_PER_LABEL = 5  # Rows of an answer, on average, from which answers are labels
 
 

@@ -48,7 +48,7 @@ class ExportRequest:
     task: str | None = None  # Training task, for a study with several
     step: int | None = None  # Weights kept during training, instead of the final ones
     merge: bool = False  # Write a full model with the adapter merged into the base
-    format: str = PEFT  # Of the adapter
+    format: str = PEFT  # Format of the adapter
     base_name: str | None = None  # Hub id of a base that the study read from a local folder
 
 

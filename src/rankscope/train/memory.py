@@ -133,10 +133,10 @@ class GroupMemory:
     read_bytes: int  # All of it, in the machine's own memory while it is loaded
     state_bytes: int
     """Trained weights and copies of them, gradients and optimizer state of all trials."""
-    pass_bytes: int = 0  # What one forward and backward pass allocates
+    pass_bytes: int = 0  # Allocated by one forward and backward pass
     pass_tokens: int = 0  # Tokens of that pass
-    held_bytes: int = 0  # What the heap holds beyond that
-    saved_bytes: int = 0  # Of a checkpoint: trained weights and optimizer state of all trials
+    held_bytes: int = 0  # Held by the heap beyond that
+    saved_bytes: int = 0  # In a checkpoint: trained weights and optimizer state of all trials
     devices: int = 1  # Each of so many needs as much
     library_bytes: int = LIBRARY_BYTES  # The process's own
 

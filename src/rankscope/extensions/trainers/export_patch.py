@@ -16,7 +16,8 @@ from rankscope.tools.export import choose_trial
 
 ADAPTER_FACTS = ("rank", "alpha", "targets", "dropout")
 KEPT = ("batch_size", "gradient_accumulation", "schedule", "weight_decay", "max_length")
-"""Settings of a run, besides its length, that stay as in the file, like the next ones of an arm."""
+"""Settings of a run, besides its length, that stay as in the file; ``AXES`` are such settings of an
+arm."""
 AXES = ("lr_ratio", "rows", "replay", "kl_to_base", "early_stop", "init_from")
 
 

@@ -21,7 +21,7 @@ class Section(NamedTuple):
     title: str
     lead: str = ""
     folded: bool = False  # On the page of a study that trains: few readers need it
-    figures: tuple[Figure, ...] = ()  # Of one page
+    figures: tuple[Figure, ...] = ()  # Figures of one page
 
 
 RANKS = Section(

@@ -34,7 +34,7 @@ class _CurveStep:
     gain: float  # In-domain: tuned minus base, on the same items
     retention: float | None  # Tuned minus base, mean over retention tasks; None without one
     seeds: int
-    items: int  # Of the in-domain task
+    items: int  # Number of in-domain items
 
 
 @in_section("planes", 20)

@@ -36,8 +36,8 @@ class Objective(ObjectiveKind):
     needs_reference: ClassVar[bool] = False
     """Whether each row carries the base's value for its pair, see ``EncodedRow.value``."""
     rows_each: int = 1  # Rows that run for each row of the task
-    temperature: float = 1.0  # Of the log-probabilities
-    max_new_tokens: int = 0  # Of answers that models write, and learn from
+    temperature: float = 1.0  # Divides logits before log-probabilities
+    max_new_tokens: int = 0  # Longest answer that models write, and learn from
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
