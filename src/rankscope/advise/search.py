@@ -183,7 +183,7 @@ def _beside(
 
 
 def _begun_arms(study: StudyRecords, task: str) -> list[Arm]:
-    """The arms of a task with a trial that has begun."""
+    """Return the arms of a task with a trial that has begun."""
     return [arm for arm in summarize_arms(study)[task] if arm.has_begun]
 
 

@@ -123,9 +123,8 @@ class TrainConfig(ConfigSection):
     ``grouped_mm`` all of similar rank at once. ``auto`` takes ``grouped_mm`` in bfloat16 on CUDA of
     compute capability 9.x and 10.x. The choice changes results by rounding alone."""
     kernels: Annotated[str, RegisteredName(all_kernels)] = PLAIN
-    """How norms, rotary embeddings and gates of the frozen base are computed. ``plain`` uses
-    PyTorch's operations; extensions add other ways. The choice changes results by rounding
-    alone."""
+    """Way to compute norms, rotary embeddings and gates of the frozen base. ``plain`` uses
+    PyTorch's operations; extensions add other ways. The choice changes results only by rounding."""
     evaluate_every: Interval = None
     """Evaluate each trial every so many optimizer steps, or every ``epoch``."""
     evaluate_items: int = Field(400, ge=1)

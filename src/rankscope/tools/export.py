@@ -166,7 +166,7 @@ def _write(
 def _convert(
     study: StudyRecords, task: str, source: Path, out: Path, form: str, base: BaseSource
 ) -> list[UseStep]:
-    """Write the adapter of ``source`` in another format than PEFT's; how to use it."""
+    """Write the adapter of ``source`` in another format than PEFT's, and return how to use it."""
     from rankscope.models.adapters.folder import load_adapter
 
     place, kind = f"--format {form}", read_json_object(source / CONFIG).get("peft_type")
@@ -183,8 +183,10 @@ def _convert(
 
 
 def base_reference(model: ModelConfig, name: str | None) -> dict[str, str | None]:
-    """Where PEFT finds the base: a hub id, or the folder of this machine. ``name`` is the id that
-    the user gives."""
+    """Return the place of the base for PEFT: a hub id, or the folder of this machine.
+
+    ``name`` is the id that the user gives.
+    """
     hub = name or model.hub
     revision = model.revision if hub and hub == model.hub else None
     path = hub or str(model_folder(model, weights=False))

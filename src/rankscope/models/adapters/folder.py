@@ -170,11 +170,10 @@ def load_adapter(
 
 
 def check_fits(folder: Path, adapter: Adapter, shapes: Mapping[str, tuple[int, int]]) -> None:
-    """Check that an adapter changes linear layers of a model, in the same shapes, and all of those
-    that its configuration names.
+    """Check that an adapter changes linear layers of a model in its shapes, and all that it names.
 
-    Raises UserError for an adapter of another model, IntegrityError for one that is not whole: PEFT
-    would leave a missing layer as in the base, and another one out.
+    Raises UserError for an adapter of another model. Raises IntegrityError for an incomplete one:
+    PEFT would leave a missing layer as in the base, and leave out another one.
     """
     place, do = f"adapter {folder}", "give an adapter of this model"
     for name, a in adapter.a.items():

@@ -168,7 +168,7 @@ class LoraMethod(Method):
         return math.hypot(*updates) / math.hypot(*weights)
 
     def read_given(self, given: GivenConfig, name: str, base: StudyBase) -> TrialSpec:
-        """Read it as a trial of the method that trained it would be."""
+        """Make the trial that would have trained the adapter in a folder."""
         from rankscope.models.adapters.folder import load_adapter
         from rankscope.models.adapters.warm_start import shortest_targets
         from rankscope.models.given import given_trial

@@ -1,6 +1,6 @@
 """The figures and sections of the pages. A figure is one file of this folder; no other names it.
 
-Those of an extension are in its own file or folder ``figures``.
+An extension's figures are in its own file or folder ``figures``.
 """
 
 import sys
