@@ -409,6 +409,6 @@ class StudyConfig(ConfigSection):
         return [name for task in self.tasks for name in task.mixture or [task.name]]
 
     def replayed_tasks(self) -> list[str]:
-        """Names of the tasks whose rows some arm replays, without duplicates."""
+        """Name the tasks whose rows some arm replays, without duplicates."""
         named = (r.task for arm in self.arms for r in arm.replay or () if r.share)
         return list(dict.fromkeys(named))

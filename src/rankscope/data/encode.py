@@ -188,9 +188,9 @@ class Encoder:
     # --- items as tokens ------------------------------------------------------------------------
 
     def prompt_ids(self, item: Item) -> list[int]:
-        """Tokens before the answer: one BOS if the tokenizer uses one, no end token.
+        """Return the tokens before the answer: one BOS if the tokenizer uses one, no end token.
 
-        Equal to the tokens of ``training_row`` before its last answer. The prompt of a plain text
+        They equal the tokens of ``training_row`` before its last answer. The prompt of a plain text
         row is the BOS alone.
         """
         segments = self._segments(item)

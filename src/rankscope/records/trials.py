@@ -30,7 +30,8 @@ class Prompt(Record):
     system: str  # Before every item of every task; may be empty
     num_fewshot: int | None  # Solved examples before the items of its task; None: the task's own
     examples: tuple[tuple[str, str, str], ...] = ()
-    """(task, question, answer) of each; the task is the training task, or a part of a mixture."""
+    """Solved examples as (task, question, answer). The task is the training task, or a part of a
+    mixture."""
 
     @property
     def opening(self) -> str:

@@ -27,7 +27,7 @@ class Source:
     label: ClassVar[str]  # Name of its tasks in messages
 
     def check_name(self, rest: str) -> None:
-        """Raise Unfit if no task is called so."""
+        """Raise Unfit if no task has this name."""
 
     def tasks(self, name: str) -> "list[TaskConfig]":
         """Return the tasks of one word of ``eval --tasks``."""

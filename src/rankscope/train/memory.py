@@ -258,7 +258,7 @@ class MemoryModel:
     def _logits_bytes(
         self, adapters: Sequence[TrialSpec], num_labels: int, is_sharded: bool
     ) -> int:
-        """Bytes of the logits that exist at once.
+        """Estimate the bytes of the logits that exist at once.
 
         They are a block, unless the output layer trains or is sharded, or a cap or a scale follows
         it.
@@ -273,7 +273,7 @@ class MemoryModel:
     def _writing_bytes(
         self, group: Sequence[TrialSpec], shape: PassShape, rows: Sequence[int], train: TrainConfig
     ) -> int:
-        """Bytes of writing the answers that a group learns from.
+        """Estimate the memory for writing the answers that a group learns from, bytes.
 
         ``rows`` are the rows of a step by trial; ``shape`` is that of the training passes that
         follow.
@@ -289,7 +289,7 @@ class MemoryModel:
         return writing_bytes(self.base, *sizes, first) + self.fixed_bytes(group)
 
     def fixed_bytes(self, group: Sequence[TrialSpec]) -> int:
-        """Bytes of the adapters' copies that are kept while a group writes answers."""
+        """Count the bytes of the adapters' copies that are kept while a group writes answers."""
         trials = [] if group and group[0].is_full else map(self.stand_in, group)
         total = 0
         for adapter in map(self._adapter, trials):
@@ -325,7 +325,7 @@ class MemoryModel:
         )
 
     def _base_bytes(self, devices: int, *, trains: bool) -> int:
-        """Bytes of the frozen base on one device.
+        """Count the bytes of the frozen base on one device.
 
         If several devices share it, each holds a shard, or all of it. A shard needs two gathered
         layers (one computes while the next one comes) and the weights outside the layers. If the
@@ -352,7 +352,7 @@ class MemoryModel:
         return trial.model_copy(update=settings)
 
     def state_bytes(self, trial: TrialSpec) -> int:
-        """Bytes of one trial's float32 state: weights, gradients and AdamW's moments.
+        """Count the bytes of one trial's float32 state: weights, gradients and AdamW's moments.
 
         An early stop adds the best weights.
         """
@@ -387,7 +387,7 @@ def saved_values(trial: TrialSpec) -> int:
 
 
 def grouped_bytes(adapter: Adapter, dtype: torch.dtype) -> int:
-    """Bytes that grouped products add to an adapter's weights and gradients.
+    """Count the bytes that grouped products add to an adapter's weights and gradients.
 
     They are the padding, and copies in the base's dtype.
     """

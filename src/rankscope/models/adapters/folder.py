@@ -126,16 +126,16 @@ def load_adapter(
     *,
     readable: bool = False,
 ) -> Adapter:
-    """Read a LoRA or DoRA adapter that PEFT or Rankscope wrote, strictly, and once.
+    """Read a LoRA or DoRA adapter that PEFT or Rankscope wrote, and check it.
 
     If PEFT's ``alpha_pattern`` gives a module another scaling, its B absorbs the difference. An
-    adapter whose recorded base is not ``base`` is refused, and one that does not fit ``shapes``:
-    (out, in) of a model's linear layers. ``readable`` accepts one that cannot be
-    continued: its start was a part of the base, or it holds PEFT's copy of an output head, which
-    the caller compares with the base's.
+    adapter is refused if its recorded base is not ``base``, or if it does not fit ``shapes``, (out,
+    in) of a model's linear layers. ``readable`` accepts an adapter that cannot be continued: its
+    start was a part of the base, or it holds PEFT's copy of an output head, which the caller
+    compares with the base's.
 
     Raises UserError for an adapter that cannot be used, IntegrityError for a damaged one. A module
-    without both A and B is only noticed beside ``shapes``.
+    without both A and B is noticed only if ``shapes`` are given.
     """
     settings = read_adapter_config(folder, readable=readable)
     path = weights_file(folder)
