@@ -182,7 +182,7 @@ class TrialSpec(Record):
 
     @property
     def _label_parts(self) -> list[tuple[str, str]]:
-        """(axis, text) of each part of the label."""
+        """Return (axis, text) of each part of the label."""
         if self.given is not None:
             return [("", self.given.name)]
         if self.peft is not None:
