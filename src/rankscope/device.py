@@ -51,8 +51,9 @@ def keep_freed_memory() -> None:
 def release_freed_memory() -> None:
     """Return free memory to the kernel, such as that of a model that was just loaded.
 
-    On CUDA also the blocks that torch's allocator keeps: another process may need them. Layers with
-    kernels of an extension refer to themselves, so that only a collection frees their models.
+    On CUDA it includes the blocks that torch's allocator keeps, because another process may need
+    them. Layers with kernels of an extension refer to themselves, so only a garbage collection
+    frees their models.
     """
     gc.collect()
     if torch.cuda.is_initialized():

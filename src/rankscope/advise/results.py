@@ -40,11 +40,11 @@ class TaskResults:
     study: StudyRecords
     task: str
     arms: tuple[Arm, ...]  # With what the posterior says of each
-    measured: tuple[Measured, ...] = ()  # Of the training task and every retention task
-    net: NetGains | None = None  # Of ``allowed``; None if no arm was scored
-    gain: Array | None = None  # Draws of the change of the training task, of ``allowed``
+    measured: tuple[Measured, ...] = ()  # Changes on the training task and every retention task
+    net: NetGains | None = None  # Net gains of ``allowed``; None if no arm was scored
+    gain: Array | None = None  # Draws of the training task's change, by ``allowed``
     scored: tuple[int, ...] = ()  # Places in ``arms``
-    allowed: tuple[int, ...] = ()  # Of those that probably keep the limit on forgetting
+    allowed: tuple[int, ...] = ()  # Places of those that probably keep the limit on forgetting
     untried: tuple[int, ...] = ()
     """Places, among the arms that could be trained, of those in the last columns of ``net``."""
     fit_failed: str | None = None  # Why the posterior is that of the flat prior
@@ -208,7 +208,7 @@ def task_results(
     """Draw the posteriors of a training task's arms, and summarize each arm by them.
 
     Args:
-        untried: trials of further arms, any of which may be best; by default those not yet begun.
+        untried: trials of further arms that may be best; by default those not yet begun.
     """
     untried = _left_out(study, arms) if untried is None else untried
     trials = [arm.trials for arm in arms]
@@ -272,7 +272,7 @@ def _left_out(study: StudyRecords, arms: Sequence[Arm]) -> list[TrialSpec]:
 
 
 def _settings(spec: TrialSpec, arms: Sequence[Arm]) -> Untried:
-    """Return the kind and axes that an arm would have among others with as many training rows."""
+    """Return an untried arm's kind and its axes, as those of arms with equally many rows."""
     alike = [t for arm in arms for t in arm.trials if t.spec.rows == spec.rows]
     return spec.kind, axes_of(spec, alike)
 

@@ -31,7 +31,7 @@ class NextRound:
 
     trials: tuple[TrialSpec, ...] = ()
     leader: str = ""  # Label of the arm of the highest expected net gain
-    regret: float = inf  # Of the answer so far; of none before anything was scored
+    regret: float = inf  # Regret of the answer so far; of none before anything was scored
     after: float = inf  # Expected of the answer after this round
 
 
@@ -183,7 +183,7 @@ def _beside(
 
 
 def _begun_arms(study: StudyRecords, task: str) -> list[Arm]:
-    """The arms of a task with a trial that has begun."""
+    """Return the arms of a task with a trial that has begun."""
     return [arm for arm in summarize_arms(study)[task] if arm.has_begun]
 
 

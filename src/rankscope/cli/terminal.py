@@ -237,7 +237,7 @@ def terminal_table(
 def _rows_of(
     table: Sequence[Mapping[str, Any]] | pd.DataFrame, columns: Mapping[str, Column]
 ) -> tuple[Sequence[Mapping[str, Any]], Mapping[str, Column]]:
-    """Return rows, and how people read their columns."""
+    """Return the rows of a table or frame, and the format of each column for readers."""
     if isinstance(table, Sequence):
         return table, columns
     from rankscope.report.table_formats import frame_rows

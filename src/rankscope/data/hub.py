@@ -62,7 +62,7 @@ class HubSource:
 
 
 def read_hub(source: HubSource) -> tuple[SplitRows, str]:
-    """The rows of a hub data set; ``source.id`` may be a local folder.
+    """Read the rows of a hub data set; ``source.id`` may be a local folder.
 
     Returns:
         The rows, and the source's label with the commit that was read, if it is known.
@@ -134,7 +134,7 @@ def _commit_of(loaded: Mapping[str, Any]) -> str | None:
 
 
 def legal_from_mmlu(mmlu: Mapping[str, Sequence[RawRow]]) -> SplitRows:
-    """An open stand-in for LegalMCQ, cut from MMLU's law questions.
+    """Make an open stand-in for LegalMCQ from MMLU's law questions.
 
     Professional law is shuffled with seed 0: its first 500 rows are tested on, the others trained
     on. Jurisprudence and international law are tested on only. The folder form of this task was

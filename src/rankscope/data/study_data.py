@@ -35,7 +35,7 @@ class StudyData:
     fewer_rows: Mapping[str, Mapping[int, EncodedRows]]
     """Rows of arms that train on fewer rows, by training task and number."""
     replay_rows: Mapping[str, EncodedRows]  # By task whose rows some arm replays, or source's
-    notes: tuple[str, ...]  # What readers of the results should know, one sentence each
+    notes: tuple[str, ...]  # Facts for readers of the results, one sentence each
 
     def seen_by(self, trial: TrialSpec) -> "StudyData":
         """Return the data that a trial is scored on: items after its prompt, if it has one."""
@@ -108,7 +108,7 @@ def _encode_rows(
     task: LoadedTask,
     items: Sequence[Item],
 ) -> EncodedRows:
-    """Training rows with all that the objectives need."""
+    """Encode training rows for all the objectives."""
     scorers = {scorer for objective in objectives for scorer in objective.scorers(task.spec)}
     judges = sorted(
         canonical_json([s.name.partition(":")[0], s.encoder_settings(encoder)]) for s in scorers
@@ -263,7 +263,7 @@ def _mark_contamination(
     return marked, notes
 
 
-MAX_UNKNOWN_SHARE = 0.01  # Of the tokens of a task's training rows, without a note
+MAX_UNKNOWN_SHARE = 0.01  # Share of a task's training tokens that needs no note
 ROWS_PER_LABEL = 5  # Rows of an answer, on average, from which answers are labels
 
 
@@ -297,8 +297,7 @@ def _unknown_token_notes(rows: Mapping[str, EncodedRows], unknown_id: int | None
 
 
 def _row_notes(config: StudyConfig, tasks: Mapping[str, LoadedTask]) -> Iterator[str]:
-    """Yield notes about scored items that are copies, and about labels that teach or show
-    little."""
+    """Yield notes about copies among the scored items, and about rows whose answers repeat."""
     labeled = [*config.trained_tasks(), *(task.name for task in config.evaluate.retention)]
     for name, task in tasks.items():
         for split, items in (("validation", task.validation), ("test", task.test)):

@@ -24,7 +24,7 @@ from rankscope.evaluate.scorers import get_scorer
 class _RowSource:
     read: Callable[[], tuple[SplitRows, str]]
     """Function that returns the rows by file, and a label of their source."""
-    spec: TaskSpec | None = None  # Of a named task; None for the user's own data
+    spec: TaskSpec | None = None  # Description of a named task; None for the user's own data
     is_hub: bool = False
     files: frozenset[str] | None = None
     """Which of train, validation, test and dev exist; None if that is unknown."""

@@ -145,7 +145,7 @@ def _most_cached_tokens(model: PreTrainedModel, batch_tokens: int) -> int:
 def writing_bytes(
     model: PreTrainedModel, num_rows: int, longest: int, batch_tokens: int, pass_bytes: int
 ) -> int:
-    """Return the most bytes of writing ``num_rows`` answers at once.
+    """Estimate the peak memory of writing ``num_rows`` answers at once, bytes.
 
     Each has a prompt of at most ``longest`` tokens; a pass takes ``pass_bytes``.
     """

@@ -26,7 +26,7 @@ class CheckpointReader:
         self.folder = checked_folder(folder)
         config = read_model_config(folder)
         settings = getattr(config, "quantization_config", None)
-        self.is_quantized = settings is not None  # By bitsandbytes
+        self.is_quantized = settings is not None  # Only by bitsandbytes
         if self.is_quantized:
             _check_quantization(folder, settings)
             delattr(config, "quantization_config")  # a model on the meta device packs no weights

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 RANK_MULTIPLE = 8  # 16 bytes of bfloat16
 MAX_GROUPS = 1023  # The kernel takes fewer than 1,024
 FAST_ON = (9, 10)  # Major compute capability; on others the products are a loop that waits
-CHECKED_TOKENS = (1, 7, 64, 130)  # Of the groups that a device is checked with
+CHECKED_TOKENS = (1, 7, 64, 130)  # Sizes of the groups that a device is checked with
 
 
 def padded_rank(adapter: Adapter, module: str) -> int:

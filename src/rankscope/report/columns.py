@@ -29,7 +29,7 @@ class Column(NamedTuple):
     unit_from: str = ""
     """Name of the column with each row's score unit, if rows differ: ``accuracy`` (points) or
     ``log_probability`` (nats)."""
-    words: Mapping[str, str] | None = None  # What is shown for texts
+    words: Mapping[str, str] | None = None  # Words shown in place of texts
     sign: bool = False  # On a terminal, whether numbers above zero have a plus sign
     text: Callable[[Any], str] | None = None  # On a terminal, what is shown for a known value
 

@@ -152,7 +152,7 @@ class _ItemPair(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class _ComparedItems:
     tested_on: str
-    note: str  # What is shown, how it was chosen, and what was left out
+    note: str  # Content of the plot, its choice, and what was left out
     pairs: tuple[_ItemPair, ...]
     shown: tuple[int, ...]  # Places in ``pairs`` of the items that are shown first
     unit: Unit

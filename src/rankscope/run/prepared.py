@@ -29,7 +29,7 @@ from rankscope.train.objectives.objective import objective_of
 from rankscope.train.pass_memory import PassShape, spread
 from rankscope.train.step_schedule import due_steps, rows_per_step, trial_protocol, trial_steps
 
-GRID_SHARE, LEAST_TRIALS = 0.25, 12  # Of a search without a budget: of all trials, by task
+GRID_SHARE, LEAST_TRIALS = 0.25, 12  # Without a budget: share of all trials, least by task
 SPLITS: tuple[Split, ...] = ("validation", "test")
 Items = Mapping[tuple[str, Split], Sequence[ItemTokens]]
 """Work of a model for each item, by task and scored split."""
@@ -47,11 +47,11 @@ class PreparedStudy:
     trials: tuple[TrialSpec, ...]
     first: tuple[TrialSpec, ...]  # Trials that a search begins with
     grouping: Grouping
-    notes: tuple[str, ...]  # What a reader of the results must know
+    notes: tuple[str, ...]  # Facts for a reader of the results
     beyond: tuple[TrialSpec, ...] = ()
     """Trials beyond the ends of the lists of rates and ranks, which a search may train."""
     prompted: Mapping[str, Items] = field(default_factory=dict)
-    """Items after a prompt, by the trial that is this prompt."""
+    """Items as read after a prompt, by prompt trial."""
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:

@@ -72,7 +72,7 @@ CREATE TABLE totals (
 INSERT INTO totals VALUES ('study', 0), ('trials', 0), ('records', 0), ('artifacts', 0);
 """
 WRITE_AHEAD = b"\2\2"  # Bytes 18 and 19 of a file in this journal mode (SQLite's file format)
-SMALL_WRITE = "some ten thousand bytes"  # Of a transaction, which SQLite does not report
+SMALL_WRITE = "some ten thousand bytes"  # Size of a transaction, which SQLite does not report
 
 NO_DAMAGE = frozenset(
     {
@@ -85,7 +85,7 @@ NO_DAMAGE = frozenset(
 
 MOST_TRIES = 100  # Five seconds, for readers of an earlier state and of the lock
 
-PointKey = tuple[str, str, int]  # Of a learning curve: (trial id, task, optimizer steps done)
+PointKey = tuple[str, str, int]  # Point of a learning curve: (trial id, task, optimizer steps done)
 StoredRecord = TrainRecord | CurvePoint | EvalRecord | AnalysisRecord
 
 UNTRAINED: tuple[Status, ...] = ("planned", *sorted(FAILED))  # From which training can end

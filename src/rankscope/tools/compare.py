@@ -59,7 +59,7 @@ class _StudyPair:
     only_first: tuple[str, ...]  # Arms only in the first study, with their training task
     only_second: tuple[str, ...]
     cells: tuple[ComparedCell, ...]
-    notes: tuple[str, ...]  # What a reader has to know, one sentence each
+    notes: tuple[str, ...]  # Facts for a reader, one sentence each
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ class ExportRequest:
     task: str | None = None  # Training task, for a study with several
     step: int | None = None  # Weights kept during training, instead of the final ones
     merge: bool = False  # Write a full model with the adapter merged into the base
-    format: str = PEFT  # Of the adapter
+    format: str = PEFT  # Format of the adapter
     base_name: str | None = None  # Hub id of a base that the study read from a local folder
 
 
@@ -166,7 +166,7 @@ def _write(
 def _convert(
     study: StudyRecords, task: str, source: Path, out: Path, form: str, base: BaseSource
 ) -> list[UseStep]:
-    """Write the adapter of ``source`` in another format than PEFT's; how to use it."""
+    """Write the adapter of ``source`` in another format than PEFT's, and return how to use it."""
     from rankscope.models.adapters.folder import load_adapter
 
     place, kind = f"--format {form}", read_json_object(source / CONFIG).get("peft_type")

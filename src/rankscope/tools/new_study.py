@@ -169,10 +169,10 @@ def _scale_rates(study: dict[str, Any], model: str) -> None:
 
 # --- a time to fit ------------------------------------------------------------------------------
 
-SCORING_SHARE = 1 / 3  # Of the minutes, for scores and written answers
-FEWEST_ITEMS = 50  # Of a task and split
-LEAST_ROWS = 4  # Of an update
-WANTED_ARMS = 6  # That should fit into the minutes: a first design
+SCORING_SHARE = 1 / 3  # Share of the minutes for scores and written answers
+FEWEST_ITEMS = 50  # Items of a task and split
+LEAST_ROWS = 4  # Rows of an update
+WANTED_ARMS = 6  # Arms that should fit into the minutes: a first design
 
 
 def fit_to_minutes(

@@ -48,11 +48,11 @@ RATIO = "lr_ratio"  # Key of a parameter group: its learning rate over the trial
 class LossTerm:
     adapter_name: str | None  # The trial's adapter; None trains the model itself
     rows: Sequence[EncodedRow]
-    weight: float = 1.0  # Of the mean loss in the step's loss
-    kl_weight: float = 0.0  # Of the mean KL to the base in the step's loss
+    weight: float = 1.0  # Weight of the mean loss in the step's loss
+    kl_weight: float = 0.0  # Weight of the mean KL to the base in the step's loss
     is_replay: bool = False
     objective: Objective = SUPERVISED
-    scale: float = 1.0  # Of the gradients, against underflow in float16
+    scale: float = 1.0  # Scale of the gradients, against underflow in float16
 
     @property
     def num_labels(self) -> int:

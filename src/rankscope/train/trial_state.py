@@ -369,7 +369,7 @@ class _EarlyStop:
     def __init__(self, patience: int) -> None:
         self.patience = patience
         self.best_score, self.best_step = -math.inf, 0
-        self.observed_step = 0  # Of the last point
+        self.observed_step = 0  # Step of the last point
         self.waited = 0  # Points since the best one
         self.weights: list[Tensor] = []
 

@@ -29,7 +29,7 @@ class ScorerKind:
     """A scorer as tasks know it; ``scorer.py`` adds its work."""
 
     name: str  # Value of a task's ``scorer``
-    summary: str  # What is computed, for the documentation
+    summary: str  # The score in words, for the documentation
     metrics: Mapping[str, str]
     """Maps each metric to its meaning ("" if the name says it); the first one is the default
     primary metric."""

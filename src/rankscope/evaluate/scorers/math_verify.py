@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rankscope.data.items import Item
     from rankscope.data.registry import TaskSpec
 
-SECONDS = 3  # Of processor time for one answer; usual ones take milliseconds
+SECONDS = 3  # Processor time for one answer; usual ones take milliseconds
 WORD_OR_MARK = re.compile(r"\$|\\boxed|\\\(|\\\[|(?:^|\s)[A-Za-z]{2,}(?=[\s.,;:!?]|$)")
 """Matches a mark of LaTeX, or a word between blanks; letters beside anything else are variables."""
 PROCESS = "from rankscope.evaluate.scorers.math_verify import _answer_requests; _answer_requests()"

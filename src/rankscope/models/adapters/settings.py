@@ -56,7 +56,7 @@ class AdapterSettings(BaseModel):
         return [name for name in _method_fields() if getattr(self, name, False)]
 
     def _marked(self, function: str) -> MethodKind:
-        """Return the marked method that has its own ``function``; LoRA if none has."""
+        """Return the method that the flags mark and that overrides ``function``; else LoRA."""
         plain = get_method(LORA)
         marked = (m for m in all_methods() if not m.peft_fields.keys().isdisjoint(self.flags))
         usual = getattr(type(plain), function)

@@ -27,7 +27,7 @@ def resolve_adapters(
     with as many parameters. ``init_from`` gives method, rank, alpha and targets.
 
     Returns:
-        The filled arms. Also, by folder to continue from, as the study names it: the hash of the
+        The filled arms; and two hashes by folder to continue from, as the study names it: of the
         adapter's files, and of its base or None.
     """
     hashes: dict[str, tuple[str, str | None]] = {}

@@ -1,6 +1,6 @@
 """The figures and sections of the pages. A figure is one file of this folder; no other names it.
 
-Those of an extension are in its own file or folder ``figures``.
+An extension's figures are in its own file or folder ``figures``.
 """
 
 import sys
@@ -21,7 +21,7 @@ class Section(NamedTuple):
     title: str
     lead: str = ""
     folded: bool = False  # On the page of a study that trains: few readers need it
-    figures: tuple[Figure, ...] = ()  # Of one page
+    figures: tuple[Figure, ...] = ()  # Figures of one page
 
 
 RANKS = Section(

@@ -230,7 +230,7 @@ class _StepCallbacks:
 
 
 def _can_score(state: TrialState, step: int) -> bool:
-    """Whether a trial made the last of ``step`` optimizer steps and has finite weights."""
+    """Whether a trial trained until ``step`` optimizer steps were done, and has finite weights."""
     return state.is_active(step - 1) and all(
         bool(torch.isfinite(local(parameter)).all()) for parameter in state.parameters
     )

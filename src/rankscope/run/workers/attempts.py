@@ -36,7 +36,7 @@ one on, and never if the unit is smaller already. Nothing else makes the base sm
 worker ends with OutOfMemory."""
 MESSAGES = "worker.log"
 VMSTAT = Path("/proc/vmstat")
-LAST_LINES = 4  # Of a worker that ended without a message, such as those of a traceback
+LAST_LINES = 4  # Lines of a worker that ended without a message, as of a traceback
 WORKER = ("-P", "-c", "from rankscope.cli import main; main()")
 """Python's arguments; -P: a file in the current folder must not hide a standard module."""
 

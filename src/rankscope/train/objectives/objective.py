@@ -36,8 +36,8 @@ class Objective(ObjectiveKind):
     needs_reference: ClassVar[bool] = False
     """Whether each row carries the base's value for its pair, see ``EncodedRow.value``."""
     rows_each: int = 1  # Rows that run for each row of the task
-    temperature: float = 1.0  # Of the log-probabilities
-    max_new_tokens: int = 0  # Of answers that models write, and learn from
+    temperature: float = 1.0  # Divides logits before log-probabilities
+    max_new_tokens: int = 0  # Longest answer that models write, and learn from
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
@@ -96,7 +96,7 @@ class Objective(ObjectiveKind):
 
 @lru_cache
 def objective_of(text: str) -> Objective:
-    """The objective that ``parse_objective`` made this text of."""
+    """Return the objective that a text of ``parse_objective`` names."""
     name, given = next(iter(json.loads(text).items())) if text.startswith("{") else (text, {})
     kind = objectives()[name]
     assert issubclass(kind, Objective)
