@@ -19,8 +19,7 @@ import tempfile
 from dataclasses import replace
 from typing import Any
 
-from packed_runs import load as load_base
-from packed_runs import train
+from packed_runs import load as load_base, train
 from race import Segment, Turn, announce, race
 from rankscope.config.task import TaskConfig
 from rankscope.data.encode import Encoder, encode_rows

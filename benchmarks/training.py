@@ -13,9 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig
 
-from race import Pairs, Segment
-from race import heading as machine
-from rankscope.config.section import Kernels
+from race import Pairs, Segment, heading as machine
 from rankscope.config.study import TrainConfig
 from rankscope.config.task import TaskConfig
 from rankscope.data.encode import EncodedRow, Encoder
@@ -65,7 +63,7 @@ class Setting:
     dtype: str = "auto"
     device: str = "auto"
     objective: str = "sft"
-    kernels: Kernels = "plain"
+    kernels: str = "plain"
 
     def torch_device(self) -> torch.device:
         """Where to compute."""

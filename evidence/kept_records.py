@@ -34,7 +34,7 @@ from rankscope.records import (
     TrialRecords,
     TrialSpec,
 )
-from rankscope.tools.frames import trial_row
+from rankscope.tools.frames import _trial_row as trial_row
 
 Kept = TypeVar("Kept", bound=Record)
 ABOUT = "study.json"

@@ -33,8 +33,10 @@ GROUND = frozenset(
 
 REGISTRIES: dict[str, frozenset[str]] = {
     "models/methods": frozenset(),
+    "models/kernels": frozenset(),
     "train/objectives": frozenset(),
     "analyses": frozenset(),
+    "evaluate/engines": frozenset(),
     "sources": frozenset(),
     "run/executors": frozenset({"run/workers/starter.py", "run/workers/attempts.py"}),
     "evaluate/scorers": frozenset(

@@ -57,6 +57,7 @@ EXTENSIONS = {
     "evaluate.engine=vllm": "expected one of auto, own",
     "evaluate.scales=[0.5]": "expected one of cross_domain, retention",
     "executor=slurm": "expected one of local",
+    "train.kernels=compiled": "expected one of plain",
     "tasks.0.scorer=rouge": "expected one of contains",
     "evaluate.cross_domain=[lm_eval:x]": "as there is no source of such tasks",
 }

@@ -32,7 +32,7 @@ class Kind(NamedTuple):
 @cache
 def studies() -> list[Any]:
     """Every study file in the repository, as plain values."""
-    from rankscope.config.loader import STUDY_KEYS, read_yaml
+    from rankscope.config.loader import STUDY_KEYS, _read_yaml as read_yaml
 
     folders = (REPOSITORY / "src", REPOSITORY / "examples")
     files = [path for folder in folders for path in sorted(folder.rglob("*.yaml"))]

@@ -18,7 +18,7 @@ from command_line import rankscope as command
 import rankscope.cli
 from rankscope import errors
 from rankscope.cli import main
-from rankscope.cli.terminal import HarmlessStream
+from rankscope.cli.terminal import _HarmlessStream as HarmlessStream
 from rankscope.tools import new_study
 
 VERBS = sorted(typer.main.get_command(rankscope.cli.app).commands)  # type: ignore[attr-defined]
@@ -185,7 +185,7 @@ def test_answers_that_need_no_model_import_nothing_heavy(tmp_path: Path) -> None
         *([verb, "--help"] for verb in VERBS),
         *([verb, "nowhere.yaml"] for verb in ("run", "check", "plan")),
         *([verb, "bad.yaml"] for verb in ("run", "check", "plan")),
-        *([verb, "nowhere"] for verb in ("status", "report", "verify", "params", "fetch", "stop")),
+        *([verb, "nowhere"] for verb in ("status", "report", "verify", "params", "stop")),
         ["export", "nowhere", "x", "--out", "new"],
         ["inspect", "nowhere", "nowhere"],
         ["inspect", "pocket", "nowhere"],

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import VOCABULARY, tiny_llama
+from tiny_models import VOCABULARY, delta, tiny_llama
 from toy_training import (
     GENERAL,
     REGULARIZED,
@@ -17,10 +17,10 @@ from toy_training import (
     protocol,
     score,
     toy_rows,
+    trained as result_of,
     training_tolerance,
     trial,
 )
-from toy_training import trained as result_of
 
 from rankscope.data.encode import EncodedRow
 from rankscope.data.sampler import ReplaySampler, RowSampler
@@ -30,7 +30,7 @@ from rankscope.models.multi_lora import target_linears
 from rankscope.records import TrialSpec
 from rankscope.train.loop import StepCallback
 from rankscope.train.loss import kl_divergences
-from rankscope.train.trial_state import EarlyStop, TrialState
+from rankscope.train.trial_state import TrialState, _EarlyStop as EarlyStop
 from rounding import rounding
 
 ROWS = toy_rows()
@@ -155,12 +155,12 @@ def test_the_recorded_divergence_is_that_of_the_merged_model(replay: dict[str, o
         assert adapter is not None
         if step == 2:
             linears = base.linears()
-            weights.update({name: adapter.delta(name, linears[name].weight) for name in adapter.a})
+            weights.update({name: delta(adapter, name, linears[name].weight) for name in adapter.a})
 
     (found,) = trained([spec], look)
     base, tuned = tiny_llama(), tiny_llama()
-    for name, delta in weights.items():
-        tuned.get_submodule(name).weight.data += delta
+    for name, change in weights.items():
+        tuned.get_submodule(name).weight.data += change
     loss_terms = found.loss_terms(2)
     rows = loss_terms[-1].rows if replay else loss_terms[0].rows
     assert loss_terms[-1].is_replay == bool(replay)

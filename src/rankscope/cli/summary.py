@@ -1,4 +1,4 @@
-"""What ``run`` and ``report`` print: one row per arm, and the answer in words."""
+"""Output of ``run`` and ``report``: one row per arm, and the answer in words."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,13 +6,7 @@ from rich.console import Group
 from rich.table import Table
 
 from rankscope.cli.terminal import folded, print_line, terminal_table
-from rankscope.formatting import (
-    UNKNOWN,
-    clock,
-    compact,
-    percent,
-    score_text,
-)
+from rankscope.formatting import UNKNOWN, clock, compact, percent, score_text
 from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.answer import FAILED_NOTE, answer_lines
 from rankscope.report.columns import Column
@@ -24,9 +18,10 @@ CHOSEN = "\N{BLACK RIGHT-POINTING SMALL TRIANGLE}"
 
 
 def summary_table(study: StudyRecords, recommendation: Recommendation) -> Group:
-    """A table per training task: one row per arm, the recommended one marked.
+    """Show a table per training task: one row per arm, the recommended one marked.
 
-    ``±`` is half the 95 % interval, ``±?`` an unknown one; seeds ``2/3``: one of three failed.
+    ``±`` is half the 95 % interval, ``±?`` an unknown one. Seeds ``2/3`` means that one of three
+    failed.
     """
     whole = StudyView(study, recommendation)
     view = limited(whole)
@@ -60,7 +55,7 @@ def _task_table(view: StudyView, task: str) -> Table:
 
 
 def _captions(view: StudyView) -> Iterator[str]:
-    """What the columns are, with their units; tasks of a study may differ."""
+    """Explain the columns, with their units; tasks of a study may differ."""
     tasks = view.training_tasks
 
     def either(texts: Iterable[str]) -> str:

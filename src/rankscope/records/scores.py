@@ -6,12 +6,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from rankscope.records.estimate import Estimate
-from rankscope.records.record import Record, Split
+from rankscope.records.record import Estimate, Record, Split
 
 
 class WithoutContamination(Record):
-    """The primary score over the test items that are not in the training rows."""
+    """The primary score over the test items that are absent from the training rows."""
 
     contaminated: int  # Left out: they, or 13 of their words, are in the training rows
     score: float
@@ -27,7 +26,7 @@ class EvalRecord(Record):
     split: Split
     metric: str  # Primary metric: one of the keys of ``metrics``
     score: float  # Value of the primary metric: mean over items
-    standard_error: float | None  # Of the score, over items; None where n < 2
+    standard_error: float | None  # Error of the score, over items; None where n < 2
     n: int
     metrics: dict[str, float]  # Every one recorded, such as ``acc`` and ``exact_match``
     without_contamination: WithoutContamination | None = None  # With contaminated items
@@ -35,15 +34,15 @@ class EvalRecord(Record):
     seconds: float
     num_tokens: int
     num_read: int = 0
-    """Tokens of all prompts and of the answers offered; ``num_tokens`` counts a beginning that
-    items share once. 0: not counted, as in older studies."""
+    """Tokens of all prompts and offered answers. ``num_tokens`` counts a beginning that items share
+    once. 0 means not counted, as in older studies."""
 
 
 class CurvePoint(Record):
     """One trial scored during training, on the first items of a task's validation split.
 
-    Its points over steps form the learning-forgetting curve (Biderman et al., arXiv 2405.09673).
-    Nothing is chosen by them.
+    Its points over steps form the learning-forgetting curve (Biderman et al., arXiv 2405.09673). No
+    choice depends on them.
     """
 
     trial_id: str
@@ -51,7 +50,7 @@ class CurvePoint(Record):
     step: int  # Optimizer steps done
     metric: str  # Primary metric of the task
     score: float  # Mean over the items scored
-    standard_error: float | None  # Of the score, over items; None where n < 2
+    standard_error: float | None  # Error of the score, over items; None where n < 2
     n: int  # Items scored: the first of the validation split
     seconds: float
     num_tokens: int
@@ -63,13 +62,13 @@ class ModelScore(Record):
     model: str  # ``base``, or the given model's name
     record: EvalRecord
     change: Estimate | None
-    """Model minus base, paired, with a 95 % interval; None for the base, and for a score that is no
-    mean of its items."""
+    """Model minus base, paired, with a 95 % interval. None for the base, and for a score that is no
+    mean over items."""
     chance: float | None  # Score of guessing, if it is known
     score_unit: Literal["accuracy", "log_probability"] | None  # None for a metric in another unit
     num_fewshot: int
     source: str  # Where the rows came from, for people
-    task_sha256: str  # Of everything that scores depend on, the model excepted
+    task_sha256: str  # Hash of everything that scores depend on, the model excepted
     other_base_forced: bool = False  # The adapter records another base
 
 
@@ -84,9 +83,9 @@ class ComparedCell(Record):
     score_unit: Literal["accuracy", "log_probability"] | None
     paired: bool  # Same items, prompts and scoring: items are compared one by one
     same_models: bool
-    """Whether both studies scored the same trials, or the same base. If paired, they can differ
-    only by rounding and the difference has no interval; if unpaired, the items differ and it has
-    one."""
+    """Whether both studies scored the same trials, or the same base. Paired scores can then differ
+    only by rounding, and the difference has no interval. Unpaired scores are of different items,
+    and the difference has one."""
     first: Estimate  # Mean score in the first study
     second: Estimate
     difference: Estimate  # Second minus first; unpaired, of two samples without p
@@ -103,5 +102,5 @@ class ItemScores:
     scores: npt.NDArray[np.float64]  # Shape (items,)
     gold_logprobs: npt.NDArray[np.float64]
     """Log p of the right answer per token, nats, shape (items,); NaN where unknown. If answers are
-    offered, it is among them."""
+    offered, the others count in it."""
     subjects: tuple[str | None, ...]

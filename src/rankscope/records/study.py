@@ -1,4 +1,4 @@
-"""What a study was made of, and everything known of it."""
+"""Records of a study's parts, and everything known about the study."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from rankscope.records.trials import TrainRecord, TrialSpec
 Analyzed = TypeVar("Analyzed", bound=AnalysisRecord)
 
 CONTAMINATION_LIMIT = 0.01
-"""Share of test rows that training may have seen: it moves an accuracy by at most 1 point, half the
+"""Share of test rows that training may have seen. It moves an accuracy by at most 1 point, half the
 margin within which two arms count as equal."""
 
 
@@ -23,10 +23,11 @@ class TaskRecord(Record):
     name: str
     roles: tuple[Role, ...]
     trained_on: bool
-    parts: tuple[str, ...] = ()  # Of a mixture: the tasks whose rows it is trained on
+    parts: tuple[str, ...] = ()  # Tasks whose rows a mixture is trained on
     metric: str  # Primary metric
     score_unit: Literal["accuracy", "log_probability"] | None
-    """Share of 1, or mean nats per token; None for a metric in another unit."""
+    """``accuracy`` is a share of 1, ``log_probability`` mean nats per token; None is another
+    unit."""
     chance: float | None  # Score of guessing; None if unknown, and for scores in nats
     rows: dict[str, int]  # Rows per split: train, validation, test
     row_shape: str = ""  # Such as ``alpaca``
@@ -37,14 +38,14 @@ class TaskRecord(Record):
     prompt_format: Literal["chat", "plain", ""] = ""  # Whether prompts use the chat template
     system: str = ""  # First turn of every training row; empty if rows have none or different ones
     source: str  # Where the rows come from, in words
-    sha256: str  # Of the rows used
-    validation_sha256: str = ""  # Of the validation items, their prompts and scoring alone
-    test_sha256: str = ""  # The same of the test items
-    contaminated_sha256: str = ""  # Of the ids of test items that training rows of the study hold
+    sha256: str  # Hash of the rows used
+    validation_sha256: str = ""  # Hash of the validation items, their prompts and scoring alone
+    test_sha256: str = ""  # Hash of the test items, alike
+    contaminated_sha256: str = ""  # Hash of the ids of test items that training rows hold
 
     @property
     def is_contaminated(self) -> bool:
-        """So many test rows are in the training rows that a score cannot be trusted."""
+        """Whether so many test rows are in the training rows that a score cannot be trusted."""
         return sum(self.contamination.values()) > CONTAMINATION_LIMIT * self.rows.get("test", 0)
 
 
@@ -54,7 +55,7 @@ AS_STORED = "as stored"
 
 class ModelRecord(Record):
     label: str
-    sha256: str  # Of its weights and configuration
+    sha256: str  # Hash of its weights and configuration
     architecture: str
     num_parameters: int
     num_layers: int
@@ -90,21 +91,21 @@ class TrialRecords:
     curve: tuple[CurvePoint, ...] = ()  # By step; empty if the study asks for none
 
     def analysis(self, kind: type[Analyzed]) -> Analyzed | None:
-        """Its record of one analysis; None if it was not analyzed."""
+        """Return the trial's record of one analysis; None if it was not analyzed."""
         return next((record for record in self.analyses if isinstance(record, kind)), None)
 
 
 class RoundRecord(Record):
-    """What a search decided to train next on one task, and why."""
+    """A search's decision on what to train next on one task, and its reason."""
 
-    number: int  # Of the round; the first design is 0
+    number: int  # Number of the round; the first design is 0
     task: str  # '' for the first design
     trial_ids: tuple[str, ...]
-    labels: tuple[str, ...]  # Of the trials
+    labels: tuple[str, ...]  # Labels of the trials
     seconds: float  # Wall time of the study until then
     leader: str  # Arm of the highest expected net gain until then
-    regret: float | None  # Expected of the answer until then; None before anything was scored
-    after: float | None  # The same once the round is trained, as expected before
+    regret: float | None  # Expected regret of the answer until then; None before any score
+    after: float | None  # Expected regret once the round is trained
 
 
 def finished_trials(trials: Iterable[TrialRecords]) -> list[TrialRecords]:
@@ -113,7 +114,7 @@ def finished_trials(trials: Iterable[TrialRecords]) -> list[TrialRecords]:
 
 @dataclass(frozen=True, slots=True)
 class StudyRecords:
-    """Everything known of one study: the input of ``advise`` and ``report``."""
+    """Everything known about one study: the input of ``advise`` and ``report``."""
 
     name: str
     config: StudyConfig  # The study file with every ``auto`` resolved
@@ -124,8 +125,8 @@ class StudyRecords:
     items: Mapping[EvalKey, ItemScores]
     provenance: Provenance
     total_seconds: float  # Wall time spent on the study so far
-    notes: tuple[str, ...] = field(default=())  # What a reader has to know, such as dropped rows
-    rounds: tuple[RoundRecord, ...] = ()  # Of a search, in order
+    notes: tuple[str, ...] = field(default=())  # Facts for a reader, such as dropped rows
+    rounds: tuple[RoundRecord, ...] = ()  # Rounds of a search, in order
     results: Mapping[EvalKey, Sequence[ItemResult]] = field(default_factory=dict)
     """The whole item tables behind ``items``, with prompts and answers; read on demand."""
 
@@ -136,24 +137,24 @@ class StudyRecords:
         raise KeyError(name)
 
     def tokens_read(self, model: str, task: str) -> float | None:
-        """Mean tokens that a model reads for an item; None if that is not known.
+        """Return the mean tokens that a model reads for an item; None if unknown.
 
-        Of validation items first: a search scores test items of some models only.
+        Validation items come first, because a search scores test items of some models only.
         """
         found = (self.evals.get((model, task, "validation")), self.evals.get((model, task, "test")))
         return next((r.num_read / r.n for r in found if r is not None and r.num_read), None)
 
 
 def failures(study: StudyRecords) -> list[str]:
-    """One sentence per trial that failed."""
+    """Write one sentence per trial that failed."""
     return [f"{t.spec.arm_label}: {t.failure}" for t in study.trials if t.status in FAILED]
 
 
 def trained_parts(tasks: Sequence[TaskRecord], task: str) -> frozenset[str]:
-    """Tasks whose items a model trained on ``task`` has seen in training.
+    """Return the tasks whose items a model trained on ``task`` has seen in training.
 
-    The task itself, the parts of its mixture, and every mixture that shares a part with it. Scores
-    on them are neither forgetting nor transfer.
+    They are the task itself, the parts of its mixture, and every mixture that shares a part with
+    it. Scores on them are neither forgetting nor transfer.
     """
     seen = {task, *(part for t in tasks if t.name == task for part in t.parts)}
     return frozenset(seen | {t.name for t in tasks if seen & set(t.parts)})

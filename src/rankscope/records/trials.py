@@ -1,40 +1,41 @@
-"""The settings of a trial, and what training it produced."""
+"""The settings of a trial, what training it produced, and its variants at inference."""
 
 import json
+from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, ValidationInfo, field_validator
 
 from rankscope.config.arm import TARGET_GROUPS
 from rankscope.hashing import sha256_json
-from rankscope.models.methods import get_lora_method, get_method
-from rankscope.models.methods.lora import LoraMethod
+from rankscope.models.methods import LORA, get_method
 from rankscope.records.record import Record
 
 
 class GivenModel(Record):
-    """Where a model that was not trained in the study comes from."""
+    """Origin of a model that was not trained in the study."""
 
     name: str
     folder: str
-    sha256: str  # Of its configuration and weights
+    sha256: str  # Hash of its configuration and weights
     other_base: str | None = None  # Recorded hash of its base, if it is another one
     scores_of: str | None = None
     """Trial of the study in ``folder`` whose stored scores it has; its weights are not read."""
 
 
 class Prompt(Record):
-    """What the base is shown besides an item."""
+    """Texts that the base sees besides an item."""
 
     system: str  # Before every item of every task; may be empty
     num_fewshot: int | None  # Solved examples before the items of its task; None: the task's own
     examples: tuple[tuple[str, str, str], ...] = ()
-    """(task, question, answer) of each; the task is the training task, or a part of a mixture."""
+    """Solved examples as (task, question, answer). The task is the training task, or a part of a
+    mixture."""
 
     @property
     def opening(self) -> str:
-        """The first words of the system text, on one line."""
+        """Return the first words of the system text, on one line."""
         text = " ".join(self.system.split())
         return text if len(text) <= MAX_OPENING else f"{text[: MAX_OPENING - 3].rstrip()}..."
 
@@ -55,7 +56,8 @@ class TrialSpec(Record):
     seed: int
     rows: int | None = None  # Training rows, the first of the task's shuffled order; None: all
     rank_pattern: tuple[tuple[str, int], ...] | None = None
-    """Rank of every target by module path; ``rank`` is then the one of as many parameters."""
+    """Rank of every target by module path; ``rank`` is then the one rank with as many
+    parameters."""
     init_from: str | None = None  # Folder of the adapter that training continues
     init_sha256: str | None = None  # Hash of that adapter's configuration and weights
     batch_size: int | None = None  # The arm's own, like the next five; None: the study's
@@ -65,14 +67,14 @@ class TrialSpec(Record):
     weight_decay: float | None = None
     objective: str | None = None
     replay: str | None = None
-    """From here on mitigations: the task whose rows are mixed in, or ``PREFIX:REST`` of a source of
-    rows."""
+    """Task whose rows are mixed in, or ``PREFIX:REST`` of a source of rows. This and the next
+    fields are mitigations."""
     replay_share: float | None = None  # Share of the replayed rows among all rows, and in the loss
     replay_sha256: str | None = None
     """Hash of the encoded replayed rows."""
     kl_to_base: float | None = None  # Weight of KL(base || tuned), nats per label token
     early_stop: int | None = None  # Stops after so many points without a better score
-    validation_sha256: str | None = None  # Of the items that decide when to stop
+    validation_sha256: str | None = None  # Hash of the items that decide when to stop
     given: GivenModel | None = None  # Only for a model that was trained elsewhere
     prompt: Prompt | None = None  # Only for ``prompt``
 
@@ -107,7 +109,7 @@ class TrialSpec(Record):
     def scaling(self) -> float:
         if self.rank is None or self.alpha is None:
             return 1.0
-        return self.alpha / get_lora_method(self.method).rank_scale(self.rank)
+        return self.alpha / get_method(self.method).rank_scale(self.rank)
 
     @property
     def overrides(self) -> dict[str, int | float | str]:
@@ -117,7 +119,7 @@ class TrialSpec(Record):
 
     @property
     def mitigations(self) -> dict[str, object]:
-        """Mitigations of forgetting, as labels name them; empty for a plain trial."""
+        """Mitigations of forgetting, as in labels; empty for a plain trial."""
         share = "" if self.replay_share is None else f"{self.replay_share:.12g}"
         own: dict[str, object] = {
             "replay": self.replay and f"{share}x{self.replay}",
@@ -143,7 +145,7 @@ class TrialSpec(Record):
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """Every setting that is no number on an axis of the posterior."""
+        """Every setting that is not a number on an axis of the posterior."""
         return (
             self.task,
             self.method,
@@ -161,22 +163,26 @@ class TrialSpec(Record):
 
     @property
     def arm_label(self) -> str:
-        """Short name for tables, such as ``r=32 lr=0.0002``, without the task. Every setting that
-        is not the default is spelled out, so two arms of a task never share a label."""
+        """Short name for tables, such as ``r=32 lr=0.0002``, without the task.
+
+        It spells out every setting that differs from the default, so two arms of a task never share
+        a label.
+        """
         return self.label_without()
 
     def label_without(self, *axes: str) -> str:
-        """The label without what names some of ``rank``, ``alpha``, ``lr`` and ``rows``."""
+        """Return the label without the names of some of ``rank``, ``alpha``, ``lr`` and
+        ``rows``."""
         return " ".join(text for axis, text in self._label_parts if axis not in axes)
 
     @property
     def special_settings(self) -> tuple[str, ...]:
-        """Further settings that are not the default, such as ``dropout=0.1``."""
+        """Further settings that differ from the default, such as ``dropout=0.1``."""
         return tuple(text for _, text in self._special_parts)
 
     @property
     def _label_parts(self) -> list[tuple[str, str]]:
-        """(axis, text) of each part of the label."""
+        """Return (axis, text) of each part of the label."""
         if self.given is not None:
             return [("", self.given.name)]
         if self.peft is not None:
@@ -189,10 +195,10 @@ class TrialSpec(Record):
         elif self.rank is None:
             parts = [("", "full")]
         else:
-            parts = [] if self.method == LoraMethod.name else [("", self.method)]
+            parts = [] if self.method == LORA else [("", self.method)]
             parts += [("rank", f"r={self.rank}")]
             parts += [] if self.alpha == 2 * self.rank else [("alpha", f"alpha={self.alpha:g}")]
-        # Of imported scores the rate may be unknown.
+        # The rate of imported scores may be unknown.
         return [*parts, *([("lr", f"lr={self.lr:.12g}")] if self.lr else []), *self._special_parts]
 
     @property
@@ -239,7 +245,7 @@ OVERRIDE_LABELS = {
 
 
 def _peft_label(settings: str) -> list[tuple[str, str]]:
-    """Type and settings of a PEFT method from their JSON: ``adalora``, ``init_r=12``."""
+    """Read type and settings of a PEFT method from their JSON: ``adalora``, ``init_r=12``."""
     fields: dict[str, object] = json.loads(settings)
     kind = str(fields.pop("peft_type")).lower()
     texts = {name: f"{name}={json.dumps(value)}" for name, value in fields.items()}
@@ -268,7 +274,7 @@ class RewardPoint(Record):
     step: int
     reward: float  # Mean over all answers
     length: float  # Mean, tokens
-    entropy: float  # Of the next token, mean over all tokens of the answers, nats
+    entropy: float  # For the next token, mean over all tokens of the answers, nats
     cut: float  # Share that the limit on their length cut
     alike: float  # Share of prompts all of whose answers have the same reward: they teach nothing
 
@@ -287,9 +293,43 @@ class TrainRecord(Record):
     seconds: float  # This trial's share of its group's wall time, by tokens
     peak_memory_bytes: int  # Peak of the process while the group trained
     losses: tuple[LossPoint, ...]
-    weights_sha256: str  # Of the stored adapter or full model weights
+    weights_sha256: str  # Hash of the stored adapter or full model weights
     penalties: tuple[PenaltyPoint, ...] = ()  # By step, for a trial with replay or KL to the base
     rewards: tuple[RewardPoint, ...] = ()  # By step, for an objective whose models write answers
     num_replay_tokens: int = 0  # The part of ``num_tokens`` in replayed rows
     loss_scale_halvings: int = 0  # In float16, by gradients not finite
     best_step: int | None = None  # Only with early stopping: the step whose weights were kept
+
+
+VariantKind = Literal["scale", "truncated"]
+_MARK = "@"  # Between the ids of a trial and of its variant
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A change of a trained trial's update W - W0 that needs no training, scored under an id.
+
+    ``scale``: the whole update times ``strength``. ``truncated``: every matrix cut to the rank
+    ``strength`` with the least error.
+    """
+
+    kind: VariantKind
+    strength: float
+
+    def __str__(self) -> str:
+        return f"{self.kind}={self.strength:.12g}"
+
+    def of(self, trial_id: str) -> str:
+        """Return the model id of the changed trial, such as ``3f2a...@scale=0.5``."""
+        return f"{trial_id}{_MARK}{self}"
+
+
+def trial_of(model_id: str) -> str:
+    """Return the trial id within a model id; ``base`` and plain trial ids are unchanged."""
+    return model_id.partition(_MARK)[0]
+
+
+def variant_of(model_id: str) -> Variant | None:
+    """Return the variant within a model id; None for the base and for a trial as trained."""
+    kind, _, strength = model_id.partition(_MARK)[2].partition("=")
+    return Variant(kind, float(strength)) if kind in get_args(VariantKind) else None  # type: ignore[arg-type]

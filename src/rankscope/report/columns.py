@@ -1,9 +1,9 @@
-"""Columns of tables: the name that programs use, and what people read in its place.
+"""Columns of tables: their names for programs, and the titles that people read.
 
 A table has names of Python (``lr``, ``gain_low``), booleans, shares of 1 or nats per token, seconds
-and bytes. It is so in memory, in CSV and in Parquet. Terminal, page, Markdown and LaTeX show it
-with titles, units and rounded numbers: ``shown_rows`` translates. No pandas here, for the command
-line.
+and bytes. Memory, CSV and Parquet hold these. Terminal, page, Markdown and LaTeX show titles, units
+and rounded numbers, which ``shown_rows`` makes. The command line needs this module, so it does not
+import pandas.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,29 +17,32 @@ PROBABILITIES = frozenset({"P(better)", "P(within margin)", "P(best)", "P(good e
 
 
 class Column(NamedTuple):
-    """How people read a column. ``x_low`` and ``x_high``, the 95 % interval of ``x``, are read like
-    it, with ", low" and ", high" after its title; so are ``x_smallest`` and ``x_largest``."""
+    """The way people read a column.
+
+    It also covers ``x_low`` and ``x_high``, the 95 % interval of ``x``, with ", low" and ", high"
+    after the title, and ``x_smallest`` and ``x_largest``.
+    """
 
     title: str = ""  # If empty, the name: a Python name with spaces, others as they are
     unit: Unit | None = None  # Its scale multiplies the values, its digits follow the point
     digits: int | None = None  # Other digits than the unit's; three significant ones without either
     unit_from: str = ""
-    """Name of the column with each row's score unit, ``accuracy`` (points) or ``log_probability``
-    (nats), if rows differ."""
-    words: Mapping[str, str] | None = None  # What is shown for texts
+    """Name of the column with each row's score unit, if rows differ: ``accuracy`` (points) or
+    ``log_probability`` (nats)."""
+    words: Mapping[str, str] | None = None  # Words shown in place of texts
     sign: bool = False  # On a terminal, whether numbers above zero have a plus sign
     text: Callable[[Any], str] | None = None  # On a terminal, what is shown for a known value
 
     @property
     def places(self) -> int | None:
-        """Digits after the point."""
+        """Number of digits after the point."""
         return self.unit.digits if self.digits is None and self.unit else self.digits
 
 
 def shown_rows(
     rows: Sequence[Mapping[str, object]], columns: Mapping[str, Column]
 ) -> tuple[list[dict[str, object]], dict[str, int]]:
-    """Rows by title as people read them, and the digits after the point by title."""
+    """Translate rows for people: return them by title, and the digits after the point by title."""
     names = dict.fromkeys(name for row in rows for name in row)
     read: dict[str, tuple[str, Column]] = {}
     for name in names:
@@ -58,7 +61,7 @@ def shown_rows(
 
 
 def number_text(value: float | None, title: str, digits: int | None = None) -> str:
-    """A number in the column ``title``."""
+    """Write a number in the column ``title``."""
     if value is not None and title in PROBABILITIES:
         return percent(value)
     return number(value, digits)

@@ -1,8 +1,8 @@
-"""Write a table, a DataFrame, as HTML, Markdown, LaTeX, CSV or Parquet.
+"""Writers of a table, a DataFrame, as HTML, Markdown, LaTeX, CSV or Parquet.
 
-``frame.attrs["columns"]`` says how people read its columns (``columns.py``); HTML, Markdown and
-LaTeX show them so, CSV and Parquet keep names and every digit. A figure's frame has titles for
-names: ``attrs["digits"]`` maps them to digits after the point; other numbers show three significant
+``frame.attrs["columns"]`` says how people read its columns (``columns.py``). HTML, Markdown and
+LaTeX follow it; CSV and Parquet keep names and every digit. A figure's frame has titles for names:
+``attrs["digits"]`` maps them to digits after the point. Other numbers show three significant
 digits, and p values and probabilities end at <0.001 and at over 99 %. ``attrs["best"]`` names
 columns whose highest value is bold in Markdown and LaTeX.
 """
@@ -28,7 +28,7 @@ def table_from_rows(
     digits: Mapping[str, int] = MappingProxyType({}),
     best: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """A DataFrame from rows, each a mapping of column title to cell; None is unknown.
+    """Make a DataFrame from rows, each a mapping of column title to cell; None is unknown.
 
     Args:
         digits: digits after the point by column title; an interval has those of its value.
@@ -46,10 +46,10 @@ def table(
     columns: Mapping[str, Column] = MappingProxyType({}),
     best: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """A DataFrame from rows, each a mapping of column name to cell; None is unknown.
+    """Make a DataFrame from rows, each a mapping of column name to cell; None is unknown.
 
     Args:
-        columns: how people read them, by name; names with spaces otherwise.
+        columns: how people read them, by name; by default names with spaces.
         best: names of columns whose highest value is marked.
     """
     frame = _frame(rows)
@@ -59,7 +59,7 @@ def table(
 
 
 def shown(frame: pd.DataFrame) -> pd.DataFrame:
-    """A table as people read it: titles, units and digits. A figure's frame is so already."""
+    """Translate a table for people: titles, units and digits. A figure's frame needs no change."""
     if (columns := frame.attrs.get("columns")) is None:
         return frame
     names = list(frame.columns)
@@ -81,7 +81,7 @@ def _frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
 
 
 def frame_rows(frame: pd.DataFrame) -> list[tuple[Cell, ...]]:
-    """The rows as Python values; unknown cells are None."""
+    """Return the rows as Python values; unknown cells are None."""
     cells = frame.astype(object).where(frame.notna(), None)
     return list(cells.itertuples(index=False, name=None))
 
@@ -89,7 +89,7 @@ def frame_rows(frame: pd.DataFrame) -> list[tuple[Cell, ...]]:
 def _shown_cell(
     value: Cell, title: str, digits: Mapping[str, int], limit: int = MAX_PAGE_CELL
 ) -> str:
-    """A cell's text in a column, before it is escaped."""
+    """Write a cell's text in a column, before it is escaped."""
     if isinstance(value, str):
         return safe_text(value, limit)
     return number_text(value, title, digits.get(title))
@@ -102,7 +102,8 @@ def _is_numeric(column: "pd.Series[object]") -> bool:
 
 
 def html_table(frame: pd.DataFrame) -> Markup:
-    """A ``<table>``; ``data-v`` holds every digit of a number, for the page's CSV download."""
+    """Write a ``<table>``; ``data-v`` holds every digit of a number, for the page's CSV
+    download."""
     frame = shown(frame)
     digits = frame.attrs.get("digits", {})
     header = [
@@ -130,7 +131,7 @@ def _html_cell(cell: Cell, title: str, digits: Mapping[str, int]) -> str:
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """A table in GitHub's Markdown; numbers flush right."""
+    """Write a table in GitHub's Markdown; numbers are flush right."""
     frame = _with_intervals(shown(frame))
     text = _texts(frame, markdown_text, "**{}**")
     rules = ["---:" if _is_numeric(frame[title]) else "---" for title in frame.columns]
@@ -139,7 +140,7 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 def latex(frame: pd.DataFrame) -> str:
-    """A ``tabular`` for the booktabs package; numbers flush right."""
+    """Write a ``tabular`` for the booktabs package; numbers are flush right."""
     frame = _with_intervals(shown(frame))
     kinds = "".join("r" if _is_numeric(frame[title]) else "l" for title in frame.columns)
     cells = _texts(frame, latex_text, r"\textbf{{{}}}")
@@ -148,7 +149,7 @@ def latex(frame: pd.DataFrame) -> str:
 
 
 def comma_separated(frame: pd.DataFrame) -> str:
-    """CSV (RFC 4180): unknown is empty, a number reads back as the same number."""
+    """Write CSV (RFC 4180): unknown is empty, and a number reads back as the same number."""
     safe = pd.DataFrame(
         {
             _csv_text(title): [_csv_text(c) if isinstance(c, str) else c for c in frame[title]]
@@ -164,7 +165,7 @@ FORMATS: dict[str, Callable[[pd.DataFrame], bytes]] = {
     "tex": lambda frame: latex(frame).encode(),
     "parquet": lambda frame: bytes(frame.to_parquet(index=False)),
 }
-"""File ending -> function that gives the file's content."""
+"""Maps a file ending to the function that gives the file's content."""
 
 
 def write_tables(
@@ -173,7 +174,7 @@ def write_tables(
     """Write tables as ``arms.md``, ``arms.csv``, ``arms.tex``, ``arms.parquet`` and so on.
 
     A table without rows is not written, and its files of an earlier call are removed. Raises
-    DiskFull: no file is cut short.
+    DiskFull; no file is then cut short.
     """
     written = []
     with reporting_shortages(out):
@@ -190,7 +191,7 @@ def write_tables(
 
 
 def _with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
-    """Columns ``x``, ``x, low`` and ``x, high`` as one, ``x [95 %]``: ``3.1 [1.0, 5.2]``."""
+    """Merge columns ``x``, ``x, low`` and ``x, high`` into ``x [95 %]``: ``3.1 [1.0, 5.2]``."""
     digits, titles = frame.attrs.get("digits", {}), set(frame.columns)
     with_ends = {t for t in titles if {f"{t}, low", f"{t}, high"} <= titles}
     ends = {f"{title}, {end}" for title in with_ends for end in ("low", "high")}
@@ -212,7 +213,7 @@ def _with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _best_rows(values: "pd.Series[float]") -> list[int]:
-    """Rows of the highest value as it is shown, whatever follows after rounding."""
+    """Return the rows of the highest value as it is shown, so that rounded values tie."""
     return [int(row) for row in values.index[values == values.max()]]
 
 
@@ -222,7 +223,7 @@ def _value_with_ends(row: tuple[Cell, ...], title: str, digits: Mapping[str, int
 
 
 def _texts(frame: pd.DataFrame, escape_text: Callable[[str], str], bold: str) -> pd.DataFrame:
-    """Every cell as escaped text, texts whole; titles escaped as well."""
+    """Write every cell as escaped text, texts whole; titles are escaped as well."""
     digits, marked = frame.attrs["digits"], frame.attrs["bold"]
 
     def text(cell: Cell, title: str, row: int) -> str:
@@ -264,13 +265,13 @@ _LATEX = {
 
 
 def latex_text(text: str) -> str:
-    """Text for LaTeX, with every character escaped that has a meaning in TeX."""
+    """Escape text for LaTeX, every character that has a meaning in TeX."""
     line = " ".join(safe_text(text).split())
     escaped = "".join(_LATEX.get(character, character) for character in line)
     return _DASHES.sub("{-}", escaped) if "--" in line else escaped
 
 
 def _csv_text(text: str) -> str:
-    """Text for CSV; an apostrophe before anything that a spreadsheet would run as a formula."""
+    """Write text for CSV, with an apostrophe before anything that a spreadsheet would run."""
     safe = safe_text(text)
     return "'" + safe if safe[:1] in ("=", "+", "-", "@", "\t", "\r") else safe

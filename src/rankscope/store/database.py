@@ -1,5 +1,7 @@
-"""The ledger's SQLite file: its tables, transactions, and what it keeps of a trial: its status, and
-records by kind and key, as checked JSON."""
+"""The ledger's SQLite file: its tables and transactions.
+
+For a trial it keeps the status, and records by kind and key, as checked JSON.
+"""
 
 import functools
 import json
@@ -53,7 +55,7 @@ CREATE TABLE trials (
 ) WITHOUT ROWID;
 CREATE TABLE records (
     trial_id TEXT NOT NULL,
-    kind TEXT NOT NULL,  -- as of kind_of
+    kind TEXT NOT NULL,  -- as of _kind_of
     key TEXT NOT NULL,  -- task/step of a curve's point, task/split of an eval, or ''
     sha256 TEXT NOT NULL,
     settings TEXT NOT NULL,  -- what the record depends on besides its trial, canonical JSON
@@ -70,7 +72,7 @@ CREATE TABLE totals (
 INSERT INTO totals VALUES ('study', 0), ('trials', 0), ('records', 0), ('artifacts', 0);
 """
 WRITE_AHEAD = b"\2\2"  # Bytes 18 and 19 of a file in this journal mode (SQLite's file format)
-SMALL_WRITE = "some ten thousand bytes"  # Of a transaction, which SQLite does not report
+SMALL_WRITE = "some ten thousand bytes"  # Size of a transaction, which SQLite does not report
 
 NO_DAMAGE = frozenset(
     {
@@ -79,11 +81,11 @@ NO_DAMAGE = frozenset(
         *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_MISUSE),
     }
 )
-"""Primary codes of SQLite that are about the machine or a bug, not about the file's content."""
+"""Primary codes of SQLite that concern the machine or a bug, not the content of the file."""
 
 MOST_TRIES = 100  # Five seconds, for readers of an earlier state and of the lock
 
-PointKey = tuple[str, str, int]  # Of a learning curve: (trial id, task, optimizer steps done)
+PointKey = tuple[str, str, int]  # Point of a learning curve: (trial id, task, optimizer steps done)
 StoredRecord = TrainRecord | CurvePoint | EvalRecord | AnalysisRecord
 
 UNTRAINED: tuple[Status, ...] = ("planned", *sorted(FAILED))  # From which training can end
@@ -99,7 +101,7 @@ class TrialFailure(NamedTuple):
 
 
 class StoredGroups(Record):
-    """Groups, and the limits they were cut by; a later run keeps them, whatever memory is free."""
+    """Groups, and the limits that cut them; later runs keep them, whatever memory is free."""
 
     max_group_size: int | None
     memory_limit: int | None
@@ -114,15 +116,15 @@ _KIND_OF: dict[type[Record], str] = {
 }
 
 
-def kind_of(record: type[Record]) -> str:
-    """The name of a class of stored records in the ledger; an analysis gives its own."""
+def _kind_of(record: type[Record]) -> str:
+    """Return the ledger's name for a class of stored records; an analysis gives its own."""
     if record in _KIND_OF:
         return _KIND_OF[record]
     return next(a.name for a in all_analyses() if a.record_type() is record)
 
 
 def _key_of(record: StoredRecord) -> str:
-    """What tells a trial's records of one kind apart."""
+    """Return the key that tells a trial's records of one kind apart."""
     match record:
         case EvalRecord():
             return f"{record.task}/{record.split}"
@@ -132,8 +134,8 @@ def _key_of(record: StoredRecord) -> str:
 
 
 def record_row(record: StoredRecord, settings: str) -> tuple[str, ...]:
-    """A row of ``records``. Raises IntegrityError for numbers that JSON does not have."""
-    trial_id, kind, key = record.trial_id, kind_of(type(record)), _key_of(record)
+    """Make a row of ``records``. Raises IntegrityError for numbers that JSON does not have."""
+    trial_id, kind, key = record.trial_id, _kind_of(type(record)), _key_of(record)
     with reading(f"{kind} record of {trial_id} {key}", "finite numbers", IntegrityError):
         body = json.dumps(record.model_dump(), separators=(",", ":"), allow_nan=False)
     digest = row_sha256(trial_id, kind, key, settings, body)
@@ -141,12 +143,14 @@ def record_row(record: StoredRecord, settings: str) -> tuple[str, ...]:
 
 
 def connect(path: Path, *, write: bool) -> sqlite3.Connection:
-    """A connection to a ledger of this version; a writer creates it. Raises IntegrityError: the
-    file is damaged."""
+    """Connect to a ledger of this version; a writer creates it.
+
+    Raises IntegrityError: the file is damaged.
+    """
     if write and not holds_bytes(path):
         _create(path)
-    # SQLite can read a WAL database in a writable folder, or beside a writer; else it needs
-    # "immutable", which does not see what a writer has not yet moved into the file.
+    # SQLite can read a WAL database in a writable folder, or beside a writer. Elsewhere it needs
+    # "immutable", which does not see a writer's changes that are not yet in the file.
     is_shared = os.access(path.parent, os.W_OK) or Path(f"{path}-shm").exists()
     mode = "rw" if write else ("ro" if is_shared else "ro&immutable=1")
     uri = f"{path.resolve().as_uri()}?mode={mode}"
@@ -165,7 +169,8 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
 
 @contextmanager
 def closed_by_errors(db: sqlite3.Connection, out: Path) -> Iterator[None]:
-    """Close the ledger in ``out`` after an error; one of SQLite becomes :func:`ledger_error`'s."""
+    """Close the ledger in ``out`` after an error; errors of SQLite become
+    :func:`ledger_error`'s."""
     try:
         yield
     except BaseException as error:
@@ -185,8 +190,8 @@ def holds_bytes(path: Path) -> bool:
 def _create(path: Path) -> None:
     """Make an empty ledger in one step: a full disk leaves none or a whole one.
 
-    It has its journal mode by then: changing that leaves a rollback journal on a disk that fails,
-    and with one nobody can read the ledger before a run has written to it.
+    The journal mode is set from the start. Changing it on a disk that fails leaves a rollback
+    journal, and with that nobody can read the ledger before a run has written to it.
     """
     for name in (ARTIFACTS, STAGING, CHECKPOINTS, UNITS):
         if (path.parent / name).exists():
@@ -212,7 +217,7 @@ def is_damaged(error: BaseException | None) -> bool:
 
 
 def ledger_error(out: Path, error: sqlite3.Error) -> RankscopeError | None:
-    """What an error of SQLite means for the user; None for a bug."""
+    """Translate an error of SQLite for the user; None for a bug."""
     if not is_damaged(error):
         return shortage_behind(error, out / LEDGER)
     return IntegrityError(
@@ -224,24 +229,24 @@ def ledger_error(out: Path, error: sqlite3.Error) -> RankscopeError | None:
 
 
 @functools.cache
-def validator(kind: Any) -> TypeAdapter[Any]:
+def _validator(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
 def _parse_record(kind: type[Stored], body: Any, where: str) -> Stored:
-    """A stored JSON text as a value of a type that Pydantic checks."""
+    """Parse a stored JSON text as a value of a type that Pydantic checks."""
     model: Any = kind
     name = getattr(kind, "__name__", "number")
     with reading(f"{LEDGER}: {where}", f"a {name}", IntegrityError, LEDGER_REMEDY):
-        # A section may have been added to a model since it was first read.
-        parse = getattr(model, "model_validate_json", None) or validator(model).validate_json
+        # A section may have been added to a model after it was first read.
+        parse = getattr(model, "model_validate_json", None) or _validator(model).validate_json
         value: Stored = parse(body)
     return value
 
 
 @contextmanager
 def transaction(db: sqlite3.Connection, out: Path) -> Iterator[None]:
-    """All statements inside take effect together, durably, or none does. Raises DiskFull."""
+    """Make all statements inside take effect together, durably, or not at all. Raises DiskFull."""
     with reporting_shortages(out / LEDGER, lambda: SMALL_WRITE):
         db.execute("BEGIN IMMEDIATE")
         try:
@@ -255,7 +260,7 @@ def transaction(db: sqlite3.Connection, out: Path) -> Iterator[None]:
 
 @contextmanager
 def snapshot(db: sqlite3.Connection) -> Iterator[None]:
-    """All reads inside see one state, also while a run writes."""
+    """Let all reads inside see one state, also while a run writes."""
     db.execute("BEGIN")
     try:
         yield
@@ -281,13 +286,13 @@ def has_study(db: sqlite3.Connection) -> bool:
 
 
 def stored(db: sqlite3.Connection, key: str, kind: type[Stored]) -> Stored | None:
-    """One entry of the ``study`` table; None if there is none."""
+    """Read one entry of the ``study`` table; None without it."""
     row = db.execute("SELECT body FROM study WHERE key = ?", (key,)).fetchone()
     return None if row is None else _parse_record(kind, row[0], f"study {key}")
 
 
 def required(db: sqlite3.Connection, key: str, kind: type[Stored]) -> Stored:
-    """An entry that every study has."""
+    """Read an entry that every study has."""
     entry = stored(db, key, kind)
     if entry is None or entry == []:
         raise IntegrityError(f"{LEDGER}: study {key}", "none", "one", LEDGER_REMEDY)
@@ -297,15 +302,17 @@ def required(db: sqlite3.Connection, key: str, kind: type[Stored]) -> Stored:
 def stored_statuses(
     db: sqlite3.Connection, trial_ids: Collection[str] | None = None
 ) -> Iterator[tuple[str, str, Status, str | None]]:
-    """(trial id, JSON text, status, failure) of the trials of the study as it is now, in order:
-    all, or those named."""
+    """Yield (trial id, JSON text, status, failure) of the study's current trials, in order.
+
+    ``trial_ids`` limits them.
+    """
     chosen = "" if trial_ids is None else "AND trial_id IN (SELECT value FROM json_each(?)) "
     rows = db.execute(
         "SELECT trial_id, spec, status, failure FROM trials WHERE position IS NOT NULL "
         f"{chosen}ORDER BY position",
         () if trial_ids is None else (json.dumps(list(trial_ids)),),
     )
-    columns = validator(tuple[str, str, Status, str | None])
+    columns = _validator(tuple[str, str, Status, str | None])
     for row in rows:
         where = f"{LEDGER}: trials {row[0]}"
         with reading(where, "a trial with its status", IntegrityError, LEDGER_REMEDY):
@@ -314,14 +321,14 @@ def stored_statuses(
 
 
 def stored_trials(db: sqlite3.Connection) -> Iterator[tuple[TrialSpec, Status, str | None]]:
-    """(trial, status, failure) of every trial of the study as it is now, in order."""
+    """Yield (trial, status, failure) of every current trial of the study, in order."""
     for trial_id, spec, status, failure in stored_statuses(db):
         yield _parse_record(TrialSpec, spec, f"trials {trial_id}"), status, failure
 
 
 def stored_records(db: sqlite3.Connection, model: type[R]) -> Iterator[tuple[str, R]]:
-    """(trial id, record) of every record of one kind, in the order in which they came."""
-    kind, columns = kind_of(model), "trial_id, key, body"
+    """Yield (trial id, record) of every record of one kind, in the order of their arrival."""
+    kind, columns = _kind_of(model), "trial_id, key, body"
     rows = db.execute(f"SELECT {columns} FROM records WHERE kind = ? ORDER BY rowid", (kind,))
     for trial_id, key, body in rows:
         where = f"records {trial_id} {kind} {key}".rstrip()
@@ -347,7 +354,7 @@ def set_statuses(
     reason: str | None = None,
     expected: Collection[Status] | None = None,
 ) -> None:
-    """Change the status of trials, of each if it is one of ``expected``; within a transaction."""
+    """Change the status of trials within a transaction; ``expected`` limits it to some statuses."""
     for trial_id in trial_ids:
         row = db.execute("SELECT status FROM trials WHERE trial_id = ?", (trial_id,)).fetchone()
         if row is None:

@@ -13,8 +13,8 @@ from rankscope.extensions.spectra.figures import NORM, draw_objectives
 from rankscope.extensions.spectra.record import SpectraRecord
 from rankscope.report.study_view import StudyView
 
-from ...run.test_given import given_study
 from ...run.test_given import (
+    given_study,
     test_scores_that_do_not_fit_are_refused_by_name_before_anything_is_written as unfit,
 )
 from ...run.test_study import test_an_edit_that_would_mix_results_is_refused as refused

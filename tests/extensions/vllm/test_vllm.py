@@ -189,8 +189,8 @@ def test_answers_are_those_of_the_own_engine(given_models: Path, pids: Path) -> 
         ("broken-lora", "vLLM refused /v1/load_lora_adapter: status 500"),
         ("scaled", "vLLM computes another model: log p of its answers differs by"),
         ("refuses-later", "vLLM failed twice: vLLM refused /v1/completions: status 400"),
-        ("no-token_ids", "a reply of another form than vLLM's from 0.10.2 on: TypeError"),
-        ("one-less", "a reply of another form than vLLM's from 0.10.2 on: KeyError(1)"),
+        ("no-token_ids", "no reply as of vLLM 0.10.2 or later: TypeError"),
+        ("one-less", "no reply as of vLLM 0.10.2 or later: KeyError(1)"),
         ("hangs", "vLLM failed twice: /v1/completions: no reply in 1 s"),
     ],
 )

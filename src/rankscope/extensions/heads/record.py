@@ -1,4 +1,4 @@
-"""How training changed the attention heads: size of the change, importance, entropy, ablation."""
+"""Records of how training changed the attention heads: change, importance, entropy, ablation."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ class HeadChange(Record):
 class LayerHeads(Record):
     layer: int
     importance: tuple[float, ...]  # E_x |z_h . dL/dz_h| over the layer's l2 norm, by query head
-    group_importance: tuple[float, ...]  # By key/value head, of signed sums over query heads
+    group_importance: tuple[float, ...]  # By key/value head, from signed sums over query heads
     entropy: tuple[float | None, ...]
     """Entropy of the attention weights by query head, from 0 (one token) to 1 (uniform); None if no
     position sees more than one token."""
@@ -26,8 +26,8 @@ class LayerHeads(Record):
 class HeadAblation(Record):
     """Each head removed on its own, before and after training, on one task.
 
-    Lists by layer, then by query head. Changes are those of the mean over items when the head's
-    output is set to zero: negative where it was of use.
+    Lists are by layer, then by query head. Changes are those of the mean over items when the head's
+    output is set to zero: negative for a useful head.
     """
 
     task: str
@@ -37,9 +37,9 @@ class HeadAblation(Record):
     tuned_score: float  # Score of the intact tuned model
     base_change: tuple[tuple[float, ...], ...]  # Change of the primary score
     tuned_change: tuple[tuple[float, ...], ...]
-    base_gold_change: tuple[tuple[float, ...], ...]  # Of the gold log-probability, nats
+    base_gold_change: tuple[tuple[float, ...], ...]  # Change of the gold log-probability, nats
     tuned_gold_change: tuple[tuple[float, ...], ...]
-    gold_difference_error: tuple[tuple[float | None, ...], ...]  # Of tuned minus base
+    gold_difference_error: tuple[tuple[float | None, ...], ...]  # Error of tuned minus base
     base_layer_gold_change: tuple[float, ...]  # By layer, all of its heads removed together
     tuned_layer_gold_change: tuple[float, ...]
 
@@ -55,15 +55,17 @@ class HeadsRecord(AnalysisRecord):
     tuned: tuple[LayerHeads, ...]
     ablations: tuple[HeadAblation, ...] = ()  # By task, the training task first
     skill: tuple[tuple[float, ...], ...] = ()
-    """By layer and query head, nats per item that removing it costs the tuned model more than the
-    base, on the trained task; empty if it was not ablated on."""
+    """Nats per item that removing a head costs the tuned model more than the base, on the trained
+    task, by layer and query head. Empty if that task was not ablated on."""
     lost: tuple[tuple[float, ...], ...] = ()
-    """How much more removing it costs the base than the tuned model on the other tasks, mean over
-    tasks; empty without other tasks."""
+    """Nats per item that removing a head costs the base more than the tuned model, mean over the
+    other tasks. Empty without other tasks."""
 
     def energies(self, modules: Sequence[str]) -> list[float]:
-        """Sum over ``modules`` of |dW_h|_F^2, by layer and head; heads of unchanged modules are
-        left out."""
+        """Return the sum over ``modules`` of |dW_h|_F^2, by layer and head.
+
+        Heads of unchanged modules are left out.
+        """
         sums: dict[tuple[int, int], float] = {}
         for change in self.changes:
             for head, norm in enumerate(change.frobenius if change.module in modules else ()):

@@ -4,6 +4,8 @@ The server is started when training has left the device, on that device, and rea
 folders. Its file ``serving`` tells the page how to serve a model with it.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +16,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from rankscope.errors import UserError
-from rankscope.evaluate.engines import Engine, Names, Prompts
+from rankscope.evaluate.engines.engine import Engine, Names, Prompts
 from rankscope.formatting import count
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     from rankscope.config.study import StudyConfig
     from rankscope.evaluate.continuous_batching import GenerationLimits
-    from rankscope.evaluate.engines import Answers
+    from rankscope.evaluate.engines.engine import Answers
     from rankscope.extensions.vllm.server import Server
     from rankscope.models.base import Base
     from rankscope.records import EvalRecord
@@ -57,7 +59,7 @@ class VllmEngine(Engine):
         self._server: Server | None = None
 
     @classmethod
-    def check(cls, config: "StudyConfig", device: "torch.device", dtype: "torch.dtype") -> None:
+    def check(cls, config: StudyConfig, device: torch.device, dtype: torch.dtype) -> None:
         from rankscope.extensions.vllm.server import find_command
 
         found, do = "", "set 'own'"
@@ -72,7 +74,7 @@ class VllmEngine(Engine):
             raise UserError("evaluate.engine", f"'vllm', and {found}", do=do)
 
     @classmethod
-    def study_notes(cls, scores: "Iterable[EvalRecord]") -> list[str]:
+    def study_notes(cls, scores: Iterable[EvalRecord]) -> list[str]:
         return _note({s.trial_id: s.metrics for s in scores if EQUAL in s.metrics}.values())
 
     def begin(self, folder_of: Callable[[str | None], Path]) -> None:
@@ -84,13 +86,13 @@ class VllmEngine(Engine):
 
     def notes(self) -> list[str]:
         unfit = [f"{folder}: {reason}" for folder, reason in self.unfit.items()]
-        reasons = [*unfit, self.failure] if self.failure else unfit
+        reasons = filter(None, [*unfit, self.failure])
         left = [f"answers are left to the own engine: {reason}" for reason in reasons]
         return [*left, *_note(self.parity.values())]
 
     def generate(
-        self, base: "Base", prompts: Prompts, names: Names, limits: "GenerationLimits"
-    ) -> "Answers":
+        self, base: Base, prompts: Prompts, names: Names, limits: GenerationLimits
+    ) -> Answers:
         found: Answers = {}
         for is_last in (False, True):  # a server that ends half-way is started once more
             served = [name for name in names if self._is_served(name)]
@@ -117,12 +119,19 @@ class VllmEngine(Engine):
         return not self.failure and folder not in self.unfit and _is_readable(folder, name)
 
     def _write(
-        self, base: "Base", prompts: Prompts, names: Names, limits: "GenerationLimits"
-    ) -> "Answers":
+        self, base: Base, prompts: Prompts, names: Names, limits: GenerationLimits
+    ) -> Answers:
         """Answers of those models that the server computes as the own engine does."""
         from rankscope.extensions.vllm.comparison import compared, parity
+        from rankscope.extensions.vllm.server import Server
 
-        server = self._server_for(base, prompts, names, limits)
+        ranks = [_settings(self.folder_of(name))["r"] for name in names if name is not None]
+        folder, rank = base.folder if ranks else self.folder_of(None), max(ranks, default=0)
+        needed = min(limits.context, max(map(len, prompts.values())) + limits.max_new_tokens)
+        if not ((server := self._server) and server.suits(folder, needed, rank)):
+            self.close()
+            room = min(limits.context, 2 ** (needed - 1).bit_length())  # for longer splits, too
+            server = self._server = Server(base, folder, room, rank)
         first, found = dict(islice(prompts.items(), ANSWERS_COMPARED)), dict[Path, Parity]()
         new = [name for name in names if self.folder_of(name) not in self.parity]
         ours = super().generate(base, first, new, limits)
@@ -142,29 +151,12 @@ class VllmEngine(Engine):
         write = partial(server.answers, prompts=[*prompts.values()], limits=limits)
         with ThreadPoolExecutor(len(names)) as pool:
             try:
-                written = [[a.generation for a in answers] for answers in pool.map(write, served)]
+                written = [*pool.map(write, served)]
             except BaseException:
                 self.close()  # so that the other requests break off
                 raise
         self.parity |= found
-        return dict(zip(served, written, strict=True))
-
-    def _server_for(
-        self, base: "Base", prompts: Prompts, names: Names, limits: "GenerationLimits"
-    ) -> "Server":
-        """One for these models, with room for the longest prompt and its answer."""
-        from rankscope.extensions.vllm.server import Server
-
-        ranks = [_settings(self.folder_of(name))["r"] for name in names if name is not None]
-        folder, rank = base.folder if ranks else self.folder_of(None), max(ranks, default=0)
-        needed = min(limits.context, max(map(len, prompts.values())) + limits.max_new_tokens)
-        old = self._server
-        if old and old.folder == folder and needed <= old.max_tokens and rank <= old.largest_rank:
-            return old
-        self.close()
-        room = min(limits.context, 2 ** (needed - 1).bit_length())  # for longer splits, too
-        self._server = Server(base, folder, room, rank)
-        return self._server
+        return {n: [*answers] for n, answers in zip(served, written, strict=True)}
 
 
 def _note(written: Collection[Mapping[str, float]]) -> list[str]:
@@ -179,10 +171,9 @@ def _note(written: Collection[Mapping[str, float]]) -> list[str]:
     ]
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+def _settings(folder: Path) -> Any:
     file = folder / "adapter_config.json"
-    settings: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.exists() else {}
-    return settings
+    return json.loads(file.read_text("utf-8")) if file.exists() else {}
 
 
 def _is_readable(folder: Path, name: str | None) -> bool:

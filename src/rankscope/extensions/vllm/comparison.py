@@ -33,19 +33,19 @@ or penalizes repetition: log p of what it writes is right.
 
 def compared(base: Base, name: str | None, answers: Sequence[Pair], batch_tokens: int) -> pa.Table:
     """The first answers of both engines under one model, and their log p per token, nats."""
-    questions = [Question(answer.generation.prompt, [answer.ids]) for _, _, answer in answers]
+    questions = [Question(answer.prompt, [answer.all_ids]) for _, _, answer in answers]
     models = [name] if name is None else [name, None]
     computed = continuation_logprobs(base, questions, models, batch_tokens, greedy=True)
     rows = []
     for i, (item_id, own, answer) in enumerate(answers):
-        tokens, found = len(answer.ids), [float(computed[of].values[i][0]) for of in (name, None)]
-        of_own, of_base, of_vllm = (value / tokens for value in (*found, answer.logprob))
+        found = (computed[name].values[i][0], computed[None].values[i][0], answer.logprob)
+        of_own, of_base, of_vllm = (float(value) / len(answer.all_ids) for value in found)
         row = {
             "item_id": item_id,
             "own": own.text,
-            "vllm": answer.generation.text,
-            "equal": own.text == answer.generation.text,
-            "tokens": tokens,
+            "vllm": answer.text,
+            "equal": own.text == answer.text,
+            "tokens": len(answer.all_ids),
             "missed": int(computed[name].missed[i][0]),  # that the own engine would not write
             "own_logprob": of_own,
             "vllm_logprob": of_vllm,
@@ -65,8 +65,7 @@ def parity(table: pa.Table, dtype: torch.dtype) -> dict[str, float]:
     if not difference <= min(LARGEST_DIFFERENCE[dtype], 2 * without):
         raise Refused(
             f"vLLM computes another model: log p of its answers differs by {difference:.2g} nats "
-            f"per token from that of the own engine, and by {without:.2g} from the one without the "
-            "adapter"
+            f"per token from the own engine's, and by {without:.2g} from that without the adapter"
         )
     if missed > max(2, LARGEST_MISSED * tokens):
         raise Refused(f"vLLM writes other tokens than the likeliest: {missed} of {tokens}")

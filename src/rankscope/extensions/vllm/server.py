@@ -15,9 +15,10 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
 
@@ -34,10 +35,8 @@ from rankscope.records import BASE
 ADAPTERS_AT_ONCE = 8  # In a batch of the server; others are read again
 PROMPTS_AT_ONCE = 512  # In a request: releases refuse more than 1,024
 SHARE_OF_FREE = 0.5  # Of the device's free memory, for the server; log p is computed in the rest
-CPU_CACHE_GIB = 2
 MAX_START_SECONDS = 1800
 MAX_REPLY_SECONDS, SLOWEST = 1800, 100  # And the tokens a second of the slowest server
-LOG_BYTES = 2**16  # Of the end of the server's log, in which the reason of its end is looked for
 WATCHED = """
 exec 3<&0
 "$@" </dev/null 3<&- &
@@ -49,10 +48,10 @@ wait $server
 other end closes it or dies."""
 
 
-class VllmAnswer(NamedTuple):
-    generation: Generation
-    ids: list[int]  # With the token that ended it
-    logprob: float
+@dataclass(slots=True)
+class VllmAnswer(Generation):
+    all_ids: list[int] = field(default_factory=list)  # With the token that ended it
+    logprob: float = 0.0
 
 
 def find_command() -> str | None:
@@ -92,7 +91,7 @@ class Server:
             "HF_HUB_OFFLINE": "1",
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
             "VLLM_API_KEY": self.key,
-            "VLLM_CPU_KVCACHE_SPACE": str(CPU_CACHE_GIB),
+            "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB
             "VLLM_MAX_STOP_STRINGS": "64",
             "VLLM_NO_USAGE_STATS": "1",
         }
@@ -125,6 +124,10 @@ class Server:
             self.close()
             raise
 
+    def suits(self, folder: Path, max_tokens: int, rank: int) -> bool:
+        fits = max_tokens <= self.max_tokens and rank <= self.largest_rank
+        return folder == self.folder and fits
+
     def load(self, name: str, folder: Path) -> None:
         """An adapter, once."""
         if name not in self.loaded:
@@ -137,8 +140,7 @@ class Server:
     ) -> list[VllmAnswer]:
         """In the order of the prompts. Raises Refused and ServerEnded."""
         lengths = [min(limits.max_new_tokens, limits.context - len(prompt)) for prompt in prompts]
-        answers = [Generation(name, *each) for each in zip(prompts, lengths, strict=True)]
-        scored: dict[int, VllmAnswer] = {}
+        answers = [VllmAnswer(name, *each) for each in zip(prompts, lengths, strict=True)]
         for length in set(lengths):
             alike = [i for i, of_prompt in enumerate(lengths) if of_prompt == length]
             for start in range(0, len(alike), PROMPTS_AT_ONCE):
@@ -159,21 +161,16 @@ class Server:
                 try:
                     choices = {choice["index"]: choice for choice in reply["choices"]}
                     for number, i in enumerate(places):
-                        scored[i] = self._answer(answers[i], choices[number], limits)
+                        answer, choice = answers[i], choices[number]
+                        answer.all_ids = list(choice["token_ids"])
+                        answer.logprob = sum(choice["logprobs"]["token_logprobs"])
+                        answer.stopped = choice["finish_reason"] == "stop"
+                        ends = answer.stopped and answer.all_ids[-1] in limits.stop_ids
+                        answer.ids = answer.all_ids[: -1 if ends else None]
+                        answer.finish(limits, self.base.tokenizer)
                 except (LookupError, TypeError) as error:
-                    found = f"a reply of another form than vLLM's from 0.10.2 on: {error!r}"
-                    raise Refused(found) from error
-        return [scored[i] for i in range(len(prompts))]
-
-    def _answer(
-        self, generation: Generation, choice: dict[str, Any], limits: GenerationLimits
-    ) -> VllmAnswer:
-        ids = list(choice["token_ids"])
-        generation.stopped = choice["finish_reason"] == "stop"
-        ends = generation.stopped and ids[-1] in limits.stop_ids
-        generation.ids = ids[:-1] if ends else ids
-        generation.finish(limits, self.base.tokenizer)
-        return VllmAnswer(generation, ids, sum(choice["logprobs"]["token_logprobs"]))
+                    raise Refused(f"no reply as of vLLM 0.10.2 or later: {error!r}") from error
+        return answers
 
     def close(self) -> None:
         with suppress(subprocess.TimeoutExpired):
@@ -211,7 +208,7 @@ class Server:
         return json.loads(text) if text.startswith("{") else {}
 
     def _last_line(self) -> str:
-        end = Path(self.log.name).read_bytes()[-LOG_BYTES:]
+        end = Path(self.log.name).read_bytes()[-(2**16) :]  # enough for the reason of its end
         lines = end.decode(errors="replace").splitlines()
         errors = [line for line in lines if "Error" in line]
         return (errors or lines or [""])[-1][-300:]

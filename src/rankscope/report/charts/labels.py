@@ -40,7 +40,7 @@ class _Box(NamedTuple):
         return not (beside or self.high <= other.low or other.high <= self.low)
 
 
-def place_labels(
+def _place_labels(
     labels: Sequence[PointLabel],
     points: Sequence[tuple[float, float]],
     x_range: tuple[float, float],
@@ -49,8 +49,8 @@ def place_labels(
 ) -> list[tuple[PointLabel, str]]:
     """Choose Plotly text positions for as many labels as fit, most important first.
 
-    No label covers one of ``points``. The ranges are from left to right and from bottom to top,
-    ``plot_size`` in pixels. Returns (label, ``textposition``).
+    No label covers one of ``points``. The ranges are from left to right and from bottom to top;
+    ``plot_size`` is in pixels. Returns (label, ``textposition``).
     """
 
     def pixels(x: float, y: float) -> tuple[float, float]:
@@ -89,12 +89,12 @@ def add_labels(
     x_range: tuple[float, float],
     y_range: tuple[float, float],
 ) -> None:
-    """Write the labels for which there is room; the page has others for a narrow screen."""
+    """Write the labels for which there is room; a narrow screen gets other labels."""
     margin = figure.layout.margin
     height = figure.layout.height - margin.t - margin.b
 
     def texts(plot_width: float) -> dict[str, list[object]]:
-        placed = place_labels(labels, points, x_range, y_range, (plot_width, height))
+        placed = _place_labels(labels, points, x_range, y_range, (plot_width, height))
         return {
             "x": [label.x for label, _ in placed],
             "y": [label.y for label, _ in placed],

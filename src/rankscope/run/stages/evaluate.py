@@ -1,10 +1,11 @@
-"""Score models on the tasks of the study: one split of one task at a time, many models at once."""
+"""Scores of models on the tasks of the study: one split of one task at a time, many models at
+once."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rankscope.errors import NotFiniteError, reporting_shortages
-from rankscope.evaluate.engines import OWN, Engine, engines
+from rankscope.evaluate.engines.engine import OWN_ENGINE, Engine
 from rankscope.evaluate.evaluator import Evaluation, evaluate_task
 from rankscope.models.base import Base
 from rankscope.records import BASE, EvalKey, Split, trial_of, write_items, write_table
@@ -13,18 +14,19 @@ from rankscope.run.stages import Stage
 from rankscope.store import Artifact, TrialFailure, items_path, weights_path
 
 EvalBatch = tuple[str, Split, Mapping[str | None, str]]
-"""Task, split, and by adapter name (None: no adapter) the id of a trial or scaled variant, or
-``base``."""
+"""Task, split, and model ids by adapter name. An id is that of a trial, a scaled variant or
+``base``; the name None means no adapter."""
 Scored = tuple[Sequence[Evaluation], Sequence[TrialFailure]]
-"""Of a batch; the trials whose likelihoods, or a variant's, are not finite failed."""
+"""Evaluations of a batch, and the trials that failed: some likelihood, or a variant's, is not
+finite."""
 
 
 class EvaluateStage(Stage[EvalBatch, Scored]):
-    """Scores of the trials themselves, and of the base."""
+    """Scores the trials themselves, and the base."""
 
     name = "evaluate"
-    engine: Engine = OWN
-    noted: frozenset[str] = frozenset()  # Of the engine's notes, those that were shown
+    engine: Engine = OWN_ENGINE
+    noted: frozenset[str] = frozenset()  # Notes of the engine that were shown
 
     def missing(self, group: Group) -> list[EvalBatch]:
         study, with_tests = self.context.study, self.context.round.is_last
@@ -43,7 +45,8 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
     def missing_batches(
         self, model_ids: Mapping[str | None, str], wanted: Sequence[EvalKey]
     ) -> list[EvalBatch]:
-        """Batches of the ``wanted`` scores of these models that the ledger lacks, in order."""
+        """Return batches of the ``wanted`` scores of these models that the ledger lacks, in
+        order."""
         missing = dict.fromkeys(self.context.ledger.missing_evals(wanted))
         ids = set(model_ids.values())
         splits = dict.fromkeys((task, split) for i, task, split in missing if i in ids)
@@ -56,7 +59,7 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
         study = self.context.study
         self.context.begin_stage(self.name, len(work))
         if (engine := study.config.evaluate.engine) != self.engine.name:
-            self.engine = engines()[engine]()
+            self.engine = Engine.of(engine)
         ids = {n: i for _, _, of in work for n, i in of.items()}
         self.engine.begin(lambda name: self.weights_folder(ids[name]))
         try:
@@ -69,7 +72,7 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
                     self.noted |= {note}
 
     def score_batches(self, model: Base, work: Sequence[EvalBatch]) -> Iterator[Scored]:
-        """Score batch by batch; a trial that failed is left out of the later ones."""
+        """Score batch by batch; a failed trial is left out of the later ones."""
         failed: set[str] = set()
         for task, split, model_ids in work:
             self.context.begin_piece(f"{task} {split}")
@@ -96,7 +99,8 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
         return list(evaluations.values()), failures
 
     def score_base(self, batch: EvalBatch) -> Scored:
-        """Score the untuned base. Failing to is an error: without it no gain can be measured."""
+        """Score the untuned base. A failure is an error: without the base no gain can be
+        measured."""
         study, (name, split, ids) = self.context.study, batch
         data, settings, where = study.data, study.config.evaluate, f"{name} {split}"
         do = f"free memory, or lower evaluate.batch_tokens (now {settings.batch_tokens})"
@@ -115,7 +119,7 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
         return list(evaluations.values()), ()
 
     def weights_folder(self, model_id: str) -> Path:
-        """Of a trial, a given model or the base, which a prompt leaves as it is."""
+        """Return the weights' folder of a trial, a given model or the base, which prompts share."""
         trial = None if model_id == BASE else self.context.study.trial(model_id)
         if trial is None or trial.prompt is not None:
             return self.context.base.folder
