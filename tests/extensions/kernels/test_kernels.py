@@ -176,8 +176,8 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is compiled, and after that check."""
     monkeypatch.setenv(compiled.CACHE, str(tmp_path))
-    function = compiled.Compiled(lambda _, x: x.tanh() * 3, 1)
-    checks = partial(compiled.check.__wrapped__, torch.device("cpu"))
+    function = compiled.CompiledFunction(lambda _, x: x.tanh() * 3, 1)
+    checks = partial(compiled.check_compiler.__wrapped__, torch.device("cpu"))
     for call in (checks, partial(function, None, torch.ones(3))):
         refused = pytest.raises(UserError, match=r"train\.kernels: .*InvalidCxxCompiler")
         with inductor_config.patch({"cpp.cxx": ("/bin/false",)}), refused:
@@ -195,7 +195,7 @@ def test_a_backward_pass_in_a_thread_of_its_own(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     compiled._configure()
     x = torch.ones(2, 3, requires_grad=True)
-    thread = Thread(target=compiled.Compiled(doubled, 1)(None, x).sum().backward)
+    thread = Thread(target=compiled.CompiledFunction(doubled, 1)(None, x).sum().backward)
     thread.start()
     thread.join()
     assert limits == 2 * [compiled.MOST_GRAPHS]
