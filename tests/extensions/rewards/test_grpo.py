@@ -1,7 +1,5 @@
-"""Preference and reinforcement objectives: equal to TRL's trainers, to plain PyTorch, and to
-themselves in another group or after a stop."""
+"""Rewards: gradients equal TRL's trainer's, and those of another group or after a stop."""
 
-import itertools
 import math
 import random
 from collections import Counter, deque
@@ -13,70 +11,43 @@ import pytest
 import torch
 from datasets import Dataset
 from finished_studies import pocket
-from tiny_models import assert_close, base_of
-from toy_training import assert_same_weights, bits, full_trial, losses, peft_twin, stop_after, trial
-from transformers import AutoTokenizer
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
+from tiny_models import assert_close
+from toy_training import trial
+from trl import GRPOConfig, GRPOTrainer
 
-from rankscope.config.study import TrainConfig
-from rankscope.data.encode import EncodedRow, Encoder, Judged
+from rankscope.data.encode import EncodedRow, Judged
 from rankscope.data.items import Item
 from rankscope.data.registry import TaskSpec
-from rankscope.errors import Interrupted
 from rankscope.evaluate.continuous_batching import GenerationLimits, RunningBatch
-from rankscope.evaluate.sampling import SampledGeneration, drawing_at
-from rankscope.models.base import Base
-from rankscope.models.init_context import InitContext, new_adapter
-from rankscope.models.model_folder import pocket_folder
+from rankscope.extensions.rewards.grpo import EPSILON
+from rankscope.extensions.rewards.sampling import SampledGeneration, drawing_at
 from rankscope.records import TrialSpec
-from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import GroupResult, train_group
 from rankscope.train.memory import MemoryModel, RowCounts
-from rankscope.train.objectives.dpo import reference_margins
-from rankscope.train.objectives.grpo import EPSILON
 from rankscope.train.pass_memory import AllocationCounter
 from rankscope.train.step import compute_gradients
 from rankscope.train.trial_state import start_trials
-from rounding import rounding, terms_of_pass
+
+from ..pocket_objectives import (
+    COMMON,
+    ENCODER,
+    STEPS,
+    TOKENIZER,
+    WORDS,
+    base,
+    continued,
+    equal_alone,
+    peft_of,
+    protocol,
+    relative,
+)
 
 pytestmark = pytest.mark.filterwarnings(
     # TRL turns it on by default, and off for its reference.
     "ignore:`gradient_checkpointing.*` is deprecated:FutureWarning"
 )
-TOKENIZER = AutoTokenizer.from_pretrained(pocket_folder())
-ENCODER = Encoder(TOKENIZER, "plain", None)
-WORDS = ["red", "old", "new", "cold", "warm", "good", "small", "open"]
-PAIRS = [
-    Item(prompt=f"The {a} one is", completion=b, choices=(b, f"not {b} at all"), answer=0)
-    for a, b in itertools.pairwise(WORDS)
-][:4]
 LETTERS = TaskSpec("letters", "", "regex", "{question}", extract="e")
-STEPS = 5
-BETA = 0.3
-
-
-def base() -> Base:
-    return base_of(pocket(), TOKENIZER)
-
-
-def relative(steps: int = STEPS) -> float:
-    return rounding(steps * terms_of_pass(pocket().config))
-
-
-def protocol(objective: Any, **changes: Any) -> TrainConfig:
-    settings = {"max_steps": STEPS, "batch_size": 2, "gradient_accumulation": 2}
-    return TrainConfig.model_validate(
-        {**settings, "warmup_fraction": 0.0, "objective": objective, **changes}
-    )
-
-
-def pairs(model: Base) -> list[EncodedRow]:
-    rows = [row for item in PAIRS if (row := ENCODER.pair(item, "completion"))]
-    margins = reference_margins(model, rows, 64)
-    return [
-        EncodedRow(row.input_ids, row.is_label, row.truncated, row.rejected, margin)
-        for row, margin in zip(rows, margins, strict=True)
-    ]
+GRPO = {"grpo": {"answers": 4, "max_new_tokens": 6}}
 
 
 def prompts() -> list[EncodedRow]:
@@ -91,93 +62,8 @@ def prompts() -> list[EncodedRow]:
     return rows
 
 
-def trained_by(objective: Any, trials: list[TrialSpec], **options: Any) -> GroupResult:
-    model = base()
-    rows = prompts() if "grpo" in str(objective) else pairs(model)
-    return train_group(model, trials, rows, protocol(objective), **options)
-
-
-def peft_of(spec: TrialSpec) -> tuple[Any, dict[str, tuple[torch.nn.Parameter, ...]]]:
-    """PEFT's model of a trial at the start of its training, and its A and B by module."""
-    frozen = base()
-    return peft_twin(
-        pocket(), spec, new_adapter(frozen.model, spec, InitContext(frozen, {spec: []}, [spec]))
-    )
-
-
-COMMON: dict[str, Any] = {
-    "learning_rate": 3e-3,
-    "lr_scheduler_type": "linear",
-    "max_steps": STEPS,
-    "per_device_train_batch_size": 2,
-    "gradient_accumulation_steps": 2,
-    "logging_steps": 1,
-    "activation_checkpointing": False,
-    "bf16": False,
-    "use_cpu": True,
-    "report_to": "none",
-    "save_strategy": "no",
-    "disable_tqdm": True,
-}
-"""Four rows a step: all of them, in whatever order."""
-
-
-def test_dpo_equals_trl(tmp_path: Path) -> None:
-    spec = trial()
-    group = trained_by({"dpo": {"beta": BETA}}, [trial("other", rank=2), spec])
-    model, expected = peft_of(spec)
-    rows = [
-        {"prompt": item.prompt, "chosen": f" {item.choices[0]}", "rejected": f" {item.choices[1]}"}
-        for item in PAIRS
-    ]
-    args = DPOConfig(str(tmp_path), beta=BETA, **COMMON)
-    trainer = DPOTrainer(
-        model, args=args, train_dataset=Dataset.from_list(rows), processing_class=TOKENIZER
-    )
-    ours = [row for row in pairs(base()) for row in row.parts]
-    theirs = [
-        [*row["prompt_ids"], *row[name]]
-        for row in trainer.train_dataset
-        for name in ("chosen_ids", "rejected_ids")
-    ]
-    assert [list(row.input_ids) for row in ours] == theirs
-    trainer.train()
-    found = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert losses(group.states[1])[0] == pytest.approx(math.log(2), rel=relative(1))
-    assert losses(group.states[1]) == pytest.approx(found, rel=relative())
-    adapter = group.states[1].adapter
-    assert adapter is not None
-    for name, (a, b) in expected.items():
-        assert_close(adapter.a[name], a, relative())
-        assert_close(adapter.b[name], b, relative())
-
-
-def test_dpo_of_a_full_model_equals_plain_pytorch() -> None:
-    state = trained_by({"dpo": {"beta": BETA}}, [full_trial()]).states[0]
-    model, frozen = pocket(), pocket()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
-
-    def logprob(of: Any, row: EncodedRow) -> torch.Tensor:
-        ids = torch.tensor([row.input_ids])
-        every = of(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
-        return every[torch.tensor(row.is_label[1:])].sum()
-
-    slow = []
-    for step in range(STEPS):
-        loss = torch.tensor(0.0)
-        for row in pairs(base()):
-            assert row.rejected is not None
-            margin = logprob(model, row) - logprob(model, row.rejected)
-            with torch.no_grad():
-                reference = logprob(frozen, row) - logprob(frozen, row.rejected)
-            loss = loss - torch.nn.functional.logsigmoid(BETA * (margin - reference)) / len(PAIRS)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.param_groups[0]["lr"] = state.spec.lr * (1 - step / STEPS)
-        optimizer.step()
-        optimizer.zero_grad()
-        slow.append(float(loss.detach()))
-    assert losses(state) == pytest.approx(slow, rel=relative())
+def trained(trials: list[TrialSpec], **options: Any) -> GroupResult:
+    return train_group(base(), trials, prompts(), protocol(GRPO), **options)
 
 
 def test_grpo_equals_trl_given_the_same_answers(tmp_path: Path) -> None:
@@ -253,31 +139,12 @@ def padded(rows: list[EncodedRow]) -> dict[str, torch.Tensor]:
     return made
 
 
-GRPO = {"grpo": {"answers": 4, "max_new_tokens": 6}}
-TRIALS = [trial(), trial("b", rank=8, alpha=16.0, seed=1), trial("c", rank=1, alpha=2.0, lr=1e-2)]
+def test_group_equals_each_adapter_alone() -> None:
+    equal_alone(trained)
 
 
-@pytest.mark.parametrize("objective", ["dpo", GRPO], ids=["dpo", "grpo"])
-def test_group_equals_each_adapter_alone(objective: Any) -> None:
-    """Also what is written: a token changes only if a number is within rounding of its border."""
-    together = trained_by(objective, TRIALS)
-    for spec, state in zip(TRIALS, together.states, strict=True):
-        alone = trained_by(objective, [spec]).states[0]
-        assert [p.length for p in alone.rewards] == [p.length for p in state.rewards]
-        assert losses(state) == pytest.approx(losses(alone), rel=relative(), abs=relative())
-        assert_same_weights(state, alone, relative())
-
-
-@pytest.mark.parametrize("objective", ["dpo", GRPO], ids=["dpo", "grpo"])
-def test_stopped_group_continues_to_equal_bits(objective: Any, tmp_path: Path) -> None:
-    whole = trained_by(objective, TRIALS)
-    checkpoint = GroupCheckpoint(tmp_path / "state")
-    with pytest.raises(Interrupted):
-        trained_by(objective, TRIALS, checkpoint=checkpoint, should_stop=stop_after(3))
-    resumed = trained_by(objective, TRIALS, checkpoint=checkpoint)
-    assert bits(resumed) == bits(whole)
-    if objective == GRPO:
-        assert len(whole.states[0].rewards) == STEPS
+def test_stopped_group_continues_to_equal_bits(tmp_path: Path) -> None:
+    assert len(continued(trained, tmp_path).states[0].rewards) == STEPS
 
 
 def test_writing_answers_takes_no_more_than_is_planned() -> None:
@@ -315,7 +182,7 @@ def test_equal_rewards_end_a_trial_with_the_reason() -> None:
 def test_tokens_follow_the_distribution_of_the_model_at_a_temperature() -> None:
     """Chi-square of 4,000 first tokens at temperature .5, ten likeliest and the rest: below the
     quantile of 1e-6 at 10 degrees of freedom."""
-    model, prompt, draws = base(), ENCODER.prompt_ids(PAIRS[0]), 4000
+    model, prompt, draws = base(), ENCODER.prompt_ids(Item(prompt="The red one is")), 4000
     sequences = [
         SampledGeneration(None, prompt, 1, draws=random.Random(f"law/{i}")) for i in range(draws)
     ]
