@@ -14,6 +14,7 @@ from faults import flip_bit
 from rankscope.run.study import Study
 from rankscope.store import Ledger
 
+from ...run.test_trials import test_what_trains_changes_every_id as changes_every_id
 from ..conftest import refusals
 from ..pocket_objectives import TRAIN, run
 
@@ -36,6 +37,10 @@ def preferred(tmp_path_factory: pytest.TempPathFactory) -> Path:
               train=TRAIN | {"objective": {"dpo": {"beta": 0.5}}})  # fmt: skip
     assert ran.code == 0, ran.err
     return folder
+
+
+def test_an_objective_changes_every_id() -> None:
+    changes_every_id({"train": {"objective": "dpo"}})
 
 
 def test_the_base_prefers_nothing_against_itself(preferred: Path) -> None:

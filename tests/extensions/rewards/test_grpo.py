@@ -28,19 +28,8 @@ from rankscope.train.pass_memory import AllocationCounter
 from rankscope.train.step import compute_gradients
 from rankscope.train.trial_state import start_trials
 
-from ..pocket_objectives import (
-    COMMON,
-    ENCODER,
-    STEPS,
-    TOKENIZER,
-    WORDS,
-    base,
-    continued,
-    equal_alone,
-    peft_of,
-    protocol,
-    relative,
-)
+from ...test_benchmarks import LinesOf
+from .. import pocket_objectives as toy
 
 pytestmark = pytest.mark.filterwarnings(
     # TRL turns it on by default, and off for its reference.
@@ -53,27 +42,27 @@ GRPO = {"grpo": {"answers": 4, "max_new_tokens": 6}}
 def prompts() -> list[EncodedRow]:
     """Prompts whose reward is an answer that contains the letter e."""
     rows = []
-    for word in WORDS[:4]:
+    for word in toy.WORDS[:4]:
         item = Item(prompt=f"The {word} one is", completion="e", reference="e")
-        row = ENCODER.training_row(item, "completion")
+        row = toy.ENCODER.training_row(item, "completion")
         assert row is not None
-        asked = Judged(item, LETTERS, ENCODER, 6)
+        asked = Judged(item, LETTERS, toy.ENCODER, 6)
         rows.append(EncodedRow(row.input_ids, row.is_label, row.truncated, asked=asked))
     return rows
 
 
 def trained(trials: list[TrialSpec], **options: Any) -> GroupResult:
-    return train_group(base(), trials, prompts(), protocol(GRPO), **options)
+    return train_group(toy.base(), trials, prompts(), toy.protocol(GRPO), **options)
 
 
 def test_grpo_equals_trl_given_the_same_answers(tmp_path: Path) -> None:
     spec, answers = trial(), 4
-    frozen, rows = base(), prompts()
-    train = protocol({"grpo": {"answers": answers, "max_new_tokens": 6, "temperature": 0.7}})
+    frozen, rows = toy.base(), prompts()
+    train = toy.protocol({"grpo": {"answers": answers, "max_new_tokens": 6, "temperature": 0.7}})
     model, states = start_trials(frozen, [spec], rows, train, {})
     state = states[0]
     assert state.adapter is not None
-    peft, expected = peft_of(spec)
+    peft, expected = toy.peft_of(spec)
     for name, (_, b) in expected.items():  # away from the start, where A has no gradient
         b.data.normal_(0, 0.02)
         state.adapter.b[name].data.copy_(b)
@@ -82,7 +71,7 @@ def test_grpo_equals_trl_given_the_same_answers(tmp_path: Path) -> None:
     state.objective.begin_step(model, states, 0)
     written, tokens = state.written, sum(sum(row.is_label) for row in state.written)
     assert len(written) == len(rows) * answers
-    texts = [TOKENIZER.decode(row.input_ids[len(row.prompt_ids) :]) for row in written]
+    texts = [toy.TOKENIZER.decode(row.input_ids[len(row.prompt_ids) :]) for row in written]
     rewards = torch.tensor([float("e" in text) for text in texts]).view(-1, answers)
     spread = rewards.std(1, keepdim=True) + EPSILON
     advantages = ((rewards - rewards.mean(1, keepdim=True)) / spread).flatten()
@@ -98,14 +87,18 @@ def test_grpo_equals_trl_given_the_same_answers(tmp_path: Path) -> None:
         generation_batch_size=len(written),
         temperature=0.7,
         loss_type="dapo",
-        **{**COMMON, "per_device_train_batch_size": len(written), "gradient_accumulation_steps": 1},
+        **{
+            **toy.COMMON,
+            "per_device_train_batch_size": len(written),
+            "gradient_accumulation_steps": 1,
+        },
     )
     trainer = GRPOTrainer(
         peft,
         lambda completions, **_: [0.0] * len(completions),
         args=args,
         train_dataset=Dataset.from_list([{"prompt": "a"}] * len(written)),
-        processing_class=TOKENIZER,
+        processing_class=toy.TOKENIZER,
     )
     trainer.current_gradient_accumulation_steps = 1
     inputs = padded(written) | {
@@ -117,7 +110,7 @@ def test_grpo_equals_trl_given_the_same_answers(tmp_path: Path) -> None:
     for name, (a, b) in expected.items():
         for ours, other in ((state.adapter.a[name], a), (state.adapter.b[name], b)):
             assert ours.grad is not None
-            assert_close(ours.grad, other.grad, relative(1))
+            assert_close(ours.grad, other.grad, toy.relative(1))
 
 
 def padded(rows: list[EncodedRow]) -> dict[str, torch.Tensor]:
@@ -140,11 +133,18 @@ def padded(rows: list[EncodedRow]) -> dict[str, torch.Tensor]:
 
 
 def test_group_equals_each_adapter_alone() -> None:
-    equal_alone(trained)
+    toy.equal_alone(trained)
 
 
 def test_stopped_group_continues_to_equal_bits(tmp_path: Path) -> None:
-    assert len(continued(trained, tmp_path).states[0].rewards) == STEPS
+    assert len(toy.continued(trained, tmp_path).states[0].rewards) == toy.STEPS
+
+
+@pytest.mark.usefixtures("minutes")
+def test_the_race_in_small_prints_its_line(lines_of: LinesOf) -> None:
+    (line,) = lines_of("train_grpo", "--steps", "2", "--pairs", "1")
+    assert (line["benchmark"], line["ratio"] > 0) == ("train_grpo", True)
+    assert line["mean_length"]["trl"] > 0
 
 
 def test_writing_answers_takes_no_more_than_is_planned() -> None:
@@ -153,7 +153,7 @@ def test_writing_answers_takes_no_more_than_is_planned() -> None:
     rows = [
         replace(row, asked=row.asked._replace(max_new_tokens=40)) for row in prompts() if row.asked
     ]
-    model, train = base(), protocol(objective, max_steps=1, batch_tokens=512)
+    model, train = toy.base(), toy.protocol(objective, max_steps=1, batch_tokens=512)
     group = [trial("a", rank=4), trial("b", rank=12)]
     with AllocationCounter() as counter:
         train_group(model, group, rows, train)
@@ -173,7 +173,7 @@ def test_equal_rewards_end_a_trial_with_the_reason() -> None:
         )
         for row in prompts()
     ]
-    state = train_group(base(), [trial()], rows, protocol(GRPO)).states[0]
+    state = train_group(toy.base(), [trial()], rows, toy.protocol(GRPO)).states[0]
     assert state.failure_status == "failed"
     assert state.failure is not None
     assert "all 4 answers of every prompt had the same reward, 0" in state.failure
@@ -182,11 +182,11 @@ def test_equal_rewards_end_a_trial_with_the_reason() -> None:
 def test_tokens_follow_the_distribution_of_the_model_at_a_temperature() -> None:
     """Chi-square of 4,000 first tokens at temperature .5, ten likeliest and the rest: below the
     quantile of 1e-6 at 10 degrees of freedom."""
-    model, prompt, draws = base(), ENCODER.prompt_ids(Item(prompt="The red one is")), 4000
+    model, prompt, draws = toy.base(), toy.ENCODER.prompt_ids(Item(prompt="The red one is")), 4000
     sequences = [
         SampledGeneration(None, prompt, 1, draws=random.Random(f"law/{i}")) for i in range(draws)
     ]
-    limits = GenerationLimits(1, 256, 4096, ENCODER.stop_ids)
+    limits = GenerationLimits(1, 256, 4096, toy.ENCODER.stop_ids)
     with torch.no_grad():
         RunningBatch(model, limits, drawing_at(0.5)).run(deque(sequences))
         logits = pocket()(torch.tensor([prompt])).logits[0, -1]
