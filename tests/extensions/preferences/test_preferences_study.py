@@ -13,6 +13,7 @@ from pocket_study import changed
 from faults import flip_bit
 from rankscope.run.study import Study
 from rankscope.store import Ledger
+from rankscope.tools.new_study import study_template
 
 from ...run.test_trials import test_what_trains_changes_every_id as changes_every_id
 from ..conftest import refusals
@@ -37,6 +38,11 @@ def preferred(tmp_path_factory: pytest.TempPathFactory) -> Path:
               train=TRAIN | {"objective": {"dpo": {"beta": 0.5}}})  # fmt: skip
     assert ran.code == 0, ran.err
     return folder
+
+
+def test_pairs_begin_with_their_preset() -> None:
+    task = {"name": "pairs", "train": "pairs.jsonl", "scorer": "preference"}
+    assert "objective: dpo" in study_template("default", task=task)
 
 
 def test_an_objective_changes_every_id() -> None:

@@ -39,7 +39,7 @@ class ScorerKind:
     """Version of user tasks with this scorer; raise it when a change of the code moves scores."""
     generates: bool = False
     """Whether models write answers, so that ``stop``, ``extract`` and ``max_new_tokens`` apply."""
-    preset: str = "default"  # For a study of rows that it scores
+    preset: str = "default"  # ``init`` takes it for rows that it scores
     compares_with_base: bool = False  # Items have ``base_margin``, see ``extensions/preferences``
     needs_choices: bool = False  # Rows must have choices and the index of the right one
     needs_listed_options: bool = False  # The prompt must show the lettered options

@@ -232,7 +232,7 @@ class Grpo(Objective):
                 "step": step,
                 "reward": statistics.fmean(rewards),
                 "length": num_tokens / len(answers),  # Mean, tokens
-                # Of the next token, mean over all tokens of the answers, nats
+                # For the next token, mean over all tokens of the answers, nats
                 "entropy": sum(answer.entropy for answer in answers) / num_tokens,
                 # Share that the limit on their length cut
                 "cut": statistics.fmean(not answer.stopped for answer in answers),
