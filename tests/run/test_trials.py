@@ -245,7 +245,7 @@ def test_what_trains_changes_every_id(change: dict[str, Any]) -> None:
 
 def test_every_field_of_the_protocol_is_in_one_of_the_lists() -> None:
     listed = {name for change in (*NEUTRAL, *TRAINING) for name in change.get("train", {})}
-    assert listed | {"batch_tokens", "devices", "optimizer"} == set(TrainConfig.model_fields)
+    assert listed | {"batch_tokens", "devices", "kernels", "optimizer"} == set(TrainConfig.model_fields)
 
 
 def test_base_data_and_code_version_enter_the_id(monkeypatch: pytest.MonkeyPatch) -> None:
