@@ -387,7 +387,7 @@ def saved_values(trial: TrialSpec) -> int:
 
 
 def _grouped_bytes(adapter: Adapter, dtype: torch.dtype) -> int:
-    """Bytes that grouped products add to an adapter's weights and gradients.
+    """Count the bytes that grouped products add to an adapter's weights and gradients.
 
     They are the padding, and copies in the base's dtype.
     """
