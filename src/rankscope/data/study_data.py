@@ -374,7 +374,7 @@ def _stand_ins(task: LoadedTask) -> LoadedTask:
 
 
 def _by_length(items: Sequence[Item], spans: int = SPANS) -> tuple[Item, ...]:
-    """Replace each item by the one in the middle of its span; the longest stands for itself."""
+    """Replace each item by the middle one of its span, by length; the longest item stays."""
     order = sorted(range(len(items)), key=lambda index: _num_characters(items[index]))
     chosen = list(items)
     for span in range(spans):

@@ -71,8 +71,7 @@ def evaluate_task(
 
     Returns:
         The evaluations by adapter name. Also, for each model that gives no item a finite
-            likelihood, a
-        sentence on why; with the scorers loss and perplexity one such item is enough.
+        likelihood, a sentence on why; with the scorers loss and perplexity one such item is enough.
     """
     if not models:
         return {}, {}
