@@ -8,6 +8,7 @@ import os
 import weakref
 from collections.abc import Callable
 from functools import partial
+from inspect import unwrap
 from pathlib import Path
 from threading import Thread
 
@@ -75,7 +76,7 @@ def test_values_and_gradients_are_those_of_the_model() -> None:
 
 def test_a_token_alone_has_the_numbers_that_it_has_among_others() -> None:
     layer = stock("Gemma 3").bfloat16().requires_grad_(False).model.layers[0]
-    rotary = type(layer.self_attn).forward.__globals__[compiled.ROTARY]
+    rotary = unwrap(type(layer.self_attn).forward).__globals__[compiled.ROTARY]
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(97, *shape, generator=generator).bfloat16().requires_grad_()
