@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from rankscope.extensions.variants import VARIANTS
+from rankscope.extensions.variants.scaling import replaced_updates, scaled_adapter, scaled_model
 from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.lora import Adapter, adapter_of
 from rankscope.models.low_rank_update import LowRankUpdate, to_float64
 from rankscope.models.quantize import dense_weight
-from rankscope.models.scaling import replaced_updates, scaled_adapter, scaled_model
 from rankscope.models.svd_cache import decomposition_device
 from rankscope.records import Variant, trial_of, variant_of
 from rankscope.run.groups import Group
