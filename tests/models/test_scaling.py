@@ -12,7 +12,6 @@ from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate
 from rankscope.models.multi_lora import dense_weight
 from rankscope.models.scaling import scaled_adapter, scaled_model
-from rankscope.records import Variant, trial_of, variant_of
 
 
 def moved(base: Base, method: str) -> Adapter:
@@ -53,16 +52,6 @@ def test_a_scaled_model_lies_on_the_line_between_base_and_tuned() -> None:
         torch.testing.assert_close(parameter, (ends[0][name] + ends[1][name]) / 2)
     whole = scaled_model(frozen, tuned, 1.0)
     torch.testing.assert_close(logits_of(whole), logits_of(tuned), rtol=1e-4, atol=1e-5)
-
-
-def test_a_model_id_names_a_trial_and_its_variant() -> None:
-    assert (trial_of("base"), variant_of("base")) == ("base", None)
-    for variant in (Variant("scale", 0.1 + 0.2), Variant("truncated", 8)):
-        model_id = variant.of("0123456789abcdef")
-        assert trial_of(model_id) == "0123456789abcdef"
-        found = variant_of(model_id)
-        assert found is not None
-        assert found.of("x") == variant.of("x")
 
 
 # --- what can be done to a low-rank update, against the dense matrix

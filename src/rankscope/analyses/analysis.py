@@ -36,7 +36,7 @@ class Analysis(AnalysisKind[Settings]):
         return []
 
     def record_settings(
-        self, study: "PreparedStudy", kind: str, model_id: str
+        self, study: "PreparedStudy", kind: str, trial_id: str
     ) -> dict[str, object]:
         """What stored records of a kind and model depend on besides the trial. Results made with
         other settings are refused."""

@@ -63,6 +63,7 @@ class LoadedTask:
     test: tuple[Item, ...] = ()
     sha256: str = ""  # Hash of the items used, prompts included
     is_own: bool = False  # The user's own rows
+    from_hub: bool = False  # The rows were read from the hub
     dropped: int = 0  # Rows dropped on reading
     contamination: dict[str, int] = field(default_factory=dict)
     """Test rows also found in train, by kind: exact, ngram13."""
@@ -227,6 +228,7 @@ def read_task_items(
         spec,
         source,
         is_own=own_data,
+        from_hub=located.is_hub,
         dropped=len(rejected),
         notes=tuple(notes),
         row_shape=shape,

@@ -37,9 +37,12 @@ from rankscope.records import (
     EvalRecord,
     ItemResult,
     Role,
+    ScoredModel,
     Split,
     TaskRecord,
+    Variant,
     WithoutContamination,
+    trial_of,
 )
 
 if TYPE_CHECKING:
@@ -56,13 +59,13 @@ def evaluate_task(
     encoder: Encoder,
     task: LoadedTask,
     split: Split,
-    models: Mapping[str | None, str],
+    models: Mapping[str | None, ScoredModel],
     settings: EvaluateConfig,
     engine: "Vllm | None" = None,
 ) -> tuple[dict[str | None, Evaluation], dict[str | None, str]]:
     """Score one split of one task under the base and any number of attached adapters.
 
-    ``models`` maps adapter names to model ids for the records; None is ``base``, which may be a
+    ``models`` maps adapter names to models of the records; None is ``base``, which may be a
     fully fine-tuned model. Loading the task applied ``max_items``. Raises UserError for items that
     cannot be scored.
 
@@ -172,12 +175,13 @@ def wanted_splits(
 
 
 def _make_record(
-    scores: ModelScores, task: LoadedTask, split: Split, trial_id: str, truncated: int
+    scores: ModelScores, task: LoadedTask, split: Split, model: ScoredModel, truncated: int
 ) -> EvalRecord:
     metric = primary_metric(task)
     score, items = scores.metrics[metric], [item.score for item in scores.items]
     return EvalRecord(
-        trial_id=trial_id,
+        trial_id=trial_of(model),
+        variant=model if isinstance(model, Variant) else None,
         task=task.spec.name,
         split=split,
         metric=metric,
@@ -240,7 +244,7 @@ def _merged_evaluation(task: LoadedTask, split: Split, parts: Sequence[Evaluatio
         num_read=sum(record.num_read for record in records),
     )
     truncated = sum(record.truncated for record in records)
-    return _make_record(scores, task, split, records[0].trial_id, truncated), results
+    return _make_record(scores, task, split, records[0].key[0], truncated), results
 
 
 # --- the stored form of a task ------------------------------------------------------------------
@@ -271,6 +275,7 @@ def _task_record(
         prompt_format=encoder.prompt_format,
         system=_system_text(task.train),
         source=task.source,
+        from_hub=task.from_hub,
         sha256=hashed(task.sha256),
         validation_sha256=hashed(items_sha256(task.validation)),
         test_sha256=hashed(items_sha256(task.test)),

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from rankscope.formatting import count
 from rankscope.records.estimate import Estimate
 from rankscope.records.record import Record, Split
+from rankscope.records.variants import ScoredModel, Variant
 
 
 class WithoutContamination(Record):
@@ -26,6 +27,7 @@ class EvalRecord(Record):
     """One model (the base or a trial) scored on one split of one task."""
 
     trial_id: str  # ``base`` for the untuned model
+    variant: Variant | None = None  # Of the trial, if it is not as trained
     task: str
     split: Split
     metric: str  # Primary metric: one of the keys of ``metrics``
@@ -40,6 +42,10 @@ class EvalRecord(Record):
     num_read: int = 0
     """Tokens of all prompts and of the answers offered; ``num_tokens`` counts a beginning that
     items share once. 0: not counted, as in older studies."""
+
+    @property
+    def key(self) -> "EvalKey":
+        return self.variant or self.trial_id, self.task, self.split
 
 
 class CurvePoint(Record):
@@ -95,7 +101,7 @@ class ComparedCell(Record):
     difference: Estimate  # Second minus first; unpaired, of two samples without p
 
 
-EvalKey = tuple[str, str, Split]  # (trial id or ``base``, task, split)
+EvalKey = tuple[ScoredModel, str, Split]  # (model, task, split)
 
 
 @dataclass(frozen=True, slots=True)

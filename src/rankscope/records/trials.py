@@ -160,6 +160,23 @@ class TrialSpec(Record):
         )
 
     @property
+    def short_label(self) -> str:
+        """The label without settings, for a mark in a figure: ``r=8``, ``full``, ``vera``."""
+        is_lora = get_method(self.method).has_rank
+        return f"r={self.rank}" if is_lora else self._label_parts[0][1]
+
+    def is_called(self, term: str, value: object) -> bool:
+        """Whether a term such as ``lora``, ``lr=2e-4`` or ``on mlp`` is one of its settings.
+
+        A part of the label is, and so is a field's name, or the label's, with the field's value.
+        """
+        name, _, _ = term.partition("=")
+        fields = {label: field for field, label in OVERRIDE_LABELS.items()} | LABEL_FIELDS
+        known = vars(self).get(fields.get(name, name))
+        parts = {self.task, f"seed={self.seed}", *(text for _, text in self._label_parts)}
+        return term in parts or term.casefold() == self.method or value == known is not None
+
+    @property
     def arm_label(self) -> str:
         """Short name for tables, such as ``r=32 lr=0.0002``, without the task. Every setting that
         is not the default is spelled out, so two arms of a task never share a label."""
@@ -236,6 +253,7 @@ OVERRIDE_LABELS = {
     "weight_decay": "decay",
     "objective": "objective",
 }
+LABEL_FIELDS = {"r": "rank", "ratio": "lr_ratio", "kl": "kl_to_base", "patience": "early_stop"}
 
 
 def _peft_label(settings: str) -> list[tuple[str, str]]:

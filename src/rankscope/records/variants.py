@@ -1,11 +1,9 @@
-"""Variants of a trained trial at inference, each scored under a model id."""
+"""Variants of a trained trial at inference, each scored as a model of its own."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 VariantKind = Literal["scale", "truncated"]
-
-_MARK = "@"
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,23 +14,24 @@ class Variant:
     ``strength`` with the least error.
     """
 
+    trial_id: str
     kind: VariantKind
     strength: float
 
     def __str__(self) -> str:
-        return f"{self.kind}={self.strength:.12g}"
-
-    def of(self, trial_id: str) -> str:
-        """Model id of the changed trial, such as ``3f2a...@scale=0.5``."""
-        return f"{trial_id}{_MARK}{self}"
+        """The name of its adapter."""
+        return f"{self.trial_id}@{variant_label(self)}"
 
 
-def trial_of(model_id: str) -> str:
-    """The trial id within a model id; ``base`` and plain trial ids are returned unchanged."""
-    return model_id.partition(_MARK)[0]
+ScoredModel = str | Variant
+"""A model that is scored: ``base``, a trial by its id, or a variant of a trial."""
 
 
-def variant_of(model_id: str) -> Variant | None:
-    """The variant within a model id; None for the base and for a trial as trained."""
-    kind, _, strength = model_id.partition(_MARK)[2].partition("=")
-    return Variant(kind, float(strength)) if kind in get_args(VariantKind) else None  # type: ignore[arg-type]
+def trial_of(model: ScoredModel) -> str:
+    """The id of a model's trial, or ``base``."""
+    return model.trial_id if isinstance(model, Variant) else model
+
+
+def variant_label(model: ScoredModel) -> str:
+    """The kind and strength of a variant, such as ``scale=0.5``; empty for other models."""
+    return f"{model.kind}={model.strength:.12g}" if isinstance(model, Variant) else ""

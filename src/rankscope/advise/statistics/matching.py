@@ -12,6 +12,7 @@ from rankscope.records import (
     BASE,
     Estimate,
     ItemScores,
+    ScoredModel,
     Split,
     StudyRecords,
     TrialRecords,
@@ -71,7 +72,7 @@ def stored_scores(
 
 
 def scores_of_models(
-    study: StudyRecords, models: Sequence[str], task: str, split: Split
+    study: StudyRecords, models: Sequence[ScoredModel], task: str, split: Split
 ) -> list[ItemScores]:
     """Item scores of the models that have them; a model is the base, a trial or a variant."""
     return [s for model in models if (s := study.items.get((model, task, split)))]

@@ -7,14 +7,13 @@ from rankscope.errors import NotFiniteError, reporting_shortages
 from rankscope.evaluate.evaluator import Evaluation, evaluate_task
 from rankscope.evaluate.vllm import Vllm
 from rankscope.models.base import Base
-from rankscope.records import BASE, EvalKey, Split, trial_of, write_items, write_table
+from rankscope.records import BASE, EvalKey, ScoredModel, Split, trial_of, write_items, write_table
 from rankscope.run.groups import Group
 from rankscope.run.stages import Stage
 from rankscope.store import Artifact, TrialFailure, items_path, parity_path, weights_path
 
-EvalBatch = tuple[str, Split, Mapping[str | None, str]]
-"""Task, split, and by adapter name (None: no adapter) the id of a trial or scaled variant, or
-``base``."""
+EvalBatch = tuple[str, Split, Mapping[str | None, ScoredModel]]
+"""Task, split, and models by adapter name (None: no adapter)."""
 Scored = tuple[Sequence[Evaluation], Sequence[TrialFailure]]
 """Of a batch; the trials whose likelihoods, or a variant's, are not finite failed."""
 
@@ -34,21 +33,21 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
             for key in study.wanted_evals(trial.trial_id, trial.task)
             if with_tests or key[2] == "validation"
         ]
-        model_ids = {(None if t.trains_alone else t.trial_id): t.trial_id for t in group}
-        return self.missing_batches(model_ids, wanted)
+        models = {(None if t.trains_alone else t.trial_id): t.trial_id for t in group}
+        return self.missing_batches(models, wanted)
 
     def missing_of_base(self) -> list[EvalBatch]:
         return self.missing_batches({None: BASE}, self.context.study.wanted_evals(BASE, None))
 
     def missing_batches(
-        self, model_ids: Mapping[str | None, str], wanted: Sequence[EvalKey]
+        self, models: Mapping[str | None, ScoredModel], wanted: Sequence[EvalKey]
     ) -> list[EvalBatch]:
         """Batches of the ``wanted`` scores of these models that the ledger lacks, in order."""
         missing = dict.fromkeys(self.context.ledger.missing_evals(wanted))
-        ids = set(model_ids.values())
-        splits = dict.fromkeys((task, split) for i, task, split in missing if i in ids)
+        own = set(models.values())
+        splits = dict.fromkeys((task, split) for i, task, split in missing if i in own)
         return [
-            (task, split, {n: i for n, i in model_ids.items() if (i, task, split) in missing})
+            (task, split, {n: i for n, i in models.items() if (i, task, split) in missing})
             for task, split in splits
         ]
 
@@ -73,9 +72,9 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
     def score_batches(self, model: Base, work: Sequence[EvalBatch]) -> Iterator[Scored]:
         """Score batch by batch; a trial that failed is left out of the later ones."""
         failed: set[str] = set()
-        for task, split, model_ids in work:
+        for task, split, models in work:
             self.context.begin_piece(f"{task} {split}")
-            alive = {n: i for n, i in model_ids.items() if trial_of(i) not in failed}
+            alive = {n: i for n, i in models.items() if trial_of(i) not in failed}
             batch = task, split, alive
             is_base = BASE in alive.values()
             scored = self.score_base(batch) if is_base else self.score_trials(model, batch)
@@ -83,28 +82,28 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
             yield scored
 
     def score_trials(self, model: Base, batch: EvalBatch) -> Scored:
-        study, (name, split, model_ids) = self.context.study, batch
+        study, (name, split, models) = self.context.study, batch
         data = study.data
-        for model_id in model_ids.values():  # a prompt is scored alone
-            data = data.seen_by(study.trial(model_id))
+        for scored in models.values():  # a prompt is scored alone
+            data = data.seen_by(study.trial(scored))
         evaluations, reasons = evaluate_task(
             model,
             data.encoder,
             data.tasks[name],
             split,
-            model_ids,
+            models,
             study.config.evaluate,
             self.engine,
         )
         failures = [
-            TrialFailure(trial_of(model_ids[adapter]), "failed", f"{name} {split}: {reason}")
+            TrialFailure(trial_of(models[adapter]), "failed", f"{name} {split}: {reason}")
             for adapter, reason in reasons.items()
         ]
         return list(evaluations.values()), failures
 
     def score_base(self, batch: EvalBatch) -> Scored:
         """Score the untuned base. Failing to is an error: without it no gain can be measured."""
-        study, (name, split, model_ids) = self.context.study, batch
+        study, (name, split, models) = self.context.study, batch
         settings, where = study.config.evaluate, f"{name} {split}"
         do = f"free memory, or lower evaluate.batch_tokens (now {settings.batch_tokens})"
         with reporting_shortages(f"{where}: scoring the base", do=do):
@@ -113,7 +112,7 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
                 study.data.encoder,
                 study.data.tasks[name],
                 split,
-                model_ids,
+                models,
                 settings,
                 self.engine,
             )
@@ -126,9 +125,9 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
             )
         return list(evaluations.values()), ()
 
-    def weights_folder(self, model_id: str) -> Path:
+    def weights_folder(self, model: ScoredModel) -> Path:
         """Of a trial, a given model or the base, which a prompt leaves as it is."""
-        trial = None if model_id == BASE else self.context.study.trial(model_id)
+        trial = None if model == BASE else self.context.study.trial(model)
         if trial is None or trial.prompt is not None:
             return self.context.base.folder
         if trial.given is not None:
@@ -140,8 +139,8 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
         artifacts: list[Artifact] = []
         with ledger.stage() as folder:
             for record, items in evaluations:
-                file = folder / f"{record.trial_id}.parquet"
-                key = record.trial_id, record.task, record.split
+                key = record.key
+                file = folder / f"{key[0]}.parquet"
                 write_items(file, items)
                 artifacts += ledger.publish(file, items_path(*key))
                 tables = {} if self.engine is None else self.engine.tables
