@@ -18,7 +18,7 @@ from agreement import choice_agreement
 from evaluation import DATA, arc_easy, dtype_of, mmlu, write_adapters
 from evaluation_sides import harness_choice, rankscope_choice
 from race import announce, heading, race
-from rankscope.models.fetch import cached_model_folder
+from real_model import real_model
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 1.0}
 """Largest difference of an option's log p, in nats. bfloat16 keeps 8 bits, and sums over an
@@ -30,7 +30,7 @@ def main() -> int:
     """Race, print, and exit with 1 where the sides did not compute the same."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--task", default="arc_easy", choices=list(BATCH_SIZES))
-    parser.add_argument("--model", type=Path, help="folder; default: SmolLM2-135M, fetched before")
+    parser.add_argument("--model", type=Path, help="folder; by default SmolLM2-135M")
     parser.add_argument("--data-dir", type=Path, default=DATA)
     parser.add_argument("--pairs", type=int, default=12, help="of turns")
     parser.add_argument("--items", type=int, default=40, help="of ARC-easy, in every turn")
@@ -47,7 +47,7 @@ def main() -> int:
         shots = 5 if options.num_fewshot is None else options.num_fewshot
         questions = mmlu(options.data_dir, options.subjects, options.per_subject, shots)
     dtype = dtype_of(options.dtype)
-    model = str((options.model or cached_model_folder("smollm2-135m")).resolve())
+    model = str((options.model or real_model()).resolve())
     ranks = [int(rank) for rank in options.ranks.split(",") if rank]
     with tempfile.TemporaryDirectory() as folder:
         given = {

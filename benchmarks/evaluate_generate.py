@@ -17,7 +17,7 @@ from agreement import text_agreement
 from evaluation import DATA, dtype_of, gsm8k, write_adapters
 from evaluation_sides import rankscope_generation, stock_generation, stock_generation_merged
 from race import announce, heading, race
-from rankscope.models.fetch import cached_model_folder
+from real_model import real_model
 
 SAME_TEXTS = {"float32": 0.98, "bfloat16": 0.0}
 """Share of texts that must be the same; in bfloat16 near ties fall either way within words."""
@@ -26,7 +26,7 @@ SAME_TEXTS = {"float32": 0.98, "bfloat16": 0.0}
 def main() -> int:
     """Race, print, and exit with 1 where the sides did not write the same."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--model", type=Path, help="folder; default: SmolLM2-135M, fetched before")
+    parser.add_argument("--model", type=Path, help="folder; by default SmolLM2-135M")
     parser.add_argument("--data-dir", type=Path, default=DATA)
     parser.add_argument("--pairs", type=int, default=6, help="of turns")
     parser.add_argument("--items", type=int, default=24, help="in every turn")
@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("--merged", action="store_true", help="merge the peer's adapters")
     options = parser.parse_args()
     dtype = dtype_of(options.dtype)
-    model = str((options.model or cached_model_folder("smollm2-135m")).resolve())
+    model = str((options.model or real_model()).resolve())
     ranks = [int(rank) for rank in options.ranks.split(",") if rank]
     with tempfile.TemporaryDirectory() as folder:
         adapters = write_adapters(model, Path(folder), ranks)

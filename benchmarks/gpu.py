@@ -32,7 +32,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from race import announce
 from random_models import SEED, random_base, random_rows
-from rankscope.config.section import Kernels
 from rankscope.config.study import TrainConfig
 from rankscope.data.encode import EncodedRow
 from rankscope.device import (
@@ -42,11 +41,12 @@ from rankscope.device import (
     peak_memory_bytes,
     reset_peak_memory,
 )
+from rankscope.errors import UserError
 from rankscope.evaluate.continuous_batching import Generation, GenerationLimits, RunningBatch
 from rankscope.models import base as base_module
 from rankscope.models.base import Base
-from rankscope.models.compiled import compute_plainly, use_kernels, why_not
 from rankscope.models.grouped_lora import choose_lora_implementation
+from rankscope.models.kernels import PLAIN, all_kernels, use_kernels
 from rankscope.models.multi_lora import MultiLora
 from rankscope.records import TrialSpec
 from rankscope.run.begin import prepare_process
@@ -256,15 +256,14 @@ def parts(
 
     base = random_base(shape, device, DTYPE)
     add("trained", measure, base, "loop", peak_rate)
-    kinds: tuple[Kernels, ...] = ("compiled", "liger")
-    for kernels in kinds:
-        name = f"trained, {kernels}"
-        if reason := why_not(kernels, device):
-            lines[name] = {"skipped": reason}
-        else:
+    for kernels in [*all_kernels()][1:]:
+        try:
             use_kernels(base.model, kernels)
-            add(name, measure, base, "loop", peak_rate)
-    compute_plainly(base.model)
+        except UserError as error:
+            lines[f"trained, {kernels}"] = {"skipped": str(error)}
+        else:
+            add(f"trained, {kernels}", measure, base, "loop", peak_rate)
+    use_kernels(base.model, PLAIN)
     add("written", write, base)
     with patch.object(base_module, "distinct_places", lambda device: nullcontext()):
         add("written, cached keys sorted", write, base)

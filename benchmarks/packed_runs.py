@@ -6,7 +6,7 @@ from race import Segment, Turn
 from rankscope.config.study import ModelConfig
 from rankscope.device import limit_kernel_cache
 from rankscope.models.base import Base
-from rankscope.models.compiled import use_kernels, why_not
+from rankscope.models.kernels import use_kernels
 from rankscope.models.load import load_base
 from rankscope.train.loop import train_group
 from rankscope.train.trial_state import TrialState
@@ -31,8 +31,6 @@ def load(rows: Rows) -> Base:
     setting = rows.setting
     config = ModelConfig(path=setting.model, prompt_format="plain")
     base = load_base(config, setting.torch_device(), setting.torch_dtype())
-    if reason := why_not(setting.kernels, base.device):
-        raise SystemExit(f"--kernels {setting.kernels}: {reason}")
     use_kernels(base.model, setting.kernels)
     return base
 

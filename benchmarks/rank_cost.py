@@ -19,7 +19,7 @@ from evaluation import DATA
 from packed_runs import packed
 from race import Segment, Turn, rounded, segment_of
 from rankscope.device import peak_memory_bytes
-from rankscope.models.fetch import cached_model_folder
+from real_model import real_model
 from training import Rows, Setting, heading
 
 
@@ -37,14 +37,14 @@ def alone(rows: Rows) -> Turn:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n\n")[0])
-    parser.add_argument("--model", type=Path, help="folder; by default the fetched smollm2-135m")
+    parser.add_argument("--model", type=Path, help="folder; by default SmolLM2-135M")
     parser.add_argument("--data-dir", type=Path, default=DATA)
     parser.add_argument("--ranks", default="8,16,32,64,128,256,512")
     parser.add_argument("--steps", type=int, default=2, help="in a turn, which is timed once")
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"])
     options = parser.parse_args()
-    folder = options.model or cached_model_folder("smollm2-135m")
+    folder = options.model or real_model()
     ranks: list[int | None] = [*map(int, options.ranks.split(",")), None]
     speeds, peaks = defaultdict(list), defaultdict(list)
     for rank in [*ranks, *reversed(ranks)]:

@@ -33,9 +33,9 @@ from rankscope.extensions.spectra.spectra import (
     similarity_from_cosines,
 )
 from rankscope.models.checkpoint_reader import CheckpointReader
-from rankscope.models.fetch import cached_model_folder
 from rankscope.models.low_rank_update import LowRankUpdate
 from rankscope.models.svd_cache import SvdCache, svd
+from real_model import real_model
 
 SIGMA, SIMILARITY = 1e-5, 1e-3
 """Largest relative difference of a singular value, and largest difference of a max-matched
@@ -172,7 +172,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--size", type=int, default=4096, help="of the square matrix; 0 for none")
     parser.add_argument("--rank", type=int, default=64)
-    parser.add_argument("--model", default="smollm2-135m", help="fetched model or folder, or none")
+    parser.add_argument("--model", help="folder; by default SmolLM2-135M; '' for none")
     parser.add_argument("--pairs", type=int, default=8, help="of turns, in each race")
     parser.add_argument("--peft", action="store_true", help="race PEFT's own function too")
     options = parser.parse_args()
@@ -184,9 +184,8 @@ def main() -> int:
                 is_similarity = name == "spectra_similarity"
                 cache = Path(folder) / "matrix"
                 races[name] = Given(options.size, None, options.rank, is_similarity, cache)
-        if options.model:
-            model = Path(options.model)
-            model = model if model.is_dir() else cached_model_folder(options.model)
+        if options.model != "":
+            model = Path(options.model) if options.model else real_model()
             races["spectra_adapter"] = Given(0, model, 16, True, Path(folder) / "adapter")
         for name, given in races.items():
             peers = {"ratio": full}

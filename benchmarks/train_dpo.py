@@ -20,9 +20,9 @@ from evaluation import DATA
 from packed_runs import load as load_base
 from packed_runs import train
 from race import Segment, Turn, announce, race
-from rankscope.models.fetch import cached_model_folder
 from rankscope.models.model_folder import pocket_folder
 from rankscope.train.objectives.dpo import reference_margins
+from real_model import real_model
 from single_runs import (
     TrainerClock,
     copy_start,
@@ -130,7 +130,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=6, help="of turns, for each peer")
     parser.add_argument("--steps", type=int, default=4, help="of each trial in a turn")
     options = parser.parse_args()
-    model = pocket_folder() if options.pocket else cached_model_folder("smollm2-135m")
+    model = pocket_folder() if options.pocket else real_model()
     setting = Setting(
         model=str(model),
         task="pocket_med" if options.pocket else "arc_easy",

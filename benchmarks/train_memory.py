@@ -33,13 +33,13 @@ from rankscope.device import (
     release_freed_memory,
     reset_peak_memory,
 )
-from rankscope.models.fetch import cached_model_folder
 from rankscope.models.load import load_base
 from rankscope.models.model_folder import pocket_folder
 from rankscope.models.parameters import read_model_config
 from rankscope.records import TrialSpec
 from rankscope.train.loop import train_group
 from rankscope.train.memory import MemoryModel, RowCounts
+from real_model import real_model
 
 CPU = torch.device("cpu")
 ATTENTION = ("k_proj", "o_proj", "q_proj", "v_proj")
@@ -84,7 +84,7 @@ def folder_of(shape: str, scratch: Path) -> Path:
     if shape == "pocket":
         return pocket_folder()
     if shape == "smollm2-135m":
-        return cached_model_folder(shape)
+        return real_model()
     folder = scratch / shape
     if not folder.exists():
         torch.manual_seed(0)

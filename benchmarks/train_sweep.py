@@ -3,8 +3,8 @@
     python benchmarks/train_sweep.py                    bf16 where the machine has it
     python benchmarks/train_sweep.py --peers ratio_hand_tuned --pairs 12
 
-SmolLM2-135M-Instruct (``rankscope fetch smollm2-135m``), GSM8K rows, LoRA on attention. Its last
-line is one JSON object; benchmarks/README.md says what the fields mean.
+SmolLM2-135M-Instruct, GSM8K rows, LoRA on attention. Its last line is one JSON object;
+benchmarks/README.md says what the fields mean.
 """
 
 import argparse
@@ -15,7 +15,8 @@ from pathlib import Path
 from evaluation import DATA
 from packed_runs import packed
 from race import Turn, announce, race
-from rankscope.models.fetch import cached_model_folder
+from rankscope.models.kernels import all_kernels
+from real_model import real_model
 from single_runs import hand_tuned, hand_tuned_joined, trl, trl_without_recomputation
 from training import Rows, Setting, heading, parity_of
 
@@ -35,7 +36,7 @@ def packed_plainly(rows: Rows) -> Turn:
 def main() -> int:
     """Race, print, and exit with 1 where the sides did not compute the same."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--model", type=Path, help="folder; by default the fetched smollm2-135m")
+    parser.add_argument("--model", type=Path, help="folder; by default SmolLM2-135M")
     parser.add_argument("--data-dir", type=Path, default=DATA)
     parser.add_argument("--ranks", default="8,16,32,64,128")
     parser.add_argument("--lr", type=float, default=2e-4)
@@ -45,10 +46,10 @@ def main() -> int:
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"])
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--kernels", default="plain", choices=["plain", "compiled", "liger"])
+    parser.add_argument("--kernels", default="plain", choices=list(all_kernels()))
     options = parser.parse_args()
     setting = Setting(
-        model=str((options.model or cached_model_folder("smollm2-135m")).resolve()),
+        model=str((options.model or real_model()).resolve()),
         task="gsm8k",
         data_dir=str(options.data_dir.resolve()),
         trials=tuple((int(rank), options.lr, 0) for rank in options.ranks.split(",")),

@@ -15,7 +15,6 @@ from transformers import AutoConfig
 
 from race import Pairs, Segment
 from race import heading as machine
-from rankscope.config.section import Kernels
 from rankscope.config.study import TrainConfig
 from rankscope.config.task import TaskConfig
 from rankscope.data.encode import EncodedRow, Encoder
@@ -65,7 +64,7 @@ class Setting:
     dtype: str = "auto"
     device: str = "auto"
     objective: str = "sft"
-    kernels: Kernels = "plain"
+    kernels: str = "plain"
 
     def torch_device(self) -> torch.device:
         """Where to compute."""

@@ -25,7 +25,7 @@ from race import announce, heading
 from rankscope.evaluate.continuous_batching import GenerationLimits
 from rankscope.evaluate.vllm import ANSWERS_COMPARED, LARGEST_DIFFERENCE, Vllm
 from rankscope.models.adapters.folder import load_adapter
-from rankscope.models.fetch import cached_model_folder
+from real_model import real_model
 
 
 def compare(given: dict[str, Any], lengths: list[int], adapters: list[str]) -> dict[str, Any]:
@@ -63,13 +63,13 @@ def compare(given: dict[str, Any], lengths: list[int], adapters: list[str]) -> d
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--model", type=Path, help="folder; default: SmolLM2-135M, fetched before")
+    parser.add_argument("--model", type=Path, help="folder; by default SmolLM2-135M")
     parser.add_argument("--data-dir", type=Path, default=DATA)
     parser.add_argument("--ranks", default="8,64", help="of the adapters")
     parser.add_argument("--lengths", default="1,48", help="most tokens of an answer")
     parser.add_argument("--dtypes", default="bfloat16,float32")
     options = parser.parse_args()
-    model = str((options.model or cached_model_folder("smollm2-135m")).resolve())
+    model = str((options.model or real_model()).resolve())
     result = heading("vllm_parity", options.dtypes) | {"models": {}, "left_to_own": []}
     shares = []
     with tempfile.TemporaryDirectory() as folder:

@@ -41,10 +41,10 @@ from rankscope.data.items import Item
 from rankscope.data.tasks import load_task
 from rankscope.formatting import with_leading_space
 from rankscope.models.checkpoint_reader import CheckpointReader
-from rankscope.models.fetch import cached_model_folder
 from rankscope.models.load import load_tokenizer
 from rankscope.records import BASE, Split, StudyRecords
 from rankscope.store import Ledger, weights_path
+from real_model import real_model
 from single_runs import trl, trl_without_recomputation
 from training import Rows, Setting, difference, heading
 
@@ -61,7 +61,7 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--model", type=Path, help="folder; by default the fetched smollm2-135m")
+    parser.add_argument("--model", type=Path, help="folder; by default SmolLM2-135M")
     parser.add_argument("--data-dir", type=Path, default=DATA)
     parser.add_argument("--ranks", type=numbers(int), default="2,4,8,16,32,64,128")
     parser.add_argument("--rates", type=numbers(float), default="5e-4,2e-3,8e-3")
@@ -446,7 +446,7 @@ def race(options: argparse.Namespace, model: Path, folder: Path) -> dict[str, An
 def main() -> int:
     """Show parity, race, print; exit with 1 if the sides did not compute the same."""
     options = parse()
-    model = (options.model or cached_model_folder("smollm2-135m")).resolve()
+    model = (options.model or real_model()).resolve()
     shown = parity(options, model)
     if (
         shown["parity_logprobs"] > LOGPROB_TOLERANCE["float32"]

@@ -23,7 +23,7 @@ import external_resources
 import pytest
 from launcher import Launcher
 
-from rankscope.models.fetch import cached_model_folder
+from fetch_model import fetched_model
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -104,7 +104,7 @@ def beginnings(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="session")
 def model_folder() -> Path:
     """A real small model, fetched before."""
-    return cached_model_folder(external_resources.MODEL)
+    return fetched_model(external_resources.MODEL)
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,7 @@ GROUND = frozenset(
 
 REGISTRIES: dict[str, frozenset[str]] = {
     "models/methods": frozenset(),
+    "models/kernels": frozenset(),
     "train/objectives": frozenset(),
     "analyses": frozenset(),
     "sources": frozenset(),

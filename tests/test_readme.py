@@ -147,14 +147,6 @@ def test_options_named_in_the_text_exist(capsys: pytest.CaptureFixture[str]) -> 
         assert {word for word in words if word.startswith("--")} <= known, span
 
 
-def test_models_named_are_there() -> None:
-    from rankscope.models.fetch import KNOWN_MODELS
-
-    fetched = re.findall(r"`rankscope fetch ([^`/]+)`", README)
-    assert fetched
-    assert set(fetched) <= set(KNOWN_MODELS)
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
 def test_links_lead_somewhere(page: Path) -> None:
     assert missing_links(page, page.read_text("utf-8")) == []

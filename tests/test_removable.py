@@ -56,6 +56,7 @@ EXTENSIONS = {
     "analyze.heads.enabled=true": "expected none here",
     "evaluate.scales=[0.5]": "expected one of cross_domain, retention",
     "executor=slurm": "expected one of local",
+    "train.kernels=compiled": "expected one of plain",
     "tasks.0.scorer=rouge": "expected one of contains",
     "evaluate.cross_domain=[lm_eval:x]": "as there is no source of such tasks",
 }

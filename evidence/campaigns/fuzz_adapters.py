@@ -115,17 +115,18 @@ def read_adapter_folder(config: bytes, weights: bytes, folder: Path) -> None:
     """Everything that reads an adapter's folder; the last error is raised."""
     from rankscope.config.arm import ArmConfig
     from rankscope.errors import RankscopeError
-    from rankscope.models.adapters.folder import check_same_base, recorded_base
+    from rankscope.models.adapters.folder import check_same_base, load_adapter, recorded_base
     from rankscope.models.adapters.settings import CONFIG, WEIGHTS
-    from rankscope.models.adapters.warm_start import filled_arm, load_adapter_for
-    from rankscope.models.study_base import peft_type
+    from rankscope.models.adapters.warm_start import filled_arm
+    from rankscope.models.given import peft_type
 
     (folder / CONFIG).write_bytes(config)
     (folder / WEIGHTS).write_bytes(weights)
     with suppress(RankscopeError):
-        filled_arm(ArmConfig(lr=1e-3, init_from=str(folder)), folder, tiny_shapes())
+        adapter = load_adapter(folder, "start", shapes=tiny_shapes().linear_shapes)
+        filled_arm(ArmConfig(lr=1e-3, init_from=str(folder)), folder, adapter, tiny_shapes())
     if (kind := peft_type(folder)) in ("LORA", None):
-        load_adapter_for(tiny_shapes(), folder)
+        load_adapter(folder, "start", shapes=tiny_shapes().linear_shapes)
     check_same_base(folder, recorded_base(folder), "0" * 64)
     if kind not in ("LORA", None):
         attach_other(folder)

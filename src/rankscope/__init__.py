@@ -22,7 +22,7 @@ _MODULES = {
     "load": "rankscope.tools.frames",
     "score": "rankscope.tools.evaluate",
 }
-"""Public names are read when asked for: most of these modules import torch."""
+"""Module of each public name, imported at first use: most of these modules import torch."""
 
 __all__ = ["Study", "__version__", "load", "score"]
 

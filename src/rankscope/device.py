@@ -24,9 +24,10 @@ NEVER_TRIM = -1
 TOP_PAD_BYTES = 64 * 2**20
 
 KEPT_KERNELS = 128
-"""A pass of eight ranks on every linear layer has some 90 different products. If fewer are kept,
-every layer compiles its own again: with 32 that took over a third of a step with AMX
-(LOG.md, "compiled products"). 1,024, the default, are no faster, and take .4 GB more."""
+"""Number of compiled products that oneDNN keeps. A pass of eight ranks on every linear layer has
+some 90 different products, and if fewer are kept, every layer compiles its own again. With 32 that
+took over a third of a step with AMX (LOG.md, "compiled products"). The default, 1,024, is no faster
+and takes 0.4 GB more."""
 
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 """Processor flags with which bfloat16 products are faster than float32 ones."""
@@ -48,10 +49,10 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Return free memory to the kernel, such as what loading a model needed for a moment.
+    """Return free memory to the kernel, such as that of a model that was just loaded.
 
     On CUDA also the blocks that torch's allocator keeps: another process may need them. Layers with
-    compiled kernels refer to themselves, so that only a collection frees their models.
+    kernels of an extension refer to themselves, so that only a collection frees their models.
     """
     gc.collect()
     if torch.cuda.is_initialized():
@@ -61,16 +62,16 @@ def release_freed_memory() -> None:
 
 
 def limit_kernel_cache() -> None:
-    """Let oneDNN keep few of the products that it compiles, unless the environment sets a number.
+    """Let oneDNN keep few of its compiled products, unless the environment sets a number.
 
-    By default it keeps 1,024, but every training pass has another number of tokens, so few are used
-    again in a later one. Call this before the first product.
+    By default it keeps 1,024, but every training pass has another number of tokens, so later passes
+    reuse few. Call this before the first product.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KEPT_KERNELS))
 
 
 def choose_device(text: str = "auto") -> torch.device:
-    """The device to compute on; ``auto`` takes CUDA, then MPS, then CPU.
+    """Choose the device to compute on; ``auto`` takes CUDA, then MPS, then CPU.
 
     ``text`` is ``auto``, ``cpu``, ``mps``, ``cuda`` or ``cuda:1``. Raises UserError for a device
     that this machine does not have.
@@ -96,7 +97,7 @@ def choose_device(text: str = "auto") -> torch.device:
 
 
 def visible_gpus() -> list[str]:
-    """The CUDA devices of this process, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the CUDA devices of this process, as CUDA_VISIBLE_DEVICES names them."""
     number = torch.cuda.device_count()
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     names = [name.strip() for name in named.split(",") if name.strip()]
@@ -104,10 +105,11 @@ def visible_gpus() -> list[str]:
 
 
 def choose_dtype(text: str, device: torch.device) -> torch.dtype:
-    """The base's dtype; ``auto`` is bfloat16 if ``device`` computes in it natively, else float16 on
-    CUDA and float32 elsewhere.
+    """Choose the base's dtype.
 
-    Native are CUDA from compute capability 8.0 on, and processors with AVX512-BF16 or AMX.
+    ``auto`` is bfloat16 if ``device`` computes in it natively, else float16 on CUDA and float32
+    elsewhere. Native are CUDA from compute capability 8.0 on, and processors with AVX512-BF16 or
+    AMX.
     """
     if text == "auto":
         limited = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in WITHOUT_BFLOAT16
@@ -125,12 +127,12 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def processor_flags() -> frozenset[str]:
-    """Instruction set flags of the processor in Linux's names; empty on other systems."""
+    """Return the processor's instruction set flags in Linux's names; empty on other systems."""
     return frozenset(processor_field("flags").split())
 
 
 def processor_field(name: str) -> str:
-    """What Linux says of the first processor; empty on other systems."""
+    """Return a field of Linux's description of the first processor; empty on other systems."""
     with suppress(OSError):
         text = Path("/proc/cpuinfo").read_text(errors="replace")
         if match := re.search(rf"^{name}\s*:\s*(.+)$", text, re.M):
@@ -139,10 +141,10 @@ def processor_field(name: str) -> str:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory in use at once since the last reset, bytes.
+    """Return the most memory in use at once since the last reset, bytes.
 
-    On CUDA the memory that torch's allocator gave out on ``device``; otherwise the resident set of
-    the whole process, libraries included.
+    On CUDA it is the memory that torch's allocator gave out on ``device``. Otherwise it is the
+    resident set of the whole process, libraries included.
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
@@ -155,9 +157,11 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def live_memory_bytes(device: torch.device) -> int:
-    """Memory in use, bytes, after what is free was returned; 0 if this system does not say.
+    """Return the memory in use, bytes, after free memory was returned; 0 if the system has no
+    figure.
 
-    On CUDA of torch's allocator on ``device``; otherwise of this process, without mapped files.
+    On CUDA it is that of torch's allocator on ``device``. Otherwise it is that of this process,
+    without mapped files.
     """
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
@@ -166,7 +170,7 @@ def live_memory_bytes(device: torch.device) -> int:
 
 
 def _status_bytes(*names: str) -> int:
-    """Sum of fields of ``/proc/self/status``; 0 on systems without it."""
+    """Return the sum of fields of ``/proc/self/status``; 0 on systems without it."""
     with suppress(OSError):
         lines = [line.split() for line in Path("/proc/self/status").read_text().splitlines()]
         return sum(int(words[1]) * 1024 for words in lines if words and words[0][:-1] in names)
@@ -182,18 +186,19 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def available_memory_bytes(device: torch.device) -> int:
-    """Free memory of ``device``, bytes, within the limits of a container and of the process."""
+    """Return free memory of ``device``, bytes, within the limits of container and process."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return free_memory_bytes()
 
 
 def use_deterministic(seed: int) -> None:
-    """Seed every generator and choose deterministic kernels if torch has them.
+    """Seed every generator, and choose deterministic kernels if torch has them.
 
     On a CPU, two runs of the same program with the same libraries are then bitwise equal. On CUDA
     they are not: attention's backward pass takes its fast form, and a kernel without a
-    deterministic one warns. Products of float32 are not rounded to TF32, whatever a container says.
+    deterministic form warns. Products of float32 are not rounded to TF32, whatever a container
+    sets.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -208,15 +213,17 @@ def use_deterministic(seed: int) -> None:
 
 
 def on_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the CPU on ``device``. CUDA is not waited for: a copy from pinned memory takes
-    its turn among the kernels."""
+    """Copy a CPU tensor to ``device``.
+
+    The copy does not wait for CUDA: from pinned memory it takes its turn among the kernels.
+    """
     is_cuda = device.type == "cuda"
     return (values.pin_memory() if is_cuda else values).to(device, non_blocking=is_cuda)
 
 
 @contextmanager
 def distinct_places(device: torch.device) -> Iterator[None]:
-    """While inside, values are written by index to places that all differ.
+    """Promise that values are written by index to places that all differ.
 
     On CUDA deterministic kernels would sort the places, and copy the whole tensor that is written
     to: a cache of keys and values, in every layer, for every token.

@@ -27,19 +27,21 @@ INTEGRITY = 4
 INTERRUPTED = 130
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-"""Ctrl-C, and what a scheduler or a closed terminal sends: the command ends with INTERRUPTED."""
+"""Signals of Ctrl-C, of a scheduler or of a closed terminal: the command ends with INTERRUPTED."""
 MAX_FAULTS = 5  # Most faults of one record that a message lists
 
 
 class RankscopeError(Exception):
-    """Base of every error Rankscope raises on purpose: where, what was found, what was expected and
-    what to do. Parts that do not apply are empty.
+    """Base of every error that Rankscope raises on purpose.
+
+    It says where, what was found, what was expected and what to do. Parts that do not apply are
+    empty.
 
     Args:
         where: file and line, option, key of the study file, task or folder.
-        found: what is there, as a noun phrase.
-        expected: what could have been used, as a noun phrase.
-        do: how to go on, in the imperative.
+        found: the thing found there, as a noun phrase.
+        expected: a thing that could have been used, as a noun phrase.
+        do: how to continue, in the imperative.
         faults: several faults of one thing, each an error or a sentence; ``found`` counts them.
     """
 
@@ -58,12 +60,14 @@ class RankscopeError(Exception):
         self.faults = tuple(faults)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Rebuilt without ``__init__``, whose parameters differ between the types."""
+        """Rebuild the error without ``__init__``, whose parameters differ between the types."""
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
     def __str__(self) -> str:
-        """``where: found X, expected Y; do Z``, with faults on lines of their own before ``do``.
-        Long lines are cut in their middle."""
+        """Write ``where: found X, expected Y; do Z``, with faults on their own lines before ``do``.
+
+        Long lines are cut in their middle.
+        """
         wanted = f"expected {self.expected}" if self.expected else ""
         met = ", ".join(part for part in (self.found and f"found {self.found}", wanted) if part)
         text = ": ".join(part for part in (self.where, met) if part)
@@ -73,7 +77,8 @@ class RankscopeError(Exception):
         return shortened_lines("\n".join(line for line in lines if line))
 
     def description(self) -> dict[str, object]:
-        """The error for ``--json``; an empty part is None. Of several faults, the first one's."""
+        """Return the error for ``--json``; an empty part is None. The first of several faults
+        counts."""
         first = self.faults[0] if self.faults else None
         one = first if isinstance(first, RankscopeError) else self
         names = ("where", "found", "expected", "do")
@@ -130,10 +135,10 @@ class Interrupted(RankscopeError):
 def reading(
     place: object, expected: str, refuse: type[RankscopeError] = UserError, do: str = ""
 ) -> Iterator[None]:
-    """Raise one message for whatever a library raises on data from outside.
+    """Raise one message for any error that a library raises on data from outside.
 
     Wrap only the library's call: a bug of Rankscope inside would read as a fault of the data.
-    Rankscope's own errors and a lack of memory pass through; foreign code that calls ``sys.exit``
+    Rankscope's own errors and a lack of memory pass through. Foreign code that calls ``sys.exit``
     does not end the command.
     """
     try:
@@ -146,7 +151,7 @@ def reading(
 
 @contextmanager
 def installed(where: object, extra: str) -> Iterator[None]:
-    """Raise UserError if an import inside fails, of a package that an extra of Rankscope has."""
+    """Raise UserError if an import inside fails, for a package of one of Rankscope's extras."""
     try:
         yield
     except ImportError as error:
@@ -158,7 +163,7 @@ def installed(where: object, extra: str) -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """What is wrong with data, from what a library raised on it, in one line."""
+    """Say in one line what is wrong with data, from the error of a library."""
     if isinstance(error, SystemExit):
         return f"sys.exit({error.code!r})"
     if isinstance(error, RecursionError):
@@ -183,13 +188,16 @@ def reason_of(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, and the next if it ends in a colon; its type if empty."""
+    """Return the first line of an error's text, and the next if it ends in a colon.
+
+    An empty text is replaced by the error's type.
+    """
     first, *others = (str(error).strip() or type(error).__name__).splitlines()
     return f"{first} {others[0].strip()}" if first.endswith(":") and others else first
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """``did you mean 'rank'?`` if a known word is similar, else empty."""
+    """Return ``did you mean 'rank'?`` if a known word is similar, else an empty text."""
     close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.55)
     return f"did you mean {close[0]!r}?" if close else ""
 
@@ -201,26 +209,26 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
 CONTINUES = "the same command continues"
 AGAIN = "then give the same command again: what was finished is kept"
 
-FULL = {
+REACHED_LIMITS = {
     errno.ENOSPC: ("the disk full", "make room there"),
     errno.EDQUOT: ("the disk quota used up", "make room there"),
     errno.EFBIG: ("the limit for one file reached", "raise the limit ('ulimit -f')"),
     errno.EMFILE: ("the limit of open files reached", "raise the limit ('ulimit -n')"),
 }
-"""Error number -> what was found, and what to do."""
+"""Maps an error number to what was found, and what to do."""
 FAILING = ("a disk that fails", "check the disk")
 FULL_OR_FAILING = ("a disk that is full or fails", "make room there, or check the disk")
 
 MIN_ADDRESS_SPACE = 300 * 10**6
-"""Bytes to begin with; the libraries of most commands take several times that."""
+"""Bytes needed at the start; the libraries of most commands take several times that."""
 
 SQLITE_FAILING = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
-"""What SQLite says of a file that it could not write, for whatever reason but a full disk."""
+"""Codes of SQLite for a file that it could not write, for any reason but a full disk."""
 
 SQLITE_NO_MEMORY = (sqlite3.SQLITE_IOERR_NOMEM, sqlite3.SQLITE_IOERR_SHMMAP)
 
 RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)|\bOs \{ code: (\d+)")
-"""safetensors and tokenizers report the operating system's error as text only."""
+"""Matches an error of the operating system, which safetensors and tokenizers report as text."""
 
 OUT_OF_MEMORY = (
     "out of memory",  # CUDA, cuBLAS, MPS
@@ -236,7 +244,7 @@ OUT_OF_MEMORY = (
 """Parts of the messages of errors that have no type of their own."""
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
+def _causes(error: BaseException) -> Iterator[BaseException]:
     """An error, what it was raised from, and so on."""
     seen: set[int] = set()
     cause: BaseException | None = error
@@ -247,7 +255,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _os_error_number(error: BaseException) -> int | None:
-    """The operating system's number of an error, also of one that has it as text."""
+    """Return the operating system's number of an error, also if only its text has it."""
     if isinstance(error, shutil.Error):  # of a whole folder: errors as text
         match = re.search(r"\[Errno (\d+)\]", str(error))
         return int(match[1]) if match else None
@@ -258,22 +266,22 @@ def _os_error_number(error: BaseException) -> int | None:
 
 
 def _disk_fault(error: BaseException) -> tuple[str, str] | None:
-    """What was found and what to do, if the disk did not take what was written."""
+    """Return what was found and what to do, if the disk refused a write."""
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extended part
         if code == sqlite3.SQLITE_FULL:
-            return FULL[errno.ENOSPC]
+            return REACHED_LIMITS[errno.ENOSPC]
         try:
             os.close(os.open(os.devnull, os.O_RDONLY))
         except OSError as limit:  # SQLite has no word for too many open files
-            return FULL.get(limit.errno or 0)
+            return REACHED_LIMITS.get(limit.errno or 0)
         return FULL_OR_FAILING if code in SQLITE_FAILING else None
     number = _os_error_number(error)
-    return FAILING if number == errno.EIO else FULL.get(number or 0)
+    return FAILING if number == errno.EIO else REACHED_LIMITS.get(number or 0)
 
 
 def _is_memory_fault(error: BaseException) -> bool:
-    """Whether this error itself, whatever caused it, means that memory ran out."""
+    """Whether this error itself, apart from its causes, means that memory ran out."""
     if isinstance(error, MemoryError) or _os_error_number(error) == errno.ENOMEM:
         return True
     if isinstance(error, sqlite3.Error):
@@ -286,18 +294,18 @@ def _is_memory_fault(error: BaseException) -> bool:
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether Rust code gave up, as in safetensors: its errors are no ``Exception``."""
+    """Whether Rust code panicked, as in safetensors: such errors are no ``Exception``."""
     return type(error).__name__ == "PanicException"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error, or what caused it, means that memory ran out."""
-    return any(isinstance(e, OutOfMemory) or _is_memory_fault(e) for e in causes(error))
+    return any(isinstance(e, OutOfMemory) or _is_memory_fault(e) for e in _causes(error))
 
 
 def out_of_memory_message(error: BaseException) -> str:
     """``out of memory: `` and the first line of the error behind it."""
-    faults = [cause for cause in causes(error) if _is_memory_fault(cause)]
+    faults = [cause for cause in _causes(error) if _is_memory_fault(cause)]
     text = first_line(faults[0] if faults else error)
     return f"out of memory: {'no details' if text == 'MemoryError' else text}"
 
@@ -305,17 +313,17 @@ def out_of_memory_message(error: BaseException) -> str:
 def shortage_behind(
     error: BaseException, where: Path | str | None = None, needed: str = "", do: str = ""
 ) -> RankscopeError | None:
-    """The error to raise in place of one that means out of disk or out of memory, else None.
+    """Return the error to raise in place of one that means out of disk or out of memory, else None.
 
     Args:
-        error: any error; a shortage is looked for among its causes, too.
-        where: what ran short. A file elsewhere that the error names takes its place.
-        needed: bytes that were to be written, as text.
-        do: what to do about too little memory, instead of the general advice.
+        error: any error; its causes are searched for a shortage, too.
+        where: the place of the shortage. A file elsewhere that the error names takes its place.
+        needed: bytes of the intended write, as text.
+        do: advice about too little memory, instead of the general advice.
     """
     if isinstance(error, Interrupted):
         return None
-    for cause in causes(error):
+    for cause in _causes(error):
         if isinstance(cause, DiskFull | OutOfMemory):
             return cause
         if _is_memory_fault(cause):
@@ -347,7 +355,7 @@ def _disk_error(
 
 
 def _free_disk_space(place: Path) -> str:
-    """What is free on the disk that a file or folder, or its place to be, is on."""
+    """Say how much is free on the disk of a file or folder, which need not exist yet."""
     for folder in (place, *place.absolute().parents):
         with suppress(OSError, ValueError):
             return f", with {shutil.disk_usage(folder).free:,} bytes free"
@@ -355,7 +363,7 @@ def _free_disk_space(place: Path) -> str:
 
 
 def free_memory_bytes() -> int:
-    """Memory of the host that this process may still take, within the limits that it has."""
+    """Return the host's memory that this process may still take, within its limits."""
     import psutil  # most commands need none of it
 
     free = int(psutil.virtual_memory().available)
@@ -368,7 +376,8 @@ def free_memory_bytes() -> int:
 
 
 def _free_address_space() -> float:
-    """Bytes left of this process's address space ('ulimit -v'); infinite without a limit."""
+    """Return the free bytes of this process's address space ('ulimit -v'); infinite if
+    unlimited."""
     import resource  # not on Windows
 
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -380,7 +389,8 @@ def _free_address_space() -> float:
 
 
 def address_space_shortage(error: BaseException | None = None) -> OutOfMemory | None:
-    """An error if less is left than libraries need: they fail in any words then, or abort.
+    """Return an error if too little address space is left for libraries; they fail in any words
+    then.
 
     ``error`` is an unknown one that was met.
     """
@@ -397,8 +407,10 @@ def address_space_shortage(error: BaseException | None = None) -> OutOfMemory | 
 
 
 def take_blas_memory() -> None:
-    """Have NumPy's OpenBLAS allocate its 32 MB now if address space is limited: it does so at its
-    first product, and calls ``exit(1)`` if it cannot."""
+    """Let NumPy's OpenBLAS allocate its 32 MB now, if address space is limited.
+
+    It allocates them at its first product, and calls ``exit(1)`` if it cannot.
+    """
     if MIN_ADDRESS_SPACE <= _free_address_space() < math.inf:
         import numpy as np
 
@@ -412,7 +424,7 @@ def reporting_shortages(
 ) -> Iterator[None]:
     """Raise DiskFull or OutOfMemory for every library's error that means it.
 
-    Arguments as of :func:`shortage_behind`; ``needed`` is called after the fault.
+    Arguments are those of :func:`shortage_behind`; ``needed`` is called after the fault.
     """
     try:
         yield

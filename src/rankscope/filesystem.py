@@ -21,10 +21,10 @@ NETWORK_FILE_SYSTEMS = frozenset(
 
 
 def network_file_system(path: Path) -> str | None:
-    """Such as ``nfs4 at /home`` if a path is on a network file system; None if not, or unknown."""
+    """Return the network file system of a path, such as ``nfs4 at /home``; None without one."""
     import psutil  # most commands need none of it
 
-    # Of several at one place, the last is on top.
+    # Of several mounts at one place, the last is on top.
     mounts = {part.mountpoint: part.fstype for part in psutil.disk_partitions(all=True)}
     for folder in (path.resolve(), *path.resolve().parents):
         if kind := mounts.get(str(folder)):
@@ -34,8 +34,11 @@ def network_file_system(path: Path) -> str | None:
 
 
 def user_path(given: str | Path) -> Path:
-    """A path that the user gave, with ``~`` as the home folder. Raises UserError: there is no such
-    home, or its name is not UTF-8, which the libraries that write here need."""
+    """Expand a path that the user gave, with ``~`` as the home folder.
+
+    Raises UserError: there is no such home, or its name is not UTF-8, which the libraries that
+    write here need.
+    """
     with reading(given, "a path in UTF-8", do="write it in full, or rename the folder or file"):
         path = Path(given).expanduser()
         with suppress(FileNotFoundError):  # of the current folder, which was removed
@@ -43,17 +46,25 @@ def user_path(given: str | Path) -> Path:
     return path
 
 
-def make_folder(folder: Path) -> None:
-    """Create a folder that the user named, and those above it, unless it is there.
+def cache_folder() -> Path:
+    """Return the folder of cached files: $RANKSCOPE_CACHE, or ~/.cache/rankscope."""
+    return user_path(os.environ.get("RANKSCOPE_CACHE") or "~/.cache/rankscope")
 
-    Raises UserError: the place takes no folders, such as /proc."""
+
+def make_folder(folder: Path) -> None:
+    """Create a folder that the user named, and those above it, unless it exists.
+
+    Raises UserError: the place takes no folders, such as /proc.
+    """
     with reading(folder, "a place for a folder", do="give another"):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 def check_taken(out: Path) -> None:
-    """Refuse a place that a finished folder could not be renamed to, or the current folder:
-    replacing it would leave the shell in a deleted one."""
+    """Refuse a place that a finished folder could not be renamed to.
+
+    The current folder is refused, too: replacing it would leave the shell in a deleted one.
+    """
     place = out.resolve()  # "x/.." is a folder even if there is no x
     if place.is_dir() and not any(place.iterdir()):
         if place == Path.cwd():
@@ -85,7 +96,7 @@ def check_folder(study: Path, out: Path, option: str) -> None:
 
 
 def check_in_place(out: Path, *, is_another: bool = False) -> None:
-    """Refuse to make the folder of a running study anew: its ledger is elsewhere then."""
+    """Refuse to make the folder of a running study anew, because its ledger is elsewhere then."""
     if is_another or not out.is_dir():
         raise UserError(
             out,
@@ -97,7 +108,7 @@ def check_in_place(out: Path, *, is_another: bool = False) -> None:
 
 @contextmanager
 def output_folder(out: Path | None) -> Iterator[None]:
-    """Create ``out`` before minutes of work whose result goes there; None is no folder.
+    """Create ``out`` before minutes of work whose result belongs there; None means no folder.
 
     If the work fails, created folders are removed again, unless they have content.
     """
@@ -122,10 +133,10 @@ def output_folder(out: Path | None) -> Iterator[None]:
 
 @contextmanager
 def folder_in_one_step(out: Path) -> Iterator[Path]:
-    """A new folder beside ``out`` that takes its place at the end, unless something fails.
+    """Yield a new folder beside ``out`` that takes its place at the end, unless something fails.
 
     Raises:
-        DiskFull: ``out`` is left as it was.
+        DiskFull: ``out`` is left unchanged.
     """
     import psutil  # most commands need none of it
 
@@ -148,8 +159,10 @@ def folder_in_one_step(out: Path) -> Iterator[Path]:
 
 
 def make_readable(files: Iterable[Path]) -> None:
-    """Give files the mode of other new ones; safetensors writes some for their owner alone. What a
-    link leads to keeps its own."""
+    """Give files the mode of other new ones; safetensors writes some for their owner only.
+
+    The targets of links keep their modes.
+    """
     umask = os.umask(0)
     os.umask(umask)
     for path in files:
@@ -167,12 +180,12 @@ def fsync(path: Path) -> None:
 
 
 def replace_text(path: Path, text: str) -> bool:
-    """``replace_bytes`` with text in UTF-8."""
+    """Call ``replace_bytes`` with text in UTF-8."""
     return replace_bytes(path, text.encode())
 
 
 def replace_bytes(path: Path, content: bytes) -> bool:
-    """Replace the content of ``path`` in one step; False if it was ``content`` already.
+    """Replace the content of ``path`` in one step; return False if it was ``content`` already.
 
     A reader, or a run after a crash, finds the old content or the new one, never a part.
 
@@ -195,10 +208,10 @@ def replace_bytes(path: Path, content: bytes) -> bool:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file that somebody else may have written.
+    """Read the object in a JSON file that somebody else may have written.
 
     Raises:
-        UserError: no such file, or no JSON object in it.
+        UserError: there is no such file, or no JSON object in it.
     """
     expected, do = "a JSON object", "restore it from where it came from"
     with reading(path, expected, do=do):

@@ -1,4 +1,4 @@
-"""Format numbers, units, durations, sizes and text the same way in terminal, report and cards."""
+"""Numbers, units, durations, sizes and text in one form for terminal, report and cards."""
 
 from __future__ import annotations
 
@@ -37,55 +37,55 @@ NATS = Unit(1.0, "nats per token", "nats per token", 3)  # Mean log probability
 
 
 def unit_of(score_unit: Literal["accuracy", "log_probability"] | None) -> Unit:
-    """The unit of a task's scores; a metric of unknown kind keeps its plain number."""
+    """Return the unit of a task's scores; a metric of unknown kind keeps its plain number."""
     return POINTS if score_unit == "accuracy" else NATS
 
 
 def mean_unit(score_units: Iterable[str | None]) -> Unit:
-    """Unit of a mean over tasks: 0.01 nats per token count as one point beside accuracies."""
+    """Return the unit of a mean over tasks: beside accuracies, 0.01 nats per token is one point."""
     return NATS if set(score_units) == {"log_probability"} else POINTS
 
 
 def score_text(value: float, unit: Unit) -> str:
-    """A score, such as ``61.3 %``."""
+    """Write a score, such as ``61.3 %``."""
     return f"{number(value * unit.scale, unit.digits)} {unit.score}"
 
 
 def rounded(value: float, unit: Unit) -> float:
-    """The number as it is shown. Values are equal if these are: a reader sees no difference."""
+    """Round a number as it is shown. If two are equal then, a reader sees no difference."""
     # Rounding can leave "-0.0", which reads like a loss; adding zero removes the sign.
     return round(value * unit.scale, unit.digits) + 0.0
 
 
 def signed(value: float, unit: Unit) -> str:
-    """A difference with its sign, without its unit, such as ``+3.2``."""
+    """Write a difference with its sign, without its unit, such as ``+3.2``."""
     return f"{rounded(value, unit):+.{unit.digits}f}".replace("-", MINUS)
 
 
 def difference(value: float, unit: Unit) -> str:
-    """A difference with its sign and unit, such as ``+3.2 points``."""
+    """Write a difference with its sign and unit, such as ``+3.2 points``."""
     return f"{signed(value, unit)} {unit.difference}"
 
 
 def amount(value: float, unit: Unit) -> str:
-    """A difference without its sign, such as ``3.2 points``."""
+    """Write a difference without its sign, such as ``3.2 points``."""
     return difference(abs(value), unit).removeprefix("+")
 
 
 def margin_text(margin: float, unit: Unit) -> str:
-    """A margin in a sentence: ``2 points``, ``0.02 nats per token``."""
+    """Write a margin in a sentence: ``2 points``, ``0.02 nats per token``."""
     return amount(margin, unit).replace(".0 ", " ").replace("0 nats", " nats")
 
 
 def percent(p: float) -> str:
-    """A probability: ``96 %``; never ``0 %`` or ``100 %``, for no draw is certain."""
+    """Write a probability: ``96 %``; never ``0 %`` or ``100 %``, because no draw is certain."""
     if p > 0.99:
         return "over 99 %"
     return "under 1 %" if p < 0.01 else f"{math.floor(100 * p + 1e-9)} %"  # no more than it is
 
 
 class _Estimate(Protocol):
-    """A value with its 95 % interval, as records have it; without an interval its ends are None."""
+    """A value with its 95 % interval, as in records; without an interval its ends are None."""
 
     @property
     def value(self) -> float: ...
@@ -96,14 +96,14 @@ class _Estimate(Protocol):
 
 
 def interval(estimate: _Estimate, unit: Unit) -> str:
-    """The 95 % interval of a difference, or a note that it is unknown."""
+    """Write the 95 % interval of a difference, or a note that it is unknown."""
     if estimate.low is None or estimate.high is None:
         return "interval unknown"
     return f"95 % interval {signed(estimate.low, unit)} to {signed(estimate.high, unit)}"
 
 
 def with_interval(estimate: _Estimate, unit: Unit) -> str:
-    """A difference and its 95 % interval for a table, such as ``+2.5 [-0.5, +5.5]``."""
+    """Write a difference and its 95 % interval for a table, such as ``+2.5 [-0.5, +5.5]``."""
     if estimate.low is None or estimate.high is None:
         return f"{signed(estimate.value, unit)} [?]"
     low, high = signed(estimate.low, unit), signed(estimate.high, unit)
@@ -111,7 +111,7 @@ def with_interval(estimate: _Estimate, unit: Unit) -> str:
 
 
 def number(value: float | None, digits: int | None = None) -> str:
-    """A number with ``digits`` after the point, or with three significant ones."""
+    """Write a number with ``digits`` after the point, or with three significant ones."""
     if value is None or not math.isfinite(value):
         return UNKNOWN
     if digits is not None:
@@ -124,7 +124,7 @@ def number(value: float | None, digits: int | None = None) -> str:
 
 
 def compact(n: int) -> str:
-    """A count in thousands, millions or billions from 10,000 on: ``8,192``, ``54.5 M``."""
+    """Write a count in thousands, millions or billions from 10,000 on: ``8,192``, ``54.5 M``."""
     for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
         if n >= max(size, 10_000):
             return f"{n / size:.3g} {letter}"
@@ -132,12 +132,12 @@ def compact(n: int) -> str:
 
 
 def count(n: int, noun: str, plural: str | None = None) -> str:
-    """``1 trial``, ``3 trials``."""
+    """Write a count with its noun: ``1 trial``, ``3 trials``."""
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
 
 
 def byte_size(num_bytes: float) -> str:
-    """Bytes with a decimal unit: ``1.5 GB``."""
+    """Write bytes with a decimal unit: ``1.5 GB``."""
     for unit in ("B", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
@@ -146,7 +146,7 @@ def byte_size(num_bytes: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A measured time: ``48 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    """Write a measured time: ``48 s``, ``3 min 20 s``, ``2 h 05 min``."""
     if seconds is None:
         return UNKNOWN
     if seconds < 60:
@@ -159,7 +159,7 @@ def duration(seconds: float | None) -> str:
 
 
 def rough_duration(seconds: float) -> str:
-    """An estimated time, with one unit: ``41 s``, ``12 min``, ``3.5 h``."""
+    """Write an estimated time, with one unit: ``41 s``, ``12 min``, ``3.5 h``."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     if seconds < 6000:
@@ -168,7 +168,7 @@ def rough_duration(seconds: float) -> str:
 
 
 def clock(seconds: float | None) -> str:
-    """A time for a table: ``0:48``, ``3:20`` or ``2:05:00``."""
+    """Write a time for a table: ``0:48``, ``3:20`` or ``2:05:00``."""
     if seconds is None:
         return UNKNOWN
     minutes, rest = divmod(round(seconds), 60)
@@ -194,10 +194,10 @@ def join_names(names: Iterable[str], most: int = 6) -> str:
 
 
 def safe_text(text: object, limit: int = MAX_TEXT) -> str:
-    """Text from data for a page or a file, cut to ``limit`` characters.
+    """Clean text from data for a page or a file, and cut it to ``limit`` characters.
 
     Control characters and bidirectional overrides, which reorder the text after them, become their
-    code point; line breaks and tabs stay.
+    code point. Line breaks and tabs stay.
     """
     whole = str(text)
     shown = _UNSAFE.sub(lambda match: f"[U+{ord(match[0]):04X}]", whole[:limit])
@@ -207,7 +207,7 @@ def safe_text(text: object, limit: int = MAX_TEXT) -> str:
 
 
 def shortened_lines(text: str, limit: int = MAX_LINE) -> str:
-    """Text whose lines have at most about ``limit`` characters; their beginning and end stay."""
+    """Cut lines to about ``limit`` characters in their middle; their beginning and end stay."""
     return "\n".join(
         line
         if len(line) <= limit
@@ -217,11 +217,12 @@ def shortened_lines(text: str, limit: int = MAX_LINE) -> str:
 
 
 def terminal_text(text: str, limit: int = MAX_TEXT) -> str:
-    r"""Text that cannot move the cursor, reverse direction or hide itself in a terminal.
+    r"""Clean text so that it cannot move the cursor, reverse direction or hide itself in a
+    terminal.
 
     Control and format characters (direction marks, zero-width characters), unassigned code points
     and letters of right-to-left scripts become ``\uXXXX``, because a terminal would reorder a row
-    that holds them. Line breaks become ``\n``. Text beyond ``limit`` characters is cut.
+    with them. Line breaks become ``\n``. Text beyond ``limit`` characters is cut.
     """
     shown = "".join(map(_terminal_character, text[:limit]))
     return shown if len(text) <= limit else f"{shown}... ({len(text):,} characters)"
@@ -238,16 +239,16 @@ def _terminal_character(character: str) -> str:
 
 
 def markdown_text(text: str, limit: int = MAX_TEXT) -> str:
-    """Text for a Markdown table cell or a line of its own, with its markup escaped.
+    """Escape text for a Markdown table cell or its own line.
 
-    Bare addresses, ``@name`` and ``:name:`` stay as they are; some viewers link or replace them.
+    Bare addresses, ``@name`` and ``:name:`` stay unchanged; some viewers link or replace them.
     """
     line = " ".join(safe_text(text, limit).split())
     return _MARKDOWN.sub(lambda match: "\\" + match[0], line)
 
 
 def with_leading_space(prompt: str, answer: str) -> str:
-    """An answer with a space that separates it from a plain prompt, unless one is there."""
+    """Put a space before an answer that separates it from a plain prompt, unless there is one."""
     if prompt[-1:].isspace() or answer[:1].isspace():
         return answer
     return " " + answer

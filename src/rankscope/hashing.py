@@ -1,4 +1,4 @@
-"""Hashes of what a study is made of: files, folders, JSON, tensors, models and tokenizers."""
+"""Hashes of a study's parts: files, folders, JSON, tensors, models and tokenizers."""
 
 import hashlib
 import json
@@ -29,26 +29,26 @@ TOKENIZER_FILES = (
     *("chat_template*", "additional_chat_templates/*", "*.model", "*.tiktoken"),
     *("vocab.json", "vocab.txt", "merges.txt"),
 )
-"""What transformers builds a tokenizer and its chat templates from."""
+"""Files from which transformers builds a tokenizer and its chat templates."""
 
 SUMS = "SHA256SUMS"
 """File with the hashes of the files beside it, as ``sha256sum`` writes and checks them."""
 
 
 def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file's bytes. Raises OSError if it cannot be read."""
+    """Return the hex sha256 of a file's bytes. Raises OSError if it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sums_text(folder: Path, names: Iterable[str]) -> str:
-    """Lines as of ``sha256sum`` for files of ``folder``; a name without a file is left out."""
+    """Write lines like ``sha256sum`` for files of ``folder``; a name without a file is left out."""
     files = [(name, folder / name) for name in names]
     return "".join(f"{sha256_file(path)}  {name}\n" for name, path in files if path.is_file())
 
 
 def sums_line(content: bytes, name: str) -> str:
-    """The same of one file that is yet to be written."""
+    """Write the SHA256SUMS line of a file that is not written yet."""
     return f"{hashlib.sha256(content).hexdigest()}  {name}\n"
 
 
@@ -60,7 +60,7 @@ def matches_sums(folder: Path) -> bool:
 
 
 def sha256_json(value: object) -> str:
-    """Hex sha256 of ``value`` in canonical JSON: sorted keys, no white space, no NaN.
+    """Return the hex sha256 of ``value`` in canonical JSON: sorted keys, no white space, no NaN.
 
     Raises ValueError for NaN and infinities, TypeError for values that JSON does not have.
     """
@@ -68,16 +68,16 @@ def sha256_json(value: object) -> str:
 
 
 def canonical_json(value: object) -> str:
-    """``value`` as JSON text; equal values give equal text."""
+    """Write ``value`` as JSON text; equal values give equal text."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     )
 
 
 def sha256_tensors(tensors: Mapping[str, "torch.Tensor"]) -> str:
-    """Hex sha256 over names, dtypes, shapes and bits of ``tensors``, in the order of names.
+    """Return the hex sha256 over names, dtypes, shapes and bits of ``tensors``, in order of names.
 
-    Equal bits give equal hashes on any device; used to show that a frozen base stayed frozen.
+    Equal bits give equal hashes on any device; this shows that a frozen base stayed frozen.
     """
     import torch
 
@@ -91,7 +91,7 @@ def sha256_tensors(tensors: Mapping[str, "torch.Tensor"]) -> str:
 
 
 def weights_sha256(folder: Path) -> str:
-    """Hex sha256 of a model folder: ``config.json`` and every safetensors file.
+    """Return the hex sha256 of a model folder: ``config.json`` and every safetensors file.
 
     Keys of the configuration that change on saving are left out.
     """
@@ -104,7 +104,7 @@ def weights_sha256(folder: Path) -> str:
 
 
 def tokenizer_sha256(folder: Path) -> str:
-    """Hex sha256 over names and contents of the files of a model folder's tokenizer."""
+    """Return the hex sha256 over names and contents of a tokenizer's files in a model folder."""
     paths = {path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}
     return _sha256_named(folder, paths)
 

@@ -25,29 +25,33 @@ from rankscope.formatting import rough_duration, safe_text, shortened_lines
 
 
 class ProgressReporter:
-    """Receives the progress of a run; every method must be cheap and must not raise. This one
-    reports nothing, which is the default of the Python API."""
+    """Receives the progress of a run; every method must be cheap and must not raise.
+
+    This base class reports nothing, which is the default of the Python API.
+    """
 
     name = ""  # Of the stage
     total = 0
     begun = last_line = 0.0  # When the stage began, and when a line of it was written last
 
     def stage(self, name: str, total: int) -> None:
-        """A stage of ``total`` steps begins."""
+        """Begin a stage of ``total`` steps."""
         self.name, self.total, self.begun = name, total, time.monotonic()
 
     def advance(self, done: int, detail: str = "", **values: float | None) -> None:
-        """``done`` steps of the stage are done; ``values`` are the numbers in ``detail``."""
+        """Note that ``done`` steps of the stage are done; ``values`` are the numbers in
+        ``detail``."""
 
     def finish(self, detail: str = "") -> None:
-        """The stage ends."""
+        """End the stage."""
 
     def note(self, text: str) -> None:
-        """Something that a reader of the results must know."""
+        """Report something that a reader of the results must know."""
 
 
 class ConsoleReporter(ProgressReporter):
-    """Bars on a terminal; otherwise one plain line per stage, and one every 10 s within it."""
+    """Shows bars on a terminal; otherwise one plain line per stage, and one every 10 s within
+    it."""
 
     LINE_SECONDS = 10.0
 
@@ -110,7 +114,7 @@ LOG = "log.jsonl"  # Where a run writes its events, in its folder
 
 
 def logged(path: Path, kind: str) -> Iterator[dict[str, Any]]:
-    """A log's events of one kind, oldest first; a line cut short by a crash is left out."""
+    """Yield a log's events of one kind, oldest first; a line cut short by a crash is left out."""
     with contextlib.suppress(OSError):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):
@@ -122,9 +126,10 @@ def logged(path: Path, kind: str) -> Iterator[dict[str, Any]]:
 class JsonlReporter(ProgressReporter):
     """Writes JSON lines, and forwards everything to another reporter.
 
-    Numbers are fields of their own: ``done``, ``seconds``, and in training ``loss_low`` and
-    ``loss_high`` over the group's trials (nats per token), ``trials``, ``tokens_per_second`` and
-    ``seconds_left``; ``study_seconds_left`` is of the whole study, null until it can be estimated.
+    Numbers are separate fields: ``done``, ``seconds``, and in training ``trials``,
+    ``tokens_per_second`` and ``seconds_left``. ``loss_low`` and ``loss_high`` are those over the
+    group's trials (nats per token). ``study_seconds_left`` is of the whole study, and null until it
+    can be estimated.
     """
 
     LINE_SECONDS = 1.0
@@ -167,8 +172,8 @@ class JsonlReporter(ProgressReporter):
 class SpeedMeter:
     """Reports a group's steps: lowest and highest loss, tokens per second, time left.
 
-    The speed is of the last ``WINDOW`` steps: the first ones are slow, and it changes as trials
-    leave the group.
+    The speed is that of the last ``WINDOW`` steps: the first ones are slow, and it changes as
+    trials leave the group.
     """
 
     WINDOW = 20
@@ -217,7 +222,7 @@ class SpeedMeter:
         )
 
     def losses_text(self, losses: list[float]) -> str:
-        """The losses of one step across the trials that took it."""
+        """Write the losses of one step across the trials that took it."""
         if not losses:
             return f"no finite loss (0 of {self.num_trials} trials)"
         if self.num_trials == 1:
@@ -228,7 +233,7 @@ class SpeedMeter:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out the time of something other than training."""
+        """Leave out the time of work other than training."""
         begun = self.clock()
         try:
             yield

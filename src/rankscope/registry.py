@@ -1,8 +1,9 @@
-"""How every part of Rankscope is found: in the core, in an extension, or in another package.
+"""The registry: it finds every part of Rankscope in the core, an extension or another package.
 
 A part is a class with a ``name`` of its own, derived from its kind: a scorer, a method, an
-analysis. The core's parts of a kind are the files of one folder; an extension is a folder of
-``rankscope/extensions``. Another package names its module in its ``pyproject.toml``::
+analysis. Or it is an object of its kind: a figure, a section, a named task. The core's parts of a
+kind are the files of one folder; an extension is a folder of ``rankscope/extensions``. Another
+package names its module in its ``pyproject.toml``::
 
     [project.entry-points.rankscope]
     anything = "its_module"
@@ -14,7 +15,7 @@ trains, ``init_from`` and ``export_patch`` for these options.
 """
 
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -29,14 +30,17 @@ _Part = TypeVar("_Part")
 
 
 def files_of(package: ModuleType) -> Iterator[ModuleType]:
-    """The modules of a package's folder, imported by name."""
+    """Import the modules of a package's folder, by name."""
     for file in pkgutil.iter_modules(getattr(package, "__path__", ())):
         yield import_module(f"{package.__name__}.{file.name}")
 
 
 @cache
 def extensions() -> tuple[ModuleType, ...]:
-    """The modules of extensions, then of other packages. Raises UserError: one cannot be loaded."""
+    """Import the modules of extensions, then of other packages.
+
+    Raises UserError: one cannot be loaded.
+    """
     own = files_of(import_module(EXTENSIONS)) if find_spec(EXTENSIONS) else ()
     others = []
     for entry in entry_points(group="rankscope"):
@@ -48,8 +52,10 @@ def extensions() -> tuple[ModuleType, ...]:
 
 @cache
 def parts(kind: type[_Part], folder: str = "") -> dict[str, type[_Part]]:
-    """The parts of a kind by name: those of the core's folder first. Raises UserError: two parts
-    have one name."""
+    """Return the parts of a kind by name, those of the core's folder first.
+
+    Raises UserError: two parts have one name.
+    """
     found: dict[str, type[_Part]] = {}
     modules = [*files_of(import_module(folder))] if folder else []
     for module in (*modules, *extensions()):
@@ -59,12 +65,19 @@ def parts(kind: type[_Part], folder: str = "") -> dict[str, type[_Part]]:
                 other = found.setdefault(value.name, value)
                 if other is not value:
                     places = f"in {other.__module__} and {value.__module__}"
-                    raise UserError(f"{kind.__name__} {value.name!r}", places, "one of each name")
+                    part = f"{kind.__name__.removesuffix('Kind')} {value.name!r}"
+                    raise UserError(part, places, "one of each name")
     return found
 
 
+def objects(kind: type[_Part], modules: Iterable[ModuleType] = ()) -> list[_Part]:
+    """Return the objects of a kind in modules, by default those of extensions, each once."""
+    found = (value for module in modules or extensions() for value in vars(module).values())
+    return list({id(value): value for value in found if isinstance(value, kind)}.values())
+
+
 def extension_files(name: str) -> Iterator[ModuleType]:
-    """The file of this name in each extension and package that has one."""
+    """Yield the file of this name in each extension and package that has one."""
     for module in extensions():
         file = f"{module.__name__}.{name}"
         if hasattr(module, "__path__") and find_spec(file):
@@ -74,7 +87,8 @@ def extension_files(name: str) -> Iterator[ModuleType]:
 
 
 def extension_file(name: str, extension: str, option: str) -> ModuleType:
-    """The first such file, which an option needs. Raises UserError: its extension is not there."""
+    """Return the first such file, which an option needs. Raises UserError: its extension is
+    missing."""
     for module in extension_files(name):
         return module
     raise UserError(option, expected=f"{extension!r}, an extension that is not there")

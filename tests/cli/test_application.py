@@ -185,7 +185,7 @@ def test_answers_that_need_no_model_import_nothing_heavy(tmp_path: Path) -> None
         *([verb, "--help"] for verb in VERBS),
         *([verb, "nowhere.yaml"] for verb in ("run", "check", "plan")),
         *([verb, "bad.yaml"] for verb in ("run", "check", "plan")),
-        *([verb, "nowhere"] for verb in ("status", "report", "verify", "params", "fetch", "stop")),
+        *([verb, "nowhere"] for verb in ("status", "report", "verify", "params", "stop")),
         ["export", "nowhere", "x", "--out", "new"],
         ["inspect", "nowhere", "nowhere"],
         ["inspect", "pocket", "nowhere"],

@@ -418,7 +418,7 @@ def test_a_key_without_a_value_means_its_default(write: Write) -> None:
     [
         ("pocket", "pocket", True),
         ("Qwen/Qwen2.5-7B-Instruct", "hub", "Qwen/Qwen2.5-7B-Instruct"),
-        ("smollm2-135m", "cached", "smollm2-135m"),
+        ("my-model", "hub", None),  # a folder: no name alone is asked of the hub
         ("{hub: gpt2, revision: main}", "hub", "gpt2"),
     ],
 )

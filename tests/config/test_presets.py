@@ -89,7 +89,7 @@ def test_a_model_takes_the_place_of_the_presets_own(
 @pytest.mark.parametrize(
     ("preset", "model", "message"),
     [
-        *[("default", m, "^--model ") for m in ("a b", "../x\nname: y", "", "owner/../x", "a/b/c")],
+        *[("default", m, "^--model ") for m in ("../x\nname: y", "", "owner/../x", "a/b/c")],
         ("rank_sanity", None, "did you mean 'rank-sanity'"),
         ("../../etc/passwd", None, "expected one of default, pocket"),
         ("pocket", "owner/name", "expected the pocket model"),

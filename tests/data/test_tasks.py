@@ -10,7 +10,7 @@ from hub_copies import paper_hub
 
 from rankscope.config.task import TaskConfig
 from rankscope.data.numbers import extract_number
-from rankscope.data.registry import NAMED_TASKS, overlapping_subjects
+from rankscope.data.registry import named_tasks, overlapping_subjects
 from rankscope.data.tasks import LoadedTask, load_task
 from rankscope.errors import UserError
 
@@ -69,7 +69,7 @@ def test_every_row_of_a_named_task_is_used_once_or_accounted_for(name: str, load
         if item.choices:
             assert item.answer is not None
             assert item.reference == item.choices[item.answer]
-    assert task.source.endswith(NAMED_TASKS[name].folder or name)
+    assert task.source.endswith(named_tasks()[name].folder or name)
 
 
 def test_prompts_as_the_model_sees_them(load: Load) -> None:

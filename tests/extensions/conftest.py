@@ -12,8 +12,10 @@ from finished_studies import base, exportable, given_models, small, two_groups
 
 from rankscope import registry
 from rankscope.analyses import all_analyses
+from rankscope.data.registry import named_tasks
 from rankscope.evaluate.scorers import scorers
-from rankscope.models.methods import methods
+from rankscope.models.methods import _methods as methods
+from rankscope.report.figures import figure_files
 from rankscope.sources import sources
 from rankscope.train.objectives import objectives
 
@@ -36,11 +38,13 @@ def refusals(*cases: tuple[dict[str, Any], str]) -> Callable[..., None]:
 
 @pytest.fixture
 def load_extension(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
-    """Runs a file of this folder as the module of another package."""
+    """Runs a file of this folder as the module of another package, which has its other files."""
 
     def load(name: str) -> ModuleType:
         place = Path(__file__).with_name(f"{name}.py")
-        spec = importlib.util.spec_from_file_location(f"extension_{name}", place)
+        spec = importlib.util.spec_from_file_location(
+            f"extension_{name}", place, submodule_search_locations=[str(place.parent)]
+        )
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
@@ -57,8 +61,9 @@ def load_extension(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], 
 
 
 def forget() -> None:
-    for found in (registry.parts, all_analyses, methods, objectives, scorers, sources):
-        found.cache_clear()
+    found = (registry.parts, all_analyses, methods, objectives, scorers, sources)
+    for function in (*found, named_tasks, figure_files):
+        function.cache_clear()
 
 
 @pytest.fixture

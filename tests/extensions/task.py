@@ -1,11 +1,8 @@
-"""A task in one file: where its rows come from, how a row is read, its prompt and its scorer.
-
-Import the module before a study (or ``rankscope.score``) that names the task.
-"""
+"""A task in one file: where its rows come from, how a row is read, its prompt and its scorer."""
 
 from rankscope.data.formats import Shape
 from rankscope.data.items import Item
-from rankscope.data.registry import TaskSpec, register_task
+from rankscope.data.registry import TaskSpec
 from rankscope.data.rows import RawRow, multiple_choice, text_field
 from rankscope.data.sources import SplitRows, numbered
 
@@ -36,14 +33,12 @@ def read_kind(row: RawRow) -> Item:
     return multiple_choice(row, text_field(row, "word"), list(WORDS), text_field(row, "kind"))
 
 
-KINDS_TASK = register_task(
-    TaskSpec(
-        name="kinds_of_words",
-        description="To which attribute of the pocket world a word belongs.",
-        scorer="option_text",
-        prompt="{question} ?",
-        read=read_kinds,
-        shapes=(Shape("word and kind", frozenset({"word", "kind"}), read_kind),),
-        license="Apache-2.0",
-    )
+KINDS_TASK = TaskSpec(
+    name="kinds_of_words",
+    description="To which attribute of the pocket world a word belongs.",
+    scorer="option_text",
+    prompt="{question} ?",
+    read=read_kinds,
+    shapes=(Shape("word and kind", frozenset({"word", "kind"}), read_kind),),
+    license="Apache-2.0",
 )

@@ -1,21 +1,16 @@
-"""A figure is one file: once imported, it is on the page with its sentence, plot and table."""
+"""A figure is one file: it is on the page with its sentence, plot and table."""
 
 from collections.abc import Callable
 from types import ModuleType
 
-import pytest
 from report_studies import ordinary_study
 
-from rankscope.report import figures
 from rankscope.report.study_page import render_study
 from rankscope.report.study_view import StudyView
 
 
-def test_a_figure_of_ones_own_is_on_the_page(
-    monkeypatch: pytest.MonkeyPatch, load_extension: Callable[[str], ModuleType]
-) -> None:
-    monkeypatch.setattr(figures, "REGISTRY", dict(figures.REGISTRY))
-    load_extension("figure")
+def test_a_figure_of_ones_own_is_on_the_page(load_extension: Callable[[str], ModuleType]) -> None:
+    load_extension("figures")
     page = render_study(StudyView(*ordinary_study()))
     for task in (0, 1):
         assert f'<figure id="items-{task}">' in page

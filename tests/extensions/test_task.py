@@ -1,13 +1,14 @@
 """A task from one file of its own: trained on and evaluated without a change to the package."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
 
 import rankscope
 from rankscope.config.study import StudyConfig
-from rankscope.data.registry import NAMED_TASKS, register_task
+from rankscope.data.registry import named_tasks
 from rankscope.data.study_data import prepare_data
 from rankscope.errors import UserError
 from rankscope.models.load import load_tokenizer
@@ -25,11 +26,9 @@ STUDY = StudyConfig.model_validate(
 
 
 @pytest.fixture(autouse=True)
-def _task_file(load_extension: Callable[[str], ModuleType]) -> Iterator[None]:
-    """Imports the task's file; the task is gone after the test."""
-    load_extension("task")
-    yield
-    del NAMED_TASKS[NAME]
+def package(load_extension: Callable[[str], ModuleType]) -> ModuleType:
+    """The module with the task."""
+    return load_extension("task")
 
 
 def test_a_study_trains_on_the_task() -> None:
@@ -52,5 +51,9 @@ def test_the_evaluation_engine_scores_the_task() -> None:
     _, (score,) = rankscope.score("pocket", [NAME], settings={"device": "cpu"}, max_items=8)
     assert (score.record.task, score.record.n) == (NAME, 8)
     assert score.source == "words of the pocket world"
-    with pytest.raises(UserError, match="'kinds_of_words': found a task of this name"):
-        register_task(NAMED_TASKS[NAME])
+
+
+def test_two_tasks_of_one_name_are_refused(package: ModuleType) -> None:
+    package.other = replace(package.KINDS_TASK, name="pocket_med")
+    with pytest.raises(UserError, match="task 'pocket_med': found two of this name"):
+        named_tasks()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import assert_close, base_of, tiny_llama
+from tiny_models import assert_close, base_of, delta, tiny_llama
 from torch import Tensor, nn
 from toy_training import ATTENTION
 from toy_training import trial as toy_trial
@@ -64,7 +64,7 @@ def test_weights_with_s_b_a_added_give_the_adapters_logits(
     merged = tiny_llama()
     for name, layer in linear_layers(merged).items():
         if name in adapter.a:
-            layer.weight.data += adapter.delta(name, layer.weight)
+            layer.weight.data += delta(adapter, name, layer.weight)
     (expected,) = logits(base_of(merged), None)
     assert_close(found, expected, 1e-5)
     assert relative_gap(bare, expected) > 0.05

@@ -112,17 +112,17 @@ def test_ranks_that_train_as_many_parameters_by_hand(tmp_path: Path) -> None:
     shapes = architecture(read_model_config(pocket_folder()))
     arm = {"method": "lora", "rank": [32, 96], "lr": 1e-3, "match": "parameters"}
     arms = [arm | {"targets": ["attention", "mlp", "all-linear"]}]
-    study = with_matched_ranks(small_study(tmp_path, arms=arms).config, shapes)
-    ranks = [own.rank for own in study.arms]
+    matched = with_matched_ranks(small_study(tmp_path, arms=arms).config.arms, shapes)
+    ranks = [own.rank for own in matched]
     assert ranks == [[32, 96], [34, 102], [17, 50]]
     few = small_study(tmp_path, arms=[arms[0] | {"rank": [2]}]).config
     with pytest.raises(UserError, match=r"7,680 parameters at the closest rank 2 of .*8,192"):
-        with_matched_ranks(few, shapes)
+        with_matched_ranks(few.arms, shapes)
 
 
 def test_a_prompt_needs_no_target_in_the_model(tmp_path: Path) -> None:
     shapes = Architecture(16, {"fc": (4, 4)}, None)
     prompt, lora = {"method": "prompt", "system": "x"}, {"method": "lora", "rank": 8, "lr": 1e-3}
-    assert rank_notes(small_study(tmp_path, arms=[prompt]).config, shapes) == []
+    assert rank_notes(small_study(tmp_path, arms=[prompt]).config.arms, shapes) == []
     with pytest.raises(UserError, match="no linear layer of this model"):
-        rank_notes(small_study(tmp_path, arms=[prompt, lora]).config, shapes)
+        rank_notes(small_study(tmp_path, arms=[prompt, lora]).config.arms, shapes)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import config_of
-from pocket_study import NUM_LORA, changed, small_study
+from pocket_study import NUM_LORA, small_study
 
 from rankscope.cli.study_verbs import plan_table
 from rankscope.errors import UserError
@@ -71,17 +71,6 @@ def test_recomputation_is_suggested_only_if_the_states_fit(tmp_path: Path) -> No
     assert "gradient_checkpointing" in printed(states + 1)
     assert "states of group 3 and 4 alone" not in printed(states + 1)
     assert "states of group 3 and 4 alone" in printed(states - 1)
-
-
-def test_a_plan_counts_compiling_where_a_run_compiles(tmp_path: Path) -> None:
-    """A start takes 5.5 s, 587,904 parameters of 4 bytes at 0.5 GB/s, and 30 s to compile."""
-    asked = small_study(tmp_path, **changed("train", kernels="compiled"))
-    plans = asked.plan(device="h100"), small_study(tmp_path).plan(device="h100")
-    assert [plan.kernels for plan in plans] == ["compiled", "plain"]
-    starts = [plan.stages["starting"] for plan in plans]
-    assert starts == pytest.approx([35.504703232, 5.504703232])
-    said = "Time is estimated from published figures, not measured; train.kernels: compiled."
-    assert said in list(plan_sentences(plans[0]))
 
 
 def test_cards_without_bfloat16_compute_in_float16(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ NEUTRAL: list[dict[str, Any]] = [
     {"data_dir": "/elsewhere"}, {"seeds": [2, 1, 0]}, {"train": {"checkpoint_seconds": 1.0}},
     {"train": {"evaluate_every": 10}}, {"train": {"evaluate_every": "epoch", "evaluate_items": 7}},
     {"train": {"checkpoint_every": 10}}, {"train": {"gradient_checkpointing": True}},
-    {"train": {"lora_implementation": "loop"}}, {"train": {"kernels": "compiled"}},
+    {"train": {"lora_implementation": "loop"}},
 ]  # fmt: skip
 TRAINING: list[dict[str, Any]] = [
     {"train": {"epochs": 1.0}}, {"train": {"max_steps": 10}}, {"train": {"tokens": 10}},

@@ -10,7 +10,7 @@ import transformers
 from command_line import Outcome, write_rows
 from command_line import rankscope as command
 
-from rankscope.data.registry import NAMED_TASKS
+from rankscope.data.registry import named_tasks
 from rankscope.models.model_folder import pocket_folder
 from rankscope.store import items_path
 
@@ -125,7 +125,7 @@ def test_a_file_of_rows_is_scored_whole(tmp_path: Path) -> None:
 def test_a_path_is_known_by_its_slash_or_dot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not any(set(name) & {"/", "."} for name in NAMED_TASKS)
+    assert not any(set(name) & {"/", "."} for name in named_tasks())
     (tmp_path / "d" / "sub").mkdir(parents=True)
     for split in ("train", "test"):
         rows = [MCQ | {"question": f"{split} {n}"} for n in range(12)]

@@ -271,7 +271,6 @@ def test_scores_on_hub_data_sets_are_written_as_the_hub_reads_them(tmp_path: Pat
     [
         ({"hub": "a/b", "revision": "abc"}, None, "a/b", "abc"),
         ({"hub": "a/b", "revision": "abc"}, "c/d", "c/d", None),
-        ({"cached": "smollm2-135m"}, None, "HuggingFaceTB/SmolLM2-135M-Instruct", None),
         ({"path": "/models/x"}, "a/b", "a/b", None),
     ],
 )

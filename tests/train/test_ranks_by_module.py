@@ -29,7 +29,7 @@ from rankscope.models.adapters.folder import save_adapter
 from rankscope.models.adapters.settings import CONFIG
 from rankscope.models.adapters.warm_start import resolve_adapters
 from rankscope.models.init_context import new_adapter
-from rankscope.models.methods import get_lora_method
+from rankscope.models.methods import get_method
 from rankscope.models.parameters import architecture
 from rankscope.run.trials import arm_specs
 
@@ -59,7 +59,7 @@ def study(**arm: Any) -> StudyConfig:
 
 
 def resolved(**arm: Any) -> ArmConfig:
-    return resolve_adapters(study(**arm), SHAPES)[0].arms[0]
+    return resolve_adapters(study(**arm).arms, SHAPES)[0][0]
 
 
 @pytest.mark.parametrize("method", ["lora", "rslora", "dora"])
@@ -74,7 +74,7 @@ def test_it_goes_where_plain_peft_goes(allotted: Path, tmp_path: Path, method: s
     adapter = result.states[1].adapter
     assert adapter is not None
 
-    plain = get_lora_method(method)
+    plain = get_method(method)
     alphas = {n: spec.scaling * plain.rank_scale(r) for n, r in spec.rank_pattern or ()}
     config = LoraConfig(
         task_type="CAUSAL_LM",

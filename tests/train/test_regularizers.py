@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import VOCABULARY, tiny_llama
+from tiny_models import VOCABULARY, delta, tiny_llama
 from toy_training import (
     GENERAL,
     REGULARIZED,
@@ -155,12 +155,12 @@ def test_the_recorded_divergence_is_that_of_the_merged_model(replay: dict[str, o
         assert adapter is not None
         if step == 2:
             linears = base.linears()
-            weights.update({name: adapter.delta(name, linears[name].weight) for name in adapter.a})
+            weights.update({name: delta(adapter, name, linears[name].weight) for name in adapter.a})
 
     (found,) = trained([spec], look)
     base, tuned = tiny_llama(), tiny_llama()
-    for name, delta in weights.items():
-        tuned.get_submodule(name).weight.data += delta
+    for name, change in weights.items():
+        tuned.get_submodule(name).weight.data += change
     loss_terms = found.loss_terms(2)
     rows = loss_terms[-1].rows if replay else loss_terms[0].rows
     assert loss_terms[-1].is_replay == bool(replay)

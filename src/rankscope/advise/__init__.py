@@ -9,7 +9,6 @@ __all__ = [
     "comparisons",
     "decide",
     "evidence",
-    "model_scores",
     "recommend",
     "results",
     "retention",

@@ -1,7 +1,8 @@
 """Each arm over its seeds: gain, forgetting, transfer and cost, with intervals; test split.
 
 Failed trials are counted in their arm. A trial without a score on some task is left out of that
-task's estimate only."""
+task's estimate only.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,11 +11,7 @@ import numpy as np
 
 from rankscope.advise.retention import mean_fall, retention_tasks
 from rankscope.advise.statistics.estimates import weighted_estimate
-from rankscope.advise.statistics.matching import (
-    compared_scores,
-    mean_estimate,
-    stored_scores,
-)
+from rankscope.advise.statistics.matching import compared_scores, mean_estimate, stored_scores
 from rankscope.records import (
     FAILED,
     ArmSummary,
@@ -27,8 +24,8 @@ from rankscope.records import (
 )
 
 STILL_FALLING = 0.05
-"""Fall of the training loss between the thirds of the steps that counts, as a share of the loss in
-the first third: a loss near zero may fall by a few percent of itself forever."""
+"""Least fall of the training loss between thirds of the steps that counts, as a share of the loss
+in the first third. A loss near zero may fall by a few percent of itself forever."""
 
 FEWEST_LOSSES = 6  # Fewest recorded steps of a loss trend: two in each third
 
@@ -77,8 +74,10 @@ class Arm:
 
     @property
     def loss_trend(self) -> _LossTrend | None:
-        """Of its finished trials together; None with fewer than ``FEWEST_LOSSES``, or if they learn
-        from rewards: their loss means nothing by itself."""
+        """Loss trend of its finished trials together; None with fewer than ``FEWEST_LOSSES``.
+
+        It is also None if trials learn from rewards, because their loss means nothing by itself.
+        """
         if any(t.train.rewards for t in self.finished if t.train is not None):
             return None
         curves = [[p.loss for p in t.train.losses] for t in self.finished if t.train is not None]
@@ -98,7 +97,7 @@ class Arm:
 
 
 def summarize_arms(study: StudyRecords) -> dict[str, tuple[Arm, ...]]:
-    """All arms by training task, in the order of the trials, with their Pareto fronts."""
+    """Summarize all arms by training task, in the order of the trials, with their Pareto fronts."""
     by_task: dict[str, list[Arm]] = {task.name: [] for task in study.tasks if task.trained_on}
     for trials in trials_by_arm(study.trials).values():
         task = trials[0].spec.task
@@ -114,7 +113,7 @@ def summarize_arms(study: StudyRecords) -> dict[str, tuple[Arm, ...]]:
 
 
 def _transfer_tasks(study: StudyRecords, trained: str) -> tuple[TaskRecord, ...]:
-    """Tasks that measure the transfer of an arm trained on ``trained``."""
+    """Return the tasks that measure the transfer of an arm trained on ``trained``."""
     trained_names = trained_parts(study.tasks, trained)
     return tuple(
         t
@@ -124,13 +123,13 @@ def _transfer_tasks(study: StudyRecords, trained: str) -> tuple[TaskRecord, ...]
 
 
 def base_estimates(study: StudyRecords) -> dict[str, Estimate]:
-    """The base's test score on every task, with its interval over items."""
+    """Return the base's test score on every task, with its interval over items."""
     by_task = {t.name: stored_scores(study, None, t.name, "test") for t in study.tasks}
     return {name: e for name, models in by_task.items() if (e := mean_estimate(models)) is not None}
 
 
 def trials_by_arm(trials: Iterable[TrialRecords]) -> dict[tuple[object, ...], list[TrialRecords]]:
-    """Trials by arm (every setting except the seed), in their order."""
+    """Group trials by arm (every setting except the seed), in their order."""
     groups: dict[tuple[object, ...], list[TrialRecords]] = {}
     for trial in trials:
         groups.setdefault(trial.spec.arm, []).append(trial)
@@ -138,7 +137,7 @@ def trials_by_arm(trials: Iterable[TrialRecords]) -> dict[tuple[object, ...], li
 
 
 def summarize(study: StudyRecords, trials: Sequence[TrialRecords]) -> ArmSummary:
-    """The figures of an arm's trials; of a single one, intervals are over items only."""
+    """Summarize an arm's trials; a single trial has intervals over items only."""
     spec = trials[0].spec
     done = finished_trials(trials)
     trained = [t.train for t in trials if t.train is not None]
@@ -177,7 +176,8 @@ def summarize(study: StudyRecords, trials: Sequence[TrialRecords]) -> ArmSummary
 
 
 def pareto_front(arms: Sequence[ArmSummary]) -> list[bool]:
-    """Which arms no other arm beats in score, forgetting and trainable parameters together.
+    """Say of each arm whether no other beats it in score, forgetting and trainable parameters
+    together.
 
     Forgetting counts only if every scored arm has it.
     """

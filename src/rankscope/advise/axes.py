@@ -1,6 +1,6 @@
 """Axes of a study besides the rank: training rows, target modules, batch size, alpha.
 
-Every value of an axis stands by its arm of the highest expected net gain, and the draws of the
+For every value of an axis, the arm of the highest expected net gain represents it. The draws of the
 posterior compare the values. docs/science.md, "Axes".
 """
 
@@ -22,7 +22,7 @@ POSITIVE = 0.9  # Share of the draws with a gain at every point, without which t
 
 
 def axis_texts(results: TaskResults) -> Iterator[str]:
-    """A sentence for every axis with at least two values; none before an arm was scored."""
+    """Yield a sentence for every axis with at least two values; none before an arm was scored."""
     if results.net is None:
         return
     arms = results.candidates
@@ -43,7 +43,7 @@ def _alpha(spec: TrialSpec) -> str | None:
 
 
 def _several_alphas(arms: Sequence[Arm]) -> bool:
-    """Whether some rank was tried with more than one: a fixed alpha is the rank in disguise."""
+    """Whether some rank was tried with several alphas: a fixed alpha is the rank in disguise."""
     pairs = {(arm.summary.rank, arm.summary.alpha) for arm in arms if arm.summary.is_lora}
     return len({rank for rank, _ in pairs}) < len(pairs)
 
@@ -58,11 +58,11 @@ _AXES: dict[str, Callable[[TrialSpec], str | None]] = {
     "batch size": _batch_size,
     "alpha": _alpha,
 }
-"""Name -> a LoRA trial's value; None has no part in the comparison."""
+"""Maps the name of an axis to a function of a LoRA trial's value; None leaves the trial out."""
 
 
 def draws_of(results: TaskResults, arm: Arm) -> Array:
-    """(draws,) net gains of one arm."""
+    """Return the draws of one arm's net gain, (draws,)."""
     assert results.net is not None
     labels = [results.arms[i].summary.label for i in results.allowed]
     draws: Array = results.net.draws[:, labels.index(arm.summary.label)]
@@ -99,8 +99,10 @@ def _values_compared(
 
 
 def _row_lines(arms: Sequence[Arm]) -> list[list[Arm]]:
-    """Arms that differ in the number of rows alone, by rising number: a line for each rank, of the
-    settings of the best arm that has several, and one for full fine-tuning.
+    """Group arms that differ only in the number of rows, by rising number.
+
+    There is a line for each rank, with the settings of the best arm that has several numbers, and
+    one for full fine-tuning.
 
     Args:
         arms: highest expected net gain first.
@@ -123,7 +125,7 @@ def _line_of(arm: Arm) -> tuple[object, ...]:
 
 
 def _rows(results: TaskResults, arms: Sequence[Arm]) -> Iterator[str]:
-    """From how many rows on more capacity pays, and what twice the rows would add."""
+    """Yield from how many rows more capacity pays, and what twice the rows would add."""
     kept = [{arm.summary.rows or 0: arm for arm in line} for line in _row_lines(arms)]
     # A line is named by its arm with the most rows; the best of these is compared with the others.
     ends = [line[max(line)] for line in kept]
@@ -141,7 +143,7 @@ def _rows(results: TaskResults, arms: Sequence[Arm]) -> Iterator[str]:
 
 
 def _pays_from(results: TaskResults, more: dict[int, Arm], less: dict[int, Arm]) -> Iterator[str]:
-    """The number of rows from which one line is ahead of another by more than the margin."""
+    """Yield the number of rows from which one line leads another by more than the margin."""
     shared = sorted(more.keys() & less.keys())
     if len(shared) < 2:
         return
@@ -165,7 +167,7 @@ def _pays_from(results: TaskResults, more: dict[int, Arm], less: dict[int, Arm])
     else:
         starts = _crossings(gaps - margin, [log2(n) for n in shared])
         shares = (0.025, 0.5, 0.975)
-        # No interpolation: between a number and infinity there is none.
+        # No interpolation: no number lies between another and infinity.
         found = np.quantile(starts, shares, method="inverted_cdf").tolist()
         low, start, high = (
             f"{fewest} or fewer"
@@ -182,8 +184,10 @@ def _pays_from(results: TaskResults, more: dict[int, Arm], less: dict[int, Arm])
 
 
 def _crossings(gaps: Array, places: Sequence[float]) -> Array:
-    """By draw, the place from which the gap (D, N) stays above 0, interpolated; infinite if it ends
-    below, the first place if it is always above."""
+    """Find, in each draw, the place from which the gap (D, N) stays above 0, interpolated.
+
+    The place is infinite if the gap ends below 0, and the first one if it is always above.
+    """
     starts = np.where(gaps[:, -1] > 0, places[0], np.inf)
     for k, (left, right) in enumerate(pairwise(places)):
         below, above = gaps[:, k], gaps[:, k + 1]
@@ -197,7 +201,8 @@ def _crossings(gaps: Array, places: Sequence[float]) -> Array:
 def _law(
     results: TaskResults, lines: Sequence[dict[int, Arm]], best: dict[int, Arm]
 ) -> Iterator[str]:
-    """gain = C r^a n^b over ranks r and rows n, and what twice the rows would add to ``best``."""
+    """Fit gain = C r^a n^b over ranks r and rows n, and say what twice the rows would add to
+    ``best``."""
     points = [(log2(arm.summary.rank or 1), log2(n), arm) for of in lines for n, arm in of.items()]
     if len({n for _, n, _ in points}) < FEWEST_ROWS:
         return
@@ -211,7 +216,7 @@ def _law(
         return
     logs = np.log2(draws[positive])
     ranks, rows = (np.array(axis) for axis in zip(*(p[:2] for p in points), strict=True))
-    # Around its mean, so that the column of a single rank is 0, and so is its exponent.
+    # Centered on the mean, so that the column of a single rank is 0, and so is its exponent.
     design = np.stack([np.ones(len(points)), ranks - ranks.mean(), rows], axis=1)
     solution = logs @ np.linalg.pinv(design).T  # (D, 3)
     means = np.log2(draws.mean(axis=0))

@@ -1,7 +1,8 @@
-"""Facts that the probabilities do not account for: overlap, ends of lists, a loss that still falls.
+"""Checks of facts that the probabilities leave out: overlap, ends of lists, a loss that still
+falls.
 
-One line per fact, with a status: *weak* is open and could change the answer, *bad* has to be mended
-before anything is decided.
+Each fact has one line and a status. A *weak* check is open and could change the answer; a *bad* one
+must be mended before anything is decided.
 """
 
 from collections import Counter, defaultdict
@@ -16,15 +17,7 @@ from rankscope.advise.posterior import UNIT
 from rankscope.advise.results import TaskResults, expected
 from rankscope.advise.retention import retention_tasks
 from rankscope.config.study import StudyConfig
-from rankscope.formatting import (
-    POINTS,
-    amount,
-    count,
-    join_names,
-    percent,
-    score_text,
-    unit_of,
-)
+from rankscope.formatting import POINTS, amount, count, join_names, percent, score_text, unit_of
 from rankscope.records import (
     BASE,
     FAILED,
@@ -49,10 +42,10 @@ OVERLAP_KINDS = {"exact": "exact match", "ngram13": "13-gram match"}
 
 
 def trust_checks(results: TaskResults, subject: Arm | None) -> tuple[TrustCheck, ...]:
-    """Every check that applies to the task or to the arm ``subject``."""
+    """Return every check that applies to the task or to the arm ``subject``."""
     checks = [_retention(results, subject), _contamination(results)]
     checks += [*_answers(results, subject), *_cut_items(results, subject)]
-    # A prompt wins against the best arm that trains, which another rate or more steps may improve.
+    # A prompt beats the best arm that trains, which another rate or more steps may improve.
     found = [arm for arm in (subject, *results.candidates) if arm and arm.summary.trains]
     for arm in found[:1] if subject else ():
         checks += [_learning_rate(results, arm), *_ranks(results, arm), *_loss(results, arm)]
@@ -129,8 +122,10 @@ def _contamination(results: TaskResults) -> TrustCheck:
 
 
 def _answers(results: TaskResults, subject: Arm | None) -> Iterator[TrustCheck]:
-    """Texts that were judged right for different right answers: the scorer has a gap, which models
-    that learn from it find."""
+    """Report texts that were judged right for different right answers.
+
+    The scorer has a gap, which models that learn from it find.
+    """
     share, example = 0.0, ""
     for trial in subject.trials if subject else ():
         items = results.study.results.get((trial.spec.trial_id, results.task, "test"), ())
@@ -154,14 +149,14 @@ def _answers(results: TaskResults, subject: Arm | None) -> Iterator[TrustCheck]:
 
 
 def _cut_items(results: TaskResults, subject: Arm | None) -> Iterator[TrustCheck]:
-    """Items whose prompt or answer was cut, of the base and of the arm."""
+    """Report items whose prompt or answer was cut, for the base and the arm."""
     models = [BASE, *(t.spec.trial_id for t in (subject.trials if subject else ()))]
     names = [results.task, *(t.name for t in retention_tasks(results.study, results.task))]
     for name in names:
         found = [results.study.evals.get((model, name, "test")) for model in models]
         records = [r for r in found if r is not None and r.n]
         shares = [r.truncated / r.n for r in records]
-        # A base that answers and writes on is no fault.
+        # A base that answers and continues to write is no fault.
         shares += [1 - r.metrics.get("stopped", 1.0) for r in records if r.trial_id != BASE]
         share = max(shares, default=0.0)
         if share > MOST_CUT:
@@ -170,7 +165,7 @@ def _cut_items(results: TaskResults, subject: Arm | None) -> Iterator[TrustCheck
 
 
 def _learning_rate(results: TaskResults, subject: Arm) -> TrustCheck:
-    """Whether the best rate of the arm, or of a rival, may lie beyond those tried."""
+    """Check whether the best rate of the arm, or of a rival, may lie beyond the tried ones."""
     if not subject.summary.lr:
         return _check("learning_rate", "weak", "rate not known", "Another rate may do better.")
     sides = dict[str, list[str]]()
@@ -221,13 +216,13 @@ def _loss(results: TaskResults, subject: Arm) -> Iterator[TrustCheck]:
 
 
 def _updates(results: TaskResults, subject: Arm) -> int:
-    """Optimizer steps after warm-up."""
+    """Count the optimizer steps after warm-up."""
     train = results.study.config.train.model_copy(update=subject.trials[0].spec.overrides)
     return subject.steps - ceil(train.warmup_fraction * subject.steps)
 
 
 def _seeds(results: TaskResults, subject: Arm) -> TrustCheck:
-    """How many seeds the arm has, and how many of all arms' collapsed."""
+    """Check how many seeds the arm has, and how many seeds of all arms collapsed."""
     seeds, trained, collapsed = subject.summary.seeds, 0, 0
     for arm in results.arms:
         ids = [trial.spec.trial_id for trial in finished_trials(arm.trials)]
@@ -265,7 +260,7 @@ def _trials(results: TaskResults) -> Iterator[TrustCheck]:
 
 
 def _left_out(results: TaskResults, trials: str) -> TrustCheck:
-    """Trials that a search never began."""
+    """Report the trials that a search never began."""
     skipped = sum(t.status == "skipped" for t in results.trials)
     over_budget = len(results.over_budget)
     tokens = f"{100 * _training_share(results.trials):.0f} % of the grid's tokens"
@@ -278,9 +273,9 @@ def _left_out(results: TaskResults, trials: str) -> TrustCheck:
 
 
 def _training_share(trials: Sequence[TrialRecords]) -> float:
-    """Training tokens of a search over those of its grid; failed trials count in neither.
+    """Return a search's training tokens over those of its grid; failed trials count in neither.
 
-    A trial that never began counts as much as its arm's others, or as the mean of all.
+    A trial that never began counts like its arm's others, or like the mean of all.
     """
     whole: dict[tuple[object, ...], float] = {}
     spent = 0
@@ -296,8 +291,10 @@ def _training_share(trials: Sequence[TrialRecords]) -> float:
 
 
 def near_guessing(results: TaskResults, arm: ArmSummary | None) -> str:
-    """Scores of guessing and of the most frequent answer, if the base or the arm is hardly better;
-    empty otherwise."""
+    """Return the scores of guessing and of the most frequent answer, if a model is hardly better.
+
+    The models are the base and the arm; the text is empty otherwise.
+    """
     items = results.study.results.get((BASE, results.task, "test"), ())
     golds = Counter(item.gold for item in items if item.gold)
     levels = {"guessing": results.record.chance or 0.0}
@@ -314,10 +311,10 @@ def near_guessing(results: TaskResults, arm: ArmSummary | None) -> str:
 
 
 def notes_beforehand(config: StudyConfig, tasks: Sequence[TaskRecord]) -> list[str]:
-    """How wide the answer will be on each task, and forgetting, before anything is trained.
+    """Estimate how wide the answer will be on each task, and forgetting, before any training.
 
     Right-or-wrong answers of two models are taken to differ on ``TYPICAL_DISCORDANCE`` of the
-    items, and seeds by a typical spread; nothing is known of nats.
+    items, and seeds by a typical spread. Nothing is known about nats.
     """
     num_seeds, notes = len(config.seeds), list[str]()
     kept = [task for task in tasks if "retention" in task.roles]

@@ -1,18 +1,22 @@
-"""Compare the arms of two studies on the test split."""
+"""Compare scores: given models with the base, and the arms of two studies."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rankscope.advise.arms import trials_by_arm
 from rankscope.advise.statistics.estimates import unpaired_difference, weighted_estimate
 from rankscope.advise.statistics.matching import (
     align_scores,
+    compared_scores,
     mean_estimate,
     stored_scores,
 )
 from rankscope.records import (
+    BASE,
     ComparedCell,
     Estimate,
+    EvalRecord,
     ItemScores,
+    ModelScore,
     StudyRecords,
     TaskRecord,
     TrialRecords,
@@ -22,12 +26,50 @@ from rankscope.records import (
 _Trials = Sequence[TrialRecords]
 
 
-def compare_cells(first: StudyRecords, second: StudyRecords) -> tuple[ComparedCell, ...]:
-    """Second minus first on every common task: the two bases, then every common arm. Test split.
+def model_scores(study: StudyRecords) -> tuple[ModelScore, ...]:
+    """Task by task, the base first, then the given models in their order; of the test split, or of
+    the one that the study file names. None in a study of arms alone."""
+    is_imported = not study.config.arms and any(task.trained_on for task in study.tasks)
+    if is_imported or (study.config.arms and not study.config.given):
+        return ()
+    return tuple(score for task in study.tasks for score in _scores_on(study, task.name))
 
-    Paired item by item if the task's hash shows the same items, prompts and scoring; otherwise the
-    difference of two means with a two-sample interval. The same trials on the same items get no
-    interval.
+
+def _scores_on(study: StudyRecords, name: str) -> Iterator[ModelScore]:
+    task, split = study.task(name), study.config.evaluate.split or "test"
+    given = [trial for trial in study.trials if trial.spec.given is not None]
+    for trial in (None, *given):
+        model = BASE if trial is None else trial.spec.trial_id
+        record = study.evals.get((model, name, split))
+        if record is None:
+            continue
+        yield ModelScore(
+            model=BASE if trial is None else trial.spec.arm_label,
+            record=record,
+            change=None if trial is None else _change(study, trial, record),
+            chance=task.chance,
+            score_unit=task.score_unit,
+            num_fewshot=task.num_fewshot,
+            source=task.source,
+            task_sha256=task.sha256,
+            other_base_forced=bool(trial and trial.spec.given and trial.spec.given.other_base),
+        )
+
+
+def _change(study: StudyRecords, trial: TrialRecords, record: EvalRecord) -> Estimate | None:
+    """The change against the base, paired by items; None if the score is no mean of its items."""
+    if record.standard_error is None and record.n > 1:
+        return None
+    pair = compared_scores(study, [trial], record.task, split=record.split)
+    return None if pair is None else weighted_estimate([pair])
+
+
+def compare_cells(first: StudyRecords, second: StudyRecords) -> tuple[ComparedCell, ...]:
+    """Subtract the first study from the second on every common task: the bases, then common arms.
+
+    Scores are of the test split. They are paired item by item if the task's hash shows the same
+    items, prompts and scoring. Otherwise the difference of two means has a two-sample interval. The
+    same trials on the same items get no interval.
     """
     shared = [t.name for t in first.tasks if any(t.name == o.name for o in second.tasks)]
     cells = [c for name in shared if (c := _cell(first, second, (), (), name)) is not None]
@@ -43,17 +85,17 @@ def compare_cells(first: StudyRecords, second: StudyRecords) -> tuple[ComparedCe
 
 
 def paired_in(first: StudyRecords, second: StudyRecords, task: str) -> bool:
-    """Whether the test items of a task, their prompts, tokenizer, scorer and scoring settings are
-    the same in both studies."""
+    """Whether both studies have the same test items, prompts, tokenizer, scorer and scoring
+    settings."""
     one, two = first.task(task), second.task(task)
     same = one.test_sha256 == two.test_sha256 != ""
     return same or one.sha256 == two.sha256
 
 
 def incomparable(one: TaskRecord, two: TaskRecord, paired: bool, same_base: bool) -> str | None:
-    """Why the scores of a task in two studies cannot be subtracted; None if they can.
+    """Return why the scores of a task in two studies cannot be subtracted; None if they can.
 
-    The unit of a log probability per token depends on the tokenizer, which is known to be the same
+    The unit of a log probability per token depends on the tokenizer. That is known to be the same
     only if the task's hash or the base is.
     """
     if one.metric != two.metric or one.score_unit != two.score_unit:
@@ -66,7 +108,7 @@ def incomparable(one: TaskRecord, two: TaskRecord, paired: bool, same_base: bool
 def _cell(
     first: StudyRecords, second: StudyRecords, arm: _Trials, other: _Trials, task: str
 ) -> ComparedCell | None:
-    """Compare one arm (no trials: the base) on one task; None without comparable scores."""
+    """Compare one arm on one task; None without comparable scores. No trials mean the base."""
     one, two = _scores(first, arm, task), _scores(second, other, task)
     record, paired = first.task(task), paired_in(first, second, task)
     same_base = first.model.sha256 == second.model.sha256

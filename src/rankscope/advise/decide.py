@@ -1,12 +1,12 @@
 """The decision: which arm to use, or none, by the expected regret of every choice.
 
 The base is one of the choices. The regret of an arm is the net gain that it loses against the best
-of all arms and the base, expected over the draws (``net_gains.py``). *Do not fine-tune* is the
-base winning. Arms that probably exceed the limit on forgetting are left out.
+of all arms and the base, expected over the draws (``net_gains.py``). *Do not fine-tune* means that
+the base wins. Arms that probably exceed the limit on forgetting are left out.
 
-The verb follows the probability of being within the margin of the best, and no answer is surer than
-what is open (``checks.py``). Few items and few seeds widen the draws, so they need no rule of their
-own.
+The verb follows the probability of being within the margin of the best. Open checks (``checks.py``)
+limit how sure an answer may sound. Few items and few seeds widen the draws, so they need no rule of
+their own.
 """
 
 from collections.abc import Sequence
@@ -53,12 +53,12 @@ NOT_TO: dict[Confidence, str] = {
     "leaning": "Leaning to no fine-tuning",
 }
 TRIED: dict[CheckName, str] = {"learning_rate": "rates", "ranks": "ranks", "loss": "lengths"}
-"""Open check -> what it leaves untried, as the verdict names it."""
+"""Maps an open check to the values that it leaves untried, in the verdict's words."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What to do on one training task, and how sure that is."""
+    """The advice for one training task, and its confidence."""
 
     decision: Decision
     confidence: Confidence
@@ -77,7 +77,7 @@ class Answer:
 
 
 def decide(results: TaskResults) -> Answer:
-    """The answer by the scores alone; :func:`no_surer_than` says it as far as the checks allow."""
+    """Decide by the scores alone; :func:`no_surer_than` then limits the answer by the checks."""
     net = results.net
     if net is None:
         return _nothing_scored(results)
@@ -107,9 +107,10 @@ def decide(results: TaskResults) -> Answer:
 
 
 def no_surer_than(answer: Answer, results: TaskResults, checks: Sequence[TrustCheck]) -> Answer:
-    """The answer with its verdict. A bad check leaves it undecided; an open one allows "probably".
+    """Write the verdict of an answer. A bad check leaves it undecided; an open one allows
+    "probably".
 
-    The verdict names what else was not tried, the worst loss, and what guessing scores nearby.
+    The verdict also names untried values, the worst loss, and scores of guessing that are close.
     """
     if answer.verdict or answer.subject is None:
         return answer
@@ -143,7 +144,7 @@ def no_surer_than(answer: Answer, results: TaskResults, checks: Sequence[TrustCh
 
 
 def _worst_loss(results: TaskResults, subject: Arm) -> str:
-    """The retention task that falls most of those that surely fall, whatever the others do."""
+    """Name the retention task that falls most among those that surely fall."""
     changes = expected(subject.summary).changes
     clear = {n: c for n, c in changes.items() if n != results.task and c.high < 0}
     if not clear:
@@ -154,13 +155,16 @@ def _worst_loss(results: TaskResults, subject: Arm) -> str:
 
 
 def _size(arm: ArmSummary, base_tokens: float) -> tuple[float, float]:
-    """Trainable parameters, or of imported scores without them, the rank; and tokens per item."""
+    """Return the trainable parameters and the tokens per item of an arm.
+
+    Imported scores without parameters count by the rank.
+    """
     parameters = arm.trainable_parameters or arm.rank or (inf if arm.trains else 0.0)
     return parameters, arm.tokens_per_item or base_tokens
 
 
 def _ranks_that_may_do(results: TaskResults) -> tuple[RankThatMayDo, ...]:
-    """By rising rank, each by its arm of the highest expected net gain."""
+    """Return the ranks that may do, ascending, each by its arm of the highest expected net gain."""
     best: dict[int, ArmSummary] = {}
     for arm in results.candidates:
         if arm.summary.is_lora and arm.summary.rank is not None:
@@ -173,7 +177,7 @@ def _ranks_that_may_do(results: TaskResults) -> tuple[RankThatMayDo, ...]:
 
 
 def _smaller(results: TaskResults, subject: Arm, ranks: tuple[RankThatMayDo, ...]) -> str:
-    """The smaller ranks that may do as well; of full fine-tuning, the best LoRA rank."""
+    """Name the smaller ranks that may do as well; for full fine-tuning, the best LoRA rank."""
     rank = subject.summary.rank
     if subject.summary.is_full:
         rivals = sorted(ranks, key=lambda r: -r.p)[:1]
@@ -190,7 +194,7 @@ def _smaller(results: TaskResults, subject: Arm, ranks: tuple[RankThatMayDo, ...
 
 
 def _explanation(results: TaskResults, subject: Arm) -> str:
-    """Expected gain, forgetting and both, and the raw test scores, never mixed up."""
+    """State expected gain, forgetting and net gain, then the raw test scores, never mixed."""
     arm, of = subject.summary, expected(subject.summary)
 
     def said(name: str, change: ExpectedChange, unit: Unit) -> str:
@@ -221,7 +225,7 @@ def _explanation(results: TaskResults, subject: Arm) -> str:
 
 
 def _nothing_scored(results: TaskResults) -> Answer:
-    """No arm has a score on every task that counts."""
+    """Answer a task on which no arm has every score that counts."""
     task, done = results.task, len(finished_trials(results.trials))
     if not results.trials:
         because, text = "no arm was trained", f"No arm has scores on {task}."

@@ -1,7 +1,7 @@
-"""Scores of a study as evidence of how much its arms changed a task, as the posterior takes it.
+"""Evidence of how much the arms of a study changed a task, in the form that the posterior takes.
 
-Shapes: A arms, S seeds of an arm, N items. All scored items count, validation and test: the
-posterior shrinks every arm, which takes the place of confirming a choice on items held back.
+Shapes: A arms, S seeds of an arm, N items. All scored items count, validation and test. The
+posterior shrinks every arm, so no items need to be held back to confirm a choice.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,23 +14,17 @@ from scipy import special
 
 from rankscope.advise.posterior import Array, Changes, broken_arms
 from rankscope.advise.statistics.matching import cluster_labels
-from rankscope.records import (
-    BASE,
-    Split,
-    StudyRecords,
-    TrialRecords,
-    TrialSpec,
-    finished_trials,
-)
+from rankscope.records import BASE, Split, StudyRecords, TrialRecords, TrialSpec, finished_trials
 
 SCORED_SPLITS: tuple[Split, ...] = ("validation", "test")
 UNANIMOUS = 2.0
-"""Right-or-wrong items that are added to every arm, one for each side, so that few items that
-agree are not taken for certainty (Agresti & Min 2005)."""
+"""Right-or-wrong items added to every arm, one on each side, so that few items that agree do not
+count as certainty (Agresti & Min 2005)."""
 LEVELED = 0.5  # ``share`` of :func:`pooled` in nats, below 1: some errors are really larger
 ALPHA_POWER = 0.75
-"""A rate of 1e-3 at alpha 16 counts as 1e-3 / 4^.75 at alpha 64, whatever the rank. Of 0, .5, .75
-and 1 the likeliest power over kept studies: evidence/findings/2026-11-29-posterior.md."""
+"""Power of alpha in the effective rate: 1e-3 at alpha 16 counts as 1e-3 / 4^0.75 at alpha 64,
+whatever the rank. It is the likeliest of 0, 0.5, 0.75 and 1 over kept studies:
+evidence/findings/2026-11-29-posterior.md."""
 TYPICAL_SPREADS = 0.35, 3.0  # Between seeds, in ``UNIT``: of supervised training, of any other
 SHRUNK = 4.0  # Seeds without a correlation that are added, see :func:`seed_correlation`
 FORGOTTEN = -0.5  # Expected change of a task that is not trained on, in ``UNIT``
@@ -38,7 +32,7 @@ FORGOTTEN = -0.5  # Expected change of a task that is not trained on, in ``UNIT`
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One task of a net gain: how much its change against the base counts."""
+    """One task of a net gain, with the weight of its change against the base."""
 
     task: str
     weight: float
@@ -52,12 +46,12 @@ class Measured:
     changes: Changes
     places: tuple[int, ...]  # The arms with scores, as positions among all arms
     deviations: Mapping[str, float]
-    """Trained model -> its change less its arm's mean; of arms with several seeds."""
+    """Maps a trained model to its change minus its arm's mean, for arms with several seeds."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Items:
-    """Items of a task that the base answered, in both splits, and how to find a model's answers."""
+    """Items of a task that the base answered, in both splits, to look up a model's answers."""
 
     study: StudyRecords
     task: str
@@ -82,11 +76,11 @@ class _Items:
         )
 
     def changes(self, model: str, *, tested: bool = False) -> Array:
-        """A model's scores minus the base's, (N,); NaN for items that it did not answer.
+        """Return a model's scores minus the base's, (N,); NaN for items that it did not answer.
 
         Args:
-            tested: leave out validation items once there are test items: training stopped where
-                they were best.
+            tested: leave out validation items if there are test items, because training stopped
+                where validation scores were best.
         """
         rows = []
         tested = tested and (model, self.task, "test") in self.study.items
@@ -106,7 +100,8 @@ class _Items:
         return np.where(np.isfinite(changes), changes, nan)
 
     def mean_errors(self, trials: Sequence[TrialRecords]) -> tuple[float, float]:
-        """Error variances of a mean without items, of an arm and of the base; NaN if unknown."""
+        """Return error variances of a mean without items, of an arm and of the base; NaN if
+        unknown."""
         models = [BASE, *(t.spec.trial_id for t in finished_trials(trials))]
         records = [self.study.evals.get((model, self.task, "test")) for model in models]
         base, *own = [nan if r is None or r.n < 2 else r.standard_error or nan for r in records]
@@ -116,7 +111,7 @@ class _Items:
 def measure(
     study: StudyRecords, part: Part, arms: Sequence[Sequence[TrialRecords]]
 ) -> Measured | None:
-    """Measured changes of the arms that have a score; None without any, or if no error is known."""
+    """Measure the changes of arms that have a score; None without any, or if no error is known."""
     items = _Items.of(study, part.task)
     rows: dict[int, dict[str, Array]] = {}
     for place, trials in enumerate(arms):
@@ -134,7 +129,7 @@ def measure(
         return None
     means, covariance = found
     squares, noise = zip(*map(_over_seeds, models), strict=True)
-    is_plain = all(objective.name == "sft" for objective in study.config.objectives())
+    is_plain = set(study.config.objectives()) <= {"sft"}
     is_trained = arms[places[0]][0].spec.task == part.task
     changes = Changes(
         means=means,
@@ -153,16 +148,20 @@ def measure(
 
 
 def axes_of(spec: TrialSpec, trials: Sequence[TrialRecords]) -> tuple[float, float, float]:
-    """Where settings of an arm are on the axes of the posterior, as in :class:`Changes`. A missing
-    alpha counts as 1, and so does a rate that is 0 or unknown."""
+    """Return the place of an arm's settings on the axes of the posterior, as in :class:`Changes`.
+
+    A missing alpha counts as 1, and so does a rate that is 0 or unknown.
+    """
     rows = spec.rows or next((t.train.rows for t in trials if t.train is not None), 1)
     alpha = spec.scaling * spec.rank if spec.alpha and spec.rank else 1.0  # LoRA's, of any scaling
     return log2(spec.rank or 1), log2(rows or 1), log10((spec.lr or 1.0) * alpha**ALPHA_POWER)
 
 
 def _ended(items: _Items, trials: Sequence[TrialRecords]) -> dict[str, Array]:
-    """Changes of one arm's finished models by their ids, (N,) each; NaN on items that some of them
-    did not answer."""
+    """Return the changes of one arm's finished models by their ids, (N,) each.
+
+    Items that some of them did not answer are NaN.
+    """
     early = any(trial.spec.early_stop is not None for trial in trials)
     ids = [trial.spec.trial_id for trial in finished_trials(trials)]
     return _common({model: items.changes(model, tested=early) for model in ids})
@@ -179,9 +178,9 @@ def _common(models: Mapping[str, Array]) -> dict[str, Array]:
 def _of_means(
     items: _Items, models: Sequence[Array], arms: Sequence[Sequence[TrialRecords]]
 ) -> tuple[Array, Array] | None:
-    """Means without items, whose errors are known by the number of items behind them.
+    """Measure means without items, whose errors follow from the number of items behind them.
 
-    Without that number the spread of seeds has to do; None if no arm has a second one.
+    Without that number the spread of seeds takes its place. None if no arm has a second seed.
     """
     means = np.array([rows.mean() for rows in models])
     own, base = zip(*(items.mean_errors(trials) for trials in arms), strict=True)
@@ -193,12 +192,12 @@ def _of_means(
 
 
 def _over_items(items: _Items, arms: Sequence[Array]) -> tuple[Array, Array]:
-    """Changes, (A,), and the covariance of their errors due to the choice of items, (A, A).
+    """Return changes, (A,), and the covariance of their errors due to the choice of items, (A, A).
 
-    Two arms share as much of their errors as they share items. The covariance is a product of
-    residuals with themselves, zero where an arm has no score, so it is positive; then the errors of
-    arms that training did not break are :func:`pooled`. They share none with broken arms: pooled
-    errors beside shared ones that are not would be no covariance.
+    Two arms share errors as far as they share items. The covariance is a product of residuals with
+    themselves, zero where an arm has no score, so it is positive. Then the errors of arms that
+    training did not break are :func:`pooled`. They share none with broken arms, because pooled
+    errors beside unpooled shared ones would not form a covariance.
     """
     changes = np.stack([rows.mean(axis=0) for rows in arms])  # (A, N)
     known = np.isfinite(changes)
@@ -231,14 +230,16 @@ def _over_items(items: _Items, arms: Sequence[Array]) -> tuple[Array, Array]:
 def pooled(
     covariance: Array, n: npt.NDArray[np.intp], share: float, together: Array | float = 1.0
 ) -> Array:
-    """The covariance (A, A) of means over n items (A,), shrunk toward that of arms whose items all
-    vary alike and whose errors are all equally correlated (Ledoit & Wolf 2004, "Honey, I shrunk the
-    sample covariance matrix"): correlations go half of the way to their mean, standard errors by
-    item a ``share`` of the way to their median; with 1 to their root mean square.
+    """Shrink the covariance (A, A) of means over n items (A,) (Ledoit & Wolf 2004).
 
-    Errors grow with gains, on the same items. Unpooled, "all arms are alike, and low" would be
-    likelier than gains that differ (Peelle's pertinent puzzle, D'Agostini 1994), most of all next
-    to an arm that hardly trained, whose gain of about 0 would be known best.
+    The target is arms whose items all vary alike, and whose errors are all equally correlated
+    ("Honey, I shrunk the sample covariance matrix"). Correlations go half of the way to their mean.
+    Standard errors by item go a ``share`` of the way to their median; with 1, to their root mean
+    square.
+
+    Errors grow with gains, on the same items. Without pooling, "all arms are alike, and low" would
+    be likelier than gains that differ (Peelle's pertinent puzzle, D'Agostini 1994). That holds most
+    of all next to an arm that hardly trained, whose gain of about 0 would be known best.
 
     Args:
         together: shared items of two arms over the geometric mean of their items, (A, A).
@@ -257,10 +258,10 @@ def pooled(
 
 
 def _over_seeds(rows: Array) -> tuple[float, float]:
-    """The squared deviations of one arm's seeds, and the part of one's variance by answers.
+    """Return the squared deviations of one arm's seeds, and the noise of answers in one's variance.
 
-    The means of the seeds vary between seeds and by the noise of their answers. That noise is part
-    of the covariance over items already.
+    The means of the seeds vary between seeds and by the noise of their answers. The covariance over
+    items contains that noise already.
     """
     known = rows[:, np.isfinite(rows[0])]
     (seeds, n), means = known.shape, known.mean(axis=1)
@@ -281,10 +282,10 @@ def _deviations(arms: Iterable[Mapping[str, Array]]) -> dict[str, float]:
 
 
 def seed_correlation(parts: Sequence[Measured]) -> Array:
-    """Correlation between tasks of how far seeds are off their arm, (P, P).
+    """Estimate the correlation between tasks of the seeds' deviations from their arm, (P, P).
 
-    All arms are pooled. Few seeds hardly show one, so it is shrunk as if ``SHRUNK`` further seeds
-    had shown none.
+    All arms are pooled. Few seeds hardly show a correlation, so it is shrunk as if ``SHRUNK``
+    further seeds had shown none.
     """
     shared = set.intersection(*(set(part.deviations) for part in parts))
     off = np.array([[part.deviations[model] for model in sorted(shared)] for part in parts])

@@ -1,16 +1,16 @@
-"""Sentences of the advice, and how they name arms. Each stands where it is decided."""
+"""Names of arms in sentences of the advice. Each sentence is written where it is decided."""
 
 from rankscope.models.methods import get_method
 from rankscope.records import ArmSummary
 
 
 def capitalized(text: str) -> str:
-    """The text with a capital first letter, unless it begins with a symbol such as ``r=8``."""
+    """Capitalize the first letter of a text, unless it begins with a symbol such as ``r=8``."""
     return text[:1].upper() + text[1:] if text[1:2].isalpha() else text
 
 
 def arm_name(arm: ArmSummary) -> str:
-    """Method and settings of an arm: ``LoRA r=32 (alpha 64, lr 0.0002, dropout=0.1)``."""
+    """Name method and settings of an arm: ``LoRA r=32 (alpha 64, lr 0.0002, dropout=0.1)``."""
     rate = ", ".join([f"lr {arm.lr:g}" if arm.lr else "rate not known", *arm.special_settings])
     if arm.is_full:
         return f"full fine-tuning ({rate})"
@@ -20,7 +20,7 @@ def arm_name(arm: ArmSummary) -> str:
 
 
 def verdict_name(arm: ArmSummary) -> str:
-    """The arm in a few words: ``LoRA r=32``, ``full fine-tuning``, ``vera``."""
+    """Name an arm in a few words: ``LoRA r=32``, ``full fine-tuning``, ``vera``."""
     if not arm.trains:
         opening = f' ("{arm.system}")' if arm.system else ""
         return f"the {arm.label}{opening} without fine-tuning"

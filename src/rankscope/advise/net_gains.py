@@ -1,7 +1,7 @@
 """Draws of the net gains of arms: the posteriors of all tasks, weighed and added draw by draw.
 
-Shapes: P tasks, A arms, D draws. Every task has a posterior of its own. Where seeds show that a
-lucky one gains more and forgets more, or less, the draws of tasks share that luck.
+Shapes: P tasks, A arms, D draws. Every task has its own posterior. If seeds show that a lucky one
+gains more and forgets more, or less, the draws of tasks share that luck.
 """
 
 from collections.abc import Sequence
@@ -11,21 +11,15 @@ from functools import cached_property
 import numpy as np
 
 from rankscope.advise.evidence import Measured, seed_correlation
-from rankscope.advise.posterior import (
-    POSTERIOR_DRAWS,
-    Array,
-    Posterior,
-    flat_posterior,
-    posterior,
-)
+from rankscope.advise.posterior import POSTERIOR_DRAWS, Array, Posterior, flat_posterior, posterior
 
 
 @dataclass(frozen=True)
 class NetGains:
-    """Draws of the true net gains of some arms, what they say of each, and what others would.
+    """Draws of the true net gains of some arms, and the probabilities that follow.
 
-    The last columns may be arms that were never trained: they may be the best, but nobody can use
-    them, so nothing is said of them.
+    The last columns may be arms that were never trained. They may be the best, but nobody can use
+    them, so no result is about them.
     """
 
     draws: Array  # (D, A)
@@ -47,8 +41,8 @@ class NetGains:
 
     @cached_property
     def _lost(self) -> Array:
-        """Net gain below that of the best in each draw, (D, 1 + A); the base first, then arms that
-        were tried."""
+        """Net gain below the best's in each draw, (D, 1 + A): the base, then the arms that were
+        tried."""
         net = np.column_stack([np.zeros(len(self.draws)), self.draws[:, : self.num_tried]])
         lost: Array = self.best[:, None] - net
         return lost
@@ -73,7 +67,7 @@ class NetGains:
         return p
 
     def of(self, columns: Sequence[int]) -> "NetGains":
-        """The draws of some of the arms."""
+        """Return the draws of some of the arms."""
         kept = np.array(columns, dtype=np.intp)
         return NetGains(
             self.draws[:, kept],
@@ -85,7 +79,7 @@ class NetGains:
         )
 
     def changed(self, shares: Array, costs: Array) -> "NetGains":
-        """The draws times ``shares`` (A,), less ``costs`` (A,)."""
+        """Return the draws times ``shares`` (A,), minus ``costs`` (A,)."""
         return NetGains(
             self.draws * shares - costs,
             self.on_items * shares - costs,
@@ -97,7 +91,10 @@ class NetGains:
 
 
 def draw_changes(parts: Sequence[Measured]) -> tuple[list[Posterior], str | None]:
-    """The posterior of every task; with the flat prior, and why, where it cannot be computed."""
+    """Draw the posterior of every task.
+
+    If it cannot be computed, the flat prior takes its place, and the reason is returned, too.
+    """
     found, failure = list[Posterior](), None
     arms = 1 + max(place for part in parts for place in part.places)
     normal = np.random.default_rng(2).standard_normal((len(parts), arms, POSTERIOR_DRAWS))
@@ -115,7 +112,8 @@ def draw_changes(parts: Sequence[Measured]) -> tuple[list[Posterior], str | None
 def net_gains(
     parts: Sequence[Measured], found: Sequence[Posterior], margin: float
 ) -> tuple[NetGains, tuple[int, ...]]:
-    """The weighted sum of the changes, of arms that have them all, and the places of these arms."""
+    """Return the weighted sum of the changes, for arms that have them all, and these arms'
+    places."""
     places = sorted(set.intersection(*(set(part.places) for part in parts)))
     draws, on_items, covariance = np.zeros(()), np.zeros(()), np.zeros(())
     spreads = list[Array]()

@@ -24,10 +24,11 @@ RUN_AGAIN = "rankscope run study.yaml"
 def next_steps(
     results: TaskResults, answer: Answer, checks: Sequence[TrustCheck]
 ) -> tuple[NextStep, ...]:
-    """At most three commands, the most useful first, none twice.
+    """Return at most three commands, the most useful first, none twice.
 
-    What nothing can be decided without comes alone. Then an open end of the chosen arm's lists,
-    which no probability accounts for, then what lowers the expected regret most per second.
+    A step without which nothing can be decided comes alone. Otherwise an open end of the chosen
+    arm's lists comes first, because no probability accounts for it. Then come runs that lower the
+    expected regret most per second.
     """
     required = [*_required(results, answer, checks)]
     if required or answer.regret is None or answer.subject is None:
@@ -43,7 +44,7 @@ def next_steps(
 
 
 _Step = tuple[str, NextStep]
-"""A command that sets a key of the study file, after that key."""
+"""A key of the study file, and the command that sets it."""
 
 
 def _set(key: str, value: object, text: str) -> _Step:
@@ -75,7 +76,7 @@ def _required(
 
 
 def _open_ends(results: TaskResults, subject: Arm, checks: Sequence[TrustCheck]) -> Iterator[_Step]:
-    """Extensions of the lists at whose ends the arm, or a rival, stands."""
+    """Yield extensions of the lists at whose ends the arm, or a rival, lies."""
     spec, open_names = subject.trials[0].spec, {c.name for c in checks if c.status == "weak"}
     rivals = [arm for arm in results.candidates if expected(arm.summary).p_within_margin >= RIVAL]
     for arm in (subject, *rivals) if "learning_rate" in open_names else ():
@@ -95,7 +96,7 @@ def _open_ends(results: TaskResults, subject: Arm, checks: Sequence[TrustCheck])
 def _extended(
     results: TaskResults, spec: TrialSpec, key: str, more: Sequence[float], text: str
 ) -> Iterator[_Step]:
-    """A command that adds values to a list of the arm of a trial; none for an arm of a file."""
+    """Yield a command that adds values to a list of a trial's arm; none for an arm of a file."""
     for place, arm in enumerate(results.study.config.arms):
         ranks = {float(rank) for rank in arm.rank or ()}
         if spec.method in arm.method and (spec.rank is None or spec.rank in ranks):
@@ -106,7 +107,7 @@ def _extended(
 
 
 def _priced(results: TaskResults) -> list[_Step]:
-    """Runs that lower the expected regret, most per second first."""
+    """List runs that lower the expected regret, most per second first."""
     net, margin, unit = results.net, results.margin, results.net_unit
     if net is None:
         return []
@@ -152,8 +153,7 @@ def _untried_values(results: TaskResults, untried: Sequence[tuple[TrialSpec, str
 
 
 def _untried(results: TaskResults, arms: Sequence[Arm]) -> list[tuple[TrialSpec, str]]:
-    """Ranks and rates beside those of the two best configurations, and the list that would be
-    longer."""
+    """List ranks and rates beside those of the two best configurations, with the list to extend."""
     tried = {
         (spec.arm_without_rank, spec.rank, round(axes_of(spec, arm.trials)[-1], 2))
         for arm in arms
@@ -200,7 +200,7 @@ def _after_failures(results: TaskResults) -> Iterator[NextStep]:
 
 
 def _less_memory(results: TaskResults, oom: Sequence[TrialRecords]) -> str:
-    """Settings that need less memory. Smaller batches and groups were tried automatically."""
+    """Name settings that need less memory. Smaller batches and groups were tried automatically."""
     train = results.study.config.train
     untrained = [t.spec for t in oom if t.train is None]
     steps = []

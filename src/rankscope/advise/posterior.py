@@ -6,13 +6,13 @@ decision".
 
 *Likelihood.* The measured changes are normal around the true ones. All arms share one part of the
 error, the choice of items. Three seeds hardly show how far seeds of an arm are apart, so all arms
-share one spread. An arm whose seeds are further apart than that gets a wider interval around the
-same mean: a seed that collapsed is one of the outcomes that a user can expect.
+share one spread. An arm whose seeds are further apart gets a wider interval around the same mean: a
+seed that collapsed is one of the outcomes that a user can expect.
 
-*Prior.* Change = level + smooth function of rank, training rows and rate x alpha^.75 + smooth
-function of the rows alone + an offset of the kind (method, target modules, ...): a Gaussian process
-(Rasmussen & Williams 2006, ch. 2), whose scales are not chosen but averaged over, by their marginal
-likelihood.
+*Prior.* Change = level + smooth function of rank, training rows and rate x alpha^0.75 + smooth
+function of the rows alone + an offset of the kind (method, target modules, ...). The functions are
+a Gaussian process (Rasmussen & Williams 2006, ch. 2). Its scales are not chosen but averaged over,
+by their marginal likelihood.
 """
 
 from dataclasses import dataclass, replace
@@ -35,13 +35,13 @@ GROWTHS = (0.0, 1.0, 4.0)  # Of what all arms of one number of rows share
 GROWTH_LENGTH = 3.0  # Octaves of rows over which that is alike
 SEED_SPREADS = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # Between seeds
 SPREAD_FREEDOM = 4.0
-"""The prior of the common spread is as if four degrees of freedom had shown the typical one."""
+"""The prior of the common spread acts as if four degrees of freedom had shown the typical one."""
 TAIL_FREEDOM = 2.0  # Of the squares of seeds, so that an arm whose seeds collapse says little
 OWN_FREEDOM = 4.0  # Of the inverse chi-squared by which an arm's own spread is around the common
 FAR_BELOW = 8.0  # See ``broken_arms``
 FLAT_PRIOR = 1000.0  # Standard deviation of an arm that no other says anything about
 AXIS_LENGTHS = (3.0, 1.0, 0.2)
-"""Octaves of rank and of rows, and powers of ten of the rate, that are one unit of distance."""
+"""One unit of distance: octaves of rank and of rows, and powers of ten of the rate."""
 ROWS_AXIS = 1  # Column of ``axes``
 RULED_OUT = 25.0  # Spreads whose squares of seeds are less likely by this logarithm are left out
 MOST_TRIED = 60  # Arms by which the scales of the prior are weighed; all count for the posterior
@@ -61,14 +61,14 @@ class Changes:
     answer_noise: Array
     """Variance of one seed's change by the noise of its answers, part of ``squares``, (A,)."""
     kinds: list[object]
-    """Every setting that is no number; equal for arms of one smooth function."""
+    """Every setting that is not a number; equal for arms of one smooth function."""
     axes: Array  # log2 of rank and of training rows, log10 of rate x alpha^.75, (A, 3)
     extra: Array  # Further variance, such as of a score before the end of training, (A,)
     typical_spread: float = 0.35  # Between seeds, before any was seen, in ``UNIT``
     prior_mean: float = 0.0  # In ``UNIT``: training that gains nothing on a task forgets a little
 
     def part(self, kept: npt.NDArray[np.intp]) -> "Changes":
-        """Some of the arms."""
+        """Return some of the arms."""
         rows = ("means", "seeds", "varies", "squares", "answer_noise", "axes", "extra")
         return replace(
             self,
@@ -88,7 +88,7 @@ class Posterior:
 
 
 def broken_arms(means: Array) -> npt.NDArray[np.bool_]:
-    """Arms so far below the median that they tell nothing of the others, (A,).
+    """Find arms so far below the median that they tell nothing about the others, (A,).
 
     Training broke them, or they cannot compete. They lie ``FAR_BELOW`` below it, or twice as far as
     the best lies above it, so the arms of a steep but even rise all count.
@@ -108,9 +108,9 @@ def posterior(evidence: Changes, seed_luck: Array | None = None, stream: int = 0
     An arm that training broke is judged by its own scores alone.
 
     Args:
-        seed_luck: standard normal draws (A, D) of how lucky the seeds were, which other tasks may
-            share; independent ones by default.
-        stream: of random numbers: draws of tasks with the same one would not be independent.
+        seed_luck: standard normal draws (A, D) of the seeds' luck, which other tasks may share;
+            independent draws by default.
+        stream: number of a random stream; draws of two tasks with the same one are not independent.
 
     Raises:
         FloatingPointError: a number is not finite, or no choice of scales has a likelihood.
@@ -141,7 +141,7 @@ def _shared_posterior(evidence: Changes, luck: Array, rng: np.random.Generator) 
         scales = scales[np.argsort(-weights)[: max(1, int(MOST_WORK / number**3))]]
         weights, kernels = _weighed(evidence, scales)
     counts = rng.multinomial(POSTERIOR_DRAWS, weights)
-    # Draws of one choice of scales stand at random places, so that draws of tasks are independent.
+    # Draws of one choice of scales take random places, so that draws of tasks are independent.
     places = np.split(rng.permutation(POSTERIOR_DRAWS), np.cumsum(counts)[:-1])
     draws, on_items = np.empty((2, number, POSTERIOR_DRAWS))
     for k in np.flatnonzero(counts):
@@ -155,12 +155,12 @@ def _shared_posterior(evidence: Changes, luck: Array, rng: np.random.Generator) 
 def _drawn(
     evidence: Changes, kernel: Array, spread: float, luck: Array, rng: np.random.Generator
 ) -> tuple[Array, Array]:
-    """True changes, and those on the scored items, for one choice of scales; (A, n) each."""
+    """Draw true changes, and those on the scored items, for one choice of scales; (A, n) each."""
     common = (spread * UNIT) ** 2
     of_seeds = _arm_variance(evidence, common)
     noise = evidence.item_covariance + np.diag(of_seeds)
     normal = rng.standard_normal((2, *luck.shape))
-    # Matheron's rule: a draw of the prior, corrected by how far its measured values are off.
+    # Matheron's rule: a draw of the prior, corrected by the error of its measured values.
     change = _root(kernel) @ normal[0]
     item_error = _root(evidence.item_covariance) @ normal[1]
     off = evidence.means[:, None] - _prior_mean(evidence) - change - item_error
@@ -179,7 +179,7 @@ def _drawn(
 
 
 def flat_posterior(evidence: Changes, luck: Array, stream: int = 0) -> Posterior:
-    """Draws by each arm's own scores, without a prior; for evidence that none fits."""
+    """Draw from each arm's own scores, without a prior; for evidence that no prior fits."""
     means = np.where(np.isfinite(evidence.means), evidence.means, 0.0)[:, None]
     typical = _own_squares(evidence, (evidence.typical_spread * UNIT) ** 2)
     common = float(np.median(typical / (OWN_FREEDOM + evidence.seeds - 1)))
@@ -199,7 +199,7 @@ def _prior_mean(evidence: Changes) -> float:
 
 
 def _all_scales(evidence: Changes) -> Array:
-    """Every choice whose spread of seeds is not ruled out by their squares, (K, 6).
+    """Return every choice of scales whose spread of seeds their squares allow, (K, 6).
 
     Columns: level, height, length, roughness, spread of seeds, growth with the rows.
     """
@@ -216,14 +216,17 @@ def _all_scales(evidence: Changes) -> Array:
 
 
 def _root(covariance: Array) -> Array:
-    """A lower triangular square root, after a billionth of the mean variance is added."""
+    """Return a lower triangular square root, after adding a billionth of the mean variance."""
     jitter = 1e-9 * float(np.trace(covariance)) / len(covariance) + 1e-18
     return np.asarray(np.linalg.cholesky(covariance + jitter * np.eye(len(covariance))))
 
 
 def _weighed(evidence: Changes, scales: Array) -> tuple[Array, Array]:
-    """Weight of every choice of scales by its marginal likelihood, (K,), and its prior covariance,
-    (K, A, A)."""
+    """Weigh every choice of scales by its marginal likelihood.
+
+    Returns:
+        The weights, (K,), and the prior covariances, (K, A, A).
+    """
     kernels = _kernels(evidence, scales)
     common = np.square(scales[:, 4:5] * UNIT)  # (K, 1)
     diagonal = _arm_variance(evidence, common)[:, :, None] * np.eye(len(evidence.means))
@@ -241,7 +244,7 @@ def _weighed(evidence: Changes, scales: Array) -> tuple[Array, Array]:
 
 
 def _up_to(scales: tuple[float, ...], size: float) -> list[float]:
-    """The scales, continued in steps of 4 until one reaches ``size``."""
+    """Return the scales, continued in steps of 4 until one reaches ``size``."""
     found = list(scales)
     while found[-1] < size:
         found.append(4 * found[-1])
@@ -249,7 +252,8 @@ def _up_to(scales: tuple[float, ...], size: float) -> list[float]:
 
 
 def _squares_likelihood(evidence: Changes, spreads: Array) -> Array:
-    """Log of the prior of the common spreads, (K,), and of the squares of seeds that they give.
+    """Return the log prior of the common spreads plus the log likelihood of the seeds' squares,
+    (K,).
 
     Squares over a variance that is drawn by an inverse chi-squared have Fisher's F.
     """
@@ -263,20 +267,20 @@ def _squares_likelihood(evidence: Changes, spreads: Array) -> Array:
 
 
 def _own_squares(evidence: Changes, common: Array | float) -> Array:
-    """Squares that an arm's own variance between seeds is drawn by, (..., A)."""
+    """Return the squares from which an arm's own variance between seeds is drawn, (..., A)."""
     noise = (evidence.seeds - 1) * evidence.answer_noise
     return np.asarray(OWN_FREEDOM * common + np.maximum(0.0, evidence.squares - noise))
 
 
 def _arm_variance(evidence: Changes, common: Array | float) -> Array:
-    """Variance of every arm's mean that no other arm shares, (..., A)."""
+    """Return the variance of every arm's mean that no other arm shares, (..., A)."""
     freedom = OWN_FREEDOM + evidence.seeds - 1
     expected = common * freedom / (freedom - 2)  # Of a scaled inverse chi-squared
     return np.asarray(evidence.varies * expected / evidence.seeds + evidence.extra)
 
 
 def _kernels(evidence: Changes, scales: Array) -> Array:
-    """Prior covariances, (K, A, A)."""
+    """Return prior covariances, (K, A, A)."""
     level, height, length, roughness = np.square(scales[:, :4].T)[:, :, None, None]
     squares = np.square(evidence.axes[:, None] - evidence.axes)
     gaps = squares @ np.square(1 / np.array(AXIS_LENGTHS))

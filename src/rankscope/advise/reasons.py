@@ -1,6 +1,6 @@
-"""The reasons behind a decision, known failure patterns, and the limits of its evidence.
+"""Reasons behind a decision, known failure patterns, and the limits of its evidence.
 
-Numbers without a split are of the test split.
+Numbers without a split are those of the test split.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ OVER_FORGETTING = 0.5  # Forgetting as a share of the gain from which it is repo
 
 
 def reasons_for(results: TaskResults, subject: Arm | None) -> tuple[AdviceMessage, ...]:
-    """Reasons that describe ``subject``, then diagnostics and caveats of the whole task."""
+    """Return reasons that describe ``subject``, then diagnostics and caveats of the whole task."""
     arm = None if subject is None else subject.summary
     said: dict[AdviceKind, Iterable[str]] = {
         "forgetting": _forgetting(results, arm),
@@ -77,7 +77,7 @@ def _change(results: TaskResults, task: str, change: Estimate) -> str:
 
 
 def _diagnostics(results: TaskResults, subject: Arm | None) -> Iterator[str]:
-    """Every failure pattern that the task's arms, or ``subject``, show, with a next step."""
+    """Yield every failure pattern that the task's arms, or ``subject``, show, with a next step."""
     yield from _worse_than_base(results)
     yield from _saturated(results)
     if subject is not None and subject.summary.trains:
@@ -148,7 +148,7 @@ def _over_forgetting(results: TaskResults, subject: Arm) -> Iterator[str]:
 
 
 def _flat_in_rank(results: TaskResults) -> Iterator[str]:
-    """Whether the smallest and the largest rank of the widest series are alike."""
+    """Report that the smallest and the largest rank of the widest series are alike, if they are."""
     pairs = [c for c in results.comparisons if c.kind == "ranks"]
     ranks = {a.summary.label: a.summary.rank or 0 for a in results.arms}
     widest = max(pairs, key=lambda c: ranks[c.first_label] - ranks[c.second_label], default=None)
@@ -169,20 +169,21 @@ def _flat_in_rank(results: TaskResults) -> Iterator[str]:
 
 
 def _caveats(results: TaskResults, subject: Arm | None) -> Iterator[str]:
-    """Limits of the task, or of the arm ``subject``, that no trust check states."""
+    """Yield limits of the task, or of the arm ``subject``, that no trust check states."""
     yield from _learning_rates(results)
     yield from _over_limit(results)
 
 
 def _learning_rates(results: TaskResults) -> Iterable[str]:
-    """Ranks that differ in nothing else, but were tried at one learning rate or at unequal ones."""
+    """Report ranks that differ in nothing else, but were tried at one learning rate or unequal
+    ones."""
     series: dict[tuple[object, ...], dict[int, set[float]]] = {}
     for trial in results.trials:
         if trial.spec.rank is not None and trial.spec.lr:
             rates = series.setdefault(trial.spec.arm_without_rank, {})
             rates.setdefault(trial.spec.rank, set()).add(trial.spec.lr)
     best: dict[tuple[object, int | None], Arm] = {}
-    for arm in results.candidates:  # highest first: of several alphas the best stands for its rank
+    for arm in results.candidates:  # highest first: of several alphas the best represents its rank
         best.setdefault((arm.trials[0].spec.arm_without_rank, arm.summary.rank), arm)
 
     def is_at_end(arm: Arm | None) -> bool:
@@ -200,7 +201,10 @@ def _learning_rates(results: TaskResults) -> Iterable[str]:
 
 
 def _confounded(by_rank: Mapping[int, set[float]], at_ends: Sequence[int]) -> str:
-    """``at_ends``: ranks whose best rate is the lowest or highest of its list, or not known."""
+    """Name ranks whose rates confound their comparison; empty if none does.
+
+    ``at_ends`` are ranks whose best rate is the lowest or highest of its list, or unknown.
+    """
     shared = set.intersection(*by_rank.values())
     tried = sorted(set.union(*by_rank.values()))
     if tried != sorted(shared):

@@ -1,36 +1,31 @@
 """The recommendation: which arm to use on each training task, or that none is worth it, and why.
 
-A pure function of the records. All scored items, validation and test, are evidence for one joint
-posterior of each task (``evidence.py``, ``posterior.py``, ``net_gains.py``); one rule decides by it
-(``decide.py``). Raw numbers that are quoted are of the test split. docs/science.md, "From scores to
-a decision".
+It is a pure function of the records. All scored items, validation and test, are evidence for one
+joint posterior of each task (``evidence.py``, ``posterior.py``, ``net_gains.py``). One rule decides
+from it (``decide.py``). Quoted raw numbers are those of the test split. docs/science.md, "From
+scores to a decision".
 """
 
 from rankscope.advise.arms import Arm, base_estimates, summarize_arms
 from rankscope.advise.checks import trust_checks
+from rankscope.advise.comparisons import model_scores
 from rankscope.advise.decide import RIVALS_NAMED, Answer, decide, no_surer_than
-from rankscope.advise.model_scores import model_scores
 from rankscope.advise.next_steps import next_steps
 from rankscope.advise.reasons import reasons_for
 from rankscope.advise.results import TaskResults, task_results
 from rankscope.config.objective import ObjectiveConfig
 from rankscope.formatting import margin_text
-from rankscope.records import (
-    AnswerRow,
-    Recommendation,
-    RowRole,
-    StudyRecords,
-    TaskAdvice,
-)
+from rankscope.records import AnswerRow, Recommendation, RowRole, StudyRecords, TaskAdvice
 
 
 def recommend(study: StudyRecords) -> Recommendation:
     """Answer every training task of the study; missing results never raise an error.
 
-    ``use`` and ``use_full``: the arm of fewest parameters that is expected to lose at most a
-    quarter of the margin more than the best choice; of base and prompts, which have none, the one
-    that reads the fewest tokens. ``do_not_fine_tune``: that is the base, or every arm probably
-    exceeds the limit on forgetting. ``not_decided``: nothing was scored, or a check is bad.
+    ``use`` and ``use_full`` name the arm of fewest parameters that is expected to lose at most a
+    quarter of the margin more than the best choice. The base and prompts have no parameters; of
+    these, the one that reads the fewest tokens is chosen. ``do_not_fine_tune`` means that the base
+    is chosen, or that every arm probably exceeds the limit on forgetting. ``not_decided`` means
+    that nothing was scored, or that a check is bad.
     """
     results = [task_results(study, task, arms) for task, arms in summarize_arms(study).items()]
     advice = tuple(map(_advise, results))
@@ -45,9 +40,9 @@ def recommend(study: StudyRecords) -> Recommendation:
 
 
 def _method_text(objective: ObjectiveConfig, margins: str) -> str:
-    """One paragraph on how every choice of the study was made.
+    """Write one paragraph on how every choice of the study was made.
 
-    margins: of all training tasks, in words.
+    ``margins`` are those of all training tasks, in words.
     """
     limit = ""
     if objective.max_forgetting is not None:
@@ -99,8 +94,11 @@ def _advise(results: TaskResults) -> TaskAdvice:
 
 
 def _answer_rows(results: TaskResults, answer: Answer) -> tuple[AnswerRow, ...]:
-    """The recommended arm, the smaller ranks that the verdict names, the best arm, the best full
-    one and the best prompt, and a LoRA arm."""
+    """Return the rows of the answer's short table.
+
+    They are the recommended arm, the smaller ranks that the verdict names, the best arm, the best
+    full one, the best prompt, and a LoRA arm.
+    """
     arms = {arm.summary.label: arm.summary for arm in results.arms}
     roles: dict[str, list[RowRole]] = {}
     full, lora = results.best_full, results.best_lora

@@ -1,4 +1,4 @@
-"""Everything that the advice on one training task is drawn from."""
+"""Results on one training task, from which all advice on it follows."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +35,7 @@ from rankscope.records import (
 
 @dataclass(frozen=True)
 class TaskResults:
-    """The arms of one training task, the posterior of their net gains, and what numbers mean."""
+    """The arms of one training task, the posterior of their net gains, and the units of numbers."""
 
     study: StudyRecords
     task: str
@@ -46,7 +46,7 @@ class TaskResults:
     scored: tuple[int, ...] = ()  # Places in ``arms``
     allowed: tuple[int, ...] = ()  # Of those that probably keep the limit on forgetting
     untried: tuple[int, ...] = ()
-    """Of the arms that could be trained, those in the last columns of ``net``."""
+    """Places, among the arms that could be trained, of those in the last columns of ``net``."""
     fit_failed: str | None = None  # Why the posterior is that of the flat prior
 
     @property
@@ -68,17 +68,18 @@ class TaskResults:
 
     @property
     def net_unit(self) -> Unit:
-        """Unit of net gains: that of the training task, or of forgetting if it alone counts."""
+        """Unit of net gains: the training task's, or that of forgetting if only forgetting
+        counts."""
         return self.unit if self.objective.in_domain else self.retention_unit
 
     @property
     def margin(self) -> float:
-        """The difference of net gains that counts as small."""
+        """Difference of net gains that counts as small."""
         return self.objective.margin
 
     @property
     def net_name(self) -> str:
-        """What arms are compared by; the gain alone if forgetting has no weight."""
+        """Name of the quantity that compares arms; the gain alone if forgetting has no weight."""
         is_gain = [m.part.task for m in self.measured if m.part.weight] == [self.task]
         return "gain" if is_gain else "net gain"
 
@@ -133,8 +134,11 @@ class TaskResults:
         return tuple(self.arms[i] for i in self.scored if i not in self.allowed)
 
     def rates_of(self, arm: Arm, *, begun: bool = False) -> tuple[float, ...]:
-        """Learning rates for the arm's other settings, ascending. Those that a search left out
-        count, for its probabilities account for them, unless only ``begun`` ones are asked for."""
+        """Return the learning rates for the arm's other settings, ascending.
+
+        Rates that a search left out count, because its probabilities account for them. ``begun``
+        leaves them out.
+        """
         settings = arm.trials[0].spec.arm_without_lr
         has_others = self.study.config.strategy == "search" and not begun
         alike = [a for a in self.arms if a.trials[0].spec.arm_without_lr == settings]
@@ -143,7 +147,7 @@ class TaskResults:
     @property
     def hidden_size_rank(self) -> int:
         """Upper bound of the useful ranks: one side of every target is the hidden size, or less."""
-        return self.study.model.hidden_size or maxsize  # imported scores do not tell it
+        return self.study.model.hidden_size or maxsize  # imported scores do not state it
 
     def base_score(self, task: str) -> float | None:
         record = self.study.evals.get((BASE, task, "test"))
@@ -151,8 +155,10 @@ class TaskResults:
 
 
 def _compared(results: TaskResults) -> Iterator[ArmComparison]:
-    """Each LoRA candidate against full fine-tuning, each rank against the next smaller one, and the
-    largest against the smallest."""
+    """Compare each LoRA candidate with full fine-tuning, and ranks with each other.
+
+    Each rank is compared with the next smaller one, and the largest with the smallest.
+    """
     if results.net is None or results.gain is None:
         return
     columns = {results.arms[i].summary.label: k for k, i in enumerate(results.allowed)}
@@ -185,13 +191,13 @@ def _compared(results: TaskResults) -> Iterator[ArmComparison]:
 
 
 def change_of(draws: Array) -> ExpectedChange:
-    """The mean of draws (D,) and the ends of their 95 % interval."""
+    """Return the mean of draws (D,) and the ends of their 95 % interval."""
     low, high = np.quantile(draws, (0.025, 0.975)).tolist()
     return ExpectedChange(value=float(draws.mean()), low=low, high=high)
 
 
 def expected(arm: ArmSummary) -> ExpectedGain:
-    """Of an arm that was scored."""
+    """Return the expectation of an arm that was scored."""
     assert arm.expected is not None
     return arm.expected
 
@@ -199,11 +205,10 @@ def expected(arm: ArmSummary) -> ExpectedGain:
 def task_results(
     study: StudyRecords, task: str, arms: Sequence[Arm], untried: Sequence[TrialSpec] | None = None
 ) -> TaskResults:
-    """Draw the posteriors of a training task's arms, and what they say of each.
+    """Draw the posteriors of a training task's arms, and summarize each arm by them.
 
     Args:
-        untried: trials of further arms that could be trained; the best of all may be among them. By
-            default those that a search has not begun.
+        untried: trials of further arms, any of which may be best; by default those not yet begun.
     """
     untried = _left_out(study, arms) if untried is None else untried
     trials = [arm.trials for arm in arms]
@@ -220,12 +225,13 @@ def task_results(
     posteriors, failure = draw_changes(candidates)
     limit = study.config.objective.max_forgetting
     net, places = weighed(study, arms, candidates, posteriors)
-    changes = changes_by_place(candidates, posteriors)
+    changes = _changes_by_place(candidates, posteriors)
     forgetting = forgotten(changes, task, study)
     over = {i: float((d > limit).mean()) for i, d in forgetting.items() if limit is not None}
     columns = [k for k, i in enumerate(places) if over.get(i, 0.0) <= 0.5]
     kept, judged = net.of(columns), list(arms)
-    # A place is one in ``arms``, a column one in ``scored``; ``kept`` has ``columns`` alone.
+    # A place is an index into ``arms``, a column one into ``scored``; ``kept`` has ``columns``
+    # alone.
     place_of = {column: k + 1 for k, column in enumerate(columns)}
     scored = tuple(place for place in places if place < number)
     for column, place in enumerate(scored):
@@ -266,14 +272,16 @@ def _left_out(study: StudyRecords, arms: Sequence[Arm]) -> list[TrialSpec]:
 
 
 def _settings(spec: TrialSpec, arms: Sequence[Arm]) -> Untried:
-    """Where an arm would lie among others, with as many training rows."""
+    """Return the kind and axes that an arm would have among others with as many training rows."""
     alike = [t for arm in arms for t in arm.trials if t.spec.rows == spec.rows]
     return spec.kind, axes_of(spec, alike)
 
 
 def hopeful(untried: Sequence[TrialSpec], begun: Sequence[Arm]) -> list[TrialSpec]:
-    """Trials without those at rates as high as one that failed: without a score it says nothing of
-    its neighbors to a posterior."""
+    """Leave out trials at rates as high as one that failed.
+
+    A failed trial has no score, so the posterior learns nothing from it about its neighbors.
+    """
     failed: dict[object, float] = {}
     for arm in begun:
         spec = arm.trials[0].spec
@@ -289,11 +297,13 @@ def weighed(
     measured: Sequence[Measured],
     posteriors: Sequence[Posterior],
 ) -> tuple[NetGains, tuple[int, ...]]:
-    """Net gains of the arms with all scores that count, and their places; those of arms that were
-    never trained follow.
+    """Weigh the net gains of the arms that have all scores that count.
 
-    A trial that failed has gained nothing; cost is taken off by the study's weight. An arm that was
-    never trained costs what the first one does.
+    A failed trial has gained nothing, and cost is subtracted with the study's weight. An arm that
+    was never trained costs as much as the first one.
+
+    Returns:
+        The net gains and the arms' places; arms that were never trained follow.
     """
     objective = study.config.objective
     counts = [k for k, m in enumerate(measured) if m.part.weight]
@@ -308,10 +318,10 @@ def weighed(
     return replace(net.changed(shares, costs), num_untried=untried), places
 
 
-def changes_by_place(
+def _changes_by_place(
     measured: Sequence[Measured], posteriors: Sequence[Posterior]
 ) -> dict[int, dict[str, Array]]:
-    """Place of an arm -> task -> draws of its change, (D,)."""
+    """Return the draws of each change, (D,), by the place of its arm and by task."""
     found = defaultdict[int, dict[str, Array]](dict)
     for part, of_part in zip(measured, posteriors, strict=True):
         for column, place in enumerate(part.places):
@@ -322,7 +332,8 @@ def changes_by_place(
 def forgotten(
     changes: Mapping[int, Mapping[str, Array]], task: str, study: StudyRecords
 ) -> dict[int, Array]:
-    """Place of an arm -> draws of its mean fall over the retention tasks; of arms with all."""
+    """Return draws of each arm's mean fall over the retention tasks, by place; for arms with
+    all."""
     names = [part.task for part in net_parts(study, task) if part.task != task]
     return {
         place: -np.mean([of_arm[name] for name in names], axis=0)
@@ -332,14 +343,16 @@ def forgotten(
 
 
 def _shares_finished(arms: Sequence[ArmSummary]) -> Array:
-    """A trial that failed has gained nothing."""
+    """Return each arm's share of finished trials: a failed trial has gained nothing."""
     counts = [(arm.seeds, arm.failed) for arm in arms]
     return np.array([done / (done + failed) if done else 1.0 for done, failed in counts])
 
 
 def _costs(arms: Sequence[ArmSummary]) -> Array:
-    """The logarithm of the trainable parameters, from 0 for the fewest to 1 for the most of the
-    arms that train; a prompt costs 0."""
+    """Return the arms' costs: the logarithm of the trainable parameters, scaled from 0 to 1.
+
+    The fewest parameters of arms that train cost 0, the most cost 1; a prompt costs 0.
+    """
     fewest = min((arm.trainable_parameters for arm in arms if arm.trains), default=0)
     sizes = np.array([log(max(1, fewest, arm.trainable_parameters)) for arm in arms])
     return np.asarray((sizes - sizes.min()) / (np.ptp(sizes) or 1.0))

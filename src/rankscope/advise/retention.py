@@ -1,4 +1,4 @@
-"""Which tasks measure forgetting, and how gain and forgetting become one net gain.
+"""Tasks that measure forgetting, and the sum of gain and forgetting as one net gain.
 
 Changes have one unit, whatever was measured: 0.01 of an accuracy, which is a point, counts as much
 as 0.01 nats per token, which is 1 % of perplexity. docs/science.md, "Units".
@@ -21,16 +21,16 @@ from rankscope.records import (
 
 
 def retention_tasks(study: StudyRecords, trained: str) -> tuple[TaskRecord, ...]:
-    """Tasks whose mean fall is the forgetting of an arm trained on ``trained``."""
+    """Return the tasks whose mean fall is the forgetting of an arm trained on ``trained``."""
     seen = trained_parts(study.tasks, trained)
     return tuple(t for t in study.tasks if "retention" in t.roles and t.name not in seen)
 
 
 def net_parts(study: StudyRecords, trained: str) -> tuple[Part, ...]:
-    """The changes whose weighted sum is the net gain of an arm trained on ``trained``.
+    """Return the changes whose weighted sum is the net gain of an arm trained on ``trained``.
 
-    The training task comes first, then every retention task that the base has scores on, some of
-    them perhaps without weight.
+    The training task comes first, then every retention task that the base has scores on. Some of
+    them may have no weight.
     """
     weight, kept = study.config.objective.weights
     scored = [t.name for t in retention_tasks(study, trained) if base_items(study, t.name)]
@@ -38,14 +38,14 @@ def net_parts(study: StudyRecords, trained: str) -> tuple[Part, ...]:
 
 
 def base_items(study: StudyRecords, task: str) -> list[ItemScores]:
-    """What the base answered of a task: the validation split, then the test split."""
+    """Return the base's answers to a task: the validation split, then the test split."""
     return [found for s in SCORED_SPLITS if (found := study.items.get((BASE, task, s))) is not None]
 
 
 def mean_fall(
     study: StudyRecords, done: Sequence[TrialRecords], tasks: Sequence[TaskRecord]
 ) -> Estimate | None:
-    """Base minus tuned, mean over the scored tasks, over the trials that have all their scores.
+    """Return base minus tuned, mean over the scored tasks, over trials that have all their scores.
 
     The tasks share the seeds, so each trained model must be the same row in every task.
     """

@@ -1,9 +1,9 @@
-"""What a study trains next: its first design, then rounds of the trials that may be the best.
+"""The next trials of a study: its first design, then rounds of the trials that may be the best.
 
-A round is chosen by Thompson sampling (Thompson 1933; Russo et al. 2018): an arm is trained as
-often as it is the best in a draw from the posterior over all candidates, those that were never
-trained too. Every function here is a function of records, so a study that was killed goes on as it
-would have. What this costs and misses: benchmarks/results.
+Thompson sampling chooses a round (Thompson 1933; Russo et al. 2018). An arm is trained as often as
+it is the best in a draw from the posterior over all candidates, untrained ones included. Every
+function here is a function of records, so a study that was killed continues as it would have. What
+this costs and misses: benchmarks/results.
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,7 +27,7 @@ WORTH = 0.02  # Least expected fall of the regret for which a trial is trained, 
 
 @dataclass(frozen=True)
 class NextRound:
-    """The trials that a study should train next, and what is expected of them."""
+    """The trials that a study should train next, and the expected result."""
 
     trials: tuple[TrialSpec, ...] = ()
     leader: str = ""  # Label of the arm of the highest expected net gain
@@ -36,18 +36,18 @@ class NextRound:
 
 
 def first_designs(trials: Sequence[TrialSpec], tasks: Iterable[str]) -> tuple[TrialSpec, ...]:
-    """The first designs of all tasks that models train on, the most telling trials first."""
+    """Return the first designs of all tasks that models train on, the most telling trials first."""
     of_task = ([t for t in trials if t.task == task and t.trains] for task in tasks)
     designs = zip_longest(*map(first_design, of_task))
     return tuple(trial for of in designs for trial in of if trial is not None)
 
 
 def first_design(trials: Iterable[TrialSpec]) -> list[TrialSpec]:
-    """A cross of the arms of one task, each with its first seed, the most telling first.
+    """Return a cross of the arms of one task, each with its first seed, the most telling first.
 
-    Of the largest family of ranks and rates: the middle rank at its middle, highest and lowest
-    rate, and the highest and the lowest rank at their middle rate. Of every other kind of arm, such
-    as full fine-tuning: the middle.
+    The largest family of ranks and rates gives the middle rank at its middle, highest and lowest
+    rate, and the highest and the lowest rank at their middle rate. Every other kind of arm, such as
+    full fine-tuning, gives its middle.
     """
     kinds: dict[object, list[TrialSpec]] = {}
     for trial in _first_seeds(trials):
@@ -62,14 +62,14 @@ def first_design(trials: Iterable[TrialSpec]) -> list[TrialSpec]:
 
 
 def _middle(family: Sequence[TrialSpec]) -> TrialSpec:
-    """The middle rate of the middle rank."""
+    """Return the middle rate of the middle rank."""
     ranks = sorted({t.rank or 0 for t in family})
     of_rank = [t for t in family if (t.rank or 0) == ranks[len(ranks) // 2]]
     return _rates(of_rank, of_rank[0])[len(of_rank) // 2]
 
 
 def _rates(family: Sequence[TrialSpec], of: TrialSpec) -> list[TrialSpec]:
-    """The arms of one rank by what their alpha makes of their rate, ascending."""
+    """Return the arms of one rank by their effective rate, which depends on alpha, ascending."""
     return sorted((t for t in family if t.rank == of.rank), key=lambda t: axes_of(t, ())[-1])
 
 
@@ -85,25 +85,24 @@ def next_round(
     until: float | None = None,
     num_trials: int = TRIALS_OF_ROUND,
 ) -> NextRound:
-    """The trials of the next round; none if the answer is sure enough, or nothing is worth it,
-    and the answer's arm has two seeds.
+    """Choose the trials of the next round.
+
+    There are none if the answer's arm has two seeds, and it is sure enough or no trial is worth it.
 
     Args:
-        study: its trials with their statuses.
         candidates: trials that may be trained, in the order of their seeds.
-        beyond: the same with rates and ranks beyond the ends of the study's lists. Of these only
-            the ones beside the best arm and its rivals are considered, where these stand at an end.
+        beyond: such trials beyond the ends of the study's rates and ranks; they count only beside
+            the best arm and its rivals, if these lie at an end.
         until: probability of being within the margin of the best; by default ``SURE``.
     """
-    begun = begun_arms(study, task)
+    begun = _begun_arms(study, task)
     known = {arm.trials[0].spec.arm for arm in begun}
     new = hopeful(_first_seeds(t for t in candidates if t.arm not in known), begun)
     arms = summarize_arms(study)[task]
     results = task_results(study, task, arms, new)
-    leading = results.candidates
-    rivals = [a for a in leading[1:] if expected(a.summary).p_within_margin >= RIVAL]
+    rivals = [a for a in results.candidates[1:] if expected(a.summary).p_within_margin >= RIVAL]
     specs = [*(arm.trials[0].spec for arm in begun), *candidates]
-    at_ends = [*leading[:1], *rivals] or _lowest(begun)
+    at_ends = [*results.candidates[:1], *rivals] or _lowest(begun)
     more = [t for arm in at_ends for t in _beside(arm.trials[0].spec, specs, beyond)]
     if more := hopeful(_first_seeds(more), begun):
         new += more
@@ -141,7 +140,8 @@ def next_round(
 
 
 def _second_seed(answer: Answer, candidates: Sequence[TrialSpec]) -> tuple[TrialSpec, ...]:
-    """A further trial of the answer's arm if one seed alone speaks for it, which may be lucky."""
+    """Return a further trial of the answer's arm if only one seed supports it, which may be
+    lucky."""
     arm = answer.subject if answer.chosen is not None else None
     begun = [t.spec for t in arm.trials if t.status not in ("planned", "skipped")] if arm else []
     return tuple(t for t in candidates if len(begun) == 1 and t.arm == begun[0].arm)[:1]
@@ -155,14 +155,14 @@ def _first_seeds(trials: Iterable[TrialSpec]) -> list[TrialSpec]:
 
 
 def _lowest(begun: Sequence[Arm]) -> list[Arm]:
-    """Where every arm failed, the one of the lowest rate: below it one may do."""
+    """Return the arm of the lowest rate, if every arm failed: a lower rate may do."""
     return sorted(begun, key=lambda arm: axes_of(arm.trials[0].spec, ())[-1])[:1]
 
 
 def _beside(
     best: TrialSpec, specs: Sequence[TrialSpec], beyond: Sequence[TrialSpec]
 ) -> list[TrialSpec]:
-    """The next rates and ranks beyond the lists, where the best arm stands at an end of them."""
+    """Return the next rates and ranks beyond the lists, if the best arm lies at an end of them."""
 
     def rate(spec: TrialSpec) -> float:
         return spec.lr if spec.arm_without_lr == best.arm_without_lr else nan
@@ -182,16 +182,16 @@ def _beside(
     return found
 
 
-def begun_arms(study: StudyRecords, task: str) -> list[Arm]:
+def _begun_arms(study: StudyRecords, task: str) -> list[Arm]:
     """The arms of a task with a trial that has begun."""
     return [arm for arm in summarize_arms(study)[task] if arm.has_begun]
 
 
 def finalists(study: StudyRecords, task: str) -> tuple[Arm, ...]:
-    """The arms that the answer names, most important first: those to score on the test split.
+    """Return the arms that the answer names, most important first, to score on the test split.
 
-    The recommended arm, the best one, the best of two ranks and of full fine-tuning, and the
-    smaller ranks that may do.
+    They are the recommended arm, the best one, the best of two ranks and of full fine-tuning, and
+    the smaller ranks that may do.
     """
     results = task_results(study, task, summarize_arms(study)[task])
     answer = decide(results)

@@ -1,9 +1,8 @@
-"""Worth of a further score: the expected fall of the regret (value of information; knowledge
-gradient, Frazier, Powell & Dayanik 2009).
+"""Worth of a further score: the expected fall of the regret.
 
-A score moves the posterior means by as much as the draws of net gains and of that score vary
-together: by a standard normal z along one direction g, so the regret falls by
-E max(mean + g z) - max(mean).
+This is a value of information (knowledge gradient, Frazier, Powell & Dayanik 2009). A score moves
+the posterior means as much as the draws of net gains and of that score vary together. It moves them
+by a standard normal z along one direction g, so the regret falls by E max(mean + g z) - max(mean).
 """
 
 from collections.abc import Sequence
@@ -24,15 +23,15 @@ Untried = tuple[object, tuple[float, float, float]]
 
 
 def with_untried(measured: Measured, untried: Sequence[Untried], number: int) -> Measured:
-    """The evidence with further arms, whose settings alone are known.
+    """Add further arms to the evidence, known only by their settings.
 
     Args:
-        number: arms of the study, after which the further ones have their places.
+        number: number of the study's arms; the places of further ones follow.
     """
     of, more = measured.changes, len(untried)
     if not more:
         return measured
-    # An untried arm would err as the mean of the others does, and as much as one of them.
+    # An untried arm would err like the mean of the others, and as much as one of them.
     whole = ~broken_arms(of.means)
     typical = of.item_covariance[:, whole].mean(axis=1)[:, None].repeat(more, axis=1)
     own = np.full((more, more), typical[whole].mean())
@@ -56,8 +55,10 @@ def with_untried(measured: Measured, untried: Sequence[Untried], number: int) ->
 
 
 def values_of_trials(net: NetGains) -> Array:
-    """Expected fall of the regret by one more seed of every arm, (A,); of one that was never tried,
-    by its first."""
+    """Return the expected fall of the regret by one more seed of every arm, (A,).
+
+    For an arm that was never tried, it is the first seed.
+    """
     mean = net.draws.mean(axis=0)
     best = np.argsort(-mean[: net.num_tried], kind="stable")[:MOST_VALUED]
     kept = np.append(best, np.arange(net.num_tried, len(mean)))
@@ -70,24 +71,24 @@ def values_of_trials(net: NetGains) -> Array:
 
 
 def value_of_round(net: NetGains, columns: Sequence[int]) -> float:
-    """Expected fall of the regret by one more seed of each of some arms, together."""
+    """Return the expected fall of the regret by one more seed of each of some arms, together."""
     of = net.on_items[:, list(columns)]
     seen = _covariance(of, of) + np.diag(net.seed_variance[list(columns)])
     return _expected_fall(net.draws, _covariance(net.draws, of), seen)
 
 
 def value_of_items(net: NetGains) -> float:
-    """Expected fall of the regret by as many items again, of the same models."""
+    """Return the expected fall of the regret by as many items again, of the same models."""
     kept = np.argsort(-net.draws.mean(axis=0))[:MOST_VALUED]
     part = net.of(kept.tolist())
-    # What these models change on all items is what they were measured to, less the items' error.
+    # The change of these models on all items is their measured one, minus the error of the items.
     models = part.draws - part.on_items
     seen = _covariance(models, models) + part.item_covariance
     return _expected_fall(part.draws, _covariance(part.draws, models), seen)
 
 
 def _expected_fall(draws: Array, together: Array, seen: Array) -> float:
-    """Expected fall of the regret by several scores.
+    """Return the expected fall of the regret by several scores.
 
     Args:
         together: covariance of the draws (D, A) with the scores, (A, S).
@@ -103,12 +104,12 @@ def _expected_fall(draws: Array, together: Array, seen: Array) -> float:
 
 
 def _covariance(first: Array, second: Array) -> Array:
-    """Covariance over draws, (A, B)."""
+    """Return the covariance over draws, (A, B)."""
     return np.asarray((first - first.mean(axis=0)).T @ (second - second.mean(axis=0)) / len(first))
 
 
 def _gain(means: Array, direction: Array) -> float:
-    """E max(0, means + direction z) - max(0, means), z standard normal; 0 is the base."""
+    """Return E max(0, means + direction z) - max(0, means), z standard normal; 0 is the base."""
     z = special.ndtri((np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES)
     after = means[:, None] + direction[:, None] * z
     best = max(0.0, float(means.max()))

@@ -1,4 +1,4 @@
-"""Analyses measure more of each model than its scores; the registry finds them.
+"""Analyses, which measure more of each model than its scores; the registry finds them.
 
 The study file, the ledger, the tables and the pages ask here. Import it freely: it loads neither
 torch nor records.
@@ -28,7 +28,7 @@ class AnalysisKind(Generic[Settings]):
     place: ClassVar[float]  # Analyses run in this order
     settings_type: type[Settings]
     section: ClassVar[str] = "analyze"
-    """Section of the study file with the settings; those of another section are keys of its own."""
+    """Section of the study file with the settings; settings of another section are its own keys."""
     absence: ClassVar[str] = ""  # Sentence for the page if no trial of the study was analyzed
     runs_models: ClassVar[bool] = False  # Whether reading stored weights is not enough
 
@@ -40,7 +40,7 @@ class AnalysisKind(Generic[Settings]):
         return settings
 
     def is_enabled(self, config: "StudyConfig") -> bool:
-        """Whether a study asks for it."""
+        """Whether a study asks for the analysis."""
         enabled: bool = getattr(self.settings(config), "enabled", True)
         return enabled
 
@@ -54,18 +54,20 @@ class AnalysisKind(Generic[Settings]):
     # --- results
 
     def record_type(self) -> "type[AnalysisRecord] | None":
-        """Class of its records, one for each trial; None if its results are scores."""
+        """Return the class of its records, one for each trial; None if its results are scores."""
         return None
 
     def tables(self, models: Sequence[tuple[dict[str, object], Any]]) -> dict[str, "pd.DataFrame"]:
-        """Tables by name, of pairs of a model's columns and its record; each row of a model begins
-        with its columns."""
+        """Make tables by name from pairs of a model's columns and its record.
+
+        Each row of a model begins with the model's columns.
+        """
         return {}
 
 
 @cache
 def all_analyses() -> tuple[AnalysisKind[Any], ...]:
-    """In the order in which they run."""
+    """Return all analyses in the order of their runs."""
     kinds: dict[str, type[AnalysisKind[Any]]] = parts(AnalysisKind)
     return tuple(sorted((kind() for kind in kinds.values()), key=lambda analysis: analysis.place))
 

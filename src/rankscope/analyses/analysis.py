@@ -1,6 +1,6 @@
-"""An analysis as a run sees it: its work, its costs, and what its results depend on.
+"""An analysis as a run sees it: its work, its costs, and the settings behind its results.
 
-Results of analyses do not enter the decision: it rests on the scores of trials as trained.
+Results of analyses do not enter the decision, which rests on the scores of trials as trained.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -28,29 +28,31 @@ class Analysis(AnalysisKind[Settings]):
         """Raise UserError for settings that do not suit the model or the trials."""
 
     def stage(self, context: "RunContext") -> "Stage[Any, Any]":
-        """Its work in a run."""
+        """Return the stage that does its work in a run."""
         raise NotImplementedError
 
     def wanted_evals(self, study: "PreparedStudy", trial: "TrialSpec") -> list["EvalKey"]:
-        """Scores of a trial that it adds to those that every trial has."""
+        """Return the scores of a trial that it adds to those that every trial has."""
         return []
 
     def record_settings(
         self, study: "PreparedStudy", kind: str, trial_id: str
     ) -> dict[str, object]:
-        """What stored records of a kind and model depend on besides the trial. Results made with
-        other settings are refused."""
+        """Return the settings that stored records of a kind and model depend on besides the trial.
+
+        Results made with other settings are refused.
+        """
         return {}
 
     def trial_seconds(self, costs: "CostModel", trial: "TrialSpec") -> float:
-        """Seconds for one trial, its wanted scores not counted."""
+        """Estimate the seconds for one trial, without its wanted scores."""
         return 0.0
 
     def base_seconds(self, costs: "CostModel") -> float:
-        """Seconds for the base, once in a study."""
+        """Estimate the seconds for the base, once in a study."""
         return 0.0
 
 
 def analyses_of_run(config: "StudyConfig") -> list[Analysis[Any]]:
-    """The enabled ones, in the order in which they run."""
+    """Return the enabled analyses, in the order of their runs."""
     return [analysis for analysis in enabled_analyses(config) if isinstance(analysis, Analysis)]

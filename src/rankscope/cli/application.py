@@ -43,7 +43,7 @@ app = typer.Typer(
 
 
 def _study_folders(incomplete: str) -> list[str]:
-    """Folders of studies that complete a path, to which up to two names are added."""
+    """Complete a path to folders of studies, by up to two names."""
     start, found = glob.escape(incomplete), list[str]()
     for below in ("*", "*/*"):
         found += glob.glob(f"{start}{below}/ledger.sqlite")  # noqa: PTH207 (a path may be absolute)
@@ -79,10 +79,10 @@ TrustTaskCode = Annotated[
 AsJson = Annotated[bool, Option("--json", help="Print one JSON document instead of text.")]
 
 UsageError: Any = typer.BadParameter.__base__
-"""Wrong words on the command line, as the click inside typer reports them."""
+"""The error for wrong words on the command line, of the click inside typer."""
 
 WAITING_LOOPS = 1_000
-"""How often a waiting thread polls before it sleeps; LOG.md has the cost of other values."""
+"""Number of polls by a waiting thread before it sleeps; LOG.md has the cost of other values."""
 
 INTERRUPTED_EARLY = ("this command", "a request to stop", "", "give the same command again")
 
@@ -98,8 +98,8 @@ UNUSABLE_PATH = frozenset(
 def verb(name: str, first_line: str = "") -> Callable[[Callable[..., Reply]], Any]:
     """Register a verb under ``name``; for use as a decorator.
 
-    Adds ``--json`` to its options, and prints the answer as JSON or as text. ``first_line`` is
-    printed to standard error before anything heavy is imported; ``{option}`` is its value.
+    ``--json`` is added to its options, and the answer is printed as JSON or as text. ``first_line``
+    is printed to standard error before anything heavy is imported; ``{option}`` becomes its value.
     """
 
     def register(function: Callable[..., Reply]) -> Callable[..., Reply]:
@@ -178,10 +178,10 @@ def run_command_line(
     words: Sequence[str] | Callable[[], Sequence[str]],
     report: Callable[[RankscopeError, bool], None] = print_error,
 ) -> int:
-    """Run ``rankscope WORDS`` and return its exit code; a function of words may fail as a verb.
+    """Run ``rankscope WORDS`` and return its exit code; a function of words may fail like a verb.
 
-    Errors that the user can fix print one message. Any other exception is a bug and passes
-    through, which ends the process with code 1. With ``--json`` an error is also a JSON document.
+    Errors that the user can fix print one message. Any other exception is a bug and passes through,
+    which ends the process with code 1. With ``--json`` an error is also a JSON document.
     """
     as_json = False
     try:
@@ -222,7 +222,7 @@ def _usage_error(error: Any) -> UserError:
 
 
 def _known_error(error: BaseException) -> RankscopeError | None:
-    """The error that the user can act on; None for a bug."""
+    """Return the error that the user can act on; None for a bug."""
     if shortage := shortage_behind(error):
         return shortage
     if isinstance(error, RankscopeError):
@@ -235,9 +235,9 @@ def _known_error(error: BaseException) -> RankscopeError | None:
 def limit_busy_waiting() -> None:
     """Let threads of GNU OpenMP wait for each other in a short loop, then sleep.
 
-    By default the loop is long, and on a machine with other work it takes the very core that it
-    waits for. Threads that sleep at once wake too late if products are small. OpenMP reads the
-    variable when torch is imported.
+    By default the loop is long. On a machine with other work it takes the very core that it waits
+    for. Threads that sleep at once wake too late if products are small. OpenMP reads the variable
+    when torch is imported.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(WAITING_LOOPS))
@@ -253,8 +253,8 @@ def _stop_like_interrupt() -> None:
 def _hide_hub_kernels() -> None:
     """Let libraries see no package ``kernels``, unless ``USE_HUB_KERNELS`` is set.
 
-    With it transformers, for some models, and bitsandbytes, on import, download compiled code from
-    the hub and run it.
+    Transformers (for some models) and bitsandbytes (on import) would download compiled code from
+    the hub with that package, and run it.
     """
     if "USE_HUB_KERNELS" not in os.environ:
         sys.modules["kernels"] = None  # type: ignore[assignment]  # as if it were not installed

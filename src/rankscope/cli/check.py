@@ -1,4 +1,4 @@
-"""What ``check`` prints."""
+"""Output of ``check``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_TOKENS = 2000
 
 
 def check_result(prepared: PreparedStudy, rows_shown: int, next_step: str) -> RenderableType:
-    """Tasks, splits, contamination, the first rows as colored tokens, notes and what to do."""
+    """Show tasks, splits, contamination, the first rows as colored tokens, notes and advice."""
     records = prepared.task_records
     trials, groups = len(prepared.trials), len(prepared.groups)
     return Group(
@@ -85,7 +85,7 @@ def _advice(records: Sequence[TaskRecord]) -> Iterator[str]:
 
 
 def _sources(records: Sequence[TaskRecord]) -> Iterator[RenderableType]:
-    """A line per source and shape: ``pocket_med, pocket_law: multiple choice, from ...``."""
+    """Yield a line per source and shape: ``pocket_med, pocket_law: multiple choice, from ...``."""
     tasks: dict[tuple[str, str], list[str]] = {}
     for record in records:
         tasks.setdefault((record.row_shape, record.source), []).append(record.name)
@@ -110,7 +110,7 @@ def _rows_as_tokens(
 
 
 def _token_text(encoder: Encoder, token_id: int, before: int | None) -> str:
-    """One token's text after the token before it, with the space of a word-level token.
+    """Return one token's text after the token before it, with the space of a word-level token.
 
     A token that is part of a character is shown by its name in the vocabulary.
     """
@@ -126,12 +126,12 @@ def _token_text(encoder: Encoder, token_id: int, before: int | None) -> str:
 
 
 def _marked_lines(text: str) -> str:
-    """Text safe for a terminal, with a visible mark at each line break."""
+    """Make text safe for a terminal, with a visible mark at each line break."""
     return terminal_text(text).replace("\\n", "\\n\n")
 
 
 def highlight_row(encoder: Encoder, row: EncodedRow) -> Text:
-    """The row's tokens in alternating shades, labels green and between marks.
+    """Show the row's tokens in alternating shades, with labels green and between marks.
 
     Special tokens are shown by name; only the first ``MAX_TOKENS`` are highlighted.
     """

@@ -1,7 +1,6 @@
 """Verbs for models and adapters, without a study."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +16,7 @@ from rankscope.cli.terminal import (
     print_result,
     terminal_table,
 )
-from rankscope.errors import OK, UNFINISHED, UserError
+from rankscope.errors import OK, UNFINISHED
 from rankscope.formatting import byte_size
 from rankscope.progress import ConsoleReporter
 from rankscope.report.columns import Column
@@ -44,9 +43,7 @@ def print_failures(failures: Sequence[str]) -> None:
 
 @verb("eval", "Reading {model} ...")
 def _eval_command(
-    model: Annotated[
-        str, Argument(metavar="MODEL", help="Folder, hub id, fetched model or 'pocket'.")
-    ],
+    model: Annotated[str, Argument(metavar="MODEL", help="Folder, hub id or 'pocket'.")],
     tasks: Tasks,
     adapter: Adapters = None,
     data_dir: Annotated[
@@ -97,7 +94,7 @@ def _eval_command(
 
 
 def print_scores(scores: Sequence["ModelScore"]) -> None:
-    """A table per task: the base and its adapters."""
+    """Print a table per task: the base and its adapters."""
     from rankscope.report.tables import given_table
 
     for title, of_task in groupby(scores, lambda s: f"{s.record.task}: {s.record.metric}"):
@@ -169,52 +166,3 @@ def _show_parameters(
         print_line(
             f"Ranks above {cap}, the smaller dimension of the smallest target, add no directions."
         )
-
-
-@verb("fetch")
-def _fetch_command(
-    name: Annotated[
-        str | None,
-        Argument(metavar="NAME", help="A model such as smollm2-135m, or a hub id, owner/name."),
-    ] = None,
-    list_models: Annotated[bool, Option("--list", help="List the models and licenses.")] = False,
-) -> Reply:
-    """Download a real model into the cache.
-
-    Prints the path of a plain Hugging Face folder.
-
-    Example: rankscope fetch smollm2-135m
-    """
-    from rankscope.models.fetch import KNOWN_MODELS, fetch_model
-    from rankscope.models.model_folder import hub_folder
-
-    if list_models:
-        return _known_models()
-    if name is None:
-        names = ", ".join(KNOWN_MODELS)
-        raise UserError("fetch", "no model given", f"one of {names}, or a hub id, owner/name")
-    folder = hub_folder(name, None) if "/" in name else fetch_model(name, report=print_message)
-    return Reply({"model": name, "folder": folder}, lambda: print_line(str(folder)))
-
-
-def _known_models() -> Reply:
-    from rankscope.models.fetch import KNOWN_MODELS, is_cached
-
-    rows = [
-        {
-            "name": name,
-            "download": byte_size(model.gguf_bytes),
-            "on disk": byte_size(model.folder_bytes),
-            "fetched": "yes" if is_cached(name) else "no",
-            "above chance on": model.measures,
-        }
-        for name, model in KNOWN_MODELS.items()
-    ]
-    cards = [f"{name}: {model.card}" for name, model in KNOWN_MODELS.items()]
-    table = terminal_table(rows, "models that 'rankscope fetch NAME' downloads")
-
-    def show() -> None:
-        print_result(table)
-        print_line("\n".join(cards))
-
-    return Reply({name: asdict(model) for name, model in KNOWN_MODELS.items()}, show)

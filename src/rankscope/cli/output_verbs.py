@@ -63,7 +63,7 @@ def _compare_command(
 
 
 def _show_comparison(comparison: "StudyComparison") -> None:
-    """The answers; then, pair by pair, what is the same and how arms compare."""
+    """Print the answers; then, pair by pair, what is the same and how arms compare."""
     from rankscope.tools.compare import FACET_COLUMNS, compared_table, compared_text
 
     for name in comparison.training_tasks:

@@ -49,9 +49,7 @@ def _init_command(
         str,
         Option(help="A ready-made study, one of those above.", autocompletion=lambda: [*PRESETS]),
     ] = "default",
-    model: Annotated[
-        str | None, Option(help="Model folder, hub id, fetched model or 'pocket'.")
-    ] = None,
+    model: Annotated[str | None, Option(help="Model folder, hub id or 'pocket'.")] = None,
     data: Annotated[
         Path | None, Option(help="Your training rows: a file, or a folder with train, test, ...")
     ] = None,
@@ -78,8 +76,8 @@ def _init_command(
 ) -> Reply:
     if list_presets:
         return Reply(PRESETS, lambda: print_line(PRESET_LINES))
+    import rankscope.tools.new_study as new_study
     from rankscope.config.loader import load_study_file, published_schema, study_json_schema
-    from rankscope.tools import new_study
 
     if schema:
         return Reply(study_json_schema(), lambda: print(published_schema(), end=""))
@@ -123,7 +121,7 @@ On a terminal it asks for the model, the rows, what must not be lost and how muc
 unless options say so. --from makes the study of a run that another trainer's file describes: its
 rank and rate are in the middle of the grid, and the head of the study lists every key.
 
-Example: rankscope init study.yaml --model smollm2-135m --data rows.jsonl
+Example: rankscope init study.yaml --model ./my-model --data rows.jsonl
 
 \b
 Presets:
@@ -133,7 +131,7 @@ verb("init")(_init_command)
 
 
 DescribedRun = tuple[str | None, dict[str, Any] | None, Callable[[str], str], str, str]
-"""Model, task, what remains to do with the preset's text, what was read, and a problem."""
+"""Model, task, the remaining change of the preset's text, a summary of the file, and a problem."""
 
 
 def _described_run(
@@ -159,13 +157,12 @@ def _ask_what_is_missing(
     model: str | None, data: Path | None, retention: list[str]
 ) -> tuple[str, Path, list[str]]:
     """(model, rows, retention tasks), asking on the terminal for those not given."""
-    from rankscope.data.registry import NAMED_TASKS
+    from rankscope.data.registry import named_tasks
     from rankscope.data.sources import READERS
-    from rankscope.tools.new_study import default_model, default_rows, split_files
+    from rankscope.tools.new_study import default_rows, split_files
 
     if model is None:
-        question = "Base model (folder, hub id, fetched model, or pocket)"
-        model = typer.prompt(question, default=default_model(), err=True)
+        model = typer.prompt("Base model (folder, hub id, or pocket)", err=True)
     while data is None:
         question = f"Training rows (file or folder: {', '.join(READERS)})"
         answer = typer.prompt(question, default_rows(), err=True)
@@ -178,15 +175,15 @@ def _ask_what_is_missing(
     while not retention:
         answers = typer.prompt("What must not be lost (tasks, by comma)", "common_facts", err=True)
         retention = [name.strip() for name in answers.split(",") if name.strip()]
-        if unknown := [name for name in retention if name not in NAMED_TASKS]:
-            known = ", ".join(NAMED_TASKS)
+        if unknown := [name for name in retention if name not in named_tasks()]:
+            known = ", ".join(named_tasks())
             print_message(f"no task is called {', '.join(unknown)}; expected {known}", "red")
             retention = []
     return model, data, retention
 
 
 def _ask_for_limit() -> float | None:
-    """Points of retention that an arm may lose; None without a limit."""
+    """Ask for the points of retention that an arm may lose; None without a limit."""
     question = "Points of it that may be lost (empty: no limit)"
     while answer := str(typer.prompt(question, "", err=True)):
         with suppress(ValueError):

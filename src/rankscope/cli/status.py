@@ -1,4 +1,4 @@
-"""What ``status`` prints: a row per trial, what failed and why, and the next command."""
+"""Output of ``status``: a row per trial, failures with their reasons, and the next command."""
 
 import json
 import shlex
@@ -20,7 +20,7 @@ MAX_FAILURES = 20  # Most reasons printed
 
 
 def status_data(study: StudyRecords, folder: Path) -> dict[str, Any]:
-    """The state of a study, then of each of its trials; what is not known is left out."""
+    """Return the state of a study, then of each of its trials; unknown values are left out."""
     statuses, process = Counter(trial.status for trial in study.trials), running_process(folder)
     failed, out = sorted(statuses.keys() & FAILED), str(folder)
     run = ["rankscope", "run", str(folder / "study.resolved.yaml"), "--out", out]
@@ -49,7 +49,7 @@ def status_data(study: StudyRecords, folder: Path) -> dict[str, Any]:
 
 
 def _export_steps(study: StudyRecords, folder: Path) -> Iterator[list[str]]:
-    """How to export what the stored answer recommends, if that is weights which the study has."""
+    """Yield how to export the recommended model, if the study has its weights."""
     try:
         text = (folder / "recommendation.json").read_text(encoding="utf-8")
         advice = Recommendation.model_validate_json(text).advice
@@ -73,7 +73,7 @@ def _last_event(folder: Path) -> dict[str, Any] | None:
 
 
 def _event_text(event: Mapping[str, Any]) -> str:
-    """Such as ``group 1/2 train: 40 of 160, loss 2.134, 3 min left``."""
+    """Write an event, such as ``group 1/2 train: 40 of 160, loss 2.134, 3 min left``."""
     what = str(event.get("name") or event.get("text") or event.get("event"))
     parts = [f"{what}: {event['done']} of {event.get('total', '?')}" if "done" in event else what]
     if event.get("loss_low") is not None:
@@ -108,7 +108,7 @@ _COLUMNS = {
 
 
 def status_table(data: Mapping[str, Any]) -> RenderableType:
-    """A row per trial, then the reasons of those that failed, counts and the next command."""
+    """Show a row per trial, then the reasons of failures, counts and the next command."""
     trials = data["trials"]
     task = ["task"] if len({trial["task"] for trial in trials}) > 1 else []
     names = ("trial_id", *task, "arm", "seed", "status", "loss", "seconds", "evaluations")
@@ -140,8 +140,8 @@ def _summary(data: Mapping[str, Any]) -> str:
 
 
 def _checkpoint_steps(folder: Path) -> Iterator[int]:
-    """Steps after which groups and workers' units that are not done left a checkpoint."""
-    with suppress(OSError):  # a run removes what it has taken up
+    """Yield the steps of the checkpoints that unfinished groups and units left."""
+    with suppress(OSError):  # a run removes those that it has taken up
         for below in ("checkpoints", "units/*/checkpoints"):
             for sums in folder.glob(f"{below}/*/step-*/SHA256SUMS"):
                 yield int(sums.parent.name.removeprefix("step-").partition(".")[0])

@@ -90,7 +90,7 @@ _PLAN_COLUMNS = {
 
 
 def plan_table(plan: "Plan") -> Table:
-    """A row per group of trials."""
+    """Show a row per group of trials."""
     several = len({group.task for group in plan.groups}) > 1
     names = ("group", *(["task"] * several), "trials", "steps", *_PLAN_COLUMNS)
     rows = [
@@ -202,7 +202,10 @@ def run_command(
 
 
 def _executor_of(config: "StudyConfig", workers: int | None) -> "Executor | None":
-    """Where groups run: several GPUs of this machine have a worker each. None: in this process."""
+    """Start the executor of a run; None if groups run in this process.
+
+    Each of several GPUs of this machine has a worker.
+    """
     from rankscope.device import visible_gpus
     from rankscope.run.executors import start_executor, with_executor
 

@@ -1,4 +1,4 @@
-"""What ``run`` and ``report`` print: one row per arm, and the answer in words."""
+"""Output of ``run`` and ``report``: one row per arm, and the answer in words."""
 
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -19,9 +19,10 @@ CHOSEN = "\N{BLACK RIGHT-POINTING SMALL TRIANGLE}"
 
 
 def summary_table(study: StudyRecords, recommendation: Recommendation) -> Group:
-    """A table per training task: one row per arm, the recommended one marked.
+    """Show a table per training task: one row per arm, the recommended one marked.
 
-    ``±`` is half the 95 % interval, ``±?`` an unknown one; seeds ``2/3``: one of three failed.
+    ``±`` is half the 95 % interval, ``±?`` an unknown one. Seeds ``2/3`` means that one of three
+    failed.
     """
     whole = StudyView(study, recommendation)
     view = limited(whole)
@@ -60,7 +61,7 @@ def _signed(title: str, unit: Unit) -> Column:
 
 
 def _captions(view: StudyView) -> Iterator[str]:
-    """What the columns are, with their units; tasks of a study may differ."""
+    """Explain the columns, with their units; tasks of a study may differ."""
     tasks = view.training_tasks
 
     def either(texts: Iterable[str]) -> str:

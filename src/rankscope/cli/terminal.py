@@ -1,8 +1,8 @@
-"""Print results to standard output, and everything else to standard error.
+"""Output: results go to standard output, and everything else to standard error.
 
-Nothing that is printed can steer the terminal: control characters of paths, data and messages are
-replaced on their way out, whoever prints them. Rankscope's own text passes through two consoles,
-what libraries print through :class:`HarmlessStream`. A reader that goes away ends no study.
+No printed text can steer the terminal. Control characters of paths, data and messages are replaced
+on their way out, whoever prints them. Rankscope's own text passes through two consoles, the text of
+libraries through :class:`HarmlessStream`. A reader that goes away ends no study.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MAX_ROWS = 200  # Most rows of a table
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a verb found out."""
+    """The result of a verb."""
 
     data: Any  # For ``--json``: records, paths and plain values
     show: Callable[[], object]  # Prints the same for people
@@ -45,7 +45,7 @@ class Reply:
 
 
 class _HarmlessConsole(Console):
-    """Prints no control character of what it renders; its own colors come after it."""
+    """A console that replaces control characters in its content; its own colors are added later."""
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
@@ -111,7 +111,7 @@ class _PatientStream:
 
 
 def discard(stream: TextIO) -> None:
-    """Let a stream's file be /dev/null from now on, also for what is buffered."""
+    """Let a stream's file be /dev/null from now on, also for buffered text."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
     os.close(null)
@@ -119,7 +119,7 @@ def discard(stream: TextIO) -> None:
 
 def protect_terminal() -> None:
     """Let everything that this process prints from now on pass through one of the two ways."""
-    # A file that is opened later would get the number of a closed stream, and what is printed.
+    # A file that is opened later would get the number of a closed stream, and its output.
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)
     os.close(number)
@@ -164,12 +164,12 @@ def _print(where: Console, text: str, style: str | None) -> None:
 
 
 def folded(text: str, style: str = "") -> Text:
-    """Text from anywhere, which breaks where the terminal ends."""
+    """Return text from anywhere, which breaks at the end of the terminal."""
     return Text(terminal_text(text), style, overflow="fold")
 
 
 def note_lines(notes: Sequence[str]) -> list[RenderableType]:
-    """Notes below a table, after an empty line."""
+    """Return notes below a table, after an empty line."""
     lines = [folded(f"note: {note}", "yellow") for note in notes]
     return [Text(), *lines] if lines else []
 
@@ -183,15 +183,15 @@ def terminal_table(
     sections: int = 0,
     styles: Sequence[str] = (),
 ) -> Table:
-    """A table of eighty columns, in which numbers never break and words fold.
+    """Make a table of eighty columns, in which numbers never break and words fold.
 
     An interval is half its width, ``3.1 ±2.1``; None is unknown. Rows that are no frame need no
     pandas.
 
     Args:
-        columns: how people read the columns of rows; a frame knows.
+        columns: how people read the columns of rows; a frame has its own.
         names: the columns shown, in order; all of them by default.
-        sections: how many leading columns leave repeated values blank.
+        sections: number of leading columns that leave repeated values blank.
         styles: one per row, or none at all.
     """
     if isinstance(rows, Sequence):

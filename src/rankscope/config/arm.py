@@ -1,4 +1,7 @@
-"""An arm of the study file: methods and hyper-parameters, each a value or a list of a grid."""
+"""One arm of the study file: methods and hyper-parameters, each a single value or a list.
+
+A list makes the value an axis of the arm's grid.
+"""
 
 import math
 import re
@@ -20,10 +23,8 @@ from rankscope.config.section import (
     short_repr,
 )
 from rankscope.errors import did_you_mean
-from rankscope.models.methods import all_methods, get_method
-from rankscope.models.methods.lora import LoraMethod
-from rankscope.models.methods.method import Method
-from rankscope.train.objectives import objective_names, parse_objective
+from rankscope.models.methods import LORA, MethodKind, all_methods, get_method
+from rankscope.train.objectives import objectives, parse_objective
 
 ScheduleName = Literal["linear", "cosine", "constant"]
 
@@ -52,8 +53,8 @@ TrainedBy = Annotated[
     str,
     BeforeValidator(
         parse_objective,
-        json_schema_input_type=Annotated[str, RegisteredName(objective_names)]
-        | dict[Annotated[str, RegisteredName(objective_names)], dict[str, JsonValue]],
+        json_schema_input_type=Annotated[str, RegisteredName(objectives)]
+        | dict[Annotated[str, RegisteredName(objectives)], dict[str, JsonValue]],
     ),
 ]
 """An objective by name, or ``{dpo: {beta: 0.3}}``."""
@@ -75,12 +76,12 @@ def _methods_with_settings() -> tuple[str, ...]:
 
 
 def adapter_fields() -> frozenset[str]:
-    """Fields of an arm that only some methods have."""
+    """Names of the arm fields that only some methods have, such as ``alpha``."""
     return frozenset(name for method in all_methods() for name in method.arm_fields)
 
 
 def _parse_method(value: Any) -> Any:
-    """A method by name, or ``{name: settings}`` without empty settings."""
+    """Check a method's name, or ``{name: settings}``, and drop settings without a value."""
     with_settings = {m.name: m for m in all_methods() if m.takes_settings}
     if isinstance(value, dict) and len(value) == 1:
         (name, settings), *_ = value.items()
@@ -105,7 +106,7 @@ def resolved_alpha(alpha: float | str, rank: int) -> float:
 
 
 def _parse_target_sets(value: Any) -> Any:
-    """Targets as a list of sets: ``attention``, a list of groups, of module names, or of sets.
+    """Parse targets: ``attention``, or a list of groups, of module names, or of sets.
 
     ``[q_proj, v_proj]`` is one set of two modules; ``[attention, all-linear]`` and
     ``[[q_proj, v_proj], attention]`` are two points of the grid.
@@ -141,7 +142,7 @@ Alpha = Annotated[
     Described("a positive number, or a multiple of the rank such as '2r' or '16sqrt(r)'"),
 ]
 MethodSettings = dict[Annotated[str, RegisteredName(_methods_with_settings)], dict[str, JsonValue]]
-"""A method that takes settings, and those: ``{peft: {peft_type: ADALORA, ...}}``."""
+"""A method with its settings: ``{peft: {peft_type: ADALORA, ...}}``."""
 MethodChoice = Annotated[
     str | MethodSettings,
     BeforeValidator(
@@ -196,19 +197,19 @@ class ArmConfig(ConfigSection):
     ] = ["attention"]
     """``attention``, ``mlp``, ``all-linear`` or a list of module names; several sets in a list."""
     match: Literal["parameters"] | None = None
-    """``parameters``: the ranks are those of the first set of targets, and every other set has the
-    rank that trains as many parameters, to within 5 %."""
+    """``parameters`` keeps the ranks for the first set of targets. Every other set gets the rank
+    that trains as many parameters, within 5 %."""
     dropout: OneOrMore[Fraction] = [0.0]
     """Dropout on the adapter's input, probability."""
     rows: OneOrMore[PositiveInt | Literal["all"]] | None = None
-    """Training rows: so many of each task, or ``all``. Fewer rows are part of more: the first of
-    one shuffled order. The steps follow from the epochs."""
+    """Number of training rows of each task, or ``all``. All counts take the first rows of one
+    shuffled order, so a smaller set is part of a larger one. The steps follow from the epochs."""
     num_fewshot: OneOrMore[Annotated[int, Field(ge=0)]] | None = None
     """``prompt`` only: solved examples before each item of the training task, from its training
-    rows; by default those that the task shows anyway."""
+    rows. The default is the number that the task shows anyway."""
     system: OneOrMore[str] | None = None
-    """``prompt`` only: text before every item of every task, as the system turn of the chat
-    template, or else before the prompt; an empty one is none."""
+    """``prompt`` only: text before every item of every task. It is the system turn if there is a
+    chat template, and otherwise precedes the prompt. An empty text adds nothing."""
     init_from: PathText = None
     """Folder of a LoRA or DoRA adapter in PEFT's format to continue training from."""
     batch_size: OneOrMore[PositiveInt] | None = None
@@ -226,15 +227,15 @@ class ArmConfig(ConfigSection):
     replay: OneOrMore[_ReplayConfig] | None = None
     """General rows mixed in: ``{task: NAME, share: 0.1}``."""
     kl_to_base: OneOrMore[NonNegativeFloat] | None = None
-    """Weight in the loss of KL(base || tuned), nats per label token: over the replayed rows if the
-    arm replays any, otherwise over the task's own."""
+    """Weight of KL(base || tuned) in the loss, in nats per label token. It is taken over the
+    replayed rows if the arm replays any, otherwise over the task's own."""
     early_stop: OneOrMore[_EarlyStopConfig] | None = None
     """``{patience: N}``: stop after N evaluations (``train.evaluate_every``) without a better
     in-domain validation score, and keep the best weights."""
 
     @model_validator(mode="after")
     def check_methods(self) -> Self:
-        """The methods fit together, and have the arm's settings."""
+        """Check that the arm's methods can share an arm and that its settings apply to them."""
         methods = self.methods
         if not methods and self.init_from is None:
             raise Unfit("no 'method'", f"one of {', '.join(_named_methods())}", "name it")
@@ -257,7 +258,7 @@ class ArmConfig(ConfigSection):
             raise Unfit(f"'early_stop' with {max(hidden)}", rule, "remove it")
         return self
 
-    def _check_fields(self, methods: Sequence[Method]) -> None:
+    def _check_fields(self, methods: Sequence[MethodKind]) -> None:
         fields, of_some = self.own_fields(), adapter_fields()
         if not self.trains:
             of_some = frozenset(type(self).model_fields) - {"method"}
@@ -280,7 +281,7 @@ class ArmConfig(ConfigSection):
             raise Unfit(f"no rank for method {methods[0].name!r}", "one or more", "add 'rank'")
 
     @property
-    def methods(self) -> list[Method]:
+    def methods(self) -> list[MethodKind]:
         """The registered methods; none if the arm leaves the choice to ``init_from``."""
         return [get_method(next(iter(m)) if isinstance(m, dict) else m) for m in self.method]
 
@@ -293,8 +294,8 @@ class ArmConfig(ConfigSection):
         return all(method.trains for method in self.methods)
 
     def own_fields(self) -> set[str]:
-        """Adapter settings that the arm's methods have."""
-        return {name for method in self.methods or [LoraMethod()] for name in method.arm_fields}
+        """Names of the adapter settings that the arm's methods use."""
+        return {name for method in self.methods or [get_method(LORA)] for name in method.arm_fields}
 
     def target_sets(self) -> list[tuple[str, ...]]:
         """The sets of module names that receive adapters, sorted, without duplicates."""
@@ -303,10 +304,10 @@ class ArmConfig(ConfigSection):
         ]
 
     def grids(self) -> Iterator[dict[str, list[Any]]]:
-        """One grid per method: the field of a trial -> its values, in the order of the product."""
+        """Yield one grid per method: fields of a trial -> values, in the order of the product."""
         # With 'init_from', settings that the arm leaves out are the adapter's, not read here.
         names: list[MethodChoice | None] = [*self.method] or [None]
-        methods = self.methods or [LoraMethod()]
+        methods = self.methods or [get_method(LORA)]
         for name, method in zip(names, methods, strict=True):
             axes: dict[str, list[Any]] = {"method": [name]}
             if "targets" in method.arm_fields:
@@ -329,5 +330,5 @@ class ArmConfig(ConfigSection):
             yield axes
 
     def num_points(self) -> int:
-        """Points of the grid as written, repeated values counted each time."""
+        """Count the points of the grid as written; repeated values count each time."""
         return sum(math.prod(len(axis) for axis in grid.values()) for grid in self.grids())

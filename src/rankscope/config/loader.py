@@ -1,4 +1,4 @@
-"""Loading and writing study files and task files.
+"""Reading and writing of study files and task files.
 
 A file becomes a checked section, or one error that lists every fault with its line.
 """
@@ -42,10 +42,14 @@ def load_study_file(
 ) -> StudyConfig:
     """Read a study file and apply ``--set`` overrides such as ``train.epochs=1``, in order.
 
-    Relative paths of the file start at its folder, those of overrides at the working directory; the
-    result has absolute paths, and task files are replaced by their content. Raises UserError: every
-    fault of the file and the overrides, one per line, such as ``study.yaml:12: arms.0.rank.0: found
-    0, expected greater than or equal to 1; correct it``. ``text`` is a file yet to be written.
+    Relative paths in the file start at its folder, those in overrides at the working directory. The
+    result has absolute paths, and the content of task files in place of their paths.
+
+    Args:
+        text: content to read in place of the file's, for a file that is not written yet.
+
+    Raises UserError: every fault of the file and the overrides, one per line, such as
+    ``study.yaml:12: arms.0.rank.0: found 0, expected greater than or equal to 1; correct it``.
     """
     document = read_yaml(path, STUDY_KEYS, f"write one with 'rankscope init {path}'", text)
     faults: Faults = []
@@ -59,7 +63,7 @@ def load_study_file(
 
 
 def override_values(overrides: Sequence[str]) -> dict[str, Any]:
-    """The keys of a study that ``--set`` overrides give, without a file."""
+    """Return the study keys that ``--set`` overrides set, without reading a file."""
     document = read_yaml(Path("options"), STUDY_KEYS, "", "{}")
     for override in overrides:
         apply_override(document, override, StudyConfig)
@@ -82,8 +86,10 @@ def load_task_file(path: Path) -> TaskConfig:
 
 
 def _insert_task_files(document: Document) -> Faults:
-    """Replace the task files that a study names by their content. Keys beside ``path`` in the study
-    override those of the task file."""
+    """Replace each task file that a study names by its content.
+
+    Keys beside ``path`` in the study override those of the task file.
+    """
     faults: Faults = []
     for tasks, location in _task_lists(document.values):
         for index, task in enumerate(tasks):
@@ -102,7 +108,7 @@ def _insert_task_files(document: Document) -> Faults:
 
 
 def _task_lists(raw: Any) -> Iterator[tuple[list[Any], Location]]:
-    """The lists of a study's plain values that contain tasks, with their locations."""
+    """Yield each list of tasks in a study's plain values, with its location."""
     for location in (("tasks",), ("evaluate", "cross_domain"), ("evaluate", "retention")):
         value = raw
         for key in location:
@@ -115,7 +121,13 @@ def _task_lists(raw: Any) -> Iterator[tuple[list[Any], Location]]:
 
 
 def read_yaml(path: Path, keys: str, remedy: str, text: str | None = None) -> Document:
-    """The mapping of a YAML file, which has such ``keys``; ``remedy`` if there is no file."""
+    """Read a YAML file whose top level is a mapping.
+
+    Args:
+        keys: examples of the keys that the file should have, for the error message.
+        remedy: advice for the error message if the file is missing or empty.
+        text: content to read in place of the file's.
+    """
     text = _read_text(path, remedy) if text is None else text
     try:
         root = compose(text, str(path))
@@ -160,8 +172,11 @@ def _read_text(path: Path, remedy: str) -> str:
 def _validated(
     path: Path, document: Document, model: type[AnySection], faults: Faults
 ) -> AnySection:
-    """The document as a section. Raises UserError: its faults and those before, in the order of the
-    file, those of ``--set`` last."""
+    """Validate a document as a section.
+
+    Raises UserError: the document's faults and ``faults``, in the order of the file, then those of
+    ``--set``.
+    """
     config = None
     faults += [(m, fault_at(e, m, dotted(place))) for place, m, e in document.problems]
     reported = {mark for mark, _ in faults}  # a value that could not be read is no second fault
@@ -190,13 +205,13 @@ def _validated(
 
 
 def fault_at(error: UserError, *places: object) -> UserError:
-    """An error with its place, to be corrected if it does not say what to do."""
+    """Prefix an error with its place; "correct it" is the advice if the error has none."""
     where = ": ".join(filter(None, map(str, places)))
     return UserError(where, error.found, error.expected, error.do or "correct it")
 
 
 def described(details: ErrorDetails, model: type[ConfigSection]) -> UserError:
-    """One error of Pydantic as what was found and what was expected."""
+    """Turn one Pydantic error into what was found and what was expected."""
     location, error_type = details["loc"], details["type"]
     if error_type == "extra_forbidden":
         return _unknown_key(location, model)
@@ -226,7 +241,7 @@ def described(details: ErrorDetails, model: type[ConfigSection]) -> UserError:
 
 
 def _unknown_key(location: Location, model: type[ConfigSection]) -> UserError:
-    """With the known key that is meant, here or in another section, or the section's first keys."""
+    """Report an unknown key, with the likely one here or elsewhere, or the section's first keys."""
     key = location[-1]
     section = section_at(location[:-1], model)
     known = list(section.model_fields) if section is not None else []
@@ -240,7 +255,7 @@ def _unknown_key(location: Location, model: type[ConfigSection]) -> UserError:
 
 
 def _in_yaml_words(value: Any) -> str:
-    """A value as YAML writes it."""
+    """Write a value as YAML does, for an error message."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -252,12 +267,12 @@ def _in_yaml_words(value: Any) -> str:
 
 
 def dump_study(config: StudyConfig) -> str:
-    """Canonical YAML of a study with every default written out; it loads back as ``config``."""
+    """Write a study as canonical YAML with every default; it loads back as ``config``."""
     return dump(study_values(config))
 
 
 def study_values(config: StudyConfig) -> dict[str, Any]:
-    """The same as JSON-compatible values, which validate to an equal ``StudyConfig``."""
+    """Return a study as JSON-compatible values, which validate to an equal ``StudyConfig``."""
     values = config.model_dump(mode="json", exclude_none=True)
     for arm, written in zip(config.arms, values["arms"], strict=True):
         for key in adapter_fields() - arm.own_fields():
@@ -269,7 +284,7 @@ def study_values(config: StudyConfig) -> dict[str, Any]:
 
 
 def study_json_schema() -> dict[str, Any]:
-    """JSON schema (draft 2020-12) of the study file, short forms included."""
+    """Return the JSON schema (draft 2020-12) of the study file, short forms included."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **StudyConfig.model_json_schema(),

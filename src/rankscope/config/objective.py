@@ -1,4 +1,4 @@
-"""What the recommendation of a study trades off, and the most that a search spends."""
+"""Settings of what a recommendation trades off, and of what a search may spend."""
 
 import re
 from typing import Annotated, Any, Self
@@ -9,7 +9,7 @@ from rankscope.config.section import ConfigSection, Unfit, short_repr
 
 
 def _parse_score_difference(value: Any) -> Any:
-    """A fraction, or a text with its unit: ``2 points`` and ``2 %`` are 0.02."""
+    """Parse a text with its unit: ``2 points`` and ``2 %`` are 0.02. A number stays as it is."""
     if not isinstance(value, str):
         return value
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(points?|%|nats?)", value.strip())
@@ -49,19 +49,21 @@ class ObjectiveConfig(ConfigSection):
 
     @property
     def weights(self) -> tuple[float, float]:
-        """Weights of gain and forgetting over the larger of the two, so that a weighted sum keeps
-        the unit of the score."""
+        """Weights of gain and forgetting, each divided by the larger one.
+
+        A weighted sum thereby keeps the unit of the score.
+        """
         largest = max(self.in_domain, self.retention) or 1.0
         return self.in_domain / largest, self.retention / largest
 
     @property
     def cost_weight(self) -> float:
-        """Likewise of the cost."""
+        """Weight of the cost, divided like ``weights``."""
         return self.cost / (max(self.in_domain, self.retention) or 1.0)
 
     @property
     def formula(self) -> str:
-        """What a net gain is, such as ``gain - 0.5 x forgetting``."""
+        """The formula of the net gain, such as ``gain - 0.5 x forgetting``."""
         weights = {"gain": self.in_domain, "forgetting": -self.retention, "cost": -self.cost}
         text = ""
         for name, weight in weights.items():
@@ -77,14 +79,14 @@ class ObjectiveConfig(ConfigSection):
 
 
 class BudgetConfig(ConfigSection):
-    """At least one limit; a text is a short form: ``24 trials``, ``5e6 tokens``, ``15 minutes``."""
+    """At least one limit of a search. A text is a short form: ``24 trials``, ``5e6 tokens``."""
 
     trials: int | None = Field(None, ge=1)
-    """Trials that begin."""
+    """Number of trials that may begin."""
     tokens: float | None = Field(None, gt=0)
-    """Training tokens of all trials; one begins only if the whole of it fits."""
+    """Training tokens of all trials; a trial begins only if all its tokens fit."""
     hours: float | None = Field(None, gt=0)
-    """Wall time. What would not end in time by the measured pace is not begun."""
+    """Wall time. A trial does not begin if it would end too late at the measured pace."""
 
     @model_validator(mode="after")
     def check_not_empty(self) -> Self:
@@ -102,14 +104,14 @@ class BudgetConfig(ConfigSection):
         return ", ".join(f"{n:,.12g} {name}" for name, n in limits.items() if n is not None)
 
     def pays_for(self, trials: int, tokens: float) -> bool:
-        """Whether that many trials of that many tokens together are within the budget."""
+        """Whether that many trials, with that many tokens in all, are within the budget."""
         if self.trials is not None and trials > self.trials:
             return False
         return self.tokens is None or tokens <= self.tokens
 
 
 def _parse_budget(value: Any) -> Any:
-    """A mapping as it is; a text with its unit as a mapping. A number has no unit."""
+    """Turn a text with its unit into a mapping, and keep a mapping; a number lacks its unit."""
     if not isinstance(value, str | int | float):
         return value
     match = re.fullmatch(

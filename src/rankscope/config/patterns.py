@@ -15,7 +15,10 @@ MATCH_SECONDS = 1.0  # Processor time for one text; an ordinary expression takes
 
 
 def compile_pattern(text: str) -> "regex.Pattern[str]":
-    """A regular expression. Raises ValueError, which says what the text is, if it is none."""
+    """Compile a regular expression.
+
+    Raises ValueError: the text is none, or is too long; the message continues a sentence about it.
+    """
     if len(text) > MAX_PATTERN:
         raise ValueError(f"has {len(text):,} characters: expected at most {MAX_PATTERN:,}")
     try:
@@ -25,10 +28,11 @@ def compile_pattern(text: str) -> "regex.Pattern[str]":
 
 
 def matched_parts(pattern: "regex.Pattern[str]", text: str) -> Iterator[str | None]:
-    """Every match of a pattern with at most one group: the group, or all of it without one.
+    """Yield every match of a pattern that has at most one group.
 
-    A part is None if an optional group took no part in the match. Raises UserError: the matches
-    take longer than ``MATCH_SECONDS``.
+    A part is the group's text, or the whole match if the pattern has no group. It is None if an
+    optional group took no part in the match. Raises UserError: the matches take longer than
+    ``MATCH_SECONDS``.
     """
     try:
         for match in pattern.finditer(text, timeout=MATCH_SECONDS):

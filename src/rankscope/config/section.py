@@ -84,18 +84,18 @@ def _check_path(value: str) -> str:
 
 
 class LocalPath:
-    """Marks a field that names a local file or folder.
+    """Marks a field that names a local file or folder, and makes its path absolute.
 
-    A text that was read from a file becomes absolute: it is relative to the file's folder, or to
-    the working directory if it comes from ``--set``. With a prefix, such as ``python:``, only
-    values that begin with it are paths, and the rest of the text is.
+    A path from a file is relative to the file's folder, one from ``--set`` to the working
+    directory. With a prefix, such as ``python:``, only values that begin with it hold a path, after
+    the prefix.
     """
 
     def __init__(self, prefix: str = "") -> None:
         self.prefix = prefix
 
     def absolute(self, value: Any) -> Any:
-        """The path without ``..``, in which ``~`` is the home directory."""
+        """Make a path absolute, without ``..`` and with the home directory in place of ``~``."""
         folder = getattr(value, "folder", None)
         if folder is None or not value.isprintable() or not value.removeprefix(self.prefix):
             return value
@@ -148,8 +148,8 @@ class _SingleValueAsList:
 
 
 class RegisteredName:
-    """Marks a text that must be a name of a registry, or match ``pattern``; the JSON schema lists
-    the names."""
+    """Marks a text that must be a registered name or match ``pattern``; the JSON schema lists the
+    names."""
 
     def __init__(self, names: Callable[[], Collection[str]], pattern: str | None = None) -> None:
         self.names = names
@@ -196,8 +196,6 @@ HubId = Annotated[
 ]
 PlainText = Annotated[str, AfterValidator(_check_text)]
 PathText = Annotated[Annotated[PlainText, AfterValidator(_check_path)] | None, LocalPath()]
-Kernels = Literal["plain", "compiled", "liger"]
-"""How element-wise parts of the frozen base are computed: ``models/compiled.py``."""
 Interval = Annotated[
     Annotated[int, Field(ge=1)] | Literal["epoch"] | None,
     Described("a number of optimizer steps or 'epoch'"),
@@ -218,7 +216,7 @@ class ConfigSection(BaseModel):
 
     @classmethod
     def from_short_form(cls, text: str) -> dict[str, Any] | None:
-        """Expand a text that stands for the whole section; None if there is no such short form."""
+        """Expand a text that stands for the whole section; return None if it has no short form."""
         return None
 
     @model_validator(mode="before")
@@ -246,7 +244,7 @@ class ConfigSection(BaseModel):
 
 
 def section_at(location: Location, model: type[ConfigSection]) -> type[ConfigSection] | None:
-    """The section class at a location of a file of ``model``, such as ``("arms", 0)``."""
+    """Return the section class at a location, such as ``("arms", 0)`` in a file of ``model``."""
     annotation: Any = model
     for part in location:
         if isinstance(part, int):
@@ -259,7 +257,7 @@ def section_at(location: Location, model: type[ConfigSection]) -> type[ConfigSec
 
 
 def key_paths(key: str, model: type[ConfigSection], outer: str = "") -> Iterator[str]:
-    """Where a file of ``model`` may have a key, such as ``arms.0.rank``."""
+    """Yield every place where a file of ``model`` may have a key, such as ``arms.0.rank``."""
     for name in model.model_fields:
         if name == key:
             yield outer + name
@@ -269,7 +267,7 @@ def key_paths(key: str, model: type[ConfigSection], outer: str = "") -> Iterator
 
 
 def _without_none(annotation: Any) -> Any:
-    """``list[X]`` for ``list[X] | None``, without constraints; other annotations unchanged."""
+    """Return ``X`` for ``X | None``, without constraints, and other annotations unchanged."""
     parts = [part for part in get_args(annotation) if part is not NoneType]
     if get_origin(annotation) in (Union, UnionType) and len(parts) == 1:
         return get_args(parts[0])[0] if get_origin(parts[0]) is Annotated else parts[0]

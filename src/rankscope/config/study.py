@@ -16,10 +16,10 @@ from rankscope.config.section import (
     ConfigSection,
     HubId,
     Interval,
-    Kernels,
     Name,
     PathText,
     PlainText,
+    RegisteredName,
     Seed,
     Seeds,
     Unfit,
@@ -27,9 +27,8 @@ from rankscope.config.section import (
     short_repr,
 )
 from rankscope.config.task import TaskConfig
+from rankscope.models.kernels import PLAIN, all_kernels
 from rankscope.run.executors import ExecutorChoice, executor_section
-from rankscope.train.objectives import objective_of
-from rankscope.train.objectives.objective import Objective
 
 if TYPE_CHECKING:
     ExecutorConfig = ExecutorChoice
@@ -38,11 +37,11 @@ else:
 
 DEVICE_PATTERN = r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$"
 MAX_TRIALS = 10_000
-"""A larger grid is a mistake, and would fill memory before ``plan`` could report it."""
+"""Limit of a grid: a larger one is a mistake, and would fill memory before ``plan`` reports it."""
 
 
 class ModelConfig(ConfigSection):
-    """The base model: exactly one of ``pocket``, ``path``, ``hub`` and ``cached``."""
+    """The base model: exactly one of ``pocket``, ``path`` and ``hub``."""
 
     pocket: bool = False
     """Use the embedded pocket model."""
@@ -50,8 +49,6 @@ class ModelConfig(ConfigSection):
     """Local Hugging Face folder with safetensors weights."""
     hub: HubId | None = None
     """Hub id, such as ``Qwen/Qwen2.5-7B-Instruct``."""
-    cached: Name | None = None
-    """A model that ``rankscope fetch`` put into the cache, such as ``smollm2-135m``."""
     revision: PlainText | None = None
     """Branch, tag or commit on the hub; only with ``hub``."""
     prompt_format: Literal["auto", "chat", "plain"] = "auto"
@@ -59,18 +56,17 @@ class ModelConfig(ConfigSection):
 
     @classmethod
     def from_short_form(cls, text: str) -> dict[str, Any]:
-        """``pocket``, ``./folder``, ``owner/name`` (hub) or a name known to ``rankscope fetch``."""
+        """Expand ``pocket``, a folder, or ``owner/name`` on the hub."""
         if text == "pocket":
             return {"pocket": True}
-        if text.startswith((".", "/", "~")):
-            return {"path": text}
-        return {"hub": text} if "/" in text else {"cached": text}
+        is_path = text.startswith((".", "/", "~")) or "/" not in text
+        return {"path" if is_path else "hub": text}
 
     @model_validator(mode="after")
     def check_one_source(self) -> Self:
-        given = [self.pocket, self.path is not None, self.hub is not None, self.cached is not None]
+        given = [self.pocket, self.path is not None, self.hub is not None]
         if sum(given) != 1:
-            rule = "exactly one of 'pocket: true', 'path', 'hub' and 'cached'"
+            rule = "exactly one of 'pocket: true', 'path' and 'hub'"
             raise Unfit(f"{sum(given)} models", rule)
         if self.revision is not None and self.hub is None:
             raise Unfit("'revision' alone", "'hub' beside it")
@@ -78,29 +74,29 @@ class ModelConfig(ConfigSection):
 
     @property
     def label(self) -> str:
-        return "pocket" if self.pocket else (self.hub or self.cached or str(self.path))
+        return "pocket" if self.pocket else (self.hub or str(self.path))
 
 
 class TrainConfig(ConfigSection):
     """The training protocol; an arm may override the fields in ``arm.TRAIN_OVERRIDES``."""
 
     objective: TrainedBy = "sft"
-    """What is minimized: ``sft``, the answers of the rows; ``dpo``, on rows with a chosen and a
-    rejected answer; ``grpo``, on rewards of the models' own answers. ``{dpo: {beta: 0.3}}`` has
+    """The loss. ``sft`` trains on the answers of the rows, ``dpo`` on rows with a chosen and a
+    rejected answer, ``grpo`` on rewards of the model's own answers. ``{dpo: {beta: 0.3}}`` has
     settings."""
     epochs: float = Field(3.0, gt=0)
     """Passes over the training rows; ``max_steps`` and ``tokens`` take precedence."""
     max_steps: int | None = Field(None, ge=1)
     """Optimizer steps."""
     tokens: int | None = Field(None, ge=1)
-    """Training tokens, counted with the mean length of a row; instead of ``max_steps``."""
+    """Training tokens, counted with the mean length of a row; an alternative to ``max_steps``."""
     batch_size: int = Field(2, ge=1)
     """Rows per micro-batch and adapter."""
     gradient_accumulation: int = Field(4, ge=1)
     """Micro-batches per optimizer step."""
     batch_tokens: int = Field(4096, ge=64)
-    """Most tokens in one forward pass, whatever the batch size: rows of a step are concatenated or
-    divided to fit. Affects memory and speed, and results by rounding alone."""
+    """Most tokens in one forward pass, whatever the batch size. Rows of a step are concatenated or
+    divided to fit. The value affects memory and speed, and results by rounding alone."""
     schedule: ScheduleName = "linear"
     """Shape of the learning rate after warm-up."""
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
@@ -112,28 +108,29 @@ class TrainConfig(ConfigSection):
     max_length: int = Field(1024, ge=8)
     """Tokens per row; longer prompts are dropped, longer completions cut, both counted."""
     labels: Literal["completion", "all"] = "completion"
-    """Which tokens carry loss."""
+    """Which tokens carry loss: those of the completion, or all."""
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     """Optimizer of full fine-tuning; ``adamw8bit`` keeps its moments in 8 bits. Adapters always
     use AdamW."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same numbers."""
     devices: int = Field(1, ge=1)
-    """GPUs of one machine that train a group together, each with a shard (FSDP2) of what trains in
-    full, and of the base unless that fits whole: for full fine-tuning, or a base, that one GPU
-    cannot hold. With ``device: cpu``, processes."""
+    """GPUs of one machine that train a group together. Each holds a shard (FSDP2) of all weights
+    that train in full, and of the base unless the base fits on one GPU. With ``device: cpu`` these
+    are processes."""
     lora_implementation: Literal["auto", "loop", "grouped_mm"] = "auto"
-    """How the adapters' products are computed: one adapter after another, or all of similar rank in
-    one ``grouped_mm``, which ``auto`` takes on CUDA of compute capability 9.x and 10.x in bfloat16.
-    Changes results by rounding alone."""
-    kernels: Kernels = "plain"
-    """How norms, rotary embeddings and gates of the frozen base are computed: by PyTorch's own
-    operations, by functions that ``torch.compile`` makes of them, or by these and, where it has
-    them, liger-kernel's norms and gates. Changes results by rounding alone."""
+    """How the adapters' products are computed: ``loop`` takes one adapter after another,
+    ``grouped_mm`` all of similar rank at once. ``auto`` takes ``grouped_mm`` in bfloat16 on CUDA of
+    compute capability 9.x and 10.x. The choice changes results by rounding alone."""
+    kernels: Annotated[str, RegisteredName(all_kernels)] = PLAIN
+    """How norms, rotary embeddings and gates of the frozen base are computed. ``plain`` uses
+    PyTorch's operations; extensions add other ways. The choice changes results by rounding
+    alone."""
     evaluate_every: Interval = None
     """Evaluate each trial every so many optimizer steps, or every ``epoch``."""
     evaluate_items: int = Field(400, ge=1)
-    """Items of a task's validation split used for that, the first of the seeded order."""
+    """Number of validation items of a task for ``evaluate_every``, from the start of the seeded
+    order."""
     checkpoint_every: Interval = None
     """Keep each trial's weights every so many optimizer steps, or every ``epoch``."""
     checkpoint_seconds: float = Field(120.0, gt=0)
@@ -147,26 +144,27 @@ class TrainConfig(ConfigSection):
 
 
 class _EvaluateFields(ConfigSection):
-    """What each trial and the base are evaluated on, besides the training tasks."""
+    """Evaluations of each trial and of the base, besides those on the training tasks."""
 
     cross_domain: list[TaskConfig] = []
-    """Further tasks; every training task is evaluated on every other in any case."""
+    """Further tasks to evaluate on; every training task is evaluated on every other in any case."""
     retention: list[TaskConfig] = []
-    """Tasks whose drop against the base is forgetting."""
+    """Tasks that measure forgetting, the drop of a trial's score against the base's."""
     split: Literal["validation", "test"] | None = None
-    """In a study without arms, the split that its cross-domain tasks are scored on; by default
-    ``test``."""
+    """Split that the cross-domain tasks of a study without arms are scored on; by default ``test``.
+    """
     max_items: int | None = Field(None, ge=1)
     """At most this many items per task and split, the first of the seeded order."""
     batch_tokens: int = Field(4096, ge=64)
-    """Tokens per forward pass; recorded, because it can change the last digits."""
+    """Tokens per forward pass. The value is recorded, because it can change the last digits."""
     max_new_tokens: int = Field(256, ge=1)
     """Longest generated answer, tokens."""
     too_long: Literal["refuse", "truncate_left"] = "refuse"
-    """Items longer than the model's context: an error, or cut at the beginning and counted."""
+    """Treatment of items longer than the model's context: an error, or a cut at the beginning that
+    is counted."""
     engine: Literal["auto", "own", "vllm"] = "own"
-    """What writes answers: Rankscope, or a vLLM server, which is compared with it first; ``auto``
-    takes vLLM on a GPU if it can be."""
+    """Writer of the answers: Rankscope itself (``own``), or a vLLM server, whose answers are
+    compared with Rankscope's first. ``auto`` takes vLLM on a GPU if it is able to."""
 
 
 if TYPE_CHECKING:
@@ -203,13 +201,15 @@ class GivenConfig(ConfigSection):
     architecture, or scores that another study has stored."""
 
     path: PathText = None
-    """Its folder."""
+    """Folder of the model."""
     scores: PathText = None
-    """In place of its folder, that of a finished study or of ``eval`` which scored it."""
+    """Folder of a finished study, or of ``eval``, that scored the model; an alternative to
+    ``path``."""
     trial: PlainText | None = None
-    """With ``scores``: its name there or a trial's id, if that study has several models."""
+    """Name of the model in that study, or a trial's id; needed if the study has several models."""
     name: PlainText | None = None
-    """Its name in tables; by default the folder's, with as many parents as make it unique."""
+    """Name of the model in tables. The default is the folder's name, with as many parents as make
+    it unique."""
     force: bool = False
     """Accept an adapter that records another base."""
 
@@ -245,18 +245,18 @@ class StudyConfig(ConfigSection):
     arms: list[ArmConfig] = []
     """Methods with their grids; a point that two arms share is one trial."""
     given: list[GivenConfig] | None = None
-    """Models that were trained elsewhere: scored and analyzed as trials are."""
+    """Models that were trained elsewhere. They are scored and analyzed like trials."""
     seeds: Seeds = [0, 1, 2]
     """One trial per seed: row order and adapter initialization."""
     strategy: Literal["grid", "search"] = "grid"
-    """``grid`` trains every trial. ``search`` trains a few, and then round by round those that may
-    be the best, also beyond the ends of the lists, until it is sure or its budget is spent."""
+    """``grid`` trains every trial. ``search`` trains a few, then round by round those that may be
+    the best, also beyond the ends of the lists. It ends when it is sure or its budget is spent."""
     until: float | None = Field(None, gt=0, lt=1)
-    """``search`` goes on until its answer is within the margin of the best with this probability;
-    by default .95."""
+    """Probability at which ``search`` ends: that its answer is within the margin of the best; by
+    default 0.95."""
     budget: Budget = None
-    """The most that ``search`` spends: ``24 trials``, ``5e6 tokens``, ``15 minutes`` or ``12
-    hours``; by default a quarter of the grid, and 12 trials a task at least."""
+    """Limit of ``search``: ``24 trials``, ``5e6 tokens``, ``15 minutes`` or ``12 hours``. The
+    default is a quarter of the grid, and at least 12 trials a task."""
     train: TrainConfig = TrainConfig()
     """The training protocol."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -280,12 +280,12 @@ class StudyConfig(ConfigSection):
     data_seed: Seed = 0
     """Seed of the splits and of ``max_items``; not a trial axis."""
     executor: ExecutorConfig | None = None
-    """Where groups run: ``local``, ``ray`` or ``slurm``, or one of them with its settings. No
-    result depends on it."""
+    """Where groups run: ``local``, ``ray`` or ``slurm``, or one of these with its settings. No
+    result depends on the choice."""
 
     @model_validator(mode="after")
     def check(self) -> Self:
-        """The sections fit together."""
+        """Check that the sections fit together."""
         self._check_there_is_work()
         self._check_task_names()
         self._check_strategy()
@@ -299,7 +299,7 @@ class StudyConfig(ConfigSection):
         return self
 
     def _check_there_is_work(self) -> None:
-        """Arms need tasks to train on; without arms there is something to score or to analyze."""
+        """Check that arms have tasks to train on, and that a study without arms has other work."""
         scored = self.evaluate.cross_domain or self.evaluate.retention
         if not self.arms and (self.tasks or not (self.given or scored)):
             raise Unfit(found="no 'arms'", expected="at least one, or models as 'given'")
@@ -318,7 +318,7 @@ class StudyConfig(ConfigSection):
                 )
 
     def _check_task_names(self) -> None:
-        """Each name stands for one training task, and for one description of a task."""
+        """Check that each name stands for one training task and one description of a task."""
         names = [task.name for task in self.tasks]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
@@ -340,7 +340,7 @@ class StudyConfig(ConfigSection):
             raise Unfit("'strategy: search' without 'arms' that train", "arms to choose among")
 
     def _check_mixtures(self) -> None:
-        """A mixture is trained on, and combines plain tasks."""
+        """Check that mixtures are training tasks, and that they combine plain tasks."""
         mixtures = {task.name for task in self.tasks if task.mixture}
         for task in [*self.evaluate.cross_domain, *self.evaluate.retention]:
             if task.mixture:
@@ -368,7 +368,7 @@ class StudyConfig(ConfigSection):
                 raise Unfit("'early_stop' without 'train.evaluate_every'", "both", do)
 
     def _check_forgetting_is_measured(self) -> None:
-        """A limit on forgetting needs a retention task for every training task."""
+        """Check that every training task has a retention task if forgetting has a limit."""
         if self.objective.max_forgetting is None:
             return
         parts = {task.name: {task.name, *task.mixture} for task in self.tasks}
@@ -388,24 +388,24 @@ class StudyConfig(ConfigSection):
         """Tasks x arm points x seeds, repeated points counted each time."""
         return len(self.tasks) * sum(arm.num_points() for arm in self.arms) * len(self.seeds)
 
-    def objectives(self) -> list[Objective]:
-        """What its arms minimize, each once."""
+    def objectives(self) -> list[str]:
+        """What its arms minimize, each once, as ``parse_objective`` writes it."""
         own = [arm.objective or [self.train.objective] for arm in self.arms if arm.trains]
-        return [objective_of(text) for text in dict.fromkeys(t for texts in own for t in texts)]
+        return list(dict.fromkeys(text for texts in own for text in texts))
 
     def described_tasks(self) -> list[TaskConfig]:
-        """Training tasks first, then the others; one that is only named again is listed again."""
+        """List the training tasks, then all others. A task named twice is listed twice."""
         return [*self.tasks, *self.evaluate.cross_domain, *self.evaluate.retention]
 
     def evaluation_tasks(self) -> dict[str, TaskConfig]:
-        """Every task that is evaluated, by name, in the same order."""
+        """Return every evaluated task by name, in the order of ``described_tasks``."""
         tasks: dict[str, TaskConfig] = {}
         for task in self.described_tasks():
             tasks.setdefault(task.name, task)
         return tasks
 
     def trained_tasks(self) -> list[str]:
-        """Names of the training tasks, of a mixture those of its parts."""
+        """List the names of the training tasks, and in place of a mixture those of its parts."""
         return [name for task in self.tasks for name in task.mixture or [task.name]]
 
     def replayed_tasks(self) -> list[str]:

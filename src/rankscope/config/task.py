@@ -20,8 +20,12 @@ from rankscope.config.section import (
     matches,
     short_repr,
 )
-from rankscope.evaluate.scorers import PYTHON_PATTERN, primary_metric_names, scorer_names
-from rankscope.evaluate.scorers.python_function import PYTHON_PREFIX
+from rankscope.evaluate.scorers import (
+    PYTHON_PATTERN,
+    PYTHON_PREFIX,
+    primary_metric_names,
+    scorer_names,
+)
 from rankscope.sources import Source, source_of, sources
 
 MAX_FEWSHOT = 5
@@ -40,13 +44,13 @@ def _check_pattern(text: str) -> str:
 
 
 def is_task_file(text: object) -> bool:
-    """Whether a task, or the path of one, is the path of a task file."""
+    """Whether the value of a task, or its path, is the path of a task file."""
     is_file = isinstance(text, str) and text.lower().endswith(TASK_FILE_SUFFIXES)
     return is_file and source_of(str(text)) is None
 
 
 def _check_name(name: str) -> str:
-    """A task's name, which may be ``PREFIX:REST`` of a source."""
+    """Check a task's name, which may be ``PREFIX:REST`` of a source."""
     _, colon, rest = name.partition(":")
     if not colon:
         return matches(NAME_PATTERN, NAME_RULE)(name)
@@ -79,8 +83,8 @@ class TaskConfig(ConfigSection):
     """A data set with its prompt and scorer: a named task, or the user's own data."""
 
     name: TaskName
-    """A named task (``gsm8k``, ``arc_easy``, ...), a new name for your own data, or
-    ``SOURCE:NAME``: a task of another program, which a study without arms can score."""
+    """A named task (``gsm8k``, ``arc_easy``, ...), or a new name for your own data. ``SOURCE:NAME``
+    is a task of another program, which a study without arms can score."""
     source_file: PathText = None
     """File of the task ``SOURCE:NAME``, if the source does not know it by its name."""
     path: PathText = None
@@ -88,38 +92,39 @@ class TaskConfig(ConfigSection):
     train: PathText = None
     """File with training rows (own data): JSONL, JSON, CSV, TSV, Parquet or text."""
     validation: PathText = None
-    """File with the rows that choose the arm; by default cut from ``train``."""
+    """File with the rows that choose the arm; cut from ``train`` if absent."""
     test: PathText = None
-    """File with the rows that are quoted; by default cut from ``train``."""
+    """File with the rows whose scores are quoted; cut from ``train`` if absent."""
     hub: HubId | None = None
     """Hub data set id (own data)."""
     revision: PlainText | None = None
     """Revision of the hub data set."""
     fields: dict[ShapeField, str | list[str]] | None = None
-    """The rows' names for the fields of their shape: ``{question: Frage, choices: [a, b, c]}``. The
-    ``subject`` groups the items; ``{subject: COLUMN}`` alone keeps all other names."""
+    """Names in the rows for the fields of their shape: ``{question: Frage, choices: [a, b, c]}``.
+    The ``subject`` groups the items; ``{subject: COLUMN}`` alone keeps all other names."""
     prompt: str | None = None
     """Prompt template over a row's fields, such as ``"Question: {question}\\nAnswer:"``."""
     scorer: Annotated[ScorerName | None, LocalPath(PYTHON_PREFIX)] = None
     """How answers are scored; by default chosen from the shape of the rows.
     ``python:FILE:FUNCTION`` is a function of your own."""
     primary_metric: MetricName | None = None
-    """Metric of a multiple-choice task that is quoted; all are recorded."""
+    """Metric that is quoted for a multiple-choice task; all metrics are recorded."""
     num_fewshot: Fewshot = 0
-    """Answered questions shown before each evaluated one; training rows have none. ``own``: as many
-    as a task ``SOURCE:NAME`` has by itself, its default."""
+    """Answered questions before each evaluated one; training rows have none. ``own`` is the number
+    that a task ``SOURCE:NAME`` sets itself, and its default."""
     stop: list[StopText] = []
-    """Texts that end a generated answer; by default the start of a next question."""
+    """Texts that end a generated answer; by default the start of the next question."""
     extract: Pattern | None = None
-    """Regular expression of the part of a generated answer to compare: its group, or all."""
+    """Regular expression for the part of a generated answer to compare: its group, or the whole
+    match."""
     on_bad_rows: Literal["refuse", "drop"] | None = None
-    """Rows that cannot be used: an error that lists them, or left out and counted. By default own
-    rows are refused and up to 10 % of a named task's are dropped."""
+    """Treatment of unusable rows: ``refuse`` lists them in an error, ``drop`` leaves them out and
+    counts them. By default your own rows are refused, and a named task may drop up to 10 %."""
     max_train_rows: int | None = Field(None, ge=1)
     """Use only the first rows of the seeded order."""
     mixture: list[Name] = []
-    """Training tasks only: train on the rows of these tasks together, named ones or described
-    elsewhere in the study, and evaluate on the items of all of them."""
+    """Training tasks only. The task trains on the rows of these tasks together, and is evaluated on
+    the items of all. They are named tasks or tasks described elsewhere in the study."""
 
     @classmethod
     def from_short_form(cls, text: str) -> dict[str, Any]:
@@ -129,7 +134,7 @@ class TaskConfig(ConfigSection):
     @model_validator(mode="before")
     @classmethod
     def own_examples(cls, value: Any) -> Any:
-        """A task of a source has its own number of examples."""
+        """Let a task of a source show its own number of examples by default."""
         fields = value if isinstance(value, dict) else {"name": value}
         source = source_of(name) if isinstance(name := fields.get("name"), str) else None
         return value if source is None else {"num_fewshot": "own"} | fields
@@ -137,14 +142,14 @@ class TaskConfig(ConfigSection):
     @model_validator(mode="before")
     @classmethod
     def name_from_path(cls, value: Any) -> Any:
-        """A task with a path and no name has the name of the folder."""
+        """Name a task without a name after the folder in its path."""
         if isinstance(value, dict) and "name" not in value and isinstance(value.get("path"), str):
             return {"name": value["path"].rstrip("/").rsplit("/", 1)[-1], **value}
         return value
 
     @property
     def source(self) -> Source | None:
-        """Of a task ``SOURCE:NAME``."""
+        """The source of a task ``SOURCE:NAME``; None for others."""
         return source_of(self.name)
 
     @model_validator(mode="after")

@@ -1,6 +1,7 @@
-"""The one way to change a file of settings: parse it, change values, and write these over the text.
+"""Changes to a file of settings: parse it, change values, write those over the text.
 
-All else keeps every character, comments included. Keys of nested entries are joined with dots.
+Everything else keeps every character, comments included. Keys of nested entries are joined with
+dots. No other code changes such a file.
 """
 
 import json
@@ -16,9 +17,10 @@ from rankscope.errors import UserError
 
 Style = Literal["yaml", "json", "python"]
 Span = tuple[int, int, int, int, int]
-"""A text and places there: where an entry begins, its value begins and ends, and all of it ends."""
+"""Place of an entry: the index of its text; where the entry begins; where its value begins and
+ends; and where the whole entry ends."""
 Replacement = tuple[int, int, int, str]
-"""A text, where the part to replace begins and ends, and the new part."""
+"""The index of a text, the begin and end of the part to replace, and the new part."""
 ENTRIES = {"yaml": "{}: {}", "json": '"{}": {}', "python": "{}={}"}
 REST_OF_LINE = re.compile(r"(,?)([ \t]*(?:#[^\r\n]*)?)(?=\r?\n|\Z)")
 AFTER = dict.fromkeys(("data_dir", "dtype", "quantize"), "model")
@@ -27,20 +29,23 @@ AFTER |= {"strategy": "seeds", "budget": "strategy"}
 
 
 def read_values(text: str) -> dict[str, Any]:
-    """The values of a study file."""
+    """Read the values of a study file."""
     root = compose(text, "")
     assert root is not None
     return dict(Document(root, Path()).values)
 
 
 def with_values(text: str, values: Mapping[str, Any]) -> str:
-    """A study file with other values: it keeps its sections, and may get more."""
+    """Change values of a study file; new sections may be added, and none are removed."""
     changes = dict(_changes("", read_values(text), values))
     return with_changes([text], spans_of(compose(text, "")), "yaml", changes)[0]
 
 
 def _changes(place: str, old: Any, new: Any) -> Iterator[tuple[str, Any]]:
-    """The entries that differ; a list of another length, and a mapping that lacks keys, is one."""
+    """Yield the entries that differ, with their new values.
+
+    A list of another length, or a mapping that lacks keys, is one changed entry.
+    """
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         old, new = dict(enumerate(old)), dict(enumerate(new))
     if isinstance(old, dict) and isinstance(new, dict) and set() < old.keys() <= new.keys():
@@ -52,7 +57,7 @@ def _changes(place: str, old: Any, new: Any) -> Iterator[tuple[str, Any]]:
 
 
 def spans_of(node: yaml.Node | None, place: str = "") -> dict[str, Span]:
-    """The spans of all entries below a node; a block ends before the comments that follow it."""
+    """Find the spans of all entries below a node; a block ends before the comments after it."""
     spans = dict[str, Span]()
     for number, pair in enumerate(node.value if isinstance(node, yaml.CollectionNode) else ()):
         key, value = pair if isinstance(pair, tuple) else (pair, pair)
@@ -67,8 +72,10 @@ def spans_of(node: yaml.Node | None, place: str = "") -> dict[str, Span]:
 def with_changes(
     texts: Sequence[str], spans: Mapping[str, Span], style: Style, changes: Mapping[str, Any]
 ) -> list[str]:
-    """The texts of a file with other values of some keys. Raises UserError: a missing key of a call
-    that is not there."""
+    """Change the values of some keys in the texts of a file.
+
+    Raises UserError: a missing key belongs to a call that the file lacks.
+    """
     changed, added = list(texts), dict[str, list[str]]()
     for key in [key for key in changes if key not in spans]:
         name, value = key.rpartition(".")[2], changes[key]
@@ -85,8 +92,11 @@ def with_changes(
 
 
 def _neighbor(key: str, spans: Mapping[str, Span]) -> str:
-    """The key that a missing one follows: the last of its mapping or call that begins alike, as in
-    ``lora_``, else the last one."""
+    """Find the key after which a missing key is added.
+
+    It is the last key of the same mapping or call with the same beginning, such as ``lora_``;
+    without one, the last key.
+    """
     if key in AFTER:
         return AFTER[key] if AFTER[key] in spans else _neighbor(AFTER[key], spans)
     inside = [other for other in spans if other.rpartition(".")[0] == key.rpartition(".")[0]]
@@ -97,7 +107,7 @@ def _neighbor(key: str, spans: Mapping[str, Span]) -> str:
 
 
 def _addition(texts: Sequence[str], span: Span, entries: list[str], style: Style) -> Replacement:
-    """Entries behind another: on lines of their own if it has one."""
+    """Write entries behind another one, on lines of their own if it has its own line."""
     part, first, _, _, last = span
     text, comma = texts[part], "," * (style != "yaml")
     last = len(text[:last].rstrip())
@@ -111,7 +121,7 @@ def _addition(texts: Sequence[str], span: Span, entries: list[str], style: Style
 
 
 def _edit(texts: Sequence[str], span: Span, value: Any, style: Style) -> Replacement:
-    """Another value in the place of one; a block of YAML stays one."""
+    """Write another value in place of an entry's; a block of YAML stays a block."""
     part, first, start, end, _ = span
     text = texts[part]
     end = start + len(text[start:end].rstrip())  # A block of text ends on the next line
@@ -125,7 +135,7 @@ def _edit(texts: Sequence[str], span: Span, value: Any, style: Style) -> Replace
 
 
 def _lines(value: Any) -> list[str]:
-    """The lines of a block: one for each entry, and for each of those of a mapping in a list."""
+    """Write a block: one line for each entry, and for each entry of a mapping in a list."""
     if isinstance(value, dict):
         return [f"{key}: {literal(entry)}" for key, entry in value.items()]
     entries = [_lines(entry) if isinstance(entry, dict) else [literal(entry)] for entry in value]
@@ -133,9 +143,9 @@ def _lines(value: Any) -> list[str]:
 
 
 def literal(value: Any, style: Style = "yaml") -> str:
-    """A value on one line.
+    """Write a value on one line.
 
-    Numbers have a point before an exponent, without which YAML 1.1 reads text.
+    Numbers have a point before an exponent, because YAML 1.1 reads ``1e5`` as text.
     """
     if value is None or isinstance(value, int):
         return str(value) if style == "python" else json.dumps(value)

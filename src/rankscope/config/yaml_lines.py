@@ -32,7 +32,7 @@ RESOLVERS = {
 
 
 class ShallowLoader(yaml.SafeLoader):
-    """Refuses texts of brackets, for which PyYAML takes time that grows with the square of them."""
+    """Refuses deeply nested brackets: PyYAML's time grows with the square of their number."""
 
     def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
         """Begin a list or mapping in brackets."""
@@ -94,7 +94,7 @@ def dump(value: Any, width: int = 100) -> str:
 
 
 class _Written(str):
-    """A text of a file, and the folder that it is relative to if it is a path."""
+    """A text from a file, with the folder that it is relative to if it is a path."""
 
     folder: Path
 
@@ -136,10 +136,10 @@ class Mark(NamedTuple):
 
 
 class Document:
-    """The plain values of a YAML file, the place of each, and what could not be read."""
+    """The plain values of a YAML file, the place of each, and the values that could not be read."""
 
     def __init__(self, root: yaml.Node, folder: Path) -> None:
-        """``folder``: of the file, where its relative paths start."""
+        """``folder`` is the file's: its relative paths start there."""
         self.folder = folder
         self.marks: dict[Location, Mark] = {}
         self.key_marks: dict[Location, Mark] = {}  # Of the key of each value, or of a list's item
@@ -184,7 +184,7 @@ class Document:
         return values
 
     def mark_at(self, location: Location, of_key: bool = False) -> Mark:
-        """The place of the value (or key) at ``location``, or of the nearest value above it."""
+        """Return the place of the value (or key) at ``location``, or of the nearest above it."""
         marks = self.key_marks if of_key else self.marks
         return next(
             marks[location[:n]] for n in range(len(location), -1, -1) if location[:n] in marks
@@ -253,7 +253,7 @@ def apply_override(document: Document, override: str, model: type[ConfigSection]
 
 
 def _entry_of(container: Any, part: str, location: Location, source: str) -> str | int:
-    """The key or position of an entry, which a list must already have."""
+    """Return the key or position of an entry, which must exist in a list."""
     if isinstance(container, dict):
         return part
     if not part.isdecimal() or len(part) > 9 or int(part) >= len(container):

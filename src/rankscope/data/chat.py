@@ -42,14 +42,18 @@ class TextSegment:
 
 
 def of_one_day(template: str) -> str:
-    """A template that asks no clock."""
+    """Return the template with a clock that stands still at ``TEMPLATE_DATE``."""
     return (FIXED_CLOCK if "strftime_now" in template else "") + template
 
 
 class ChatTemplate:
-    """One tokenizer's chat template, and what it puts around an answer, measured on a probe.
+    """One tokenizer's chat template, and the text that it puts around an answer.
 
-    ``source``: the template's text. ``special_texts``: the tokenizer's special tokens as text.
+    That text is measured on a probe.
+
+    Args:
+        source: the template's text.
+        special_texts: the tokenizer's special tokens as text.
     """
 
     opening: str
@@ -71,7 +75,8 @@ class ChatTemplate:
     def render(
         self, turns: Sequence[Message], location: str, *, with_generation_prompt: bool = False
     ) -> str:
-        """The template's text; with the generation prompt, up to the assistant's next answer."""
+        """Render turns; with the generation prompt, up to the start of the assistant's next
+        answer."""
         roles = ", ".join(turn.role for turn in turns)
         expected = f"a chat template that renders the turns {roles}"
         with reading(location, expected, do=f"change the row's roles, or {PLAIN_FORMAT}"):
@@ -85,12 +90,7 @@ class ChatTemplate:
         return str(text)
 
     def segments(self, turns: Sequence[Message], location: str) -> list[TextSegment]:
-        """A conversation divided at its assistant turns, through the end of the last one.
-
-        Templates may open only the last answer (an empty thinking block), so each answer is
-        searched with and without its opening. A last assistant turn without text gives an empty
-        answer.
-        """
+        """Divide a conversation at its assistant turns, through the end of the last one."""
         full = self.render(turns, location)
         segments: list[TextSegment] = []
         done = 0
@@ -117,7 +117,7 @@ class ChatTemplate:
         return segments
 
     def _find_answer(self, full: str, after: int, answer: str, place: str) -> int:
-        """Position of an answer in the rendered text, right after its prompt."""
+        """Find where an answer begins in the rendered text, right after its prompt."""
         for opening in (self.opening, ""):
             if full.startswith(opening + answer, after):
                 return after + len(opening)
@@ -146,7 +146,7 @@ class ChatTemplate:
 
 
 def plain_turns(turns: Sequence[Message]) -> list[TextSegment]:
-    """A conversation without a chat template: ``Role: content`` paragraphs."""
+    """Render a conversation without a chat template, as ``Role: content`` paragraphs."""
     segments: list[TextSegment] = []
     text = ""
     for turn in turns:

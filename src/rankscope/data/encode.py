@@ -49,7 +49,7 @@ class EncodedRow:
 
     @property
     def parts(self) -> "tuple[EncodedRow, ...]":
-        """The row, and the one with the rejected answer."""
+        """The row itself, and the row with the rejected answer if there is one."""
         return (self,) if self.rejected is None else (self, self.rejected)
 
     @property
@@ -63,7 +63,7 @@ class EncodedRow:
 
 
 class Judged(NamedTuple):
-    """What judges answers to a row, for objectives whose models write them."""
+    """The parts needed to judge answers to a row, for objectives whose models write answers."""
 
     item: Item
     spec: "TaskSpec"
@@ -81,17 +81,18 @@ class EncodedRows:
 
     @cached_property
     def num_tokens(self) -> int:
-        """Input tokens of one epoch."""
+        """Number of input tokens in one epoch."""
         return sum(len(row.input_ids) for row in self.rows)
 
     @cached_property
     def num_label_tokens(self) -> int:
-        """Tokens of one epoch that carry loss."""
+        """Number of tokens in one epoch that carry loss."""
         return sum(sum(row.is_label) for row in self.rows)
 
     @property
     def sha256(self) -> str:
-        """Hash of what training sees: tokens and labels, so it covers tokenizer and template."""
+        """Hash of the tokens and labels that training sees; it thereby covers tokenizer and
+        template."""
         parts = (part for row in self.rows for part in row.parts)
         content = [[part.input_ids, [int(x) for x in part.is_label]] for part in parts]
         return sha256_json([content, self.judges] if self.judges else content)
@@ -100,7 +101,10 @@ class EncodedRows:
 def resolved_format(
     requested: Literal["auto", "chat", "plain"], tokenizer: "PreTrainedTokenizerBase"
 ) -> PromptFormat:
-    """``auto`` is ``chat`` if there is a template. Raises UserError for ``chat`` without one."""
+    """Resolve ``auto``: ``chat`` if there is a template, else ``plain``.
+
+    Raises UserError: ``chat`` without a template.
+    """
     has_template = bool(tokenizer.chat_template)
     if requested == "chat" and not has_template:
         found = "a tokenizer without chat template"
@@ -111,10 +115,13 @@ def resolved_format(
 class Encoder:
     """Turns items into token ids for one tokenizer.
 
-    ``prompt_format``: ``auto`` renders the chat template if there is one. ``max_length``: most
-    tokens of a training row; None is no limit. ``system``: a text before every prompt, as the first
-    turn of the chat template; a text without a prompt has none. Raises UserError for ``chat``
-    without a template, an unusable template, or a tokenizer without an end token.
+    Args:
+        prompt_format: ``auto`` renders the chat template if there is one.
+        max_length: most tokens of a training row; None sets no limit.
+        system: a text before every prompt, as the first turn of the chat template. A text without a
+            prompt gets none.
+
+    Raises UserError: ``chat`` without a template, an unusable template, or no end token.
     """
 
     prompt_format: PromptFormat  # ``auto`` resolved
@@ -191,10 +198,10 @@ class Encoder:
         return self._encode(segments[:last], self._starts_with_bos(item))[0]
 
     def answer_ids(self, text: str, item: Item | None = None) -> list[int]:
-        """Tokens of an answer as the continuation of a prompt, without the end token.
+        """Return the tokens of an answer as the continuation of a prompt, without the end token.
 
-        ``item`` is needed only in the plain format if its prompt is empty or ends in white space,
-        because otherwise a space separates the answer.
+        ``item`` matters only in the plain format, if its prompt is empty or ends in white space.
+        All other prompts are separated from the answer by a space.
         """
         if item is not None and _is_plain_text(item):
             return self.text_ids(text)
@@ -204,8 +211,11 @@ class Encoder:
         return self._tokenize_continuation(with_leading_space(prompt, text))
 
     def pair(self, item: Item, labels: LabelMode) -> EncodedRow | None:
-        """The item as one training row with a rejected answer: of a multiple-choice item the option
-        after the right one. None if either answer has no room, or both are cut to the same."""
+        """Encode an item as one training row with a rejected answer.
+
+        The rejected answer of a multiple-choice item is the option after the right one. Returns
+        None if either answer has no room, or if both are equal after the cut.
+        """
         assert item.answer is not None
         row, wrong = self.training_row(item, labels), (item.answer + 1) % len(item.choices)
         is_text = item.completion.strip() == item.choices[item.answer].strip()
@@ -217,19 +227,15 @@ class Encoder:
         return replace(row, rejected=rejected)
 
     def training_row(self, item: Item, labels: LabelMode) -> EncodedRow | None:
-        """The item as one training row; None if there is no completion, or no room for one.
-
-        Tokens after the last label are left out: no loss depends on them. ``completion`` puts loss
-        on every assistant turn (or the completion) and its end token, ``all`` on every token but
-        the first.
-        """
+        """Encode an item as one training row; None without a completion, or without room for
+        one."""
         if not item.completion.strip():
             return None
         ids, is_label = self._encode(self._segments(item), self._starts_with_bos(item))
         # The end of the last answer is always a label, so this cuts no label.
         length = len(ids) - is_label[::-1].index(True)
         first = is_label.index(True)
-        # As many tokens of the answer as without the system text.
+        # Leave as many tokens for the answer as without the system text.
         room = 0 if _is_plain_text(item) else self._num_system
         kept = length if self.max_length is None else min(length, self.max_length + room)
         if first >= kept:
@@ -249,11 +255,11 @@ class Encoder:
     # --- segments -------------------------------------------------------------------------------
 
     def _starts_with_bos(self, item: Item) -> bool:
-        """A chat template writes its own BOS; everything else gets the tokenizer's."""
+        """Whether a row starts with the tokenizer's BOS; a chat template writes its own."""
         return self._chat is None or _is_plain_text(item)
 
     def _segments(self, item: Item) -> list[TextSegment]:
-        """The segments of a row in order; the last label is its answer."""
+        """Return the segments of a row in order; the last label is its answer."""
         if _is_plain_text(item):
             return [TextSegment(""), TextSegment(item.completion, is_label=True, end="eos")]
         if self._chat is not None:
@@ -272,14 +278,14 @@ class Encoder:
         return [TextSegment(examples + item.prompt), TextSegment(answer, is_label=True, end="eos")]
 
     def _after_system(self, turns: Sequence[Message]) -> Sequence[Message]:
-        """The turns of a row after the system text, which stands before the row's own."""
+        """Put the system text before the turns of a row, ahead of the row's own system text."""
         if not self.system:
             return turns
         own = [turn.content for turn in turns[:1] if turn.role == "system"]
         return [Message("system", "\n\n".join([self.system, *own])), *turns[len(own) :]]
 
     def _encode(self, segments: Sequence[TextSegment], bos: bool) -> tuple[list[int], list[bool]]:
-        """(ids, is_label) of the concatenated segments, after one BOS if ``bos``."""
+        """Return (ids, is_label) of the concatenated segments, after one BOS if ``bos``."""
         ids: list[int] = []
         is_label: list[bool] = []
         started = False
@@ -297,8 +303,10 @@ class Encoder:
     # --- tokens ---------------------------------------------------------------------------------
 
     def text_ids(self, text: str) -> list[int]:
-        """Ids of a text by itself, without begin and end; special tokens written out in it are
-        recognized."""
+        """Return the ids of a text alone, without begin and end tokens.
+
+        Special tokens that are written out in the text are recognized.
+        """
         if not text:
             return []
         with self._reading_tokenizer():
@@ -309,7 +317,7 @@ class Encoder:
         return ids
 
     def _tokenize_continuation(self, text: str) -> list[int]:
-        """Ids of a text that continues another: the tokenizer must not add a space before it."""
+        """Return the ids of a text that continues another, without a space in front."""
         if not self._anchor_ids:
             return self.text_ids(text)
         ids = self.text_ids("\n" + text)
@@ -318,7 +326,7 @@ class Encoder:
         return ids[len(self._anchor_ids) :]
 
     def _reading_tokenizer(self) -> AbstractContextManager[None]:
-        """Around calls of the tokenizer, which a stranger's files can make raise any error."""
+        """Guard calls of the tokenizer: files from a stranger can make it raise any error."""
         do = "mend tokenizer.json and tokenizer_config.json in the model's folder"
         return reading(self._place, "a tokenizer that can be used", do=do)
 
@@ -329,11 +337,8 @@ class Encoder:
         return [int(bos)] if bos is not None and ids[:1] == [bos] else []
 
     def _measure_anchor(self) -> list[int]:
-        """Ids of a line feed if the tokenizer puts a space before every text, else [].
-
-        Such tokenizers (SentencePiece with a dummy prefix) would turn the continuation ``b`` of
-        ``a`` into `` b``. A line feed before it takes that space instead, and is removed again.
-        """
+        """Return the ids of a line feed if the tokenizer puts a space before every text, else
+        []."""
         tokens = self.tokenizer.convert_ids_to_tokens(self.text_ids("a"))
         prefixed = bool(tokens) and str(tokens[0])[:1] in ("\u2581", "\u0120")
         return self.text_ids("\n") if prefixed else []
@@ -352,8 +357,12 @@ def encode_rows(
     spec: "TaskSpec | None" = None,
     max_new_tokens: int = 0,
 ) -> EncodedRows:
-    """Every item of a training split as a row, with ``pairs`` also its rejected answer, and with
-    ``max_new_tokens`` what judges answers of so many tokens to it."""
+    """Encode the items of a training split, one row each.
+
+    Args:
+        pairs: also encode the rejected answer of each item.
+        max_new_tokens: above 0, rows carry the parts needed to judge answers of so many tokens.
+    """
     encode = encoder.pair if pairs else encoder.training_row
     rows: list[EncodedRow] = []
     dropped: list[Item] = []

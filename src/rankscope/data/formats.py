@@ -41,7 +41,7 @@ MAX_FIELD_NAMES = 300  # Characters of the names of a row's fields that a messag
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 
 RowReader = Callable[[RawRow], Item]
-"""Reads one row; may raise BadRow. ``parse_rows`` fills in ``fields``."""
+"""Reads one row, and may raise BadRow. ``parse_rows`` fills in ``fields``."""
 
 
 def _read_chat(row: RawRow) -> Item:
@@ -53,7 +53,8 @@ def _read_chat(row: RawRow) -> Item:
 
 
 def conversation(messages: Sequence[Message], field: str) -> Item:
-    """A conversation through its last answered assistant turn; its question is the user's turns."""
+    """Read a conversation through its last answered assistant turn; its question is the user's
+    turns."""
     answered = [
         position
         for position, message in enumerate(messages)
@@ -71,8 +72,11 @@ def conversation(messages: Sequence[Message], field: str) -> Item:
 
 
 def _read_pair(row: RawRow) -> Item:
-    """A preferred and a rejected answer to one prompt, as the two choices of an item: conversations
-    whose last turns differ, or texts with a ``prompt``, a ``question``, or a common beginning."""
+    """Read a preferred and a rejected answer to one prompt, as the two choices of an item.
+
+    They are conversations whose last turns differ, or texts with a ``prompt``, a ``question`` or a
+    common beginning.
+    """
     asked = next((name for name in ("prompt", "question") if name in row.fields), None)
     if isinstance(row.fields["chosen"], list):
         is_apart = asked is not None and isinstance(row.fields[asked], list)
@@ -106,7 +110,7 @@ def _read_pair(row: RawRow) -> Item:
 
 
 def _common_beginning(*texts: str) -> str:
-    """Whole words that all texts begin with."""
+    """Return the whole words that all texts begin with."""
     same = takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))
     common = "".join(letters[0] for letters in same)
     return common[: max(common.rfind(" "), common.rfind("\n")) + 1].rstrip(" ")
@@ -123,7 +127,8 @@ def _read_prompt_completion(row: RawRow) -> Item:
 
 
 def _read_labeled_text(row: RawRow) -> Item:
-    """A text with its label as a written answer; ``_as_options`` makes options of few labels."""
+    """Read a text with its label as a written answer; ``_as_options`` turns few labels into
+    options."""
     label = row.fields["label"]
     text = str(label).lower() if isinstance(label, bool) else completion_field(row, "label").strip()
     question = text_field(row, "text")
@@ -131,7 +136,8 @@ def _read_labeled_text(row: RawRow) -> Item:
 
 
 def _read_alpaca(row: RawRow) -> Item:
-    """Alpaca, and Dolly, which calls input and output ``context`` and ``response``."""
+    """Read a row of Alpaca, or of Dolly, which calls input and output ``context`` and
+    ``response``."""
     parts = [
         text_field(row, "instruction"),
         str(row.fields.get("input") or row.fields.get("context") or ""),
@@ -144,7 +150,8 @@ def _read_alpaca(row: RawRow) -> Item:
 
 
 def _read_written_answer(row: RawRow) -> Item:
-    """A question with a written answer, or a chain that ends in ``#### number`` (GSM8K)."""
+    """Read a question with a written answer, or with a chain that ends in ``#### number``
+    (GSM8K)."""
     chain = CALCULATOR_MARK.sub("", completion_field(row, "answer"))
     _, mark, final = chain.rpartition("####")
     return Item(
@@ -163,13 +170,13 @@ def _read_multiple_choice(row: RawRow) -> Item:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One shape: the fields that mark it, and its reader."""
+    """One shape: the fields that mark it, and the reader of its rows."""
 
     name: str
     marks: frozenset[str]
     read: RowReader
     fits: Callable[[Mapping[str, Any]], bool] = lambda fields: True
-    """Further condition on the fields."""
+    """Further condition on the fields of a row."""
 
 
 LABELED_TEXT = "text and label"
@@ -209,7 +216,7 @@ SHAPES: tuple[Shape, ...] = (
 
 
 def _shape_of(row: RawRow, custom: Sequence[Shape] = ()) -> Shape | None:
-    """The shape of a row; ``custom`` shapes take precedence over the built-in ones."""
+    """Find the shape of a row; ``custom`` shapes take precedence over the built-in ones."""
     for shape in (*custom, *SHAPES):
         if shape.marks <= row.fields.keys() and shape.fits(row.fields):
             return shape
@@ -227,11 +234,11 @@ class ParsedFile:
 
 
 FieldNames = Mapping[str, str | list[str]]
-"""Field of a shape -> the row's name for it, or the names of several fields that form a list."""
+"""Maps a field of the shape to the row's name for it, or to the names that form a list."""
 
 
 class _NotedFields(dict[str, Any]):
-    """The fields of a row; ``read`` collects the names of those that a reader takes."""
+    """The fields of a row; ``read`` collects the names of the fields that a reader takes."""
 
     def __init__(self, fields: Mapping[str, Any], read: set[str]) -> None:
         super().__init__(fields)
@@ -247,8 +254,10 @@ class _NotedFields(dict[str, Any]):
 
 
 def _rename_fields(row: RawRow, names: FieldNames) -> RawRow:
-    """The mapped fields of a row under the names of its shape. A subject belongs to no shape: if it
-    alone is mapped, the others keep their names."""
+    """Return the mapped fields of a row under the names of its shape.
+
+    A subject belongs to no shape: if only it is mapped, the other fields keep their names.
+    """
 
     def value(name: str) -> Any:
         if name not in row.fields:
@@ -275,9 +284,11 @@ def parse_files(
     names: FieldNames | None = None,
     shapes: Sequence[Shape] = (),
 ) -> dict[str, ParsedFile]:
-    """The rows of a task by split file, as :func:`parse_rows` reads them; if they are texts with
-    few labels, a classification: the options are the labels. Raises BadRow for a name in ``names``
-    that no row has."""
+    """Read the rows of a task by split file, as :func:`parse_rows` does.
+
+    Texts with few labels become a classification, whose options are the labels. Raises BadRow: no
+    row has a name in ``names``.
+    """
     readable = [row for rows in files.values() for row in rows if row.problem is None]
     known = {name for row in readable for name in row.fields}
     for name in chain(*([n] if isinstance(n, str) else n for n in (names or {}).values())):
@@ -292,15 +303,18 @@ def parse_files(
         file = parsed[name]
         bad = [BadRow("no label", rule).at(row) for row, _ in file.rows]
         parsed[name] = replace(file, rows=(), rejected=(*file.rejected, *bad))
-    # A label that no training row has cannot be learned.
+    # Training cannot teach a label that no training row has.
     learned = [parsed["train"]] if "train" in parsed else parsed.values()
     classes = _classes([content.completion for file in learned for _, content in file.rows])
     return {name: _as_options(file, classes) for name, file in parsed.items() if classes} or parsed
 
 
 def _classes(labels: Sequence[str]) -> tuple[str, ...]:
-    """The options of a classification: 2 to 26 labels, each of two rows on average and none a
-    fraction. Other labels are free texts or measurements, and there are no options."""
+    """Return the options of a classification: 2 to 26 labels, with two rows each on average.
+
+    Labels that are more numerous, rarer or fractions are free texts or measurements. They give no
+    options.
+    """
     distinct = set(labels)
     if not 2 <= len(distinct) <= min(len(LETTERS), len(labels) / 2):
         return ()
@@ -330,8 +344,9 @@ def parse_rows(
 ) -> ParsedFile:
     """Parse every row of one file; all must have the shape of the first.
 
-    ``names``: the rows' names for the fields of their shape; prompt templates may use both.
-    ``shapes``: further shapes, tried before the built-in ones.
+    Args:
+        names: the rows' names for the fields of their shape; prompt templates may use both.
+        shapes: further shapes, tried before the built-in ones.
     """
     parsed: list[tuple[RawRow, Item]] = []
     rejected: list[BadRow] = []

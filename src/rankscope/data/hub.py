@@ -32,7 +32,7 @@ LAW_SUBJECTS = ("professional_law", "jurisprudence", "international_law")
 
 @dataclass(frozen=True, slots=True)
 class HubSource:
-    """A data set on the hub, and which of its splits serve as train, validation and test.
+    """A data set on the hub, and its splits that serve as train, validation and test.
 
     A split name is None if the hub has no such split with labels.
     """
@@ -45,7 +45,7 @@ class HubSource:
     test: str | None = "test"
     dev: str | None = None  # Rows that serve as few-shot examples only
     train_is_separate_collection: bool = False
-    """The training rows are another collection: read only if a study trains on the task."""
+    """The training rows are another collection, read only if a study trains on the task."""
 
     @property
     def label(self) -> str:
@@ -56,7 +56,7 @@ class HubSource:
 
     @property
     def splits(self) -> dict[str, str]:
-        """Split file -> name on the hub."""
+        """Maps each split file to its name on the hub."""
         names = {"train": self.train, "validation": self.validation, "test": self.test}
         return {split: name for split, name in {**names, DEV: self.dev}.items() if name is not None}
 
@@ -103,9 +103,9 @@ def read_hub(source: HubSource) -> tuple[SplitRows, str]:
 
 @contextmanager
 def _offline_if_unreachable(id: str) -> Iterator[bool]:
-    """Ask the hub once; if it does not answer, only its cache is read. Gives whether it answers.
+    """Ask the hub once, and read only the cache if it does not answer. Yields whether it answers.
 
-    The library would try again and again, for half a minute per data set.
+    The library would retry for half a minute per data set.
     """
     import datasets
     from huggingface_hub import HfApi, constants
@@ -128,10 +128,7 @@ def _offline_if_unreachable(id: str) -> Iterator[bool]:
 
 
 def _commit_of(loaded: Mapping[str, Any]) -> str | None:
-    """The commit of a hub data set, 40 hex digits; None if it is not known.
-
-    The library names the cache folder of a hub data set, and no other folder, by its commit.
-    """
+    """Return the commit of a hub data set, 40 hex digits; None if it is unknown."""
     folders = {Path(f["filename"]).parent.name for s in loaded.values() for f in s.cache_files}
     return next((name for name in sorted(folders) if COMMIT.fullmatch(name)), None)
 
@@ -154,9 +151,9 @@ def legal_from_mmlu(mmlu: Mapping[str, Sequence[RawRow]]) -> SplitRows:
 
 
 def read_labeled_choices(row: RawRow) -> Item:
-    """ARC, OpenBookQA, CommonsenseQA: choices with a label each, the answer one of the labels.
+    """Read ARC, OpenBookQA or CommonsenseQA: labeled choices, with one label as the answer.
 
-    Choices are {text, label} with a list in each, or a list of {text, label}; in the sets' own
+    Choices are {text, label} with a list in each, or a list of {text, label}. In the data sets' own
     files ``question`` is {stem, choices}, whose fields precede those of the row.
     """
     inner = row.fields.get("question")
@@ -185,20 +182,21 @@ def read_labeled_choices(row: RawRow) -> Item:
 
 
 def read_lettered_columns(row: RawRow) -> Item:
-    """A table with the choices in columns A, B, C, ..., as MMLU's own files have them."""
+    """Read a table with the choices in columns A, B, C, ..., like MMLU's own files."""
     names = [letter for letter in LETTERS if letter in row.fields]
     choices = [row.fields[name] for name in names if not is_missing(row.fields[name])]
     return multiple_choice(row, text_field(row, "question"), choices, row.fields.get("answer"))
 
 
 def read_yes_no(row: RawRow) -> Item:
-    """BoolQ: a question with a true or false answer."""
+    """Read a question of BoolQ with a true or false answer."""
     question = text_field(row, "question").strip().rstrip("?").rstrip() + "?"
     return multiple_choice(row, question, ("no", "yes"), int(row.fields["answer"]))
 
 
 def _indexed_choices(question: str, choices: tuple[str, ...], label: str) -> Callable[..., Item]:
-    """A reader of rows with the choices in some fields, or all in one, and the answer's index."""
+    """Make a reader of rows whose choices fill some fields, or one list, and whose answer is an
+    index."""
 
     def read(row: RawRow) -> Item:
         options = [row.fields[name] for name in choices]
@@ -214,7 +212,8 @@ read_casehold = _indexed_choices("context", ("endings",), "label")
 
 
 def read_mathqa(row: RawRow) -> Item:
-    """MathQA: options in one string, ``a ) 38 , b ) 27.675 , ...``, the answer a letter."""
+    """Read MathQA: one text of options, ``a ) 38 , b ) 27.675 , ...``, and a letter as the
+    answer."""
     parts = OPTION_MARK.split(text_field(row, "options"))
     letters, options = parts[1::2], [part.strip() for part in parts[2::2]]
     if letters != list("abcde") or not all(options):
@@ -227,7 +226,7 @@ def read_mathqa(row: RawRow) -> Item:
 
 
 def read_hellaswag(row: RawRow) -> Item:
-    """HellaSwag (Zellers et al., 1905.07830): a scene and four endings.
+    """Read HellaSwag (Zellers et al., 1905.07830): a scene and four endings.
 
     The text is cleaned as in lm-evaluation-harness, see :func:`remove_brackets`.
     """
@@ -248,22 +247,22 @@ def read_hellaswag(row: RawRow) -> Item:
 def remove_brackets(text: str) -> str:
     """Remove WikiHow's marks: `` [title]`` ends a sentence, other brackets are deleted.
 
-    Two spaces become one, in a single pass: published scores of HellaSwag were measured on that.
+    Two spaces become one, in a single pass, because published HellaSwag scores used that text.
     """
     lines = text.strip().replace(" [title]", ". ").split("\n")
     for position, line in enumerate(lines):
-        # Up to the last bracket: without one, each "[" would search the rest of a long line.
+        # Search up to the last bracket: without one, each "[" would search the rest of a long line.
         whole, bracket, rest = line.rpartition("]")
         lines[position] = re.sub(r"\[.*?\]", "", whole + bracket) + rest
     return "\n".join(lines).replace("  ", " ")
 
 
 def read_winogrande(row: RawRow) -> Item:
-    """WinoGrande (Sakaguchi et al., 1907.10641): a sentence with a blank, and two names for it.
+    """Read WinoGrande (Sakaguchi et al., 1907.10641): a sentence with a blank and two names.
 
     ``contexts`` are the sentence up to the blank, filled with each option; ``continuation`` is the
-    rest, the same for both. The option after which it is more probable is the answer ("partial"
-    scoring, Trinh & Le, 1806.02847).
+    rest, the same for both. The answer is the option after which the rest is more probable
+    ("partial" scoring, Trinh & Le, 1806.02847).
     """
     sentence = text_field(row, "sentence")
     before, blank, after = sentence.partition(BLANK)

@@ -18,14 +18,17 @@ class Message:
 
 @dataclass(frozen=True)
 class Item:
-    """A reader of rows fills in what a row says; ``data/tasks.py`` adds its id and prompt."""
+    """One row in the form that training and evaluation read.
+
+    A reader fills in the contents of a row; ``data/tasks.py`` adds its id and prompt.
+    """
 
     item_id: str = ""
-    """``<task>/<split file>/<key>``; the key is the row's number, counted from 1, or of the user's
-    own rows a hash of their content."""
+    """``<task>/<split file>/<key>``. The key is the row's number, counted from 1, or a hash of the
+    content of the user's own rows."""
     prompt: str = ""  # Rendered prompt; empty for a plain text row
     completion: str = ""
-    """Training target: the text or letter of the right option, a written answer, a reply."""
+    """Training target: the text or letter of the right option, a written answer, or a reply."""
     choices: tuple[str, ...] = ()  # Option texts of a multiple-choice row
     answer: int | None = None  # Index of the right option, from 0
     subject: str | None = None
@@ -34,18 +37,19 @@ class Item:
     reference: str = ""
     """Gold answer of generation scorers, such as ``18`` for a chain that ends in ``#### 18``."""
     question: str = ""
-    """The row's question without template and options; contamination is searched in it."""
+    """The row's question without template and options; the search for contamination reads it."""
     contexts: tuple[str, ...] = ()
-    """Prompt of each option, if the options are inside the question: ``completion`` is scored after
-    each, and ``prompt`` is that of the right option."""
+    """Prompt of each option, if the options are inside the question. ``completion`` is scored after
+    each, and ``prompt`` is the right option's."""
     fewshot: tuple[tuple[str, str], ...] = ()
-    """Answered questions before this one: (prompt, answer) of each."""
+    """(prompt, answer) of each answered question before this one."""
     source_row: str = field(default="", compare=False)
     """File and row, such as ``data/train.jsonl, row 3``; not part of the item's identity."""
 
-    # For the scorer and the prompt:
+    # The scorer and the prompt need these:
     base_margin: float | None = field(default=None, compare=False)
-    """Of two choices, log p of the right one less the other's under the base, nats, once known."""
+    """Log p of the right one of two choices minus the other's, under the base, in nats; None until
+    it is computed."""
     continuation: str = ""  # The text after any option, scored after each of the ``contexts``
     template: str = "{question}"  # Default prompt of the shape
     fields: Mapping[str, Any] = field(default_factory=dict, compare=False)
@@ -53,20 +57,20 @@ class Item:
 
     @property
     def location(self) -> str:
-        """Where to find the row, for error messages: its file and row, or else the item id."""
+        """Place of the row for error messages: its file and row, or else the item id."""
         return self.source_row or self.item_id
 
     @property
     def gold(self) -> str:
-        """The right option's text, or the written answer, as the row has it."""
+        """The right option's text, or the written answer, as in the row."""
         return self.choices[self.answer] if self.answer is not None else self.completion
 
     @cached_property
     def content(self) -> tuple[str, str]:
-        """Normalized question and gold answer: two items with equal content are duplicates."""
+        """Normalized question and gold answer; two items with equal content are duplicates."""
         return _normalize_text(self.question or self.prompt), _normalize_text(self.gold)
 
 
 def _normalize_text(text: str) -> str:
-    """Lower case, letters and digits only, one space between words."""
+    """Keep letters and digits only, in lower case, with one space between words."""
     return NOT_A_WORD.sub(" ", text.lower()).strip()

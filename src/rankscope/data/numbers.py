@@ -15,12 +15,12 @@ _NUMBER = re.compile(
 
 
 def extract_number(text: str) -> str | None:
-    """The final number of a written answer in plain form; None if there is none.
+    """Return the final number of a written answer in plain form; None if there is none.
 
-    The first number after the first ``####`` (a model may continue with a next question); without
-    ``####`` the last number of the text. ``1,234``, ``$18.00``, ``60%`` and ``18.`` at the end of a
-    sentence give ``1234``, ``18``, ``60`` and ``18``: equal numbers give equal texts. A minus
-    followed by a space is a dash or a bullet, except right after ``####`` or ``=``.
+    It is the first number after the first ``####``, because a model may continue with a next
+    question; without ``####``, the last number of the text. ``1,234``, ``$18.00``, ``60%`` and
+    ``18.`` at the end of a sentence give ``1234``, ``18``, ``60`` and ``18``: equal numbers give
+    equal texts. A minus before a space is a dash or a bullet, except right after ``####`` or ``=``.
     """
     _, mark, after = text.partition(ANSWER_MARK)
     if mark:
@@ -29,11 +29,7 @@ def extract_number(text: str) -> str | None:
 
 
 def gold_number(text: str) -> str | None:
-    """The only number of a gold answer, after its last ``####`` if any; None otherwise.
-
-    Fractions (``3/4``), powers of ten (``1e6``), times (``7:30``), several numbers and digits
-    beyond ASCII give None: no prediction could be compared with them.
-    """
+    """Return the only number of a gold answer, after its last ``####`` if any; None otherwise."""
     _, mark, final = text.rpartition(ANSWER_MARK)
     if any(not c.isascii() and unicodedata.category(c) in ("Nd", "Nl", "No") for c in final):
         return None
@@ -42,12 +38,12 @@ def gold_number(text: str) -> str | None:
 
 
 def is_number(text: str) -> bool:
-    """The whole text is one number: ``41.0``, ``$1,234`` or ``60%``, no sentence around it."""
+    """Whether the whole text is one number, such as ``41.0``, ``$1,234`` or ``60%``."""
     return gold_number(text) is not None and not any(c.isalpha() for c in text)
 
 
 def _find_numbers(text: str, *, marked: bool) -> list[str]:
-    """Every number of a text in plain form; ``marked``: the text follows ``####``."""
+    """Return every number of a text in plain form; ``marked`` texts follow ``####``."""
     numbers = []
     for match in _NUMBER.finditer(text):
         if not (match["whole"] or match["fraction"]):
@@ -63,7 +59,8 @@ def _find_numbers(text: str, *, marked: bool) -> list[str]:
 
 
 def last_character(text: str, end: int) -> str:
-    """The last character before ``end`` that is no space or tab; empty if there is none."""
+    """Return the last character before ``end`` other than a space or tab; empty if there is
+    none."""
     while end and text[end - 1] in " \t":
         end -= 1
     return text[end - 1 : end] if end else ""

@@ -1,7 +1,7 @@
 """The registry of named tasks: source, prompt and scorer of each.
 
-``tasks.toml`` lists them. ``register_task`` adds a task from a file of its own; a task may bring
-its own row reader (``shapes``) and its own source (``read``).
+``tasks.toml`` lists them. A ``TaskSpec`` of an extension or of another package is one, too; it may
+bring its own row reader (``shapes``) and its own source (``read``).
 
 Questions with everyday words for options (ARC, OpenBookQA, BoolQ, PIQA) are asked without their
 options, and the most probable option is the model's answer: even the smallest models do better
@@ -24,8 +24,8 @@ from rankscope.data.hub import HubSource
 from rankscope.data.rows import QUESTION_PROMPT
 from rankscope.data.sources import SplitRows, numbered
 from rankscope.errors import UserError
-from rankscope.evaluate.scorers import get_scorer
-from rankscope.evaluate.scorers.scorer import ScoreUnit
+from rankscope.evaluate.scorers import ScoreUnit, get_scorer
+from rankscope.registry import objects
 
 LETTERED_PROMPT = "Question: {question}\n{options}\nAnswer:"
 
@@ -36,33 +36,33 @@ class TaskSpec:
     description: str  # One sentence for people
     scorer: str  # Name of the scorer that computes the primary metric
     prompt: str
-    """Template over a row's fields; ``{options}`` are the lettered choices, one per line."""
+    """Template over a row's fields; ``{options}`` becomes the lettered choices, one per line."""
     version: int = 1
     hub: HubSource | None = None
     from_hub: Callable[[SplitRows], SplitRows] | None = None
-    """Selects the task's rows from those of the hub data set."""
+    """Function that selects the task's rows from the hub data set's."""
     folder: str | None = None  # Folder inside ``data_dir``
     read: Callable[[], tuple[SplitRows, str]] | None = None
-    """Returns the rows and a label of their source, in place of hub and folder."""
+    """Function that returns the rows and a label of their source, in place of hub and folder."""
     shapes: tuple[Shape, ...] = ()
-    """Row shapes with readers of the task's own, tried before the built-in ones."""
+    """Shapes of the task's own, with their readers, tried before the built-in ones."""
     scorer_sets_prompt: bool = True  # Another scorer in the study file brings its own prompt
     chance: float | None = None
     """Score of guessing; ``load_task`` sets the exact value for the test rows."""
     license: str = ""
     overlaps: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Other task -> its subjects to leave out if a study trains on this one."""
+    """Maps another task to its subjects that are left out if a study trains on this task."""
     num_fewshot: int = 0  # Answered questions shown before each evaluated one
     fewshot_by_subject: bool = False  # The examples have the question's own subject
     primary_metric: str | None = None
-    """The metric that is quoted, if it is not the scorer's default."""
+    """The metric that is quoted, if it differs from the scorer's default."""
     stop: tuple[str, ...] = ()
     """Texts that end a written answer, in place of those of the prompt's template."""
     extract: str | None = None  # Regular expression of the part of a written answer to compare
 
     @property
     def lists_options(self) -> bool:
-        """The prompt shows the lettered options, so that letters can be scored."""
+        """Whether the prompt shows the lettered options, so that letters can be scored."""
         return "{options}" in self.prompt
 
     @property
@@ -74,20 +74,20 @@ class TaskSpec:
 
 @cache
 def _built_in_rows() -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """By task and split; ``scripts/built_in_rows.py`` makes them."""
+    """Rows by task and split, made by ``scripts/built_in_rows.py``."""
     packed = Path(__file__).with_name("built_in_rows.json.gz")
     rows: dict[str, Any] = json.loads(gzip.decompress(packed.read_bytes()))
     return rows
 
 
 def _read_built_in(task: str, source: str) -> tuple[SplitRows, str]:
-    """The rows of a task that the package brings, and the label of their source."""
+    """Return the rows of a task that the package brings, and the label of their source."""
     splits = _built_in_rows()[task].items()
     return {split: numbered(rows, f"{task}, {split}") for split, rows in splits}, source
 
 
 def _named_task(name: str, entry: dict[str, Any]) -> TaskSpec:
-    """An entry of ``tasks.toml``, where the keys are explained."""
+    """Make the spec of an entry of ``tasks.toml``, where comments explain the keys."""
     spec = TaskSpec(name, entry.pop("description"), "option_text", QUESTION_PROMPT)
     if "built_in" in entry:
         spec = replace(spec, read=partial(_read_built_in, name, entry.pop("built_in")))
@@ -103,28 +103,23 @@ def _named_task(name: str, entry: dict[str, Any]) -> TaskSpec:
     return replace(spec, **entry)
 
 
-NAMED_TASKS: dict[str, TaskSpec] = {}
-
-
-def register_task(spec: TaskSpec) -> TaskSpec:
-    """Make a task available under its name; a task with the same name is an error."""
-    if spec.name in NAMED_TASKS:
-        found = "a task of this name"
-        raise UserError(f"task {spec.name!r}", found, "a new name", "choose another")
-    NAMED_TASKS[spec.name] = spec
-    return spec
-
-
-_TABLE = tomllib.loads(Path(__file__).with_name("tasks.toml").read_text("utf-8"))
-for _name, _entry in _TABLE.items():
-    register_task(_named_task(_name, _entry))
+@cache
+def named_tasks() -> dict[str, TaskSpec]:
+    """Return all named tasks: those of ``tasks.toml``, then the ``TaskSpec`` objects of extensions
+    and other packages. Raises UserError: two have one name."""
+    table = tomllib.loads(Path(__file__).with_name("tasks.toml").read_text("utf-8"))
+    found = {name: _named_task(name, entry) for name, entry in table.items()}
+    for spec in objects(TaskSpec):
+        if found.setdefault(spec.name, spec) is not spec:
+            raise UserError(f"task {spec.name!r}", "two of this name", "one", "rename yours")
+    return found
 
 
 def overlapping_subjects(task: str, trained_on: Collection[str]) -> tuple[str, ...]:
-    """Subjects of ``task`` to leave out because a training task has the same questions."""
+    """Return the subjects of ``task`` to leave out, because a training task has their questions."""
     subjects: list[str] = []
     for name in sorted(trained_on):
-        spec = NAMED_TASKS.get(name)
+        spec = named_tasks().get(name)
         if spec is not None and name != task:
             subjects += spec.overlaps.get(task, ())
     return tuple(dict.fromkeys(subjects))

@@ -1,4 +1,4 @@
-"""Rows: as they were read, their content and how its fields are read, and rows of no use.
+"""Rows as read, readers of their fields, and rows that cannot be used.
 
 All bad rows of a task are found in one pass, and refused or dropped together.
 """
@@ -19,25 +19,25 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt", "model", "chatgpt", "bot"), "assistant"),
     **dict.fromkeys(("tool", "function", "observation"), "tool"),
 }
-"""Role as data sets write it -> role of the chat template."""
+"""Maps the role in a data set to the role of the chat template."""
 TOOL_CALLS = ("tool_calls", "function_call")  # Keys of a message that calls a tool
 QUESTION_PROMPT = "Question: {question}\nAnswer:"
 
 MAX_SHARE_WITHOUT_COMPLETION = 0.01
-"""Of the user's own rows: this share, or one row, may lack its completion, and is dropped."""
+"""Share of the user's own rows (at least one row) that may lack a completion and be dropped."""
 MAX_PUBLISHED_SHARE = 0.1
-"""Of the rows of a named task: more bad rows are a wrong file, not flaws of the data set."""
+"""Share of bad rows that a named task may have: more of them are a wrong file, no flaws."""
 MAX_SHOWN = 20
 MAX_SHOWN_IN_NOTE = 3
 
 BadRowPolicy = Literal["refuse", "drop"] | None
-"""``on_bad_rows`` of the study file; None refuses own rows, and drops published ones."""
+"""``on_bad_rows`` of the study file; None refuses bad own rows, and drops bad published ones."""
 
 
 class BadRow(UserError):
     """A row that cannot be used. Its reader says why, and the caller sets its place."""
 
-    number = 0  # Of the row in its file
+    number = 0  # Row number in its file
 
     def __init__(self, found: str, expected: str, do: str = "") -> None:
         super().__init__("", found, expected, do)
@@ -48,12 +48,12 @@ class BadRow(UserError):
 
 
 class NoCompletion(BadRow):
-    """The row has nothing to learn or to score."""
+    """A row without anything to learn or to score."""
 
     def __init__(self, field: str) -> None:
         super().__init__(f"no completion in field {field!r}", "a text, or which choice is right")
         self.field = field
-        """The empty field."""
+        """``field`` is the name of the empty field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +76,18 @@ def text_field(row: RawRow, name: str) -> str:
 
 
 def is_missing(value: object) -> bool:
-    """Nothing, blank text, or a float that is not finite: how tables write an empty cell."""
+    """Whether a value is None, blank text or a float that is not finite, as in a table's empty
+    cell."""
     if isinstance(value, float):
         return not math.isfinite(value)
     return value is None or (isinstance(value, str) and not value.strip())
 
 
 def completion_field(row: RawRow, *names: str) -> str:
-    """A text or number, in the first of these fields that the row has. Raises NoCompletion: it is
-    missing, blank, or no finite number."""
+    """Return the text or number in the first of these fields that the row has.
+
+    Raises NoCompletion: it is missing, blank, or no finite number.
+    """
     name = next((name for name in names if name in row.fields), names[0])
     value = row.fields.get(name)
     if is_missing(value):
@@ -95,12 +98,13 @@ def completion_field(row: RawRow, *names: str) -> str:
 
 
 def _whole(value: object) -> object:
-    """A float without a fraction as an integer: an empty cell makes a column of integers floats."""
+    """Turn a float without a fraction into an integer; an empty cell makes a column's integers
+    floats."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def index_field(row: RawRow, name: str) -> int:
-    """An index from 0, as a number or in digits; -1 and empty text mean that it is withheld."""
+    """Return an index from 0, given as a number or in digits; -1 and empty text withhold it."""
     value = _whole(row.fields.get(name))
     if is_missing(value) or value in (-1, "-1"):
         raise NoCompletion(name)
@@ -117,7 +121,7 @@ def subject_field(row: RawRow) -> str | None:
 
 
 def messages_field(row: RawRow, name: str) -> tuple[Message, ...]:
-    """A conversation, ``role`` and ``content`` or ``from`` and ``value`` (ShareGPT) per turn."""
+    """Read a conversation with ``role`` and ``content``, or ``from`` and ``value`` (ShareGPT)."""
     value = row.fields.get(name)
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise BadRow(f"{type(value).__name__} in field {name!r}", "a list of messages")
@@ -142,7 +146,7 @@ def messages_field(row: RawRow, name: str) -> tuple[Message, ...]:
 
 
 def _message_text(content: object) -> str | None:
-    """The text of a turn, also of a list of text parts; None if there is anything else."""
+    """Return the text of a turn, given as text or a list of text parts; None for anything else."""
     if not isinstance(content, Sequence) or isinstance(content, str):
         return content if isinstance(content, str) else None
     parts = [part.get("text") for part in content if isinstance(part, Mapping)]
@@ -165,7 +169,7 @@ def _choice_texts(values: object) -> tuple[str, ...]:
 
 
 def _answer_index(answer: object, choices: Sequence[str]) -> int:
-    """Index of the right option, given as an index from 0, a letter or the option's text."""
+    """Return the index of the right option, given as an index from 0, a letter or a text."""
     answer = _whole(answer)
     if is_missing(answer):
         raise NoCompletion("answer")
@@ -190,7 +194,7 @@ def _answer_index(answer: object, choices: Sequence[str]) -> int:
 
 
 def duplicate_choice(choices: Sequence[str]) -> str | None:
-    """The first choice that an earlier one repeats."""
+    """Return the first choice that repeats an earlier one."""
     stripped = [choice.strip() for choice in choices]
     return next((choice for n, choice in enumerate(stripped) if choice in stripped[:n]), None)
 
@@ -225,7 +229,7 @@ def refuses_bad_rows(policy: BadRowPolicy, own_data: bool) -> bool:
 def check_rejected(
     task: str, policy: BadRowPolicy, own_data: bool, rejected: Sequence[BadRow], num_rows: int
 ) -> None:
-    """Raise UserError, with every reason up to a limit, unless these rows may be dropped."""
+    """Raise UserError with the reasons, up to a limit, unless these rows may be dropped."""
     if not rejected or (policy == "drop" and len(rejected) < num_rows):
         return
     if refuses_bad_rows(policy, own_data):

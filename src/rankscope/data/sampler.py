@@ -1,7 +1,8 @@
 """The order in which a trial sees its rows: a pure function of (rows, protocol, seed).
 
-Trials with equal seed and protocol see the same rows in the same steps whatever their method, so
-arms are compared on the same data in the same order, and resuming at step k needs no stored state.
+Trials with equal seed and protocol see the same rows in the same steps, whatever their method. Arms
+are thereby compared on the same data in the same order, and resuming at step k needs no stored
+state.
 """
 
 import math
@@ -36,11 +37,11 @@ class RowSampler:
         self.steps_per_epoch = math.ceil(num_rows / self.rows_per_step)
 
     def epoch(self, index: int) -> list[int]:
-        """The permutation of the rows in epoch ``index``, from 0."""
+        """Return the permutation of the rows in epoch ``index``, from 0."""
         return list(_permutation(self.num_rows, f"{self.seed}/{index}"))
 
     def step(self, index: int) -> list[list[int]]:
-        """Micro-batches (row indices) of optimizer step ``index``, from 0."""
+        """Return the micro-batches (row indices) of optimizer step ``index``, from 0."""
         epoch, position = divmod(index, self.steps_per_epoch)
         start = position * self.rows_per_step
         rows = self.epoch(epoch)[start : start + self.rows_per_step]
@@ -51,8 +52,9 @@ class ReplaySampler:
     """Indices of the general rows added to each optimizer step of a trial.
 
     After any number of steps, general rows are the ``share`` of all rows seen, up to the rounding
-    of one row. They come in a new permutation each time all were used. A pure function of (the
-    trial's sampler, number of general rows, share), so resuming needs no state either.
+    of one row. They come in a new permutation each time all were used. The indices are a pure
+    function of the trial's sampler, the number of general rows and the share, so resuming needs no
+    state.
     """
 
     def __init__(self, trial_rows: RowSampler, num_rows: int, share: float) -> None:
@@ -61,14 +63,14 @@ class ReplaySampler:
         self.share = share
 
     def rows_before(self, index: int) -> int:
-        """Number of general rows in the steps before step ``index``."""
+        """Count the general rows in the steps before step ``index``."""
         epoch, position = divmod(index, self.trial_rows.steps_per_epoch)
         in_epoch = min(position * self.trial_rows.rows_per_step, self.trial_rows.num_rows)
         trial_rows_seen = epoch * self.trial_rows.num_rows + in_epoch
         return math.floor(trial_rows_seen * self.share / (1 - self.share) + 0.5)
 
     def step(self, index: int) -> list[int]:
-        """Indices of the general rows of optimizer step ``index``, from 0."""
+        """Return the indices of the general rows of optimizer step ``index``, from 0."""
         places = range(self.rows_before(index), self.rows_before(index + 1))
         purpose, indices = f"replay/{self.trial_rows.seed}", []
         for index, position in (divmod(place, self.num_rows) for place in places):

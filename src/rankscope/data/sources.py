@@ -1,7 +1,7 @@
 """Rows from files and folders, each with its location for messages.
 
-Knows nothing about the meaning of a row (``formats.py``) or its split (``splits.py``). A file of
-another kind, such as a pickle, whose loading can run code, is refused unopened.
+This module does not know a row's meaning (``formats.py``) or its split (``splits.py``). It refuses
+other kinds of files unopened, such as a pickle, whose loading can run code.
 """
 
 import csv
@@ -20,24 +20,24 @@ SPLIT_FILES = ("train", "validation", "test")
 DEV = "dev"  # An optional file of rows that serve as few-shot examples only
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_UNPACKED = 100
-"""Most bytes of memory per byte of a Parquet file above ``FREE_UNPACKED``; more is a bomb."""
+"""Limit of memory bytes per byte of a Parquet file above ``FREE_UNPACKED``: more is a bomb."""
 FREE_UNPACKED = 64 * 2**20
 PARQUET_BATCH = 512  # Cells that are unpacked before their size is known
 ROW_BYTES, CELL_BYTES = 500, 60
-"""What a row and each of its cells take as Python objects, besides their values."""
+"""Bytes that a row, and each of its cells, takes as Python objects besides their values."""
 
 
 SplitRows = dict[str, list[RawRow]]
-"""Rows by split file: ``train``, ``validation``, ``test``, ``dev``, any of them absent."""
+"""Rows by split file: ``train``, ``validation``, ``test`` and ``dev``, some absent."""
 
 
 def numbered(rows: Sequence[Any], place: str) -> list[RawRow]:
-    """Rows with their numbers and locations; what is no object is a row with a problem."""
+    """Give rows their numbers and locations; anything but an object is a row with a problem."""
     return [RawRow(f"{place}, row {n}", n, *_as_fields(row)) for n, row in enumerate(rows, start=1)]
 
 
 def _as_fields(row: Any) -> tuple[Mapping[str, Any], BadRow | None]:
-    """The fields of a row, or why it has none."""
+    """Return the fields of a row, or the reason why it has none."""
     if isinstance(row, Mapping):
         return row, None
     return {}, BadRow(f"a JSON {type(row).__name__}", "an object")
@@ -47,7 +47,7 @@ def _as_fields(row: Any) -> tuple[Mapping[str, Any], BadRow | None]:
 
 
 def check_file(path: Path) -> None:
-    """Refuse, unopened, a path that holds no file of rows."""
+    """Refuse, unopened, a path without a file of rows."""
     suffix, known = path.suffix.lower(), ", ".join(READERS)
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing"
@@ -58,7 +58,7 @@ def check_file(path: Path) -> None:
 
 
 def read_file(path: Path) -> list[RawRow]:
-    """All rows of one file, also those with a problem; the suffix decides how it is read."""
+    """Read all rows of one file, also those with a problem; the suffix selects the reader."""
     check_file(path)
     rows = READERS[path.suffix.lower()](path)
     if not rows:
@@ -67,7 +67,7 @@ def read_file(path: Path) -> list[RawRow]:
 
 
 def _read_json(path: Path) -> list[RawRow]:
-    """One object per line, or one array of objects, or an object with one list of them."""
+    """Read one object per line, one array of objects, or an object with one list of them."""
     content = path.read_bytes().removeprefix(BYTE_ORDER_MARK)
     is_array = content.lstrip()[:1] == b"["
     if is_array or path.suffix.lower() == ".json":
@@ -75,7 +75,7 @@ def _read_json(path: Path) -> list[RawRow]:
         try:
             return numbered(_list_of_rows(_parse_json(text), path), str(path))
         except ValueError as error:
-            # A second value after the first one: one object per line, whatever the suffix says.
+            # A second value follows the first: one object per line, whatever the suffix says.
             if is_array or not str(error).startswith("Extra data"):
                 found = f"text that is not JSON ({reason_of(error)})"
                 rule = "an array of objects, or one object per line"
@@ -88,7 +88,7 @@ def _read_json(path: Path) -> list[RawRow]:
 
 
 def _list_of_rows(value: Any, path: Path) -> list[Any]:
-    """The rows of a JSON document: an array, or the only list of objects in an object."""
+    """Return the rows of a JSON document: an array, or the only list of objects in an object."""
     if isinstance(value, list):
         return value
     lists = {}
@@ -105,8 +105,10 @@ def _list_of_rows(value: Any, path: Path) -> list[Any]:
 
 
 def _parse_json(text: str) -> Any:
-    """A JSON value whose strings can be encoded in UTF-8 again. Raises ValueError: not valid JSON,
-    or a text that no tokenizer can encode."""
+    """Parse a JSON value whose strings can be encoded in UTF-8 again.
+
+    Raises ValueError: the text is not valid JSON, or holds a text that no tokenizer can encode.
+    """
     try:
         value = json.loads(text)
         # A lone surrogate (half of an escaped pair) is valid JSON, but not a character.
@@ -118,7 +120,7 @@ def _parse_json(text: str) -> Any:
 
 
 def _parse_line(line: bytes) -> tuple[Mapping[str, Any], BadRow | None]:
-    """The fields of one line, or why it has none."""
+    """Return the fields of one line, or the reason why it has none."""
     try:
         return _as_fields(_parse_json(line.decode("utf-8")))
     except UnicodeDecodeError as error:
@@ -140,7 +142,7 @@ def _utf8_text(content: bytes, path: Path) -> str:
 
 
 def read_table(path: Path, delimiter: str) -> list[RawRow]:
-    """A table with a header; every cell is text."""
+    """Read a table with a header; every cell is text."""
     text = _utf8_text(path.read_bytes().removeprefix(BYTE_ORDER_MARK), path)
     first_line = text.partition("\n")[0]
     if delimiter == "," and ";" in first_line and "," not in first_line:
@@ -169,7 +171,7 @@ def read_table(path: Path, delimiter: str) -> list[RawRow]:
 def _as_record(
     header: Sequence[str], record: Sequence[str], delimiter: str
 ) -> tuple[Mapping[str, Any], BadRow | None]:
-    """The cells of a line by column, or why they cannot be assigned."""
+    """Return the cells of a line by column, or the reason why they fit no columns."""
     if len(record) != len(header):
         return {}, BadRow(
             f"{len(record)} cells",
@@ -181,7 +183,7 @@ def _as_record(
 
 
 def _read_paragraphs(path: Path) -> list[RawRow]:
-    """Paragraphs separated by blank lines, each a row ``text`` numbered by its first line."""
+    """Read paragraphs separated by blank lines, each a row ``text`` numbered by its first line."""
     text = _utf8_text(path.read_bytes().removeprefix(BYTE_ORDER_MARK), path)
     lines = re.split(r"\r\n?|\n", text)  # not at what else Unicode calls the end of a line
     rows: list[RawRow] = []
@@ -197,7 +199,7 @@ def _read_paragraphs(path: Path) -> list[RawRow]:
 
 
 def read_parquet(path: Path) -> list[RawRow]:
-    """The rows of a Parquet file, a few at a time: a small file can unpack to any size."""
+    """Read a Parquet file, a few rows at a time: a small file can unpack to any size."""
     import pyarrow.parquet as pq
 
     limit = FREE_UNPACKED + MAX_UNPACKED * path.stat().st_size
@@ -218,7 +220,7 @@ def read_parquet(path: Path) -> list[RawRow]:
 
 
 def _without_dictionaries(batch: Any) -> Any:
-    """An Arrow batch in which every cell has its value, and so its size."""
+    """Expand the dictionaries of an Arrow batch, so that every cell shows its size."""
     import pyarrow as pa
 
     columns = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in batch]
@@ -233,7 +235,7 @@ def _check_unpacked(path: Path, num_bytes: int, limit: int) -> None:
 
 
 def _arrow_rows(batch: Any, path: Path, before: int) -> list[RawRow]:
-    """The rows of an Arrow batch; one with an unreadable cell is a row with a problem."""
+    """Return the rows of an Arrow batch; an unreadable cell makes a row with a problem."""
     place = f"{path}, row "
     try:
         parsed = [_as_fields(row) for row in batch.to_pylist()]
@@ -245,7 +247,7 @@ def _arrow_rows(batch: Any, path: Path, before: int) -> list[RawRow]:
 
 
 def _readable_fields(row: Any) -> tuple[Mapping[str, Any], BadRow | None]:
-    """The fields of an Arrow batch of one row, or why they cannot be read."""
+    """Return the fields of an Arrow batch of one row, or the reason why they cannot be read."""
     try:
         return _as_fields(row.to_pylist()[0])
     except MemoryError:
@@ -263,11 +265,14 @@ READERS: dict[str, Callable[[Path], list[RawRow]]] = {
     ".parquet": read_parquet,
     ".txt": _read_paragraphs,
 }
-"""Reader of a file, by its suffix."""
+"""Maps a file's suffix to its reader."""
 
 
 def split_paths(folder: Path) -> dict[str, Path]:
-    """The split files of a task's folder, unopened; two of one split, or none, are an error."""
+    """Find the split files of a task's folder without opening them.
+
+    Raises UserError: two files of one split, or none at all.
+    """
     if not folder.is_dir():
         siblings = sorted(p.name for p in folder.parent.glob("*") if p.is_dir())
         found = f"no such folder beside {', '.join(siblings) or 'no other'}"

@@ -1,19 +1,19 @@
 """Three splits from the files of a task: train, validation (chooses) and test (is quoted).
 
-No row is in two splits, except test rows that were published in train too: those are counted as
-contamination. Every draw is a pure function of (seed, task, purpose), so adding a task or a limit
+No row is in two splits, except test rows that were also published in train, which count as
+contamination. Every draw is a pure function of (seed, task, purpose), so another task or limit
 changes no other draw.
 
-Few-shot examples, answered questions shown before each evaluated one, come from rows that are not
-scored: a ``dev`` file, else the training rows, else the validation file, which then does not
-choose. Fewer examples are the first of more. Examples by subject from a file are its first rows of
-the subject, as MMLU's five dev rows are meant.
+Few-shot examples are answered questions shown before each evaluated one. They come from rows that
+are not scored: a ``dev`` file, else the training rows, else the validation file, which then does
+not choose. A smaller number takes the first examples of a larger one. Examples by subject from a
+file are its first rows of the subject, as MMLU intends its five dev rows.
 
-Test rows that training has seen are copies of whole rows, or share a long run of words. A row is
-judged by what the user asks and by its answer; system prompts, prompt templates and wrong
-options are not compared. The run of 13 words is that of GPT-3's contamination study (Brown et al.,
-2005.14165, appendix C) and many since. A run made of phrases that many training rows have is the
-wording of the data set (a greeting, a form with other numbers, a stock answer), not a leak.
+A test row counts as seen in training if it copies a whole training row or shares a long run of
+words with one. The comparison covers the user's question and its answer. System prompts, prompt
+templates and wrong options are left out. The run of 13 words is that of GPT-3's contamination study
+(Brown et al., 2005.14165, appendix C) and many since. A run of phrases that many training rows have
+is the wording of the data set (a greeting, a form with other numbers), no leak.
 """
 
 import random
@@ -28,12 +28,12 @@ from rankscope.data.sources import DEV
 from rankscope.errors import UserError
 
 MIN_VALIDATION_ROWS = 50
-"""A published validation file with fewer rows is too noisy to choose by, and is not used."""
+"""A published validation file with fewer rows is too noisy to choose by, and is left unused."""
 MAX_CUT = 500
 CUT_SHARE = 0.1
 FEW_ROWS, FEW_CUT_SHARE = 100, 0.2
-"""A cut of fewer rows is up to this share: few scored rows leave every answer open, and the rows
-that are not trained on cost less."""
+"""A training file of fewer rows gives up to this share. Few scored rows leave every answer open,
+and leaving so few rows untrained costs less."""
 TEST_CUT_SHARE = 0.2
 
 # Purposes of the draws. They are part of the seed: another text would draw other rows.
@@ -45,20 +45,21 @@ EXAMPLE_SOURCES = {
     "validation": "validation file, not used to choose",
     "": "training rows",
 }
-"""File of few-shot examples, empty for training rows -> the rows' description, for people."""
+"""Maps the file of few-shot examples, empty for training rows, to its description for people."""
 
 _T = TypeVar("_T")
 
 
 def _seeded_order(count: int, *purpose: object) -> list[int]:
-    """A permutation of range(count) that depends on ``purpose`` (seed, task, ...) alone."""
+    """Return a permutation of range(count) that depends on ``purpose`` (seed, task, ...) alone."""
     order = list(range(count))
     random.Random("/".join(map(str, purpose))).shuffle(order)
     return order
 
 
 def first_of_order(rows: Sequence[_T], limit: int | None, *purpose: object) -> tuple[_T, ...]:
-    """The first ``limit`` rows of the seeded order, in file order: smaller limits give subsets."""
+    """Return the first ``limit`` rows of the seeded order, in file order; smaller limits give
+    subsets."""
     if limit is None or limit >= len(rows):
         return tuple(rows)
     chosen = sorted(_seeded_order(len(rows), *purpose)[:limit])
@@ -73,19 +74,16 @@ def split_rows(
     own_data: bool,
     keep_test_whole: bool = False,
 ) -> tuple[dict[str, tuple[Item, ...]], list[str]]:
-    """Assign the rows of a task's files to train, validation and test; and one sentence per cut or
-    removal.
+    """Assign the rows of a task's files to train, validation and test; also return notes on cuts.
 
-    Validation is the validation file (of at least 50 rows, unless it is the user's own); else
-    10 % of the distinct train rows, at most 500, but up to 20 % until they are 100; else 20 % of
-    the distinct test rows, unless ``keep_test_whole``. Test is the test file without the validation
-    rows cut from it; if there is none, as many train rows. Copies go with their original.
-    Validation rows that repeat a test row, and training rows that repeat a validation row, are
-    removed.
+    Validation is the validation file, if it is the user's own or has at least 50 rows. Otherwise it
+    is 10 % of the distinct train rows, at most 500, but up to 20 % of fewer than 100 rows. Without
+    train rows it is 20 % of the distinct test rows, unless ``keep_test_whole``. Test is the test
+    file without the validation rows cut from it; without a file, as many train rows. Copies go with
+    their original. Validation rows that repeat a test row, and training rows that repeat a
+    validation row, are removed.
     """
-    train = list(files.get("train", ()))
-    validation = list(files.get("validation", ()))
-    test = list(files.get("test", ()))
+    train, validation, test = ([*files.get(f, ())] for f in ("train", "validation", "test"))
     notes = []
     if validation and not own_data and len(validation) < MIN_VALIDATION_ROWS:
         notes.append(
@@ -128,7 +126,7 @@ def split_rows(
 
 
 def _distinct_positions(rows: Sequence[Item]) -> list[int]:
-    """Positions of the rows that copy no earlier row."""
+    """Return the positions of the rows that copy no earlier row."""
     first: dict[tuple[str, str], int] = {}
     for position, row in enumerate(rows):
         first.setdefault(row.content, position)
@@ -136,10 +134,9 @@ def _distinct_positions(rows: Sequence[Item]) -> list[int]:
 
 
 def _cut_rows(rows: Sequence[Item], size: int, *purpose: object) -> tuple[list[Item], list[Item]]:
-    """(kept, cut): ``size`` distinct rows from the end of the seeded order, in file order.
+    """Return (kept, cut): ``size`` distinct rows from the end of the seeded order, in file order.
 
-    A row is drawn with the same probability however many copies it has; copies go with their
-    original.
+    Every row has the same probability, however many copies it has; copies go with their original.
     """
     originals = set(_distinct_positions(rows))
     order = [p for p in _seeded_order(len(rows), *purpose) if p in originals]
@@ -149,7 +146,7 @@ def _cut_rows(rows: Sequence[Item], size: int, *purpose: object) -> tuple[list[I
 
 
 def without(rows: list[Item], others: Sequence[Item]) -> tuple[list[Item], int]:
-    """Rows whose question and gold answer are not in ``others``, and the number of removed rows."""
+    """Return the rows whose content is not in ``others``, and the number of removed rows."""
     contents = {row.content for row in others}
     kept = [row for row in rows if row.content not in contents]
     return kept, len(rows) - len(kept)
@@ -159,7 +156,7 @@ def without(rows: list[Item], others: Sequence[Item]) -> tuple[list[Item], int]:
 
 
 def example_file(spec: TaskSpec, items: Mapping[str, Sequence[Item]]) -> str:
-    """The file whose rows, all of them, are few-shot examples; empty for training rows."""
+    """Name the file whose rows all serve as few-shot examples; empty for training rows."""
     where = f"task {spec.name!r}, num_fewshot"
     sample = next(item for rows in items.values() for item in rows)
     if sample.messages or not sample.prompt:
@@ -178,7 +175,11 @@ def example_file(spec: TaskSpec, items: Mapping[str, Sequence[Item]]) -> str:
 def with_examples(
     spec: TaskSpec, pool: Sequence[Item], file: str, splits: Mapping[str, Sequence[Item]], seed: int
 ) -> tuple[dict[str, tuple[Item, ...]], list[str]]:
-    """The items of scored splits that repeat no row of the pool, with their examples; and notes."""
+    """Add examples to the items of scored splits, without items that repeat a row of the pool.
+
+    Returns:
+        The splits with their examples, and notes.
+    """
     prepared: dict[str, tuple[Item, ...]] = {}
     by_subject: dict[str | None, tuple[tuple[str, str], ...]] = {}
     removed = 0
@@ -205,9 +206,9 @@ def with_examples(
 def choose_examples(
     spec: TaskSpec, pool: Sequence[Item], file: str, subject: str | None, seed: int
 ) -> tuple[tuple[str, str], ...]:
-    """(prompt, answer) of each."""
+    """Choose the few-shot examples of a task, or of one subject, as (prompt, answer) pairs."""
     rows = [row for row in pool if not spec.fewshot_by_subject or row.subject == subject]
-    # MMLU's dev rows of college_physics contain a copy: it is shown twice, as published.
+    # MMLU's dev rows of college_physics contain a copy: it appears twice, as published.
     if not (spec.fewshot_by_subject and file):
         rows = list({row.content: row for row in rows}.values())
         order = _seeded_order(len(rows), seed, spec.name, EXAMPLE_DRAW, subject)
@@ -228,19 +229,18 @@ MIN_COMMON_ROWS = 5
 COMMON_SHARE = 0.01
 """A phrase is common if it is in more than 5 different training rows, and in more than 1 %."""
 SAME_QUESTION_SHARE = 0.5
-"""A shared run of the answer counts if the questions share half of their words, too."""
+"""Share of words that two questions must have in common if only their answers share a run."""
 
 Words = tuple[str, ...]
 
 
 Contamination = dict[str, tuple[str, ...]]
-"""Ids of the test items also found in train, by kind, each in one kind: ``exact``, question and
-gold answer are equal after normalization; ``ngram13``, a training row shares an uncommon run."""
-NO_CONTAMINATION: Contamination = {"exact": (), "ngram13": ()}
+"""Ids of the test items that are also in train, each in one kind. ``exact``: question and gold
+answer are equal after normalization. ``ngram13``: a training row shares an uncommon run."""
 
 
 def contamination_notes(found: Contamination, task: str, num_test: int) -> Iterator[str]:
-    """One sentence per kind."""
+    """Yield one sentence per kind of contamination."""
     if exact := len(found["exact"]):
         yield f"{task}: {exact} of {num_test} test rows are copies of training rows"
     if overlapping := len(found["ngram13"]):
@@ -251,10 +251,11 @@ def contamination_notes(found: Contamination, task: str, num_test: int) -> Itera
 def find_contamination(train: Sequence[Item], test: Sequence[Item]) -> Contamination:
     """Compare every test row with every training row.
 
-    What is compared of the test rows is held in memory, some 200 bytes a word.
+    The compared texts of the test rows are held in memory, some 200 bytes per word.
     """
     contents: dict[tuple[str, str], list[int]] = defaultdict(list)
-    # Run -> (test row, whether it decides alone: it is in the question, or the row has none).
+    # Maps a run to (test row, whether the run decides alone: it is in the question, or the row has
+    # none).
     runs: dict[Words, list[tuple[int, bool]]] = defaultdict(list)
     phrases: Counter[Words] = Counter()
     for position, item in enumerate(test):
@@ -285,7 +286,7 @@ def find_contamination(train: Sequence[Item], test: Sequence[Item]) -> Contamina
 
 
 def _word_runs(texts: str | tuple[str, ...], length: int) -> set[Words]:
-    """Every ``length`` consecutive words of a text, or of each of several."""
+    """Return every ``length`` consecutive words of a text, or of each of several texts."""
     found: set[Words] = set()
     for text in [texts] if isinstance(texts, str) else texts:
         words = text.split()
@@ -294,13 +295,13 @@ def _word_runs(texts: str | tuple[str, ...], length: int) -> set[Words]:
 
 
 def _is_uncommon(run: Words, rows_with: Mapping[Words, int], limit: float) -> bool:
-    """At least half of the phrases of a run are in few training rows."""
+    """Whether at least half of the phrases of a run are in few training rows."""
     phrases = _word_runs(" ".join(run), PHRASE_LENGTH)
     return 2 * sum(rows_with[phrase] <= limit for phrase in phrases) >= len(phrases)
 
 
 def _are_similar(question: str, other: str) -> bool:
-    """The longer of two questions has at least half of its words in common with the other."""
+    """Whether the longer of two questions shares at least half of its words with the other."""
     words, others = set(question.split()), set(other.split())
     return len(words & others) >= SAME_QUESTION_SHARE * max(len(words), len(others))
 
@@ -308,8 +309,10 @@ def _are_similar(question: str, other: str) -> bool:
 def find_contamination_between_tasks(
     train: Mapping[str, Sequence[Item]], test: Mapping[str, Sequence[Item]]
 ) -> tuple[list[str], dict[str, set[str]]]:
-    """Test rows of one task that are also training rows of another: a sentence per pair of tasks,
-    and their ids by evaluated task.
+    """Find test rows of one task that are also training rows of another.
+
+    Returns:
+        One sentence per pair of tasks, and the ids of such rows by evaluated task.
     """
     notes: list[str] = []
     item_ids: dict[str, set[str]] = {}

@@ -1,4 +1,4 @@
-"""The data of a study: its tasks, read, split and mixed, and its training rows, encoded."""
+"""The data of a study: its tasks are read, split and mixed, and its training rows encoded."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -11,21 +11,20 @@ from typing import TYPE_CHECKING, Any
 from rankscope.config.section import short_repr
 from rankscope.config.study import StudyConfig
 from rankscope.config.task import TaskConfig
-from rankscope.data.encode import EncodedRows, Encoder, encode_rows
+from rankscope.data.encode import EncodedRows, Encoder, LabelMode, encode_rows
 from rankscope.data.items import Item
 from rankscope.data.splits import (
-    NO_CONTAMINATION,
-    find_contamination,
     find_contamination_between_tasks,
     first_of_order,
 )
 from rankscope.data.task_source import no_training_rows
-from rankscope.data.tasks import LoadedTask, load_task
+from rankscope.data.tasks import LoadedTask, compared, load_task
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.formatting import count, join_names
 from rankscope.hashing import canonical_json, sha256_json
 from rankscope.records import TrialSpec
+from rankscope.train.objectives.objective import Objective, objective_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,12 +36,12 @@ class StudyData:
     tasks: Mapping[str, LoadedTask]  # By name, every task that is trained on or evaluated
     rows: Mapping[str, EncodedRows]  # By training task
     fewer_rows: Mapping[str, Mapping[int, EncodedRows]]
-    """By training task and number, the rows of arms that train on so many."""
+    """Rows of arms that train on fewer rows, by training task and number."""
     replay_rows: Mapping[str, EncodedRows]  # By task whose rows some arm replays, or source's
     notes: tuple[str, ...]  # What readers of the results should know, one sentence each
 
     def seen_by(self, trial: TrialSpec) -> "StudyData":
-        """The data that a trial is scored on: items after its prompt, if it has one."""
+        """Return the data that a trial is scored on: items after its prompt, if it has one."""
         prompt, own, tasks = trial.prompt, self.encoder, dict(self.tasks)
         if prompt is None:
             return self
@@ -53,7 +52,7 @@ class StudyData:
         return replace(self, encoder=own, tasks=tasks)
 
     def rows_of(self, trial: TrialSpec) -> EncodedRows:
-        """What a trial is trained on."""
+        """Return the rows that a trial trains on."""
         return (
             self.rows[trial.task] if trial.rows is None else self.fewer_rows[trial.task][trial.rows]
         )
@@ -62,16 +61,19 @@ class StudyData:
 def prepare_data(
     config: StudyConfig, tokenizer: "PreTrainedTokenizerBase", whole: bool = True
 ) -> StudyData:
-    """Read, check, split and encode the rows of a study; ``whole`` False encodes stand-ins and does
-    not search for contamination."""
+    """Read, check, split and encode the rows of a study.
+
+    Args:
+        whole: False encodes stand-ins and skips the search for contamination.
+    """
     kind = Encoder if whole else CachingEncoder
     max_length = config.train.max_length if config.arms else None  # items are scored whole
     encoder = kind(tokenizer, config.model.prompt_format, max_length)
-    tasks = _load_tasks(config, compare=whole)
+    tasks = _load_tasks(config)
     for name in (task.name for task in config.tasks if not tasks[task.name].train):
         raise no_training_rows(name, tasks[name].source)
-    replayed = _load_replayed_tasks(config, tasks, compare=whole)
-    about_rows = list(row_notes(config, tasks))
+    replayed = _load_replayed_tasks(config, tasks)
+    about_rows = list(_row_notes(config, tasks))
     contamination_notes: list[str] = []
     if whole:
         tasks, contamination_notes = _mark_contamination(config, tasks, replayed)
@@ -79,9 +81,10 @@ def prepare_data(
         tasks = {name: stand_ins(task) for name, task in tasks.items()}
         replayed = {name: stand_ins(task) for name, task in replayed.items()}
     labels = config.train.labels
-    for objective, name in product(config.objectives(), (task.name for task in config.tasks)):
+    objectives = [objective_of(text) for text in config.objectives()]
+    for objective, name in product(objectives, (task.name for task in config.tasks)):
         objective.check_task(tasks[name], config.train)
-    encode = partial(_encode_rows, config, encoder)
+    encode = partial(_encode_rows, objectives, encoder, config.train.labels)
     rows = {t.name: encode(tasks[t.name], tasks[t.name].train) for t in config.tasks}
     replay_rows = {n: encode_rows(encoder, task.train, labels) for n, task in replayed.items()}
     notes = [
@@ -102,10 +105,13 @@ def prepare_data(
 
 
 def _encode_rows(
-    config: StudyConfig, encoder: Encoder, task: LoadedTask, items: Sequence[Item]
+    objectives: Sequence[Objective],
+    encoder: Encoder,
+    labels: LabelMode,
+    task: LoadedTask,
+    items: Sequence[Item],
 ) -> EncodedRows:
-    """Training rows with all that the study's objectives need."""
-    objectives = config.objectives()
+    """Training rows with all that the objectives need."""
     scorers = {scorer for objective in objectives for scorer in objective.scorers(task.spec)}
     judges = sorted(
         canonical_json([s.name.partition(":")[0], s.encoder_settings(encoder)]) for s in scorers
@@ -113,7 +119,7 @@ def _encode_rows(
     rows = encode_rows(
         encoder,
         items,
-        config.train.labels,
+        labels,
         pairs=any(objective.needs_pairs for objective in objectives),
         spec=task.spec,
         max_new_tokens=max((objective.max_new_tokens for objective in objectives), default=0),
@@ -126,7 +132,10 @@ def _fewer_rows(
     encode: Callable[[LoadedTask, Sequence[Item]], EncodedRows],
     task: LoadedTask,
 ) -> dict[int, EncodedRows]:
-    """By number of rows that some arm trains on, the same rows as with ``max_train_rows``."""
+    """Encode fewer rows, by every number that some arm trains on.
+
+    They are the rows that ``max_train_rows`` would leave.
+    """
     name, counts = task.spec.name, {n for arm in config.arms for n in arm.rows or () if n != "all"}
     if above := [n for n in sorted(counts) if n > len(task.train)]:
         found, rule = f"{above[-1]} of task {name!r}", f"at most {len(task.train)}"
@@ -140,40 +149,37 @@ def _fewer_rows(
 # --- reading ------------------------------------------------------------------------------------
 
 
-def _load_tasks(config: StudyConfig, compare: bool) -> dict[str, LoadedTask]:
-    """Every task that is trained on or evaluated, by name; ``compare`` as of ``load_task``."""
+def _load_tasks(config: StudyConfig) -> dict[str, LoadedTask]:
+    """Load every task that is trained on or evaluated, by name."""
     described = config.evaluation_tasks()
     tasks = {}
     for task in described.values():
         if task.mixture:
             parts = [described.get(name, TaskConfig(name=name)) for name in task.mixture]
-            loaded = [_load_plain_task(config, part, compare) for part in parts]
-            tasks[task.name] = _mix_tasks(task, loaded, config.data_seed, compare)
+            loaded = [_load_plain_task(config, part) for part in parts]
+            tasks[task.name] = _mix_tasks(task, loaded, config.data_seed)
         else:
-            tasks[task.name] = _load_plain_task(config, task, compare)
+            tasks[task.name] = _load_plain_task(config, task)
     return tasks
 
 
-def _load_plain_task(config: StudyConfig, task: TaskConfig, compare: bool) -> LoadedTask:
+def _load_plain_task(config: StudyConfig, task: TaskConfig) -> LoadedTask:
     return load_task(
         task,
         Path(config.data_dir) if config.data_dir is not None else None,
         config.data_seed,
         config.evaluate.max_items,
-        # Without arms nothing is chosen, so nothing needs validation items but the split itself.
+        # A study without arms chooses nothing, so only the split itself needs validation items.
         keep_test_whole=not config.arms and task not in config.evaluate.retention,
         trained_on=[*config.trained_tasks(), *config.replayed_tasks()],
-        compare=compare,
     )
 
 
 def _load_replayed_tasks(
-    config: StudyConfig, tasks: Mapping[str, LoadedTask], compare: bool
+    config: StudyConfig, tasks: Mapping[str, LoadedTask]
 ) -> dict[str, LoadedTask]:
     replayed = {
-        name: tasks[name]
-        if name in tasks
-        else _load_plain_task(config, TaskConfig(name=name), compare)
+        name: tasks[name] if name in tasks else _load_plain_task(config, TaskConfig(name=name))
         for name in config.replayed_tasks()
     }
     for name, task in replayed.items():
@@ -186,14 +192,9 @@ def _load_replayed_tasks(
 # --- mixtures -----------------------------------------------------------------------------------
 
 
-def _mix_tasks(
-    config: TaskConfig, parts: Sequence[LoadedTask], data_seed: int, compare: bool
-) -> LoadedTask:
-    """One training task with all rows of its parts, scored by the mean over all their items.
-
-    Items alternate between the parts, so that a limit on items covers all parts.
-    ``max_train_rows`` limits the rows of all parts together.
-    """
+def _mix_tasks(config: TaskConfig, parts: Sequence[LoadedTask], data_seed: int) -> LoadedTask:
+    """Mix tasks into one training task with all rows of its parts, scored by the mean of all
+    items."""
     for part in parts:
         if not part.train:
             found = f"{part.spec.name!r} in its mixture, which has no training rows"
@@ -207,7 +208,6 @@ def _mix_tasks(
     train = tuple(chain.from_iterable(part.train for part in parts))
     train = first_of_order(train, config.max_train_rows, data_seed, config.name, "train")
     test = interleave([part.test for part in parts])
-    contamination = find_contamination(train, test) if compare else NO_CONTAMINATION
     names = ", ".join(part.spec.name for part in parts)
     chances = [(part.spec.chance, len(part.test)) for part in parts]
     known = [chance * items for chance, items in chances if chance is not None]
@@ -226,16 +226,14 @@ def _mix_tasks(
         sha256=sha256_json([[part.spec.name, part.sha256] for part in parts] + [len(train)]),
         dropped=sum(part.dropped for part in parts),
         source=f"{names} together",
-        contamination={kind: len(ids) for kind, ids in contamination.items()},
         notes=(f"{config.name}: {len(train)} training rows of {names} together",),
-        contaminated_ids=frozenset(chain(*contamination.values())),
         row_shape=", ".join(dict.fromkeys(part.row_shape for part in parts)),
         parts=tuple(parts),
     )
 
 
 def interleave(splits: Sequence[Sequence[Item]]) -> tuple[Item, ...]:
-    """One item of each part in turn until all are used."""
+    """Take one item of each part in turn until all are used."""
     return tuple(item for turn in zip_longest(*splits) for item in turn if item is not None)
 
 
@@ -245,18 +243,23 @@ def interleave(splits: Sequence[Sequence[Item]]) -> tuple[Item, ...]:
 def _mark_contamination(
     config: StudyConfig, tasks: Mapping[str, LoadedTask], replayed: Mapping[str, LoadedTask]
 ) -> tuple[dict[str, LoadedTask], list[str]]:
-    """The tasks with the ids of all test items that are training rows of the study, and notes.
+    """Mark all test items that are training rows of the study.
 
-    The training rows of a task that the study does not train on contaminate nothing, unless it
-    trains no model: a given one may have seen them.
+    Training rows of a task that the study does not train on contaminate nothing. They do count if
+    the study trains no model, because a given model may have seen them.
+
+    Returns:
+        The tasks with the ids of such items, and notes.
     """
+    described = config.evaluation_tasks()
+    own = {n: task if described[n].source else compared(task) for n, task in tasks.items()}
     trained = {**replayed, **{task.name: tasks[task.name] for task in config.tasks}}
     notes, between_tasks = find_contamination_between_tasks(
         {name: task.train for name, task in trained.items()},
         {name: task.test for name, task in tasks.items()},
     )
     marked = {}
-    for name, task in tasks.items():
+    for name, task in own.items():
         may_be_seen = name in trained or not config.arms
         within = task.contaminated_ids if may_be_seen else frozenset[str]()
         marked[name] = replace(task, contaminated_ids=within | between_tasks.get(name, set()))
@@ -271,7 +274,7 @@ ROWS_PER_LABEL = 5  # Rows of an answer, on average, from which answers are labe
 
 
 def replay_notes(config: StudyConfig) -> Iterator[str]:
-    """Replayed tasks that are also evaluated: scores on them do not measure what they seem to."""
+    """Yield a note for each replayed task whose scores also count as retention or transfer."""
     retention = {task.name for task in config.evaluate.retention}
     cross_domain = {task.name for task in config.evaluate.cross_domain}
     for name in config.replayed_tasks():
@@ -283,8 +286,10 @@ def replay_notes(config: StudyConfig) -> Iterator[str]:
 
 
 def unknown_token_notes(rows: Mapping[str, EncodedRows], unknown_id: int | None) -> Iterator[str]:
-    """One sentence per task with many tokens that the tokenizer does not know: another language or
-    script than it was made for, or the pocket model."""
+    """Yield one sentence for each task with many tokens that the tokenizer does not know.
+
+    Its rows are in a language or script that the tokenizer lacks, or the model is the pocket model.
+    """
     for name, encoded in rows.items():
         unknown = sum(row.input_ids.count(unknown_id) for row in encoded.rows)
         if unknown > MAX_UNKNOWN_SHARE * encoded.num_tokens:
@@ -294,8 +299,9 @@ def unknown_token_notes(rows: Mapping[str, EncodedRows], unknown_id: int | None)
             )
 
 
-def row_notes(config: StudyConfig, tasks: Mapping[str, LoadedTask]) -> Iterator[str]:
-    """Scored items that are copies, and labels that teach or show less than they seem to."""
+def _row_notes(config: StudyConfig, tasks: Mapping[str, LoadedTask]) -> Iterator[str]:
+    """Yield notes about scored items that are copies, and about labels that teach or show
+    little."""
     labeled = [*config.trained_tasks(), *(task.name for task in config.evaluate.retention)]
     for name, task in tasks.items():
         for split, items in (("validation", task.validation), ("test", task.test)):
@@ -305,12 +311,15 @@ def row_notes(config: StudyConfig, tasks: Mapping[str, LoadedTask]) -> Iterator[
                 yield f"{name}: {of} are copies of another; copies count as one item"
         if name in labeled:
             train = task.train if name in config.trained_tasks() else ()
-            yield from label_notes(name, [*train, *task.validation, *task.test])
+            yield from _label_notes(name, [*train, *task.validation, *task.test])
 
 
-def label_notes(name: str, rows: Sequence[Item]) -> Iterator[str]:
-    """One answer that most rows have, prompts with several answers, and answers that only case or
-    spaces tell apart; of rows whose answers repeat."""
+def _label_notes(name: str, rows: Sequence[Item]) -> Iterator[str]:
+    """Yield notes about rows whose answers repeat.
+
+    They name an answer that most rows have, prompts with several answers, and answers that differ
+    only in case or spaces.
+    """
     golds = Counter(row.gold for row in rows)
     if len(rows) < ROWS_PER_LABEL * len(golds):
         return
@@ -337,15 +346,15 @@ def _listed(answers: Collection[str]) -> str:
 
 # --- stand-ins ----------------------------------------------------------------------------------
 
-# A plan needs the lengths of rows and not their tokens. Rows ranked by their number of characters
-# are cut into spans, and one row of each span, tokenized once, stands for all of it. The number of
-# tokens of 512 rows in place of 14,042 is then off by less than 2 % on every data set that was
-# tried, since rows of equally many characters have about equally many tokens.
+# A plan needs the lengths of rows but not their tokens. Rows sorted by their number of characters
+# are cut into spans, and one tokenized row of each span stands for all of it. The number of tokens
+# of 512 rows in place of 14,042 was then off by less than 2 % on every data set that was tried,
+# because rows of equally many characters have about equally many tokens.
 SPANS = 512  # Most rows of one split that are tokenized
 
 
 class CachingEncoder(Encoder):
-    """Tokenizes an item once, however many it stands for."""
+    """Tokenizes an item once, however many items it stands for."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -354,9 +363,9 @@ class CachingEncoder(Encoder):
 
 
 def stand_ins(task: LoadedTask) -> LoadedTask:
-    """A task whose items are those that stand for its own, in the same order.
+    """Replace the items of a task by those that stand for them, in the same order.
 
-    The items of a mixture to evaluate stay: each is looked up among its parts'.
+    The evaluated items of a mixture stay: each is looked up among its parts'.
     """
     train = by_length(task.train)
     if task.parts:
@@ -367,7 +376,7 @@ def stand_ins(task: LoadedTask) -> LoadedTask:
 
 
 def by_length(items: Sequence[Item], spans: int = SPANS) -> tuple[Item, ...]:
-    """For each item the one in the middle of its span; the longest stands for itself."""
+    """Replace each item by the one in the middle of its span; the longest stands for itself."""
     order = sorted(range(len(items)), key=lambda index: num_characters(items[index]))
     chosen = list(items)
     for span in range(spans):
@@ -380,7 +389,7 @@ def by_length(items: Sequence[Item], spans: int = SPANS) -> tuple[Item, ...]:
 
 
 def num_characters(item: Item) -> int:
-    """Characters of everything that becomes tokens."""
+    """Count the characters of everything that becomes tokens."""
     turns = sum(len(message.content) for message in item.messages)
     examples = sum(len(text) for pair in item.fewshot for text in pair)
     return len(item.prompt) + len(item.completion) + sum(map(len, item.choices)) + turns + examples

@@ -1,6 +1,6 @@
-"""Where the rows of a task are (files, a hub data set, a program), and what its spec is.
+"""The place of a task's rows (files, a hub data set, a program), and the task's spec.
 
-Rows are looked for before anything is loaded, and then read.
+Rows are located before anything is loaded, and read afterward.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +13,7 @@ from rankscope.config.study import StudyConfig
 from rankscope.config.task import TaskConfig
 from rankscope.data.hub import HubSource, read_hub
 from rankscope.data.items import Item
-from rankscope.data.registry import LETTERED_PROMPT, NAMED_TASKS, TaskSpec
+from rankscope.data.registry import LETTERED_PROMPT, TaskSpec, named_tasks
 from rankscope.data.rows import QUESTION_PROMPT
 from rankscope.data.sources import SplitRows, check_file, read_file, split_paths
 from rankscope.errors import UserError, did_you_mean
@@ -23,21 +23,24 @@ from rankscope.evaluate.scorers import get_scorer
 @dataclass(frozen=True, slots=True)
 class _RowSource:
     read: Callable[[], tuple[SplitRows, str]]
-    """Returns the rows by file, and a label of their source."""
+    """Function that returns the rows by file, and a label of their source."""
     spec: TaskSpec | None = None  # Of a named task; None for the user's own data
     is_hub: bool = False
     files: frozenset[str] | None = None
-    """Which of train, validation, test and dev there are, if that is known."""
+    """Which of train, validation, test and dev exist; None if that is unknown."""
 
 
 def locate_rows(config: TaskConfig, data_dir: str | Path | None, *, trained: bool) -> _RowSource:
     """Find the rows of a task without reading them.
 
-    ``trained``: the study trains on it; otherwise training rows that are a separate collection are
-    not read. Raises UserError for a missing file, a kind that is not read, or an unknown task.
+    Args:
+        trained: the study trains on the task. Otherwise training rows that are a separate
+            collection are not read.
+
+    Raises UserError: a missing file, an unreadable kind of file, or an unknown task.
     """
     where = f"task {config.name!r}"
-    is_named = config.name in NAMED_TASKS
+    is_named = config.name in named_tasks()
     if config.path is not None:
         folder = Path(config.path).expanduser()
         if folder.is_file():
@@ -94,7 +97,7 @@ def _in_files(paths: dict[str, Path], label: str, spec: TaskSpec | None = None) 
 
 
 def _needed_tasks(config: StudyConfig) -> list[TaskConfig]:
-    """Every task whose rows a study reads, parts of mixtures and replayed tasks included."""
+    """List every task whose rows a study reads, parts of mixtures and replayed tasks included."""
     described = config.evaluation_tasks()
     names = dict.fromkeys([*config.trained_tasks(), *config.replayed_tasks()])
     plain = [t for t in described.values() if not t.mixture and t.source is None]
@@ -103,7 +106,7 @@ def _needed_tasks(config: StudyConfig) -> list[TaskConfig]:
 
 
 def missing_rows(config: StudyConfig) -> Iterator[UserError]:
-    """What is wrong with the places of a study's rows, by task."""
+    """Yield the faults of the places of a study's rows, by task."""
     trained = config.trained_tasks()
     for task in _needed_tasks(config):
         where = f"task {task.name!r}"
@@ -127,7 +130,7 @@ def no_training_rows(task: str, source: str) -> UserError:
 
 
 def check_sources(config: StudyConfig) -> None:
-    """Refuse, before anything is loaded, files that are missing or of a kind that is not read."""
+    """Refuse missing files and files of an unreadable kind, before anything is loaded."""
     problems = list({str(problem): problem for problem in missing_rows(config)}.values())
     if len(problems) == 1:
         raise problems[0]
@@ -137,7 +140,8 @@ def check_sources(config: StudyConfig) -> None:
 
 
 def hub_tasks(config: StudyConfig) -> list[str]:
-    """Names of the tasks of a study whose rows are on the hub; files must have been found."""
+    """Name the tasks of a study whose rows are on the hub; missing files must be ruled out
+    before."""
     return [
         task.name
         for task in _needed_tasks(config)
@@ -149,13 +153,12 @@ def hub_tasks(config: StudyConfig) -> list[str]:
 
 
 def _named_spec(config: TaskConfig) -> TaskSpec:
-    """A named task with the changes of the study file; another scorer brings its own prompt."""
-    if config.name not in NAMED_TASKS:
-        hint = did_you_mean(config.name, NAMED_TASKS)
-        known = f"one of {', '.join(NAMED_TASKS)}"
+    """Return a named task with the study file's changes; another scorer brings its own prompt."""
+    if (spec := named_tasks().get(config.name)) is None:
+        hint = did_you_mean(config.name, named_tasks())
+        known = f"one of {', '.join(named_tasks())}"
         do = hint or "for your own data give 'train:' (a file of rows) or 'hub:'"
         raise UserError(f"task {config.name!r}", "no task of this name", known, do)
-    spec = NAMED_TASKS[config.name]
     changes = _common_settings(config)
     if config.scorer in (None, spec.scorer):
         changes["primary_metric"] = config.primary_metric or spec.primary_metric
@@ -172,8 +175,11 @@ def _named_spec(config: TaskConfig) -> TaskSpec:
 
 
 def own_spec(config: TaskConfig, contents: Sequence[Item]) -> TaskSpec:
-    """The spec of the user's own data. What the study file leaves open follows from the shape,
-    which all rows share, and from what most answers look like."""
+    """Make the spec of the user's own data.
+
+    Settings that the study file leaves open follow from the rows' common shape, and from the look
+    of most answers.
+    """
     first = contents[0]
     marked = sum(c.reference not in ("", c.completion.strip()) for c in contents)
     if config.prompt is not None and first.messages:

@@ -1,4 +1,4 @@
-"""``load_task``: reads, checks, renders and splits one task."""
+"""Loading of one task: ``load_task`` reads, checks, renders and splits its rows."""
 
 import re
 from collections import defaultdict
@@ -25,7 +25,6 @@ from rankscope.data.rows import (
 from rankscope.data.sources import DEV
 from rankscope.data.splits import (
     EXAMPLE_SOURCES,
-    NO_CONTAMINATION,
     choose_examples,
     contamination_notes,
     example_file,
@@ -45,7 +44,7 @@ from rankscope.records import Split
 NUMERIC_SHARE = 0.95  # Of the answers
 
 KEY_LENGTH = 12
-"""Hex digits in the id of an own row: 48 bits, and rows with equal digits are numbered."""
+"""Hex digits in the id of an own row: 48 bits. Rows with equal digits are numbered."""
 
 TEMPLATE_FIELD = re.compile(r"\{(\w+)\}")
 MAX_COLUMNS = 8  # Most names of unused columns in a note
@@ -66,12 +65,12 @@ class LoadedTask:
     from_hub: bool = False  # The rows were read from the hub
     dropped: int = 0  # Rows dropped on reading
     contamination: dict[str, int] = field(default_factory=dict)
-    """Test rows also found in train, by kind: exact, ngram13."""
+    """Number of test rows that are also in train, by kind: exact, ngram13."""
     notes: tuple[str, ...] = ()  # What readers of the results should know, one sentence each
     contaminated_ids: frozenset[str] = frozenset()
-    """Test items that are left out of the second score, without contamination."""
+    """Ids of test items that the second score, without contamination, leaves out."""
     fewshot_source: str = ""
-    """Which rows serve as few-shot examples, for people; empty if there are none."""
+    """The rows that serve as few-shot examples, for people; empty if there are none."""
     row_shape: str = ""  # Name of the rows' shape, such as ``alpaca``
     parts: tuple["LoadedTask", ...] = ()
     """The tasks of a mixture, each with its own prompt and scorer."""
@@ -80,7 +79,7 @@ class LoadedTask:
         return self.validation if split == "validation" else self.test
 
     def solved(self, num: int, seed: int) -> tuple[tuple[str, str, str], ...]:
-        """(task, question, answer) of so many training rows; of a mixture, of each part's."""
+        """Return (task, question, answer) of ``num`` training rows, of each part of a mixture."""
         if self.parts or not num:
             return tuple(chain.from_iterable(part.solved(num, seed) for part in self.parts))
         spec = replace(self.spec, num_fewshot=num, fewshot_by_subject=False)
@@ -91,7 +90,8 @@ class LoadedTask:
         return tuple((spec.name, *pair) for pair in pairs)
 
     def shown_after(self, examples: Sequence[tuple[str, str, str]]) -> "LoadedTask":
-        """The task whose items follow other solved examples, (task, question, answer) of each."""
+        """Put other solved examples, each (task, question, answer), before the items of the
+        task."""
         own = tuple((asked, reply) for task, asked, reply in examples if task == self.spec.name)
         validation = tuple(replace(item, fewshot=own) for item in self.validation)
         test = tuple(replace(item, fewshot=own) for item in self.test)
@@ -107,7 +107,6 @@ def load_task(
     *,
     keep_test_whole: bool = False,
     trained_on: Collection[str] = (),
-    compare: bool = True,
 ) -> LoadedTask:
     """Read, check, render and split one task.
 
@@ -120,7 +119,6 @@ def load_task(
         trained_on: names of the tasks that the study trains on. Without this task among them,
             training rows that are a separate collection are not read; subjects that other tasks
             among them also contain are left out.
-        compare: test rows with training rows, to find contamination.
     """
     if config.source is not None:
         return config.source.load_task(config, max_items)
@@ -128,9 +126,8 @@ def load_task(
     spec, name = task.spec, task.spec.name
     examples = example_file(spec, items) if spec.num_fewshot else None
     files = {file: rows for file, rows in items.items() if file not in (examples, DEV)}
-    splits, notes = split_rows(
-        name, files, data_seed, own_data=task.is_own, keep_test_whole=keep_test_whole
-    )
+    whole, own = keep_test_whole, task.is_own
+    splits, notes = split_rows(name, files, data_seed, own_data=own, keep_test_whole=whole)
     train = first_of_order(splits["train"], config.max_train_rows, data_seed, name, "train")
     scored = {
         split: first_of_order(splits[split], max_items, data_seed, name, ITEMS_DRAWS[split])
@@ -143,23 +140,26 @@ def load_task(
         scored, example_notes = with_examples(spec, pool, examples, scored, data_seed)
         notes += example_notes
     test = scored["test"]
-    contamination = find_contamination(train, test) if compare else NO_CONTAMINATION
     return replace(
         task,
         spec=replace(spec, chance=_chance_score(spec, test)),
         train=train,
-        validation=scored["validation"],
-        test=test,
+        **scored,
         sha256=items_sha256(train, *scored.values()),
-        contamination={kind: len(ids) for kind, ids in contamination.items()},
-        notes=(
-            *notes,
-            *task.notes,
-            *contamination_notes(contamination, name, len(test)),
-            *_subject_notes(config, test),
-        ),
-        contaminated_ids=frozenset(chain(*contamination.values())),
+        notes=(*notes, *task.notes, *_subject_notes(config, test)),
         fewshot_source="" if examples is None else EXAMPLE_SOURCES[examples],
+    )
+
+
+def compared(task: LoadedTask) -> LoadedTask:
+    """Return a task with the ids of its test rows that are in its own training rows, and notes."""
+    found = find_contamination(task.train, task.test)
+    notes = () if task.parts else contamination_notes(found, task.spec.name, len(task.test))
+    return replace(
+        task,
+        contamination={kind: len(ids) for kind, ids in found.items()},
+        notes=(*task.notes, *notes),
+        contaminated_ids=frozenset(chain(*found.values())),
     )
 
 
@@ -167,7 +167,7 @@ def load_task(
 
 
 def numeric_answers(items: Sequence[Item]) -> int:
-    """How many answers are numbers, if most are: then the scorer ``number`` suits them."""
+    """Count the answers that are numbers if most are, else 0; the scorer ``number`` suits them."""
     numbers = sum(is_number(item.reference) for item in items)
     return numbers if numbers >= NUMERIC_SHARE * len(items) else 0
 
@@ -175,7 +175,7 @@ def numeric_answers(items: Sequence[Item]) -> int:
 def read_task_items(
     config: TaskConfig, data_dir: Path | None, trained_on: Collection[str]
 ) -> tuple[LoadedTask, dict[str, list[Item]]]:
-    """The items of a task by file, before they are split; and the task, still without items."""
+    """Read the items of a task by file, before the splits, and the task without items."""
     located = locate_rows(config, data_dir, trained=config.name in trained_on)
     files, source = located.read()
     spec, own_data = located.spec, located.spec is None
@@ -224,20 +224,13 @@ def read_task_items(
             f"{spec.name}: subjects left out because the study trains on them: "
             f"{', '.join(sorted(excluded))}"
         )
-    task = LoadedTask(
-        spec,
-        source,
-        is_own=own_data,
-        from_hub=located.is_hub,
-        dropped=len(rejected),
-        notes=tuple(notes),
-        row_shape=shape,
-    )
-    return task, items
+    told, dropped = tuple(notes), len(rejected)
+    task = LoadedTask(spec, source, is_own=own_data, dropped=dropped, notes=told, row_shape=shape)
+    return replace(task, from_hub=located.is_hub), items
 
 
 def _subject_notes(config: TaskConfig, test: Sequence[Item]) -> Iterator[str]:
-    """What the column of the subjects cannot show."""
+    """Yield a note if the column of subjects cannot show changes by group."""
     column = (config.fields or {}).get("subject")
     labeled = [item.subject for item in test if item.subject is not None]
     if column and not 2 <= len(set(labeled)) <= len(test) / 2:
@@ -256,8 +249,10 @@ def _subject_notes(config: TaskConfig, test: Sequence[Item]) -> Iterator[str]:
 def _column_notes(
     spec: TaskSpec, parsed: Mapping[str, ParsedFile], shape: str, first: Item
 ) -> Iterator[str]:
-    """How the columns of own rows were understood: the options of a classification, and the columns
-    that nothing uses."""
+    """Yield notes on how the columns of own rows were understood.
+
+    They name the options of a classification, and the columns that nothing uses.
+    """
     if shape == LABELED_TEXT and first.choices:
         labels = ", ".join(map(short_repr, first.choices))
         yield f"{spec.name}: a classification, whose options are the labels {labels}"
@@ -282,11 +277,11 @@ def _make_items(
     own_data: bool,
     refuses: bool,
 ) -> tuple[dict[str, list[Item]], list[BadRow]]:
-    """(items by file, all rows that cannot be used, in the order of the files).
+    """Return (items by file, all unusable rows in the order of the files).
 
-    The user's own rows get ids and an order of their content: a file whose rows are shuffled is the
-    same data. Published files do not change, so their items keep the row's number and place, and so
-    do rows of few-shot examples, whose order can be meant.
+    The user's own rows get ids and an order from their content, so that a shuffled file is the same
+    data. Items of published files keep the row's number and place, because those files do not
+    change. Rows of few-shot examples do, too, because their order can be intended.
     """
     items: dict[str, list[Item]] = {}
     rejected: list[BadRow] = []
@@ -301,7 +296,8 @@ def _make_items(
                 continue
             item_id = f"{spec.name}/{file}/{key}"
             try:
-                # The right answer is still unique, so a row of a wrong choice can also be kept.
+                # The right answer is still unique, so a row that repeats a wrong choice can also be
+                # kept.
                 if refuses and (choice := duplicate_choice(row_content.choices)):
                     found = f"the duplicate choice {short_repr(choice)}, a wrong one"
                     raise BadRow(found, "distinct choices")
@@ -315,7 +311,7 @@ def _make_items(
 
 
 def _content_keys(rows: Sequence[tuple[RawRow, Item]]) -> list[str]:
-    """A hash of each row's content; copies of a row have it with ``.2``, ``.3``, ... after it."""
+    """Hash each row's content; copies of a row get the hash with ``.2``, ``.3``, ... after it."""
     copies: dict[str, list[int]] = defaultdict(list)
     for position, (_, content) in enumerate(rows):
         turns = [[message.role, message.content] for message in content.messages]
@@ -352,8 +348,10 @@ def _fill_template(template: str, content: Item, location: str) -> str:
 
 
 def _make_item(content: Item, spec: TaskSpec, item_id: str, location: str) -> Item:
-    """A row as an item of its task. Raises BadRow: it does not fit the task's scorer; UserError: it
-    does not fit the task's prompt."""
+    """Make a row an item of its task.
+
+    Raises BadRow: it does not fit the task's scorer. Raises UserError: it does not fit the prompt.
+    """
     content = get_scorer(spec.scorer).adapt_row(content)
     prompt = content.question
     if content.contexts:
@@ -370,7 +368,7 @@ def _make_item(content: Item, spec: TaskSpec, item_id: str, location: str) -> It
 def _check_inline_options(
     spec: TaskSpec, config: TaskConfig, items: Mapping[str, Sequence[Item]]
 ) -> None:
-    """Refuse settings that do not apply if the options are inside the sentence."""
+    """Refuse settings that do not apply to rows whose options are inside the sentence."""
     if any(item.contexts for rows in items.values() for item in rows):
         where, rows = f"task {spec.name!r}", "for rows whose options are inside the sentence"
         if config.prompt is not None:
@@ -381,7 +379,7 @@ def _check_inline_options(
 
 
 def _chance_score(spec: TaskSpec, test: Sequence[Item]) -> float | None:
-    """Expected score of guessing among each item's own options; a score in nats has none."""
+    """Return the expected score of guessing among each item's options; None for a score in nats."""
     if spec.score_unit != "accuracy":
         return None
     if get_scorer(spec.scorer).needs_choices:
@@ -390,7 +388,7 @@ def _chance_score(spec: TaskSpec, test: Sequence[Item]) -> float | None:
 
 
 def items_sha256(*splits: Sequence[Item]) -> str:
-    """Hash of items as they are scored; few-shot examples, which many items share, enter once."""
+    """Hash items as they are scored; few-shot examples, which many items share, enter once."""
     special = "base_margin contexts fewshot source_row continuation template fields".split()
     names = [f.name for f in fields(Item) if f.name not in special]
     rows: list[Any] = []

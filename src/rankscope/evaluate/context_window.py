@@ -22,7 +22,7 @@ NOTED_SHARE = 0.05  # Of a task's scored items, from which a note says so
 
 @dataclass(frozen=True, slots=True)
 class EncodedSplit:
-    """One split of one task, as a scorer encodes it."""
+    """One split of one task, encoded by its scorer."""
 
     scorer: Scorer[Any]
     encoder: Encoder
@@ -36,7 +36,7 @@ class EncodedSplit:
 
     @property
     def cut_at_end(self) -> frozenset[int]:
-        """Indices of items scored up to the encoder's ``max_length`` only."""
+        """Indices of items that are scored only up to the encoder's ``max_length``."""
         return frozenset(
             index for index, item in enumerate(self.encoded) if self.scorer.is_cut_at_end(item)
         )
@@ -46,12 +46,12 @@ class EncodedSplit:
         return len(self.cut_at_start | self.cut_at_end)
 
     def bos_of(self, ids: Sequence[int]) -> list[int]:
-        """The begin token if a prompt begins with it."""
+        """Return the begin token if a prompt begins with it."""
         bos = self.encoder.bos_ids
         return bos if list(ids[: len(bos)]) == bos else []
 
     def last_tokens(self, ids: Sequence[int], room: int, where: str) -> list[int]:
-        """The begin token if a prompt begins with it, then its last tokens, ``room`` in all."""
+        """Keep the begin token, if a prompt has it, and its last tokens, ``room`` in all."""
         bos = self.bos_of(ids)
         num_kept = room - len(bos)
         if num_kept < 1:
@@ -65,14 +65,18 @@ class EncodedSplit:
 
 
 def context_length(config: PretrainedConfig) -> int | None:
-    """Number of positions the model was trained for, if its configuration says so."""
+    """Return the number of positions that the model was trained for, if its configuration says
+    so."""
     length = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(length) if length else None
 
 
 def fit_to_context(split: EncodedSplit, where: str) -> EncodedSplit:
-    """The split with every item inside the context, cut at its beginning only if asked to: that
-    scores another question. ``where``: task and split, for messages."""
+    """Make every item of a split fit the context.
+
+    Longer items are an error. The setting ``truncate_left`` cuts their beginning instead, which
+    scores another question. ``where`` names task and split in messages.
+    """
     lengths = [split.scorer.num_tokens(item) for item in split.encoded]
     too_long_items = [i for i, length in enumerate(lengths) if length > split.max_tokens]
     if not split.max_tokens or not too_long_items:
@@ -96,8 +100,11 @@ def fit_to_context(split: EncodedSplit, where: str) -> EncodedSplit:
 
 
 def length_notes(splits: Sequence[EncodedSplit]) -> Iterator[str]:
-    """A task's scored items that are cut, and gold answers longer than models may write, if these
-    are more than a few. Raises UserError: most gold answers are too long."""
+    """Note a task's cut items, and its gold answers longer than models may write, if not just a
+    few.
+
+    Raises UserError: most gold answers are too long.
+    """
     spec, limit = splits[0].spec, splits[0].settings.max_new_tokens
     num, cut = sum(len(s.items) for s in splits), sum(s.truncated for s in splits)
     if cut > NOTED_SHARE * num:

@@ -1,9 +1,9 @@
 """Generation by continuous batching: many prompts, many models, one token each per step.
 
-Sequences of all models wait in one queue; as many as the cache may hold run together. Finished
+Sequences of all models wait in one queue, and as many run together as the cache holds. Finished
 sequences leave, and waiting ones take their room. The keys and values are in a :class:`KVCache`
-whose rows follow the order of the running sequences; sequences of one adapter are neighbors. What
-prompts have in common at their beginning is computed once per model, see ``prefix_sharing.py``.
+whose rows follow the order of the running sequences; sequences of one adapter are neighbors. The
+common beginning of prompts is computed once per model, see ``prefix_sharing.py``.
 """
 
 import itertools
@@ -25,10 +25,10 @@ from rankscope.models.parameters import nbytes
 
 CACHED_PER_BATCH_TOKEN = 16  # Most tokens of a cache over ``batch_tokens``
 CACHE_BYTES = 2**30
-"""Most bytes of keys and values, or those of the weights if they are more. A step reads both, so
-twice as many keys and values would make each token at most a quarter cheaper."""
+"""Most bytes of keys and values, or the bytes of the weights if those are more. A step reads both,
+so twice as many keys and values would make each token at most a quarter cheaper."""
 GROWTH = 32  # Steps of room in a newly allocated cache
-COPIED_LAYERS = 2  # Of a cache, at a time: one layer's old rows, and a copy of them
+COPIED_LAYERS = 2  # Layers copied at a time: one layer's old rows, and their copy
 SPARE = 8  # The cache is rebuilt once one in so many of its rows has finished
 
 
@@ -42,7 +42,8 @@ class GenerationLimits:
 
     @property
     def tail(self) -> int:
-        """Last tokens that can hold the end of a stop string: each token is a byte or more."""
+        """Number of last tokens that can hold the end of a stop string: each token is a byte or
+        more."""
         return max((len(text.encode()) for text in self.stop_strings), default=0) + 1
 
 
@@ -66,7 +67,8 @@ class Generation:
 
     @property
     def prefix_key(self) -> object:
-        """Equal for sequences whose shared prefix is one computation; None: nothing is shared."""
+        """Key that is equal for sequences with the same computed prefix; None: nothing is
+        shared."""
         length, members = self.shared
         return (self.adapter_name, members) if length else None
 
@@ -84,7 +86,7 @@ class Generation:
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    """Text without special tokens, with the tokenizer's own spaces."""
+    """Decode without special tokens, with the tokenizer's own spaces."""
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
     return text
@@ -96,10 +98,11 @@ def generate(
     adapter_names: Sequence[str | None],
     limits: GenerationLimits,
 ) -> dict[str | None, list[Generation]]:
-    """Continue every prompt greedily under every model; results in prompt order.
+    """Continue every prompt greedily under every model; results are in prompt order.
 
-    Prompts are token ids, at least one and fewer than ``limits.context``. The adapters of
-    ``adapter_names``, distinct, are attached to ``base``; None is the bare base.
+    Args:
+        prompts: token ids, at least one and fewer than ``limits.context``.
+        adapter_names: distinct adapters, attached to ``base``; None is the bare base.
     """
     groups = find_shared_prefixes(prompts, base.packs)
     shared = {i: group for group in groups for i in group[1]}
@@ -128,12 +131,12 @@ CachePart = tuple[KVCache, Sequence[Generation], Tensor]  # Tensor: last token b
 
 
 def likeliest(logits: Tensor, sequences: Sequence[Generation]) -> Tensor:
-    """The next token of each sequence, (R,), from (R, V) logits."""
+    """Return the next token of each sequence, (R,), from (R, V) logits."""
     return logits.argmax(dim=-1)
 
 
 def most_cached_tokens(model: PreTrainedModel, batch_tokens: int) -> int:
-    """Most tokens that a cache has room for, unless it is of a single sequence."""
+    """Return the tokens that a cache has room for, unless it holds a single sequence."""
     per_token = cached_values_per_token(model.config) * model.dtype.itemsize
     room = max(CACHE_BYTES, nbytes(model)) // per_token
     return min(CACHED_PER_BATCH_TOKEN * batch_tokens, room)
@@ -142,8 +145,10 @@ def most_cached_tokens(model: PreTrainedModel, batch_tokens: int) -> int:
 def writing_bytes(
     model: PreTrainedModel, num_rows: int, longest: int, batch_tokens: int, pass_bytes: int
 ) -> int:
-    """Most bytes of writing ``num_rows`` answers at once, each with its prompt of at most
-    ``longest`` tokens, if a pass takes ``pass_bytes``."""
+    """Return the most bytes of writing ``num_rows`` answers at once.
+
+    Each has a prompt of at most ``longest`` tokens; a pass takes ``pass_bytes``.
+    """
     config = model.config.get_text_config()
     capacity = min(longest, context_length(model.config) or longest) + GROWTH
     rows = min(max(1, most_cached_tokens(model, batch_tokens) // capacity), num_rows)
@@ -155,7 +160,7 @@ class RunningBatch:
     """The running sequences, with their cache and their last tokens.
 
     Row i of the cache belongs to ``sequences[i]``. A finished sequence keeps its row, unread, until
-    the cache is rebuilt: that copies the cache, which costs about as much as a step.
+    the cache is rebuilt. That copies the cache, and costs about as much as a step.
     """
 
     def __init__(
@@ -172,10 +177,10 @@ class RunningBatch:
         self.sequences: list[Generation] = []
         self.cache = KVCache(0, 0)
         self.tokens = torch.zeros(0, dtype=torch.int64)
-        """(R,) last token of each sequence, on the CPU; not in the cache yet."""
+        """Last token of each sequence, (R,), on the CPU; the cache does not have it yet."""
         self.spans: tuple[AdapterSpan, ...] = ()
         self.last_prefix: tuple[object, KVCache] = (None, KVCache(0, 0))
-        """The ``prefix_key`` of the shared prefix computed last, and its keys and values."""
+        """``prefix_key`` of the shared prefix computed last, with its keys and values."""
 
     def run(self, waiting: deque[Generation]) -> None:
         with self.base.multi_lora.fixed_weights():
@@ -211,8 +216,10 @@ class RunningBatch:
         self.rebuild(parts)
 
     def prefill(self, admitted: Sequence[Generation]) -> Iterator[CachePart]:
-        """Compute prompts with one shared prefix, equal ones of a model once, and write the first
-        token of each answer."""
+        """Compute prompts with one shared prefix, and write the first token of each answer.
+
+        Equal prompts of a model are computed once.
+        """
         prefix = self.compute_prefix(admitted[0])
         num_shared = 0 if prefix is None else prefix.capacity
         asked: dict[tuple[object, ...], list[Generation]] = {}
@@ -243,7 +250,7 @@ class RunningBatch:
             yield cache, sequences, self.accept_next(logits, sequences)
 
     def compute_prefix(self, sequence: Generation) -> KVCache | None:
-        """Keys and values of the prefix that a prompt shares with others; None if it has none."""
+        """Return the keys and values of the prefix that a prompt shares with others, or None."""
         length, _ = sequence.shared
         if not length:
             return None
@@ -255,7 +262,7 @@ class RunningBatch:
         return self.last_prefix[1]
 
     def accept_next(self, logits: Tensor, sequences: Sequence[Generation]) -> Tensor:
-        """Append the chosen token to each sequence; the tokens, (R,) on the CPU."""
+        """Append the chosen token to each sequence; return the tokens, (R,) on the CPU."""
         tokens = self.choose(logits, sequences).cpu()
         for sequence, token in zip(sequences, tokens.tolist(), strict=True):
             if not sequence.is_finished:
@@ -267,7 +274,7 @@ class RunningBatch:
 
         Most tokens cannot, and decoding one costs as much as decoding the tail, so each is decoded
         once. Decoding may strip white space, and characters beyond ASCII may spread over several
-        tokens: those may always complete it.
+        tokens. Such tokens may always complete a stop string.
         """
         tokenizer, stops = self.base.tokenizer, self.limits.stop_strings
         if not stops:

@@ -1,4 +1,4 @@
-"""Score one split of one task under many models: the base and any number of adapters.
+"""Scoring of one split of one task under many models: the base and any number of adapters.
 
 A mixture of tasks is scored part by part, each part with its own prompts and scorer.
 """
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from rankscope.evaluate.vllm import Vllm
 
 Evaluation = tuple[EvalRecord, list[ItemResult]]
-"""One model on one split: its record, and its items in order."""
+"""The record of one model on one split, and its items in order."""
 
 NOT_FINITE = "the model: found no item of a finite likelihood, expected one"
 
@@ -65,13 +65,17 @@ def evaluate_task(
 ) -> tuple[dict[str | None, Evaluation], dict[str | None, str]]:
     """Score one split of one task under the base and any number of attached adapters.
 
-    ``models`` maps adapter names to models of the records; None is ``base``, which may be a
-    fully fine-tuned model. Loading the task applied ``max_items``. Raises UserError for items that
-    cannot be scored.
+    Args:
+        models: maps adapter names to models. None is ``base``, which may be a
+            fully fine-tuned model.
+
+    Raises UserError for items that cannot be scored. ``max_items`` was applied when the task was
+    loaded.
 
     Returns:
-        The evaluations by adapter name; and one sentence why for each model that gives no item a
-        finite likelihood (with the scorers loss and perplexity, misses one).
+        The evaluations by adapter name. Also, for each model that gives no item a finite
+            likelihood, a
+        sentence on why; with the scorers loss and perplexity one such item is enough.
     """
     if not models:
         return {}, {}
@@ -120,11 +124,11 @@ def encode_split(
     settings: EvaluateConfig,
     scorer: Scorer[Any] | None = None,
 ) -> EncodedSplit:
-    """The items of one split as token ids, within a context of ``max_tokens``."""
+    """Encode the items of one split as token ids, within a context of ``max_tokens``."""
     items, spec = task.items(split), task.spec
     if not items:
         raise UserError(f"task {spec.name!r}", f"no {split} items to score", "one or more")
-    scorer = scorer or get_scorer(spec.scorer)
+    scorer = scorer or Scorer.of(spec.scorer)
     ids = scorer.encode(encoder, items, spec, max_tokens)
     encoded = EncodedSplit(scorer, encoder, spec, settings, items, ids, max_tokens or 0)
     return fit_to_context(encoded, f"task {spec.name!r}, {split}")
@@ -133,8 +137,12 @@ def encode_split(
 def scored_items(
     config: StudyConfig, base: StudyBase, data: StudyData
 ) -> tuple[tuple[TaskRecord, ...], dict[tuple[str, Split], list[ItemTokens]], list[str]]:
-    """A study's tasks as they are stored; by task and split that is scored, what a model does for
-    each item; and notes on items and answers that are too long."""
+    """Encode the scored items of a study, before anything runs.
+
+    Returns:
+        The stored records of its tasks; a model's work for each item, by task and scored split; and
+        notes on items and answers that are too long.
+    """
     encoder, settings = data.encoder, config.evaluate
     max_tokens, tokenizer = context_length(base.config), tokenizer_sha256(base.folder)
     records = tuple(_task_record(config, encoder, t, tokenizer) for t in data.tasks.values())
@@ -149,7 +157,7 @@ def scored_items(
                 taken = encoded.scorer.item_tokens(encoder, item, ids, settings.max_new_tokens)
                 counts.append((item.item_id, taken))
         found[task.spec.name, split] = [taken for _, taken in counts]
-        if task.parts:  # in the order, and of the number, of the mixture's own items
+        if task.parts:  # in the order and number of the mixture's own items
             by_id = dict(counts)
             items = task.items(split)
             found[task.spec.name, split] = [by_id[item.item_id] for item in items]
@@ -160,10 +168,11 @@ def scored_items(
 def wanted_splits(
     test: Split | None, tasks: Iterable[TaskRecord], trained_on: str | None
 ) -> list[tuple[str, Split]]:
-    """The splits that a model trained on a task is scored on; for the base, pass None.
+    """List the splits that a model trained on a task is scored on; for the base, pass None.
 
-    The split ``test`` of every task, and the validation split of the tasks that arms are chosen
-    by: the model's own training task and the retention tasks (for the base, every training task).
+    Every task is scored on the split ``test``. The tasks that arms are chosen by are also scored on
+    validation: the model's own training task and the retention tasks. For the base these are all
+    training tasks.
     """
     wanted: dict[tuple[str, Split], None] = {}
     for task in tasks:
@@ -198,7 +207,7 @@ def _make_record(
 
 
 def primary_metric(task: LoadedTask) -> str:
-    """The metric that a task's score is; ``acc`` if the parts of a mixture differ."""
+    """Return the metric of a task's score; ``acc`` if the parts of a mixture differ."""
     names = {
         part.spec.primary_metric or get_scorer(part.spec.scorer).default_metric
         for part in task.parts or (task,)
@@ -209,7 +218,7 @@ def primary_metric(task: LoadedTask) -> str:
 def without_contamination(
     task: LoadedTask, split: Split, results: Sequence[ItemResult]
 ) -> WithoutContamination | None:
-    """The score over test items that no training row holds; None if all are, or none is."""
+    """Return the score over test items that no training row holds; None if all are, or none is."""
     contaminated = task.contaminated_ids if split == "test" else frozenset[str]()
     clean = [item.score for item in results if item.item_id not in contaminated]
     if not clean or len(clean) == len(results):
@@ -223,7 +232,7 @@ def without_contamination(
 
 
 def _with_items(task: LoadedTask, split: Split, item_ids: Collection[str]) -> LoadedTask:
-    """The task with some items of a split alone."""
+    """Return the task with only some items of a split."""
     kept = tuple(item for item in task.items(split) if item.item_id in item_ids)
     return replace(task, test=kept) if split == "test" else replace(task, validation=kept)
 
@@ -284,7 +293,7 @@ def _task_record(
 
 
 def _system_text(rows: Sequence[Item]) -> str:
-    """The system turn that all rows begin with; empty if they do not."""
+    """Return the system turn that all rows begin with; empty if they do not."""
     turns = {row.messages[0] if row.messages else None for row in rows}
     turn = turns.pop() if len(turns) == 1 else None
     return turn.content if turn is not None and turn.role == "system" else ""
@@ -297,8 +306,10 @@ def task_sha256(
     settings: EvaluateConfig,
     items: str,
 ) -> str:
-    """Hash of everything that scores depend on, the model excepted. ``items`` is the hash of those
-    that are scored, which hold their prompts and examples."""
+    """Hash everything that scores depend on, except the model.
+
+    ``items`` is the hash of the scored items, which hold their prompts and examples.
+    """
     return sha256_json(
         {
             "items": items,
@@ -313,7 +324,7 @@ def task_sha256(
 
 
 def _scoring_settings(spec: TaskSpec, settings: EvaluateConfig, encoder: Encoder) -> dict[str, Any]:
-    scorer = get_scorer(spec.scorer)
+    scorer = Scorer[Any].of(spec.scorer)
     return {
         "scorer": spec.scorer,
         "version": spec.version,
@@ -329,7 +340,7 @@ def _scoring_settings(spec: TaskSpec, settings: EvaluateConfig, encoder: Encoder
 
 
 def _task_roles(config: StudyConfig, name: str) -> tuple[Role, ...]:
-    """The roles of a task in the study; a training task is cross-domain for the others."""
+    """Return the roles of a task in the study; a training task is cross-domain for the others."""
     trained = [task.name for task in config.tasks]
     is_trained = name in trained
     is_cross_domain = name in [task.name for task in config.evaluate.cross_domain]

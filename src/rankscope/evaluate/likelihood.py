@@ -3,13 +3,13 @@
 A question is one row that branches: its prompt, then its continuations side by side, each with
 attention to the prompt and itself. The logits at the prompt's last token score the first token of
 every continuation, so letters and one-token options cost nothing more. A common beginning of
-prompts (the examples before every question of a subject) is computed once per model and kept as
-keys and values, see ``prefix_sharing.py``.
+prompts, such as the examples before every question of a subject, is computed once per model. Its
+keys and values are kept, see ``prefix_sharing.py``.
 
-Batches are cut once, and every model runs through the same ones, one model per pass. So a model's
-scores do not depend on the other models, an adapter with B = 0 gives the base's scores bit for bit,
-and differences between models are never differences between batches. Items fill the passes; mixing
-models in one would only slice the adapters' products finer.
+Batches are cut once, and every model runs through the same batches, one model per pass. So a
+model's scores do not depend on the other models, and an adapter with B = 0 gives the base's scores
+bit for bit. Differences between models are never differences between batches. Items fill the
+passes; mixing models in one would only slice the adapters' products finer.
 """
 
 import time
@@ -28,8 +28,8 @@ from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.multi_lora import AdapterSpan
 
 PrefixGroup = tuple[RowBatch | None, Sequence[tuple[Sequence[int], TokenTreeBatch]]]
-"""A prefix, one row, or None if every row is computed whole; and the batches that continue it, each
-with the indices of its items."""
+"""A prefix, as one row, and the batches that continue it, each with the indices of its items. The
+prefix is None if every row is computed whole."""
 
 
 class SummedLogprobs:
@@ -42,7 +42,7 @@ class SummedLogprobs:
 
     @property
     def totals(self) -> Floats:
-        """The summed log p of all continuations, in order."""
+        """Summed log p of all continuations, in order."""
         return np.concatenate([np.zeros(0), *self.values])
 
     def add(
@@ -85,7 +85,7 @@ def _sum_logprobs(
 
 
 def for_adapter(batch: RowBatch, adapter_name: str | None) -> RowBatch:
-    """The same batch with every token belonging to one adapter, or to the bare base."""
+    """Return the batch with every token belonging to one adapter, or to the bare base."""
     return replace(batch, segments=(AdapterSpan(adapter_name, 0, batch.input_ids.shape[1]),))
 
 
@@ -97,11 +97,13 @@ def continuation_logprobs(
     *,
     greedy: bool = False,
 ) -> dict[str | None, SummedLogprobs]:
-    """log p(continuation | prompt) in nats, summed over its tokens, under every model.
+    """Compute log p(continuation | prompt) in nats, summed over its tokens, under every model.
 
-    Prompts and continuations have at least one token each. The adapters of ``adapter_names``,
-    distinct, are attached to ``base``; None is the bare base. A row, or a prefix, longer than
-    ``batch_tokens`` runs alone. ``greedy`` counts ``missed`` tokens too.
+    Args:
+        questions: prompts and continuations with at least one token each.
+        adapter_names: distinct adapters, attached to ``base``; None is the bare base.
+        batch_tokens: a row, or a prefix, that is longer runs alone.
+        greedy: count ``missed`` tokens, too.
     """
     trees = [TokenTree.of_question(q.prompt, q.continuations) for q in questions]
     groups = prefix_groups(trees, batch_tokens, base)
@@ -130,7 +132,7 @@ def prefix_groups(
 def row_logprobs(
     base: Base, rows: Sequence[EncodedRow], adapter_names: Sequence[str | None], batch_tokens: int
 ) -> dict[str | None, SummedLogprobs]:
-    """Summed log p of every row's labeled tokens under every model."""
+    """Sum log p of every row's labeled tokens under every model."""
     sizes = [(len(row.input_ids), sum(row.is_label)) for row in rows]
     max_kept = most_kept(base.record.vocab_size, base.device)
     parts = cut_batches(sizes, batch_tokens, max_kept)

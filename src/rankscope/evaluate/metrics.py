@@ -1,4 +1,4 @@
-"""From log-probabilities and item scores to metrics; no model is involved."""
+"""Metrics from log-probabilities and item scores; no model is involved."""
 
 import math
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class ModelScores:
 
 
 def first_best(values: Sequence[float]) -> int | None:
-    """Index of the largest value; the first one wins ties. None if a value is NaN."""
+    """Return the index of the largest value; the first one wins ties. None if a value is NaN."""
     if any(math.isnan(value) for value in values):
         return None
     return max(range(len(values)), key=values.__getitem__)
@@ -34,12 +34,13 @@ def first_best(values: Sequence[float]) -> int | None:
 def choice_predictions(
     option_logprobs: Sequence[float], option_tokens: Sequence[int], choices: Sequence[str]
 ) -> dict[str, int | None]:
-    """The option that each metric picks; None if a log-probability is NaN.
+    """Pick an option by each metric; None if a log-probability is NaN.
 
     Returns:
         ``acc``: largest log p(option | prompt). ``acc_norm``: largest per character of the option's
         text, without the space before it, as in lm-evaluation-harness 0.4.13. ``acc_bytes``:
-        largest per UTF-8 byte, likewise. ``acc_token``: largest per token.
+            largest
+        per UTF-8 byte of that text. ``acc_token``: largest per token.
     """
     lengths = {
         "acc": [1] * len(choices),
@@ -54,7 +55,7 @@ def choice_predictions(
 
 
 def standard_error(scores: Sequence[float]) -> float | None:
-    """Standard error of the mean from the sample variance; None if n < 2."""
+    """Return the standard error of the mean from the sample variance; None if n < 2."""
     if len(scores) < 2:
         return None
     return float(np.std(scores, ddof=1) / math.sqrt(len(scores)))

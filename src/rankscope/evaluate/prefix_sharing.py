@@ -1,7 +1,7 @@
-"""Groups of prompts with a common beginning, so that it is computed once.
+"""Groups of prompts with a common beginning, which is computed once.
 
-Found by content, on token ids: examples before each question of a subject, a system prompt, a
-passage with several questions. Nothing needs to be declared.
+Common beginnings are found on token ids: examples before each question of a subject, a system
+prompt, a passage with several questions. Nothing needs to be declared.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ MIN_LENGTH = 16  # Shorter beginnings of questions that open alike are not worth
 
 
 SharedPrefix = tuple[int, tuple[int, ...]]
-"""A number of tokens, and the indices of the prompts that begin with the same ones; 0 if sharing
-would save nothing."""
+"""Number of shared first tokens, and the indices of the prompts that share them. The number is 0 if
+sharing would save nothing."""
 
 
 class _Span:
@@ -39,11 +39,11 @@ class _Span:
 def find_shared_prefixes(
     prompts: Sequence[Sequence[int]], may_share: bool = True
 ) -> list[SharedPrefix]:
-    """Divide prompts into groups such that the fewest tokens are computed.
+    """Divide prompts into groups so that the fewest tokens are computed.
 
-    A group's prefix leaves at least one token of every prompt: its last one gives the logits.
-    Sorted prompts that share a prefix are neighbors, and such spans are nested or disjoint, so the
-    best cuts of a span are either its own prefix or the best cuts of its parts.
+    A group's prefix leaves at least one token of every prompt, because the last one gives the
+    logits. Sorted prompts that share a prefix are neighbors, and such spans are nested or disjoint.
+    So the best cuts of a span are either its own prefix or the best cuts of its parts.
     """
     order = sorted(range(len(prompts)), key=lambda i: list(prompts[i])) if may_share else []
     cuts: list[tuple[int, int, int]] = []
@@ -72,6 +72,6 @@ def find_shared_prefixes(
 
 
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """Number of tokens that both begin with, leaving at least one token of each."""
+    """Count the first tokens that both have in common, leaving at least one token of each."""
     longest = min(len(one), len(other)) - 1
     return next((i for i in range(longest) if one[i] != other[i]), longest)

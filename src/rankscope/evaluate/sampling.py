@@ -1,5 +1,7 @@
-"""Draw tokens at random: each sequence has uniform numbers of its own, so what is drawn for it does
-not depend on the sequences beside it."""
+"""Random draws of tokens.
+
+Each sequence has its own uniform numbers, so its draws do not depend on the sequences beside it.
+"""
 
 import random
 from collections.abc import Callable, Sequence
@@ -30,11 +32,11 @@ class SampledGeneration(Generation):
 
 
 def draw(logits: Tensor, sequences: Sequence[SampledGeneration]) -> Tensor:
-    """A token for each row, (R,): the first whose cumulative probability exceeds the row's next
-    uniform number. (R, V) logits.
+    """Draw a token for each row, (R,), from (R, V) logits.
 
-    Only the sums of blocks of tokens, and the block that holds the token, leave the device: they
-    are added up in float64, which not every device has.
+    It is the first whose cumulative probability exceeds the row's next uniform number. Only the
+    sums of blocks of tokens, and the block that holds the token, leave the device. They are added
+    up in float64, which not every device has.
     """
     uniform = torch.tensor([[row.draws.random()] for row in sequences], dtype=torch.float64)
     probabilities = F.pad(logits.float().softmax(dim=-1), (0, -logits.shape[-1] % BLOCK))
@@ -54,8 +56,12 @@ def draw(logits: Tensor, sequences: Sequence[SampledGeneration]) -> Tensor:
 
 
 def _first_beyond(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each row, the index of the first weight with which the sum exceeds the target, and how far
-    the target exceeds the sum of the weights before it. (R, N) and (R, 1) float64."""
+    """Find each row's first weight with which the sum exceeds the target, (R, N) and (R, 1)
+    float64.
+
+    Returns:
+        The weight's index, and how far the target exceeds the sum of the weights before it.
+    """
     cumulative = weights.cumsum(dim=-1)
     below_all = cumulative[:, -1:] * (1 - torch.finfo(torch.float64).eps)
     target = torch.minimum(target, below_all)
@@ -64,11 +70,12 @@ def _first_beyond(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def drawing_at(temperature: float) -> Callable[[Tensor, Sequence[SampledGeneration]], Tensor]:
-    """:func:`draw` at a temperature, which adds up the entropies of the distributions."""
+    """Make a :func:`draw` at a temperature, which also adds up the entropies of the
+    distributions."""
 
     def choose(logits: Tensor, sequences: Sequence[SampledGeneration]) -> Tensor:
-        # A model that has diverged draws something: the loss of its answers then says so, and the
-        # others of its group go on.
+        # A diverged model still draws something: the loss of its answers then shows it, and the
+        # other models of its group continue.
         logits = logits.float().nan_to_num(0.0, LARGEST_LOGIT, -LARGEST_LOGIT) / temperature
         logprobs = logits.log_softmax(dim=-1)
         entropies = -(logprobs.exp() * logprobs).sum(dim=-1)

@@ -1,6 +1,6 @@
-"""Items as token trees, and trees concatenated for one forward pass.
+"""Items as token trees, which are concatenated for one forward pass.
 
-A multiple-choice question is a tree: the prompt is its trunk, and every option of two tokens or
+A multiple-choice question is a tree. The prompt is its trunk, and every option of two tokens or
 more is a branch that sees the prompt and itself (``models/attention/products.py``). A plain row of
 text is a trunk without branches.
 """
@@ -24,12 +24,12 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class TokenTree:
-    """One item's tokens, and which of them predict what."""
+    """One item's tokens, and the tokens that they predict."""
 
     ids: tuple[int, ...]  # The trunk, then the branches one after another
     branches: tuple[int, ...]
-    """Tokens of each continuation's branch: all but its last token, which predicts nothing. 0 for
-    continuations of one token and for repetitions of an earlier one."""
+    """Tokens of each continuation's branch: all but its last token, which predicts nothing. It is 0
+    for continuations of one token and for repetitions of an earlier one."""
     keep: tuple[int, ...]  # Indices of tokens whose logits are needed, ascending
     targets: tuple[tuple[int, int, int], ...]  # (index into keep, token, continuation)
     num_continuations: int
@@ -39,7 +39,8 @@ class TokenTree:
     def of_question(
         cls, prompt: Sequence[int], continuations: Sequence[Sequence[int]], gold: int = 0
     ) -> "TokenTree":
-        """Prompt and options; the prompt's last token predicts every option's first token."""
+        """Make a tree of prompt and options; the prompt's last token predicts each option's first
+        token."""
         ids = list(prompt)
         keep = [len(ids) - 1]
         targets = []
@@ -63,18 +64,18 @@ class TokenTree:
 
     @classmethod
     def of_text(cls, ids: Sequence[int], predictions: Sequence[tuple[int, int]]) -> "TokenTree":
-        """A trunk alone; ``predictions`` are pairs of a predicting position and a token."""
+        """Make a trunk alone; ``predictions`` are pairs of a predicting position and a token."""
         keep = tuple(position for position, _ in predictions)
         targets = tuple((i, token, 0) for i, (_, token) in enumerate(predictions))
         return cls(tuple(ids), (), keep, targets, 1, 0)
 
     @property
     def size(self) -> tuple[int, int]:
-        """Tokens, and positions whose logits are kept."""
+        """Number of tokens, and of positions whose logits are kept."""
         return len(self.ids), len(self.keep)
 
     def gold_row(self) -> "TokenTree":
-        """The trunk and the right answer alone, as one row of text."""
+        """Return the trunk and the right answer alone, as one row of text."""
         trunk = len(self.ids) - sum(self.branches)
         predictions = [(self.keep[k], token) for k, token, c in self.targets if c == self.gold]
         branch = [at for at, _ in predictions if at >= trunk] if self.branches else []
@@ -84,7 +85,7 @@ class TokenTree:
         )
 
     def without_prefix(self, length: int) -> "TokenTree":
-        """The same item without its first ``length`` tokens, which may not be in ``keep``."""
+        """Return the item without its first ``length`` tokens, which may not be in ``keep``."""
         return replace(self, ids=self.ids[length:], keep=tuple(at - length for at in self.keep))
 
 
@@ -121,7 +122,7 @@ class TokenTreeBatch:
         )
 
     def sums(self, values: Tensor) -> list[Floats]:
-        """Values of the targets, (T,), summed by continuation, for each tree."""
+        """Sum the values of the targets, (T,), by continuation, for each tree."""
         weights = values.cpu().double().numpy()
         sums = np.bincount(self.owners, weights=weights, minlength=self.bounds[-1])
         return np.split(sums.astype(np.float64), self.bounds[1:-1])
@@ -131,22 +132,24 @@ NORMALIZED_AT_ONCE = 128  # Positions in float32 at a time: they stay in a CPU c
 
 
 def logprobs_at(logits: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
-    """log p of ``tokens`` (P,) at ``rows`` (P,) of ``logits`` (M, vocabulary), float32."""
+    """Return log p of ``tokens`` (P,) at ``rows`` (P,) of ``logits`` (M, vocabulary), float32."""
     parts = logits.split(NORMALIZED_AT_ONCE)
     norms = torch.cat([torch.logsumexp(part.float(), -1) for part in parts])
     return logits[rows, tokens].float() - norms[rows]
 
 
 def most_kept(vocab_size: int, device: torch.device) -> int:
-    """Most positions of a pass whose logits are kept."""
+    """Return the most positions of a pass whose logits are kept."""
     return max(1, (MAX_LOGITS_CUDA if device.type == "cuda" else MAX_LOGITS) // vocab_size)
 
 
 def cut_batches(
     sizes: Sequence[tuple[int, int]], batch_tokens: int, max_kept: int
 ) -> Iterator[list[int]]:
-    """Indices of items of some (tokens, positions whose logits are kept), longest first, in batches
-    of limited tokens and logits; a longer item is a batch of its own."""
+    """Yield batches of items with limited tokens and logits, longest items first, as indices.
+
+    ``sizes`` are (tokens, positions whose logits are kept). A longer item is its own batch.
+    """
     batch: list[int] = []
     num_tokens = num_kept = 0
     for index in sorted(range(len(sizes)), key=lambda i: -sizes[i][0]):

@@ -1,1 +1,1 @@
-"""Capabilities that the core does without: a folder each, which its registry finds by name."""
+"""Capabilities beyond the core: one folder each, which the core's registry finds by name."""

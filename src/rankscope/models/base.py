@@ -1,4 +1,4 @@
-"""The frozen base model and the batches it sees: concatenated rows, grouped by adapter."""
+"""The frozen base model, and its batches: concatenated rows, grouped by adapter."""
 
 import copy
 import itertools
@@ -20,14 +20,14 @@ from rankscope.device import distinct_places, on_device
 from rankscope.errors import UserError
 from rankscope.models.attention import varlen
 from rankscope.models.attention.varlen import AttentionPlan, KVCache
-from rankscope.models.compiled import compute_plainly
+from rankscope.models.kernels import PLAIN, use_kernels
 from rankscope.models.multi_lora import AdapterSpan, MultiLora, linear_layers, unwrap
 from rankscope.models.quantize import dense_weight
 from rankscope.models.sharding import Shards, is_sharded, trainable_shards
 from rankscope.records import ModelRecord
 
 OWN_CACHES = ("cache", "past_key_values", "cache_params", "state")
-"""Names that models give to their own cache, in their outputs and among their arguments."""
+"""Names that models give to their own cache, among their outputs and arguments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,8 @@ class Row:
     adapter_name: str | None = None  # None for the bare base
     start: int = 0  # Position of the first id: the number of tokens in the row's cache
     branches: Sequence[int] = ()
-    """Lengths of continuations at the end of ``ids``; each follows the token before the first
-    branch and sees none of the other branches."""
+    """Lengths of continuations at the end of ``ids``. Each follows the token before the first
+    branch, and sees none of the other branches."""
 
     @property
     def positions(self) -> Iterator[int]:
@@ -59,7 +59,8 @@ class RowBatch:
     branches: tuple[tuple[int, ...], ...] = ()  # By row; empty if no row has any
 
     def kept_segments(self) -> tuple[AdapterSpan, ...]:
-        """The segments counted in kept positions, M in place of N: what the output layer sees."""
+        """Return the segments counted in kept positions, M in place of N, as the output layer sees
+        them."""
         keep = self.keep.tolist()
         return tuple(
             AdapterSpan(name, bisect_left(keep, start), bisect_left(keep, stop))
@@ -67,8 +68,10 @@ class RowBatch:
         )
 
     def alone(self) -> Iterator[tuple[int, str | None, list[int], list[int]]]:
-        """By row, and by branch of a row: the row's index, its adapter, which of the N tokens it
-        reads, and at which of those logits are kept: together, in order, all that the batch keeps.
+        """Yield the passes of rows that run alone: one for each row, or for each branch of a row.
+
+        Each is (row index, adapter, which of the N tokens it reads, at which of those logits are
+        kept). Together, in order, the kept logits are those of the batch.
         """
         keep, starts = self.keep.tolist(), [segment.start for segment in self.segments]
         stop = 0
@@ -79,7 +82,8 @@ class RowBatch:
             first = at = stop - sum(branches)
             for branch in branches or (0,):
                 places = [*range(start, first), *range(at, at + branch)]
-                # The first branch's pass gives the logits of what all of them follow, too.
+                # The first branch's pass also gives the logits of the token that all branches
+                # follow.
                 wanted = keep[bisect_left(keep, start if at == first else at) :]
                 wanted = wanted[: bisect_left(wanted, at + branch)]
                 yield row, name, places, [bisect_left(places, place) for place in wanted]
@@ -127,8 +131,8 @@ class Base:
     """Dtype of matrix products if it differs from the weights': mixed precision (1710.03740).
     Norms, softmax and sums stay in float32."""
     packs: bool = True
-    """Whether rows share a pass. If not, each runs alone, by transformers' own attention: layers
-    that mix tokens elsewhere (state spaces, convolutions) would mix rows."""
+    """Whether rows share a pass. Otherwise each row runs alone, with transformers' own attention:
+    state spaces and convolutions would mix rows."""
     resumes: bool = True  # If they run alone: whether the model's own cache continues a row
 
     @property
@@ -137,7 +141,7 @@ class Base:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether a pass needs all shards; between passes alone."""
+        """Whether every pass needs all shards; valid between passes only."""
         return is_sharded(next(self.model.parameters()))
 
     def logits(
@@ -148,12 +152,15 @@ class Base:
         prefix: KVCache | None = None,
         plan: AttentionPlan | None = None,
     ) -> Tensor:
-        """Logits at the kept positions, (M, vocabulary), in the base's dtype; what the output layer
-        reads there, (M, width), inside of ``output_layer_apart``.
+        """Compute logits at the kept positions, (M, vocabulary), in the base's dtype.
 
-        Each row continues its own prefix in ``cache``, and with ``store`` the pass's keys and
-        values are appended to it. ``prefix`` is a cache of one row, which all rows continue;
-        ``cache`` is then only written. ``plan`` is the batch's plan, if it was made before.
+        Inside ``output_layer_apart`` the result is the output layer's input there, (M, width).
+
+        Args:
+            cache: each row continues its own prefix in it.
+            store: append the pass's keys and values to ``cache``.
+            prefix: a cache of one row, which all rows continue; ``cache`` is then only written.
+            plan: the batch's attention plan, if it exists already.
         """
         # The choice lives in the config object, which another model may share and change.
         attention = self.model.config.get_text_config()._attn_implementation
@@ -162,7 +169,7 @@ class Base:
             raise RuntimeError(f"{found}: give each model whose attention is set its own config")
         for segment in batch.segments:
             name = segment.adapter_name
-            # Scoring the bare base in its place would hide a misspelled name.
+            # Scoring the bare base instead would hide a misspelled name.
             if name is not None and name not in self.multi_lora.adapters:
                 raise KeyError(f"no adapter is attached under the name {name!r}")
         if not self.packs:
@@ -176,7 +183,7 @@ class Base:
         if self.is_sharded:
             self.shards.announce("forward", self.name)
         routing = self.multi_lora.routing(batch.segments, batch.kept_segments())
-        # A pass that stores keys writes each to a place of its own, and nothing else by index.
+        # A pass that stores keys writes each to its own place, and indexes nothing else.
         writes = distinct_places(self.device) if store else nullcontext()
         with routing, self._precision(), writes:
             out: Tensor = self.model(
@@ -196,7 +203,7 @@ class Base:
         return torch.autocast(self.device.type, self.product_dtype)
 
     def _logits_alone(self, batch: RowBatch, cache: KVCache | None, store: bool) -> Tensor:
-        """:meth:`logits` by one pass for each row, and for each branch of a row."""
+        """Compute :meth:`logits` by one pass for each row, and for each branch of a row."""
         out: list[Tensor] = []
         for row, name, places, keep in batch.alone():
             ids = batch.input_ids[:, on_device(torch.tensor(places), self.device)]
@@ -230,7 +237,8 @@ class Base:
 
     @contextmanager
     def optimizer_step(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-        """Around all passes of an optimizer step: afterwards parameters have their gradients."""
+        """Surround all passes of an optimizer step; at its end the parameters have their
+        gradients."""
         with self.multi_lora.optimizer_step():
             yield
         self.shards.add_up_gradients(parameters)
@@ -239,14 +247,14 @@ class Base:
         return linear_layers(self.model)
 
     def weight_norm(self, name: str, linear: nn.Linear) -> float:
-        """|W0|_F of a linear layer of this base, computed once."""
+        """Return |W0|_F of a linear layer of this base, computed once."""
         if name not in self.weight_norms:
             weight = dense_weight(linear)
             self.weight_norms[name] = float(torch.linalg.vector_norm(weight, dtype=torch.float32))
         return self.weight_norms[name]
 
     def trainable_copy(self) -> "Base":
-        """A float32 copy whose every parameter trains, with products in the base's dtype."""
+        """Make a float32 copy whose every parameter trains, with products in the base's dtype."""
         if self.shards.size > 1:
             name = "trained"
             self.shards.models.pop(name, None)  # before there is another one
@@ -256,15 +264,17 @@ class Base:
             return made
         copied = self.copied()
         model = copied.model.float()
-        compute_plainly(model)  # compiled functions take frozen weights, and no mixed precision
+        use_kernels(model, PLAIN)  # others take frozen weights, and no mixed precision
         model.requires_grad_(True)
         if self.model.dtype != model.dtype:
             copied.product_dtype = self.model.dtype
         return copied
 
     def copied(self, *, in_place: bool = False) -> "Base":
-        """A model of its own with the same weights, without adapters; ``in_place``, the values of
-        its parameters are this model's own, in the same memory."""
+        """Make a separate model with the same weights, without adapters.
+
+        With ``in_place``, its parameters share the memory of this model's values.
+        """
         kept = {id(p): copy.copy(p) for p in self.model.parameters()} if in_place else {}
         model = copy.deepcopy(self.model, kept)
         unwrap(model)
@@ -286,7 +296,7 @@ def batches_of(rows: Iterable[Row], batch_tokens: int) -> Iterable[list[Row]]:
         yield batch
 
 
-# --- gradient checkpointing (Chen et al., 1604.06174): compute activations again in the backward
+# --- gradient checkpointing (Chen et al., 1604.06174) computes activations again in the backward
 # pass. It wraps the layers that transformers marks for it in torch's non-reentrant checkpoint, from
 # outside: transformers' own switch works in training mode only, which would turn on the base's
 # dropout.

@@ -1,4 +1,4 @@
-"""Read the matrices of a model folder one at a time, so that no checkpoint is in memory whole.
+"""Reader of a model folder's matrices, one at a time: no checkpoint is in memory whole.
 
 Names come from the architecture of ``config.json``, values from the safetensors shards. Tied
 weights are read under their stored name, GPT-2's ``Conv1D`` layers are transposed to (out, in), and
@@ -43,7 +43,7 @@ class CheckpointReader:
         self.layers = [name for name, module in self._linears.items() if module is not head]
 
     def shape(self, name: str) -> tuple[int, int]:
-        """(out, in) of a linear layer. Raises UserError if the model has none of that name."""
+        """Return (out, in) of a linear layer. Raises UserError: the model has none of that name."""
         if name not in self.shapes:
             place = f"model folder {self.folder}"
             found = f"no linear layer {name!r} in {self.architecture}"
@@ -59,7 +59,7 @@ class CheckpointReader:
         return isinstance(self._linears[name], Conv1D)
 
     def stored_name(self, key: str) -> str | None:
-        """The name under which a parameter is stored; None if it is not."""
+        """Return the name under which a parameter is stored; None if it is not stored."""
         tied = getattr(self.model, "_tied_weights_keys", None)
         keys = [key, *([tied[key]] if isinstance(tied, Mapping) and key in tied else [])]
         # Some checkpoints hold only the inner model, without its prefix.
@@ -68,8 +68,10 @@ class CheckpointReader:
         return next((k for k in keys if k in self.shards), None)
 
     def weight(self, name: str, device: torch.device | None = None) -> Tensor:
-        """The weight of a linear layer, (out, in), in its stored dtype. Raises UserError for an
-        unknown layer, IntegrityError for missing, misshapen or NaN values."""
+        """Read the weight of a linear layer, (out, in), in its stored dtype.
+
+        Raises UserError for an unknown layer, IntegrityError for missing, misshapen or NaN values.
+        """
         shape, stored = self.shape(name), self.stored_name(f"{name}.weight")
         if stored is None:
             raise damaged(self.folder, f"no weight '{name}.weight' in its safetensors files")
@@ -97,7 +99,7 @@ class CheckpointReader:
         return tuple(sorted(leaves if named == set(self.layers) else self.layers))
 
     def parameter(self, key: str) -> Tensor:
-        """A parameter by its path, which is stored; a linear layer's weight as (out, in)."""
+        """Read a stored parameter by its path; a linear layer's weight is (out, in)."""
         name = key.removesuffix(".weight")
         if key != name and name in self._linears:
             return self.weight(name)
@@ -110,11 +112,7 @@ class CheckpointReader:
         return tensor
 
     def dequantized(self, key: str, packed: Tensor) -> Tensor:
-        """The numbers that bitsandbytes packed, in the dtype they were quantized from.
-
-        8 bits: row by row, value * SCB / 127 (Dettmers et al., 2208.07339). 4 bits: blocks of NF4
-        or FP4 (2305.14314).
-        """
+        """Unpack the numbers that bitsandbytes packed, in the dtype that it quantized."""
         if not self.is_quantized:
             expected = "numbers, as config.json names no quantization"
             raise damaged(self.folder, f"{key!r} of {packed.dtype}", expected)
@@ -134,7 +132,7 @@ class CheckpointReader:
 
 
 def shards_of(folder: Path) -> dict[str, Path]:
-    """Name of every stored tensor -> its safetensors file."""
+    """Map the name of every stored tensor to its safetensors file."""
     shards = {}
     for path in sorted(folder.glob("*.safetensors")):
         with opened_weights(path) as file:

@@ -1,16 +1,16 @@
-"""The adapters of a group in few products: ``torch.nn.functional.grouped_mm``.
+"""The adapters of a group in few products, with ``torch.nn.functional.grouped_mm``.
 
 The loop of ``multi_lora.py`` launches six small products per adapter and layer. Here, adapters of a
-layer whose ranks round up to the same multiple of 8 form a bucket, and six products serve all its
-adapters: two forward, two for the gradient of x, two for those of A and B. Both compute the same,
-up to rounding.
+layer whose ranks round up to the same multiple of 8 form a bucket. Six products serve all adapters
+of a bucket: two forward, two for the gradient of x, two for those of A and B. Both ways compute the
+same numbers, up to rounding.
 
     G  adapters in a bucket     R  its padded rank; PiSSA needs twice the rank
     n  tokens of a run          s  an adapter's scaling
 
 ``grouped_mm`` wants rows of a multiple of 16 bytes and int32 offsets. An empty group gives wrong
-gradients (PyTorch's issues 172439 and 193633), and rows after the last offset are left undefined;
-here neither exists.
+gradients (PyTorch's issues 172439 and 193633), and rows after the last offset are left undefined.
+Neither exists here.
 """
 
 from collections import defaultdict
@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from rankscope.device import on_device
 from rankscope.errors import UserError
 from rankscope.models.lora import Adapter
-from rankscope.models.methods import get_lora_method
 from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.quantize import is_quantized
 
@@ -46,8 +45,8 @@ def padded_rank(adapter: Adapter, module: str) -> int:
 
 
 def _has_plain_product(adapter: Adapter) -> bool:
-    """Whether the adapter computes s B' A' x and nothing else: no DoRA, no dropout."""
-    method = type(get_lora_method(adapter.method))
+    """Whether the adapter computes s B' A' x and nothing else (no DoRA, no dropout)."""
+    method = type(LoraMethod.of(adapter.method))
     is_loras = (method.forward, method.backward) == (LoraMethod.forward, LoraMethod.backward)
     return is_loras and adapter.dropout == 0
 
@@ -56,8 +55,8 @@ class Run:
     """Tokens of adapters that are neighbors in the pass and in their bucket."""
 
     def __init__(self, rank: int, first: int, start: int) -> None:
-        """``rank``: R, which names the bucket. ``first``: index of its first adapter in the bucket.
-        ``start``: its first token."""
+        """``rank`` is R, which names the bucket; ``first`` the index of the run's first adapter
+        there; ``start`` the run's first token."""
         self.rank, self.first, self.start = rank, first, start
         self.counts: list[int] = []  # Tokens of each adapter, none of them 0
 
@@ -80,7 +79,7 @@ Places = dict[str, tuple[int, int]]  # Adapter name -> (R, index in that bucket)
 def cut_into_runs(
     places: Places, spans: "Sequence[AdapterSpan]"
 ) -> "tuple[list[Run], tuple[AdapterSpan, ...]]":
-    """The runs of a pass through one module, and the spans that have no bucket there."""
+    """Return the runs of a pass through one module, and the spans without a bucket there."""
     runs: list[Run] = []
     rest: list[AdapterSpan] = []
     for span in spans:
@@ -95,8 +94,10 @@ def cut_into_runs(
 
 
 class _Bucket:
-    """Adapters of one module with one padded rank, as blocks; the adapters' own parameters are
-    views of them, without the padding, which stays zero."""
+    """Adapters of one module with one padded rank, as blocks.
+
+    The adapters' own parameters are views of the blocks, without the padding, which stays zero.
+    """
 
     def __init__(
         self, module: str, rank: int, adapters: Sequence[Adapter], dtype: torch.dtype
@@ -106,8 +107,8 @@ class _Bucket:
         first = adapters[0].a[module]
         out_features = len(adapters[0].b[module])
         self.a = first.new_zeros(len(adapters), rank, first.shape[1])  # (G, R, in) float32
-        # B is transposed: a view of fewer than R columns then still has no gaps in memory, as the
-        # fused optimizer demands.
+        # B is transposed: a view of fewer than R columns then has no gaps in memory, as the fused
+        # optimizer demands.
         self.b = first.new_zeros(len(adapters), rank, out_features)  # (G, R, out) float32
         self.a_grad, self.b_grad = torch.zeros_like(self.a), torch.zeros_like(self.b)
         self.a_copy = torch.zeros_like(self.a, dtype=dtype)  # A', in the base's dtype
@@ -121,7 +122,7 @@ class _Bucket:
                 parameter.data = view
 
     def begin_step(self) -> None:
-        """Copy the weights, with s multiplied in before B is rounded; no gradients yet."""
+        """Copy the weights, with s multiplied in before B is rounded, and clear the gradients."""
         self.a_copy.copy_(self.a)
         torch.mul(self.b, self.scaling, out=self.b_copy)
         for i, adapter in enumerate(self.adapters):
@@ -143,7 +144,7 @@ class _Bucket:
             a.grad, b.grad = self.a_grad[i, :rank], self.b_grad[i, :rank].T
 
     def release(self) -> None:
-        """Give each parameter memory of its own, as before."""
+        """Give each parameter its own memory again."""
         for adapter in self.adapters:
             for parameter in (adapter.a[self.module], adapter.b[self.module]):
                 parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
@@ -157,11 +158,11 @@ class BucketSlice:
         self.parameters = [anchor]  # Makes autograd call the backward pass; it gets no gradient
 
     def rows(self, x: Tensor) -> Tensor:
-        """The run's tokens of (N, ...), a view."""
+        """View the run's tokens of (N, ...)."""
         return x[self.run.start : self.run.stop]
 
     def block(self, x: Tensor) -> Tensor:
-        """The run's adapters of (G, ...), a view."""
+        """View the run's adapters of (G, ...)."""
         return x[self.run.first : self.run.last]
 
     def forward(self, x: Tensor, y: Tensor, linear: nn.Linear) -> tuple[Tensor | None, ...]:
@@ -179,7 +180,7 @@ class BucketSlice:
         grad_x: Tensor | None,
         weight: Tensor | None,
     ) -> list[Tensor | None]:
-        """Add to the block's gradients, and to ``grad_x``, from the gradient of y, (N, out)."""
+        """Add to the block's gradients and to ``grad_x``, given the gradient of y, (N, out)."""
         (hidden,) = saved
         a, b = self.block(self.bucket.a_copy), self.block(self.bucket.b_copy)
         inputs, grad = self.rows(x).contiguous(), self.rows(grad).contiguous()
@@ -198,14 +199,14 @@ class GroupedLora:
     ) -> None:
 
         def place_in_pass(adapter: Adapter) -> tuple[bool, int, tuple[str, ...]]:
-            """Sorts adapters so that neighbors share buckets."""
+            """Sort key that makes neighbors share buckets."""
             largest = max(padded_rank(adapter, module) for module in adapter.a)
             return not _has_plain_product(adapter), largest, adapter.targets
 
         ordered = sorted(adapters, key=place_in_pass)
         self.order = {adapter.name: i for i, adapter in enumerate(ordered)}  # In a pass
-        # By module: the buckets by R, the places in them, and a number that modules with the same
-        # places share, and with it their runs.
+        # By module: the buckets by R, their places, and a number that modules with equal places
+        # share, and with it their runs.
         self._modules: dict[str, tuple[dict[int, _Bucket], Places, int]] = {}
         self._anchor = nn.Parameter(torch.empty(0))
         self._runs: dict[Any, Any] = {}
@@ -233,14 +234,14 @@ class GroupedLora:
 
     @torch.no_grad()
     def begin_step(self) -> None:
-        """Before the passes of an optimizer step."""
+        """Prepare the passes of an optimizer step."""
         self._runs.clear()
         for bucket in self.buckets:
             bucket.begin_step()
 
     @torch.no_grad()
     def end_step(self) -> None:
-        """After them: parameters have their gradients."""
+        """End the passes of an optimizer step: parameters get their gradients."""
         for bucket in self.buckets:
             bucket.end_step()
 
@@ -251,8 +252,8 @@ class GroupedLora:
     def slices(
         self, name: str, spans: "tuple[AdapterSpan, ...]", device: torch.device
     ) -> "tuple[list[BucketSlice], tuple[AdapterSpan, ...]]":
-        """The part of a pass through a module that its buckets compute, and the spans that are left
-        to the loop."""
+        """Return the part of a module's pass that its buckets compute, and the spans left to the
+        loop."""
         buckets, places, layout = self._modules[name]
         key = (layout, spans)
         if key not in self._runs:  # once per pass, not per layer
@@ -265,16 +266,19 @@ class GroupedLora:
         return slices, rest
 
 
-# --- which of two ways computes the adapters' products. ``loop`` is the reference and runs
-# everywhere; ``grouped_mm`` is fast on CUDA of compute capability 9.x and 10.x, in bfloat16. Other
-# devices run it as a loop that waits for the device. On a processor it computes the same, slowly,
-# which is how it is tested.
+# --- choice between two ways to compute the adapters' products. ``loop`` is the reference and runs
+# everywhere; ``grouped_mm`` is fast in bfloat16 on CUDA of compute capability 9.x and 10.x. Other
+# GPUs run it as a loop that waits for the device. A processor computes the same, slowly, which
+# serves its tests.
 
 
 def choose_lora_implementation(
     wanted: str, device: torch.device, dtype: torch.dtype
 ) -> Literal["loop", "grouped_mm"]:
-    """What ``train.lora_implementation`` means on a device. UserError if it cannot run there."""
+    """Resolve ``train.lora_implementation`` for a device.
+
+    Raises UserError: the chosen one cannot run there.
+    """
     on_cuda = device.type == "cuda"
     if wanted == "loop" or (wanted == "auto" and not on_cuda):
         return "loop"
@@ -294,8 +298,10 @@ def choose_lora_implementation(
 
 @cache
 def computes_groups_right(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the three kinds of grouped product that training needs equal single products, with
-    groups of uneven sizes. Rounding to bfloat16 changes a number by up to 2^-9 of it."""
+    """Check the three kinds of grouped product that training needs against single products.
+
+    The groups have uneven sizes. Rounding to bfloat16 changes a number by up to 2^-9 of it.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:

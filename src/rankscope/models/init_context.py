@@ -1,4 +1,4 @@
-"""A trial's adapter before its first step: from a seed, from shared computations, or from disk."""
+"""A trial's adapter before its first step: from a seed, from shared results, or from disk."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from rankscope.errors import UserError
 from rankscope.models.adapters.folder import adapter_sha256, load_adapter
 from rankscope.models.base import Base
 from rankscope.models.lora import Adapter
-from rankscope.models.methods import get_lora_method
+from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.multi_lora import target_linears
 from rankscope.records import TrialSpec
 
@@ -20,8 +20,10 @@ T = TypeVar("T")
 
 
 class InitContext:
-    """What initialization uses besides a seed, computed once for the trials of a group. A trial's
-    values do not depend on the other trials of its group."""
+    """Inputs of initialization besides a seed, computed once for the trials of a group.
+
+    A trial's values do not depend on the other trials of its group.
+    """
 
     def __init__(
         self,
@@ -29,7 +31,7 @@ class InitContext:
         rows: Mapping[TrialSpec, Sequence[EncodedRow]],
         trials: Sequence[TrialSpec],
     ) -> None:
-        """``base`` is None without training ``rows``, by trial."""
+        """``base`` is None if no training ``rows`` are given."""
         self.base, self.rows, self.trials = base, rows, trials
         self._shared: dict[tuple[object, ...], Any] = {}
 
@@ -40,23 +42,23 @@ class InitContext:
         return value
 
     def rows_in_order(self, trial: TrialSpec) -> list[EncodedRow]:
-        """The training rows in the order of the trial's first epoch."""
+        """Return the training rows in the order of the trial's first epoch."""
         rows = self.rows[trial]
         return [rows[i] for i in RowSampler(len(rows), 1, 1, trial.seed).epoch(0)]
 
 
 def new_adapter(model: nn.Module, trial: TrialSpec, context: InitContext | None = None) -> Adapter:
-    """A trial's adapter before its first step; with ``init_from``, the one on disk.
+    """Make a trial's adapter before its first step; with ``init_from``, read it from disk.
 
-    A fresh one leaves the base's outputs unchanged, up to rounding. Without a ``context`` nothing
-    is shared, and a method that needs training rows cannot start.
+    A fresh adapter leaves the base's outputs unchanged, up to rounding. Without a ``context``
+    nothing is shared, and a method that needs training rows cannot start.
     """
     adapter = empty_adapter(trial)
     linears = target_linears(model, trial.targets)
     if trial.init_from is not None:
         _continue_adapter(adapter, linears, trial, Path(trial.init_from))
     else:
-        method = get_lora_method(trial.method)
+        method = LoraMethod.of(trial.method)
         method.init_adapter(adapter, linears, trial, context or InitContext(None, {}, [trial]))
     return adapter
 
@@ -80,7 +82,7 @@ def empty_adapter(trial: TrialSpec) -> Adapter:
 def _continue_adapter(
     adapter: Adapter, linears: Mapping[str, nn.Linear], trial: TrialSpec, folder: Path
 ) -> None:
-    """Fill an adapter with the one stored in ``folder``, each module at its own rank."""
+    """Fill an adapter from the one stored in ``folder``, each module at its own rank."""
     if adapter_sha256(folder) != trial.init_sha256:
         found = "a folder that changed while the study was running"
         expected = "the adapter that was read at its beginning"

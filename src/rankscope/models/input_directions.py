@@ -1,10 +1,10 @@
-"""Main directions of each module's inputs, as EVA starts from them (Paischer et al., 2410.07170).
+"""Main directions of each module's inputs, from which EVA starts (Paischer et al., 2410.07170).
 
 The right singular vectors of each target's centered inputs are updated batch by batch until they
-converge. Then the ranks are redistributed: the vectors of all modules that explain most of their
-own module's variance are kept, as many as the modules' ranks in sum. Procedure and constants
-follow PEFT's ``initialize_lora_eva_weights``, over every valid token (PEFT's
-``use_label_mask=False``), since a row may have a single label.
+converge. Then the ranks are redistributed. The vectors of all modules that explain most of their
+own module's variance stay, as many as the modules' ranks in sum. Procedure and constants follow
+PEFT's ``initialize_lora_eva_weights`` with ``use_label_mask=False``: every valid token counts,
+because a row may have a single label.
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ MAX_BATCHES = 100  # Stops the updates; the rows are repeated as often as needed
 PCA_SEED = 42  # Seed of the randomized decomposition, PEFT's
 
 
-class InputDirections:
+class _InputDirections:
     """The principal directions of the inputs of one module, or of several with the same inputs."""
 
     def __init__(self, linear: nn.Linear, num_components: int) -> None:
@@ -38,7 +38,8 @@ class InputDirections:
 
     @property
     def directions(self) -> Tensor | None:
-        """(num_components, in), most variance first; None before the first batch."""
+        """Principal directions, (num_components, in), most variance first; None before the first
+        batch."""
         components: Tensor | None = getattr(self.pca, "components_", None)
         return components
 
@@ -63,10 +64,13 @@ def input_directions(
     rank: int,
     most_times: float,
 ) -> dict[str, Tensor]:
-    """Module -> A, (r, in) float32 with orthonormal rows; a module without a rank is left out.
+    """Return A by module, (r, in) float32 with orthonormal rows; modules without a rank are left
+    out.
 
-    ``targets`` are in model order; the sum of their ranks is ``rank`` times their number. ``rows``
-    are in the order in which they are read. No module gets more than ``most_times`` ``rank``.
+    Args:
+        targets: layers in model order; the sum of their ranks is ``rank`` times their number.
+        rows: in the order of reading.
+        most_times: no module gets more than this times ``rank``.
     """
     most = round(most_times * rank)
     ranks = {name: min(most, linear.in_features) for name, linear in targets.items()}
@@ -76,13 +80,13 @@ def input_directions(
     batches = [RowBatch.of(part, base.device) for part in parts]
     leaders = shared_inputs(base, targets, batches[0])
     inputs = {
-        leader: InputDirections(targets[leader], ranks[leader]) for leader in leaders.values()
+        leader: _InputDirections(targets[leader], ranks[leader]) for leader in leaders.values()
     }
     for batch in islice(cycle(batches), MAX_BATCHES):
         moving = [name for name, seen in inputs.items() if not seen.converged[: ranks[name]].all()]
         if not moving:
             break
-        run_watched(base, batch, {targets[name]: inputs[name].update for name in moving})
+        _run_watched(base, batch, {targets[name]: inputs[name].update for name in moving})
         if all(seen.directions is not None for seen in inputs.values()):
             ranks = _redistributed_ranks(inputs, leaders, rank * len(targets))
     directions = {name: inputs[leader].directions for name, leader in leaders.items()}
@@ -90,7 +94,8 @@ def input_directions(
 
 
 def shared_inputs(base: Base, targets: Mapping[str, nn.Linear], batch: RowBatch) -> dict[str, str]:
-    """Module -> the first module with the very same input tensor, such as q_proj for k_proj."""
+    """Map each module to the first module with the very same input tensor, such as k_proj to
+    q_proj."""
     leaders: dict[str, str] = {}
     last: list[tuple[str, Tensor]] = []
 
@@ -102,12 +107,12 @@ def shared_inputs(base: Base, targets: Mapping[str, nn.Linear], batch: RowBatch)
             last[:] = [(name, x)]
 
     calls = {linear: partial(note, name) for name, linear in targets.items()}
-    run_watched(base, batch, calls)
+    _run_watched(base, batch, calls)
     return {name: leaders[name] for name in targets}
 
 
 @torch.no_grad()
-def run_watched(
+def _run_watched(
     base: Base, batch: RowBatch, calls: Mapping[nn.Linear, Callable[[Tensor], object]]
 ) -> None:
     """Run a batch through the bare base, and call a function with the input of each layer."""
@@ -124,12 +129,12 @@ def run_watched(
 
 
 def _redistributed_ranks(
-    inputs: Mapping[str, InputDirections], leaders: Mapping[str, str], budget: int
+    inputs: Mapping[str, _InputDirections], leaders: Mapping[str, str], budget: int
 ) -> dict[str, int]:
-    """Module -> rank: the ``budget`` directions that explain most of their module's variance.
+    """Return the rank of each module, from the ``budget`` directions that explain most variance.
 
-    Of modules with the same inputs the first gets the highest rank: its directions are the ones
-    that are checked for convergence.
+    Variance is the share of a module's own. Of modules with the same inputs the first gets the
+    highest rank, because only its directions are checked for convergence.
     """
     followers = [name for name, leader in leaders.items() if name != leader]
     names = [*inputs, *followers]

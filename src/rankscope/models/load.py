@@ -24,7 +24,7 @@ from rankscope.hashing import weights_sha256
 from rankscope.models.attention import varlen
 from rankscope.models.attention.varlen import KVCache
 from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.compiled import kernels_of, use_kernels
+from rankscope.models.kernels import kernels_of, use_kernels
 from rankscope.models.model_folder import damaged, model_folder
 from rankscope.models.multi_lora import MultiLora
 from rankscope.models.output_layer import block_output_layer, note_plain_logits
@@ -34,7 +34,7 @@ from rankscope.models.sharding import Shards, attach_gathering, frozen_shards
 from rankscope.records import ModelRecord
 
 LAYER = re.compile(r"model\.layers\.\d+\.(?!.*inv_freq$)")
-"""A weight of a decoder layer; old checkpoints also store rotary frequencies, which are not."""
+"""Matches a weight of a decoder layer, but not the rotary frequencies in old checkpoints."""
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -55,9 +55,10 @@ def load_base(
 ) -> Base:
     """Load the base of a study's model section, frozen, with varlen attention.
 
-    ``4bit`` holds the linear layers in 4 bits; products then run in ``dtype``. A ``tokenizer`` is
-    used instead of the folder's, which then needs none. Several ``shards`` hold it together; call
-    this on shard 0.
+    Args:
+        quantize: ``4bit`` holds the linear layers in 4 bits; products then run in ``dtype``.
+        tokenizer: used in place of the folder's, which then needs none.
+        shards: several shards hold the base together; call this on shard 0.
     """
     source = model_folder(config)
     tokenizer = tokenizer or load_tokenizer(source)
@@ -140,10 +141,10 @@ def sharded_base(
     model: PreTrainedModel | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Base:
-    """A frozen model that all shards hold together under ``name``, or each of them whole.
+    """Make a frozen model that all shards hold together under ``name``, or each of them whole.
 
-    Shard 0 calls this with the model and its tokenizer, read from ``folder``; the other shards call
-    it without, as their handler of what it announces.
+    Shard 0 calls this with the model and its tokenizer, read from ``folder``. The other shards call
+    it without them, as the handler of shard 0's announcement.
     """
     shards.announce("shard", shards.replicates, name, record, folder)
     shards.models.pop(name, None)  # before there is another one
@@ -164,12 +165,12 @@ def sharded_base(
 
 
 def pass_one_token(base: Base) -> Tensor:
-    """The logits, (1, vocabulary); of other shards, their part in a pass of shard 0."""
+    """Run one token, for logits (1, vocabulary); other shards take part in a pass of shard 0."""
     return base.logits(RowBatch.of([Row([0], [0])], base.device))
 
 
 def gathered_model(sharded: Base) -> PreTrainedModel:
-    """The model that all shards hold together, whole, in float32 on the CPU; call it on shard 0."""
+    """Gather a sharded model whole, in float32 on the CPU; call this on shard 0."""
     model = load_model(sharded.folder, torch.float32)
     with torch.no_grad():
         for i, parameter in enumerate(model.parameters()):
@@ -178,11 +179,14 @@ def gathered_model(sharded: Base) -> PreTrainedModel:
 
 
 def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
-    """The weights of a folder in a model with varlen attention; ``options`` are transformers'.
+    """Load the weights of a folder into a model with varlen attention.
 
-    Raises UserError for an architecture that cannot be used, and IntegrityError for weights that
-    are missing, left over, of another shape or not finite: transformers would fill in random
-    numbers, or drop the rest.
+    Args:
+        options: transformers' own options.
+
+    Raises UserError for an unusable architecture. Raises IntegrityError for weights that are
+    missing, left over, of another shape or not finite: transformers would fill in random numbers,
+    or drop the rest.
     """
     model = _filled_model(folder, dtype, options)
     for name, parameter in model.named_parameters():
@@ -192,8 +196,11 @@ def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedMo
 
 
 def check_stored_weights(folder: Path) -> None:
-    """Check that a folder's weights fit its ``config.json``, in names and shapes; values are not
-    kept. Raises as :func:`load_model`."""
+    """Check that a folder's weights fit its ``config.json`` in names and shapes; values are
+    dropped.
+
+    Raises the errors of :func:`load_model`.
+    """
     _filled_model(folder, torch.float32, {"device_map": "meta"})
 
 
@@ -232,8 +239,8 @@ def check_rows_apart(base: Base) -> None:
     """Check that concatenated rows do not see each other, by running two rows together and alone.
 
     Layers other than attention that mix tokens (convolutions, state spaces, linear attention) would
-    carry one row into the next. Of a base whose rows run alone, a state that outlives a pass would;
-    here it is also found whether its own cache continues a row as the whole row goes on.
+    carry one row into the next. If rows run alone, a state that outlives a pass would do so. In
+    that case this also finds whether the model's own cache continues a row correctly.
     """
     vocabulary = base.record.vocab_size
     first = [(7 * i + 3) % vocabulary for i in range(9)]

@@ -1,4 +1,4 @@
-"""What a low-rank adapter is: LoRA (Hu et al., 2106.09685) and its variants.
+"""Low-rank adapters: LoRA (Hu et al., 2106.09685) and its variants.
 
 ``methods/`` makes new ones, ``multi_lora.py`` runs many of them on one frozen base.
 """
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from rankscope.models.methods import get_lora_method
-from rankscope.models.methods.lora import LoraMethod
+from rankscope.models.adapters.settings import AdapterSettings
+from rankscope.models.methods import LORA
 
 
 @dataclass(slots=True)
@@ -28,17 +28,20 @@ class Adapter:
     alpha: float
     scaling: float  # s
     targets: tuple[str, ...]
-    method: str = LoraMethod.name  # Registered name of the method that trains it
+    method: str = LORA  # Registered name of the method that trains it
     a: dict[str, nn.Parameter] = field(default_factory=dict)  # Module -> (r, in)
     b: dict[str, nn.Parameter] = field(default_factory=dict)
     magnitude: dict[str, nn.Parameter] = field(default_factory=dict)  # Module -> m, DoRA's
     initial_factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """Module name -> (A0, B0) of a method whose initialization is a part of W0 (PiSSA): the base
+    """Maps a module to (A0, B0) if the method's initialization is a part of W0 (PiSSA). The base
     stays whole and shared, so the adapter subtracts that part."""
     ranks: Mapping[str, int] = field(default_factory=dict)  # Module -> its rank, if not the trial's
     dropout: float = 0.0  # Probability on the adapter's input while training
     dropout_seed: int = 0  # Decides the masks, together with module, step and order of the rows
     step: int = 0
+    settings: AdapterSettings | None = None  # Of one that was read from its folder
+    base_sha256: str | None = None  # Of its base, if its file records that
+    copies: tuple[str, ...] = ()  # Stored names of the base's weights that PEFT wrote beside
     _masks: dict[str, torch.Generator] = field(default_factory=dict, init=False, repr=False)
     _mask_states: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     _cache: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
@@ -51,7 +54,7 @@ class Adapter:
         self.b[module] = nn.Parameter(b.contiguous())
 
     def parameters(self) -> list[nn.Parameter]:
-        """What trains: A, B and, for DoRA, m of every module, in module order."""
+        """List the trained parameters: A, B and DoRA's m of every module, in module order."""
         return [parameter for module in self.a for parameter in self.module_parameters(module)]
 
     def module_parameters(self, module: str) -> list[nn.Parameter]:
@@ -76,7 +79,7 @@ class Adapter:
         self._cache.clear()
 
     def cached(self, module: str, compute: Callable[[], Tensor]) -> Tensor:
-        """A value derived from a module's weights, computed once until they change."""
+        """Return a value derived from a module's weights, computed once until they change."""
         if module not in self._cache:
             self._cache[module] = compute()
         return self._cache[module]
@@ -84,11 +87,11 @@ class Adapter:
     def mask(
         self, module: str, shape: torch.Size, device: torch.device, again: bool = False
     ) -> Tensor:
-        """The next rows of a module's dropout mask in this step, bool, True = kept.
+        """Draw the next rows of a module's dropout mask in this step, bool, True = kept.
 
-        A pure function of (dropout_seed, module, step) and of the tokens before these in the step:
-        on a CPU it does not matter how the step is cut into passes. ``again`` repeats the rows
-        drawn last, for a pass that gradient checkpointing computes again.
+        The mask is a pure function of (dropout_seed, module, step) and of the tokens before these
+        in the step. On a CPU it does not matter how the step is cut into passes. ``again`` repeats
+        the rows drawn last, for a pass that gradient checkpointing computes again.
         """
         generator = self._masks.get(module)
         if generator is None:
@@ -102,9 +105,9 @@ class Adapter:
         return torch.rand(shape, generator=generator, device=device) >= self.dropout
 
     def factors(self, module: str) -> tuple[Tensor, Tensor]:
-        """(A', B') with B' A' = B A - B0 A0, float32; of twice the rank with (A0, B0).
+        """Return (A', B') with B' A' = B A - B0 A0, float32, of twice the rank with (A0, B0).
 
-        B A - B0 A0 = (B - B0) A + B0 (A - A0): the differences are taken in float32, because
+        B A - B0 A0 = (B - B0) A + B0 (A - A0). The differences are taken in float32, because
         rounding to the base's dtype first would lose them.
         """
         a, b = self.a[module].detach(), self.b[module].detach()
@@ -113,15 +116,11 @@ class Adapter:
         a0, b0 = self.initial_factors[module]
         return torch.cat([a, a - a0]), torch.cat([b - b0, b0], dim=1)
 
-    def delta(self, module: str, weight: Tensor) -> Tensor:
-        """W - W0 of one module, (out, in), in the dtype of W0, ``weight``."""
-        return get_lora_method(self.method).delta(self, module, weight)
-
 
 def adapter_of(
     name: str, factors: Mapping[str, tuple[Tensor, Tensor]], targets: Sequence[str] = ()
 ) -> Adapter:
-    """Plain LoRA for inference that adds B A to each module, for its (A, B)."""
+    """Make a plain LoRA for inference that adds B A to each module, given its (A, B)."""
     rank = Counter(len(a) for a, _ in factors.values()).most_common(1)[0][0]
     adapter = Adapter(name, rank, float(rank), 1.0, tuple(targets or sorted(factors)))
     for module, (a, b) in factors.items():
@@ -131,6 +130,6 @@ def adapter_of(
 
 
 def derive_seed(*parts: object) -> int:
-    """A 63-bit seed that depends on every part and on nothing else."""
+    """Derive a 63-bit seed that depends on every part and on nothing else."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -1,7 +1,7 @@
-"""One matrix's weight update as low-rank factors: scale, truncate, extend and measure it.
+"""One matrix's weight update as low-rank factors, which can be scaled, truncated and measured.
 
-Every change that makes an adapter smaller or weaker goes through this class and gives factors of
-the same form, so the result is an ordinary LoRA or DoRA adapter again.
+Every change that makes an adapter smaller or weaker goes through this class. Its factors keep their
+form, so the result is an ordinary LoRA or DoRA adapter again.
 
 Shapes: m = out features, n = in features, r = rank.
 """
@@ -14,22 +14,21 @@ import torch
 from torch import Tensor
 
 from rankscope.models.lora import Adapter
-from rankscope.models.methods import get_lora_method
 
 
 def to_float64(tensor: Tensor) -> Tensor:
-    """``tensor`` detached, in float64; on the CPU if its device has no float64 (MPS)."""
+    """Return ``tensor`` detached, in float64; on the CPU if its device has no float64 (MPS)."""
     tensor = tensor.detach()
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 StoredFactors = tuple[Tensor, Tensor, Tensor | None]
-"""What an adapter stores for one module: A (r, n), B (m, r) without the scaling, DoRA's m (m,)."""
+"""Stored parts of one module: A (r, n), B (m, r) without the scaling, and DoRA's m (m,)."""
 
 
 @dataclass(frozen=True, slots=True)
 class LowRankUpdate:
-    """dW = B A, or with DoRA's gain g (W0 + B A) - W0. B includes the adapter's scaling."""
+    """dW = B A, or g (W0 + B A) - W0 with DoRA's gain. B includes the adapter's scaling."""
 
     A: Tensor  # (r, n) float64
     B: Tensor  # (m, r) float64
@@ -40,7 +39,8 @@ class LowRankUpdate:
     def from_adapter(
         cls, adapter: Adapter, name: str, weight: Tensor | None = None
     ) -> "LowRankUpdate":
-        """The update of module ``name``, on the device of ``weight`` (W0, required for DoRA)."""
+        """Return the update of module ``name``, on the device of ``weight`` (W0, required for
+        DoRA)."""
         A, B = adapter.factors(name)
         if weight is not None:
             A, B, weight = A.to(weight.device), B.to(weight.device), to_float64(weight)
@@ -53,7 +53,7 @@ class LowRankUpdate:
 
     @classmethod
     def from_dense(cls, delta: Tensor) -> "LowRankUpdate":
-        """Any update (m, n), of rank min(m, n): one factor is the identity."""
+        """Wrap any update (m, n), of rank min(m, n); one factor is the identity."""
         delta = to_float64(delta)
         identity = torch.eye(min(delta.shape), dtype=delta.dtype, device=delta.device)
         return cls(delta, identity) if len(delta) == len(identity) else cls(identity, delta)
@@ -63,15 +63,15 @@ class LowRankUpdate:
         return len(self.A)
 
     def dense(self) -> Tensor:
-        """dW, (m, n)."""
+        """Return dW, (m, n)."""
         if self.gain is None:
             return self.B @ self.A
         assert self.weight is not None
         return self.gain[:, None] * (self.weight + self.B @ self.A) - self.weight
 
     def frobenius(self) -> float:
-        """|dW|_F. Of low rank and without a gain dW is not formed:
-        |B A|_F^2 = tr[(B^T B)(A A^T)]."""
+        """Return |dW|_F. At low rank and without a gain dW is not formed: |B A|_F^2 = tr[(B^T B)(A
+        A^T)]."""
         if self.gain is not None or self.rank > max(len(self.B), self.A.shape[1]):
             return float(torch.linalg.matrix_norm(self.dense()))
         # The trace of a product of symmetric matrices is the sum of their elementwise product.
@@ -79,8 +79,10 @@ class LowRankUpdate:
         return sqrt(max(0.0, squared))
 
     def singular_values(self) -> Tensor:
-        """Singular values of B A, largest first, (min(r, m, n),): those of the small R_B R_A^T,
-        where B = Q_B R_B and A^T = Q_A R_A."""
+        """Return the singular values of B A, largest first, (min(r, m, n),).
+
+        They are those of the small R_B R_A^T, where B = Q_B R_B and A^T = Q_A R_A.
+        """
         if self.gain is not None:
             raise ValueError("a DoRA update has full rank: decompose dense() instead")
         r_b = torch.linalg.qr(self.B, mode="r").R
@@ -89,10 +91,10 @@ class LowRankUpdate:
         return values
 
     def scaled(self, factor: float) -> "LowRankUpdate":
-        """``factor`` dW, of the same rank.
+        """Return ``factor`` dW, of the same rank.
 
-        With a gain: W0 + f (g (W0 + B A) - W0) = g' (W0 + B' A), g' = 1 + f (g - 1) and
-        B' = f (g / g') B.
+        With a gain: W0 + f (g (W0 + B A) - W0) = g' (W0 + B' A), g' = 1 + f (g - 1) and B' = f (g /
+        g') B.
         """
         if self.gain is None:
             return replace(self, B=factor * self.B)
@@ -100,7 +102,7 @@ class LowRankUpdate:
         return replace(self, B=(self.gain / gain)[:, None] * (factor * self.B), gain=gain)
 
     def truncated(self, rank: int) -> "LowRankUpdate":
-        """The nearest B A of rank at most ``rank`` (Eckart & Young 1936); a gain is kept as it is.
+        """Return the nearest B A of rank at most ``rank`` (Eckart & Young 1936); a gain stays.
 
         The SVD of B A is that of R_B R_A^T multiplied by Q_B and Q_A. Each factor gets the square
         root of the singular values.
@@ -108,7 +110,7 @@ class LowRankUpdate:
         return self.truncations([rank])[0]
 
     def truncations(self, ranks: Sequence[int]) -> "list[LowRankUpdate]":
-        """The nearest updates of several ranks, from one decomposition."""
+        """Return the nearest updates of several ranks, from one decomposition."""
         if self.rank <= min(ranks):
             return [self] * len(ranks)
         q_b, r_b = torch.linalg.qr(self.B)
@@ -120,17 +122,9 @@ class LowRankUpdate:
         return [self if self.rank <= r else replace(self, A=A[:r], B=B[:, :r]) for r in ranks]
 
     def to_stored(self, scaling: float = 1.0) -> StoredFactors:
-        """The factors as an adapter with this ``scaling`` stores them."""
+        """Return the factors in the form that an adapter with this ``scaling`` stores."""
         magnitude = None
         if self.gain is not None:
             assert self.weight is not None
             magnitude = self.gain * (self.weight + self.B @ self.A).norm(dim=1)
         return self.A, self.B / scaling, magnitude
-
-
-def adapter_update(adapter: Adapter, name: str, weight: Tensor) -> LowRankUpdate | Tensor:
-    """dW of one module, on the device of W0, ``weight``: factors or, if the method's updates have
-    full rank, dense, (m, n) float64."""
-    if get_lora_method(adapter.method).delta_is_low_rank:
-        return LowRankUpdate.from_adapter(adapter, name, weight)
-    return adapter.delta(name, to_float64(weight))

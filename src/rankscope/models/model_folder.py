@@ -1,4 +1,4 @@
-"""Where the files of a model are: pocket, cache, local folder or hub. Needs no torch."""
+"""Location of a model's files: pocket, local folder or hub. Needs no torch."""
 
 from pathlib import Path
 
@@ -10,18 +10,15 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def damaged(folder: Path, found: str, expected: str = "") -> IntegrityError:
-    """The error for a model folder whose files are not what was written."""
+    """Make the error for a model folder whose files were changed or damaged."""
     return IntegrityError(f"model folder {folder}", found, expected, "copy the model again")
 
 
 def model_folder(config: ModelConfig, weights: bool = True) -> Path:
-    """The local folder of the model, with ``weights`` or without; a hub model is downloaded."""
+    """Return the local folder of the model, with or without ``weights``; a hub model is
+    downloaded."""
     if config.pocket:
         return pocket_folder()
-    if config.cached is not None:
-        from rankscope.models.fetch import cached_model_folder
-
-        return cached_model_folder(config.cached)
     if config.path is not None:
         return checked_folder(Path(config.path).expanduser(), weights)
     assert config.hub is not None
@@ -51,7 +48,7 @@ def hub_folder(hub: str, revision: str | None, weights: bool = True) -> Path:
 
 
 def checked_folder(folder: Path, weights: bool = True) -> Path:
-    """The folder itself, after checking that it holds a model that can be loaded."""
+    """Return the folder after a check that it holds a model that can be loaded."""
     for found, is_there in (
         ("no such folder", folder.is_dir()),
         ("no config.json", (folder / "config.json").is_file()),
@@ -71,10 +68,9 @@ def checked_folder(folder: Path, weights: bool = True) -> Path:
 
 
 def shapes_folder(model: str, weights: bool = True) -> Path:
-    """The folder with the ``config.json`` of a local folder, ``pocket``, a fetched model or a hub
-    id.
+    """Find the folder with the ``config.json`` of a local folder, ``pocket`` or a hub id.
 
-    A local folder may lack the weights; a hub model is downloaded, with ``weights`` or without.
+    A local folder may lack the weights; a hub model is downloaded, with or without ``weights``.
     """
     local = user_path(model)
     if local.exists():
@@ -85,7 +81,7 @@ def shapes_folder(model: str, weights: bool = True) -> Path:
 
 
 def check_tuned_folder(folder: Path) -> None:
-    """Raise UserError unless there is a folder, of an adapter or of a checkpoint."""
+    """Raise UserError unless the folder of an adapter or checkpoint exists."""
     if not folder.is_dir():
         raise UserError(
             f"adapter {folder}", "no such folder", "that of a PEFT adapter or of a model"

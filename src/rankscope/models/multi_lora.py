@@ -1,8 +1,8 @@
-"""One frozen linear layer, many adapters: y_i = g_i * (W + s_i B_i A_i) x_i for every adapter i.
+"""One frozen linear layer with many adapters: y_i = g_i * (W + s_i B_i A_i) x_i for adapter i.
 
-Tokens of one adapter are contiguous, so the frozen product runs once over all tokens, whatever the
+Tokens of one adapter are contiguous. So the frozen product runs once over all tokens, whatever the
 adapters' ranks, and each adapter adds to its own slice in place. The backward pass is written out,
-because autograd would keep a copy of x and of every product for each adapter: here x is kept once
+because autograd would keep a copy of x and of every product for each adapter. Here x is kept once
 for all adapters, and A x, (tokens, r), once per adapter.
 
 Products run in the base's dtype; A, B and their gradients are float32. On a GPU the adapters' own
@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from rankscope.errors import UserError
 from rankscope.models.grouped_lora import BucketSlice, GroupedLora
 from rankscope.models.lora import Adapter
-from rankscope.models.methods import get_lora_method
+from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.parameters import matching_names
 from rankscope.models.quantize import dense_weight
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class AdapterSpan(NamedTuple):
-    """Consecutive tokens of one adapter; ``adapter_name`` None is the bare base."""
+    """Consecutive tokens of one adapter; ``adapter_name`` None means the bare base."""
 
     adapter_name: str | None
     start: int
@@ -44,9 +44,9 @@ class AdapterSlice:
     def __init__(
         self, adapter: Adapter, module: str, span: AdapterSpan, x: Tensor, group: "MultiLora"
     ) -> None:
-        """``module``: path of the layer, whose input is ``x``, (1, N, in)."""
+        """``module`` is the path of the layer, whose input is ``x``, (1, N, in)."""
         self.adapter, self.module = adapter, module
-        self.method = get_lora_method(adapter.method)
+        self.method = LoraMethod.of(adapter.method)
         self.parameters = adapter.module_parameters(module)
         _, self.start, self.stop = span
         self.a, self.b = group.factors(adapter, module, x.dtype)  # A', (r, in), and B', (out, r)
@@ -56,18 +56,20 @@ class AdapterSlice:
             self.mask = adapter.mask(module, shape, x.device, again=group.is_again)
 
     def rows(self, x: Tensor) -> Tensor:
-        """The adapter's tokens of (N, ...), a view."""
+        """View the adapter's tokens of (N, ...)."""
         return x[self.start : self.stop]
 
     def dropped(self, x: Tensor) -> Tensor:
-        """(n, in) after dropout; the same on the way back."""
+        """Apply the dropout mask to (n, in); the backward pass applies the same mask."""
         if self.mask is None:
             return x
         return x * self.mask * (1 / (1 - self.adapter.dropout))
 
     def forward(self, x: Tensor, y: Tensor, linear: nn.Linear) -> tuple[Tensor | None, ...]:
-        """Change the adapter's rows of y = W x + bias, (N, out), in place, for x, (N, in); what the
-        backward pass needs."""
+        """Change the adapter's rows of y = W x + bias, (N, out), in place, for x, (N, in).
+
+        Returns the tensors that the backward pass needs.
+        """
         inputs = self.dropped(self.rows(x))
         saved = (self.mask, *self.method.forward(self, self.rows(y), inputs, linear))
         self.mask = None  # autograd keeps it, and drops it where the layer is computed again
@@ -81,8 +83,11 @@ class AdapterSlice:
         grad_x: Tensor | None,
         weight: Tensor | None,
     ) -> list[Tensor]:
-        """Gradients of ``parameters``, from the gradient of y, (N, out). The adapter's share is
-        added in place to ``grad_x``, (N, in), which holds the base's; ``weight`` is W0."""
+        """Return the gradients of ``parameters``, given the gradient of y, (N, out).
+
+        The adapter's share is added in place to ``grad_x``, (N, in), which holds the base's;
+        ``weight`` is W0.
+        """
         self.mask, *kept = saved
         gradients = self.method.backward(
             self,
@@ -98,9 +103,14 @@ class AdapterSlice:
     def factor_gradients(
         self, grad: Tensor, back: Tensor, inputs: Tensor, hidden: Tensor
     ) -> list[Tensor]:
-        """Gradients of A, (r, in), and B, (out, r), float32, from those of the adapter's output,
-        ``grad`` (n, out), and ``back`` = grad B' (n, r), with ``inputs`` after dropout (n, in) and
-        ``hidden`` = A' x (n, r)."""
+        """Return the gradients of A, (r, in), and B, (out, r), float32.
+
+        Args:
+            grad: gradient of the adapter's output, (n, out).
+            back: grad B', (n, r).
+            inputs: inputs after dropout, (n, in).
+            hidden: A' x, (n, r).
+        """
         if self.module in self.adapter.initial_factors:
             # A' = [A, A - A0] and B' = [B - B0, B0]: grad B is the sum of the halves of grad B',
             # and A x is the first half of A' x.
@@ -111,8 +121,8 @@ class AdapterSlice:
         return [(back.T @ inputs).float().mul_(scaling), of_b]
 
 
-class MultiLoraProduct(torch.autograd.Function):
-    """W x + bias with every adapter's slice, and its gradients."""
+class _MultiLoraProduct(torch.autograd.Function):
+    """Computes W x + bias with every adapter's slice, and its gradients."""
 
     @staticmethod
     def forward(
@@ -122,7 +132,8 @@ class MultiLoraProduct(torch.autograd.Function):
         slices: Sequence[AdapterSlice | BucketSlice],
         *parameters: Tensor,
     ) -> Tensor:
-        """(N, in) -> (N, out). ``parameters`` are those of ``slices``, in order, for autograd."""
+        """Compute (N, in) -> (N, out). ``parameters`` are those of ``slices``, in order, for
+        autograd."""
         y: Tensor = linear(x)
         saved = [part.forward(x, y, linear) for part in slices]
         ctx.save_for_backward(x, *(tensor for tensors in saved for tensor in tensors))
@@ -155,13 +166,15 @@ class MultiLoraLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Refused: state spaces read it instead of calling the layer, which skips the adapter."""
+        """Refuses access: state spaces read it instead of calling the layer, which skips the
+        adapter."""
         found = "a model that multiplies by its weight without calling it"
         do = "leave it out of the arm's targets, or choose another model"
         raise UserError(f"target module {self.name!r}", found, "a layer that is called", do)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(1, N, in) -> (1, N, out); M kept positions in place of N in the output layer."""
+        """Compute (1, N, in) -> (1, N, out); the output layer sees M kept positions in place of
+        N."""
         multi_lora = self._multi_lora[0]
         spans = multi_lora.kept_spans if self.is_head else multi_lora.spans
         slices: list[AdapterSlice | BucketSlice] = []
@@ -177,7 +190,7 @@ class MultiLoraLinear(nn.Module):
             return y
         parameters = [p for part in slices for p in part.parameters]
         flat = x.flatten(0, -2)
-        y = MultiLoraProduct.apply(flat, self.linear, slices, *parameters)  # type: ignore[no-untyped-call]
+        y = _MultiLoraProduct.apply(flat, self.linear, slices, *parameters)  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], -1)
 
 
@@ -204,10 +217,11 @@ class MultiLora:
         *,
         again: bool = False,
     ) -> Iterator[None]:
-        """While inside, passes give each adapter its own tokens.
+        """Give each adapter its own tokens in all passes inside.
 
-        ``kept_spans`` are the same spans among the positions that the output layer sees. ``again``:
-        the pass repeats an earlier one, with its dropout.
+        Args:
+            kept_spans: the same spans among the positions that the output layer sees.
+            again: the pass repeats an earlier one, with its dropout.
         """
         before = self.spans, self.kept_spans, self.is_again
         self.spans, self.kept_spans, self.is_again = spans, kept_spans, again
@@ -217,11 +231,12 @@ class MultiLora:
             self.spans, self.kept_spans, self.is_again = before
 
     def same_routing(self) -> AbstractContextManager[None]:
-        """The routing of now, for a repetition of the pass later on."""
+        """Return the current routing, for a later repetition of the pass."""
         return self.routing(self.spans, self.kept_spans, again=True)
 
     def factors(self, adapter: Adapter, module: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """(A', B') of a module in the dtype of its products; kept while weights are fixed."""
+        """Return (A', B') of a module in the dtype of its products; kept while weights are
+        fixed."""
         key = (adapter.name, module)
         kept = None if self.fixed is None else self.fixed.get(key)
         if kept is None:
@@ -233,7 +248,7 @@ class MultiLora:
 
     @contextmanager
     def fixed_weights(self) -> Iterator[None]:
-        """While inside, no weight changes: each pass computes with the copies of the first."""
+        """Promise that no weight changes inside: each pass reuses the copies of the first."""
         before, self.fixed = self.fixed, {}
         try:
             yield
@@ -255,7 +270,7 @@ class MultiLora:
         del self.adapters[adapter_name]
 
     def group(self, dtype: torch.dtype) -> None:
-        """From now on training groups the adapters' products, in ``dtype``."""
+        """Group the adapters' products in training from now on, in ``dtype``."""
         adapters = tuple(self.adapters.values())
         self.grouped = GroupedLora(adapters, linear_layers(self.model), dtype)
 
@@ -265,14 +280,16 @@ class MultiLora:
             self.grouped = None
 
     def place(self, adapter_name: str | None) -> int:
-        """Where an adapter's rows belong among those of the others; 0 if it does not matter."""
+        """Return the order of an adapter's rows among those of the others; 0 if it does not
+        matter."""
         if self.grouped is None or adapter_name is None:
             return 0
         return self.grouped.order[adapter_name]
 
     @contextmanager
     def optimizer_step(self) -> Iterator[None]:
-        """Around all passes of an optimizer step: afterwards parameters have their gradients."""
+        """Surround all passes of an optimizer step; at its end the parameters have their
+        gradients."""
         if self.grouped is not None:
             self.grouped.begin_step()
         yield
@@ -281,7 +298,7 @@ class MultiLora:
 
     @contextmanager
     def dropout_off(self) -> Iterator[None]:
-        """While inside, adapters compute as in inference."""
+        """Make adapters compute as in inference inside."""
         was_training, self.training = self.training, False
         try:
             yield
@@ -289,14 +306,14 @@ class MultiLora:
             self.training = was_training
 
     def clear(self) -> None:
-        """Leave the model as it was, its output layer too, whose adapters ask for whole logits."""
+        """Restore the model, its output layer included, whose adapters would need whole logits."""
         self.adapters.clear()
         self.grouped = None
         unwrap(self.model)
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """Every linear layer by module name, in model order, as the base has it."""
+    """Return every linear layer of the base by module name, in model order."""
     linears: dict[str, nn.Linear] = {}
     wrapped = set()
     for name, layer in model.named_modules():
@@ -309,15 +326,17 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def output_layer(model: nn.Module) -> nn.Linear | None:
-    """The base's linear layer that gives the logits, if there is one."""
+    """Return the base's linear layer that gives the logits, if there is one."""
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     head = head.linear if isinstance(head, MultiLoraLinear) else head
     return head if isinstance(head, nn.Linear) else None
 
 
 def target_linears(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Linear]:
-    """The linear layers that ``targets`` name: module name -> layer, in model order. A target is
-    the last part of a module's name, or a whole name; the output head only by name."""
+    """Return the linear layers that ``targets`` name, by module name, in model order.
+
+    A target is the last part of a module's name, or a whole name; the output head only by name.
+    """
     linears = linear_layers(model)
     chosen = matching_names(linears, targets, linears)
     return {name: layer for name, layer in linears.items() if name in chosen}

@@ -1,11 +1,12 @@
-"""The output layer of a frozen model, in blocks of positions: with a vocabulary it is by far the
-widest product.
+"""The output layer of a frozen model, in blocks of positions.
 
-On two cores, 2,738 positions of 576 values and 49,152 tokens in bfloat16 take 1.41 s forward and
-backward at once, and 0.88 s in blocks of 512: operands nearly fit into the processor's cache. A
-loss goes further. It reads each block of logits while it is there (``train/loss.py``), so that
-logits and their gradient, with a vocabulary of 128,000 the largest tensors of a step, do not exist
-as a whole, unless the layer trains, has adapters or is sharded, or a cap or a scale follows it.
+With a vocabulary it is by far the widest product. On two cores, 2,738 positions of 576 values and
+49,152 tokens in bfloat16 take 1.41 s forward and backward at once, and 0.88 s in blocks of 512:
+operands nearly fit into the processor's cache.
+
+A loss goes further, and reads each block of logits while it exists (``train/loss.py``). Logits and
+their gradient, the largest tensors of a step with a vocabulary of 128,000, then never exist whole.
+That does not work if the layer trains, has adapters or is sharded, or if a cap or a scale follows.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,15 +21,17 @@ LOGITS_BLOCK = 512  # Most positions of one product; 128 and 1,024 were slower
 
 
 def blocks(num_rows: int) -> Iterator[slice]:
-    """Spans of at most ``LOGITS_BLOCK`` rows, of similar size."""
+    """Yield spans of at most ``LOGITS_BLOCK`` rows, of similar size."""
     count = -(-num_rows // LOGITS_BLOCK)
     for i in range(count):
         yield slice(num_rows * i // count, num_rows * (i + 1) // count)
 
 
 class OutputLayer(nn.Linear):
-    """A linear layer whose product is in blocks on a processor, without gradients. It shares the
-    parameters of the layer it replaces, which may be tied to the embedding."""
+    """A linear layer that, on a processor without gradients, computes its product in blocks.
+
+    It shares the parameters of the layer it replaces, which may be tied to the embedding.
+    """
 
     gives_logits = False  # Whether logits are its product, without a cap or a scale
     is_apart = False
@@ -40,7 +43,7 @@ class OutputLayer(nn.Linear):
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
+        """Compute (..., in) -> (..., out)."""
         if self.is_apart:
             return x
         flat = x.reshape(-1, x.shape[-1])
@@ -61,8 +64,10 @@ def block_output_layer(model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def note_plain_logits(model: PreTrainedModel, one_pass: Callable[[], Tensor]) -> None:
-    """Note whether logits are the output layer's product and no more. ``one_pass`` runs ``model``
-    once and returns its logits, (M, vocabulary)."""
+    """Note whether logits are the output layer's product and nothing more.
+
+    ``one_pass`` runs ``model`` once and returns its logits, (M, vocabulary).
+    """
     head = model.get_output_embeddings()
     if isinstance(head, OutputLayer):
         seen: list[Tensor] = []
@@ -71,7 +76,7 @@ def note_plain_logits(model: PreTrainedModel, one_pass: Callable[[], Tensor]) ->
             model.register_forward_hook(lambda *call: seen.append(call[-1].logits)),
         ):
             logits = one_pass()
-        # A cap or a scale makes a new tensor; a value shows what is done in place.
+        # A cap or a scale makes a new tensor; a value shows in-place changes.
         head.gives_logits = len({out.untyped_storage()._cdata for out in seen}) == 1
         with output_layer_apart(model) as apart:
             states = one_pass()
@@ -83,9 +88,11 @@ def note_plain_logits(model: PreTrainedModel, one_pass: Callable[[], Tensor]) ->
 
 @contextmanager
 def output_layer_apart(model: PreTrainedModel) -> Iterator[OutputLayer | None]:
-    """Inside, passes of ``model`` end before its output layer, which is yielded, and give what it
-    reads in place of logits. None, and logits, if logits are more than its product, or if it
-    trains, has adapters, or is sharded."""
+    """End the passes of ``model`` before its output layer, and yield that layer.
+
+    Passes inside return the layer's input in place of logits. If logits are more than its product,
+    or if it trains, has adapters or is sharded, this yields None and passes return logits.
+    """
     head = model.get_output_embeddings()
     if not isinstance(head, OutputLayer) or not head.gives_logits or head.weight.requires_grad:
         yield None

@@ -1,4 +1,4 @@
-"""Cost of a rank before anything is trained: parameters, and the memory that they need.
+"""The cost of a rank before training: parameters, and the memory that they need.
 
 The architecture is built on torch's meta device, which has shapes and no storage: a folder with
 ``config.json`` is enough, for a model of any size.
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from rankscope.config.study import StudyConfig
+from rankscope.config.arm import ArmConfig
 from rankscope.errors import UserError, reading
 from rankscope.records import TrialSpec
 
@@ -28,7 +28,8 @@ class Architecture:
 
 
 def read_model_config(path: Path) -> PretrainedConfig:
-    """Configuration of a model folder, or of one ``config.json``; no weights are needed."""
+    """Read the configuration of a model folder, or of one ``config.json``; no weights are
+    needed."""
     folder = path.parent if path.name == "config.json" else path
     if not (folder / "config.json").is_file():
         raise UserError(f"model folder {folder}", "no config.json", "a Hugging Face folder")
@@ -36,7 +37,7 @@ def read_model_config(path: Path) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if not isinstance(config, PretrainedConfig):
         raise UserError(folder / "config.json", expected="the configuration of one model")
-    # What a stranger's file names here would win over the implementation that is asked for, and
+    # A name in a stranger's file would override the implementation that Rankscope asks for, and
     # ``owner/kernel`` would be downloaded from the hub and run.
     config._attn_implementation = None
     config._experts_implementation = None
@@ -52,7 +53,7 @@ def model_on_meta(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def nbytes(model: torch.nn.Module) -> int:
-    """Bytes of a model's parameters and buffers, shared ones once."""
+    """Count the bytes of a model's parameters and buffers, shared ones once."""
     parts = [*model.parameters(), *model.buffers()]
     return sum(part.numel() * part.itemsize for part in parts)
 
@@ -71,8 +72,10 @@ def architecture(config: PretrainedConfig) -> Architecture:
 
 
 def target_shapes(shapes: Architecture, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """(out, in) of the linear layers that ``targets`` name, by module path. A target is the last
-    part, or parts, of a module path, as in PEFT's ``target_modules``."""
+    """Return (out, in) of the linear layers that ``targets`` name, by module path.
+
+    A target is the last part, or parts, of a module path, as in PEFT's ``target_modules``.
+    """
     names = [name for name in shapes.linear_shapes if name != shapes.output_layer]
     wanted = matching_names(shapes.linear_shapes, targets, names)
     return {name: shape for name, shape in shapes.linear_shapes.items() if name in wanted}
@@ -81,10 +84,10 @@ def target_shapes(shapes: Architecture, targets: Sequence[str]) -> dict[str, tup
 def compared_matrices(
     shapes: Architecture, trials: Sequence[TrialSpec]
 ) -> dict[str, tuple[int, int]]:
-    """The matrices to compare between the arms of a study: module path -> (out, in).
+    """Return the matrices to compare between a study's arms, as module path -> (out, in).
 
-    Those that some adapter changes, so that full fine-tuning and LoRA are measured on the same
-    ones; without adapters, all linear layers but the output head.
+    They are those that some adapter changes, so that full fine-tuning and LoRA are measured on the
+    same ones. Without adapters they are all linear layers but the output head.
     """
     targets = {target for trial in trials for target in trial.targets}
     targets = targets or set(shapes.linear_shapes) - {shapes.output_layer or ""}
@@ -94,7 +97,7 @@ def compared_matrices(
 def matching_names(
     names: Iterable[str], targets: Sequence[str], candidates: Iterable[str]
 ) -> set[str]:
-    """The module paths that ``targets`` name; a message lists the ends of ``candidates``."""
+    """Return the module paths that ``targets`` name; errors list the ends of ``candidates``."""
     paths, wanted = list(names), set[str]()
     for target in targets:
         matched = {path for path in paths if path == target or path.endswith("." + target)}
@@ -108,16 +111,16 @@ def matching_names(
 
 
 def lora_parameters(shapes: Architecture, rank: int, targets: Sequence[str]) -> int:
-    """Sum of rank * (in + out) over matching layers (2106.09685, section 4.2)."""
+    """Return the sum of rank * (in + out) over matching layers (2106.09685, section 4.2)."""
     if rank < 1:
         raise UserError(f"rank {rank}", expected="a whole number of at least 1")
     return rank * sum(sum(shape) for shape in target_shapes(shapes, targets).values())
 
 
-def with_matched_ranks(config: StudyConfig, shapes: Architecture) -> StudyConfig:
-    """The study, in which an arm with ``match: parameters`` is one arm for each set of targets."""
-    arms = []
-    for arm in config.arms:
+def with_matched_ranks(arms: Sequence[ArmConfig], shapes: Architecture) -> list[ArmConfig]:
+    """Split each arm with ``match: parameters`` into one arm for each set of targets."""
+    found = list[ArmConfig]()
+    for arm in arms:
         sets = arm.target_sets() if arm.match else []
         for targets in sets:
             first, per_rank = (lora_parameters(shapes, 1, s) for s in (sets[0], targets))
@@ -132,20 +135,21 @@ def with_matched_ranks(config: StudyConfig, shapes: Architecture) -> StudyConfig
                         "give higher ranks",
                     )
             update = {"targets": [list(targets)], "rank": ranks, "match": None}
-            arms.append(arm.model_copy(update=update))
-        arms += [] if sets else [arm]
-    return config.model_copy(update={"arms": arms})
+            found.append(arm.model_copy(update=update))
+        found += [] if sets else [arm]
+    return found
 
 
 def largest_useful_rank(shapes: Architecture, targets: Sequence[str]) -> int:
-    """min(in, out) of the smallest matching layer; a higher rank adds parameters, no capacity."""
+    """Return min(in, out) of the smallest matching layer; higher ranks add parameters, no
+    capacity."""
     return min(min(shape) for shape in target_shapes(shapes, targets).values())
 
 
-def rank_notes(config: StudyConfig, shapes: Architecture) -> list[str]:
-    """Ranks that are of no use. Raises UserError for targets that match nothing."""
+def rank_notes(arms: Sequence[ArmConfig], shapes: Architecture) -> list[str]:
+    """Note ranks that are of no use. Raises UserError for targets that match nothing."""
     notes: list[str] = []
-    for arm in config.arms:
+    for arm in arms:
         if arm.is_full or not arm.trains:
             continue
         for targets in arm.target_sets():

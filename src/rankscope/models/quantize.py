@@ -16,8 +16,8 @@ from rankscope.records import TrialSpec
 
 INSTALL = "pip install 'rankscope[gpu]'"
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Bytes per weight: 4 bits, an 8-bit scale for each 64 weights, and a 32-bit one for each 256 of
-these scales (2305.14314, section 3)."""
+"""Bytes per weight: 4 bits, an 8-bit scale per 64 weights, and a 32-bit scale per 256 scales
+(2305.14314, section 3)."""
 
 
 def check_quantize(device: torch.device) -> None:
@@ -63,7 +63,7 @@ def is_quantized(layer: nn.Module) -> bool:
 
 
 def dense_weight(linear: nn.Linear) -> Tensor:
-    """The weight of a frozen linear layer as numbers, (out, in), detached, unpacked."""
+    """Return the weight of a frozen linear layer as numbers, (out, in), detached, unpacked."""
     if hasattr(linear.weight, "full_tensor"):  # sharded, and not amid the layer's own products
         gather: Any = linear.gather_weight
         gathered: Tensor = gather()

@@ -14,20 +14,20 @@ from rankscope.models.quantize import dense_weight
 
 
 def layer_index(name: str) -> int | None:
-    """Layer number in a module or parameter path, from 0; None outside the layers."""
+    """Return the layer number in a module or parameter path, from 0; None outside the layers."""
     match = re.search(r"(?:^|\.)([0-9]+)\.", name)
     return int(match[1]) if match else None
 
 
 def module_kind(name: str) -> str:
-    """A module's path within its layer, such as ``self_attn.q_proj``."""
+    """Return a module's path within its layer, such as ``self_attn.q_proj``."""
     return re.split(r"(?:^|\.)[0-9]+\.", name, maxsplit=1)[-1]
 
 
 def scaled_adapter(
     adapter: Adapter, name: str, factor: float, linears: Mapping[str, nn.Linear]
 ) -> Adapter:
-    """A copy of ``adapter`` under another name, its update scaled."""
+    """Copy ``adapter`` under another name, with its update scaled."""
     if not adapter.magnitude:
         alpha, scaling = adapter.alpha * factor, adapter.scaling * factor
         return replace(adapter, name=name, alpha=alpha, scaling=scaling)  # shares A and B
@@ -42,8 +42,10 @@ def scaled_adapter(
 def replaced_updates(
     adapter: Adapter, name: str, update_of: Callable[[str], LowRankUpdate]
 ) -> Adapter:
-    """A copy of ``adapter`` for inference, under another name, with other updates of its modules,
-    which may have other ranks; the scaling stays."""
+    """Copy ``adapter`` for inference under another name, with other updates of its modules.
+
+    The updates may have other ranks; the scaling stays.
+    """
     copied = replace(adapter, name=name, a={}, b={}, magnitude={}, initial_factors={})
     for module, a in adapter.a.items():
         # One update at a time: DoRA's holds the whole weight in float64.
@@ -58,8 +60,10 @@ def replaced_updates(
 
 @torch.no_grad()
 def scaled_model(frozen: Base, tuned: Base, factor: float) -> Base:
-    """A copy of a fully fine-tuned model with every parameter at W0 + f (W - W0), computed in
-    float32 and rounded to the base's dtype once."""
+    """Copy a fully fine-tuned model with every parameter at W0 + f (W - W0).
+
+    Values are computed in float32, and rounded to the base's dtype once.
+    """
     copied, trained = frozen.copied(), dict(tuned.model.named_parameters())
     for name, parameter in copied.model.named_parameters():
         before = parameter.float()

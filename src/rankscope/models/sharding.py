@@ -23,6 +23,7 @@ from rankscope.analyses import enabled_analyses
 from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
 from rankscope.models.attention import varlen
+from rankscope.models.kernels import PLAIN
 from rankscope.models.methods import all_methods, get_method
 from rankscope.records import TrialSpec
 
@@ -273,6 +274,7 @@ def check_devices(config: StudyConfig, trials: Sequence[TrialSpec], device: torc
     is_full = any(trial.is_full for trial in trials)
     refused = {
         "quantize": config.quantize != "none",
+        f"kernels: {config.train.kernels}": config.train.kernels != PLAIN,
         "optimizer: adamw8bit": is_full and config.train.optimizer == "adamw8bit",
         "dropout": any(trial.dropout for trial in trials),
         "kl_to_base": any(trial.kl_to_base for trial in trials),

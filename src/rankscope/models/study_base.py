@@ -1,42 +1,26 @@
-"""The base of a study before its weights are loaded, and the models that the study is given.
+"""The base of a study before its weights are loaded, and the study's given models.
 
-Files, shapes, and the arms and models that fit them, all checked before anything runs.
+Files, shapes, and the arms and models that fit them are all checked before anything runs.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rankscope.config.study import GivenConfig, StudyConfig
-from rankscope.errors import UserError
-from rankscope.filesystem import read_json_object, user_path
-from rankscope.hashing import canonical_json, sha256_json, weights_sha256
-from rankscope.models.adapters.folder import (
-    adapter_sha256,
-    base_weight_copies,
-    check_same_base,
-    opened_weights,
-    recorded_base,
-)
-from rankscope.models.adapters.settings import (
-    CONFIG,
-    read_adapter_config,
-    read_config,
-    weights_file,
-)
-from rankscope.models.adapters.warm_start import (
-    load_adapter_for,
-    resolve_adapters,
-    shortest_targets,
-)
-from rankscope.models.checkpoint_reader import CheckpointReader
+from rankscope.filesystem import user_path
+from rankscope.hashing import weights_sha256
+from rankscope.models.adapters.folder import check_same_base
+from rankscope.models.adapters.settings import CONFIG
+from rankscope.models.adapters.warm_start import resolve_adapters
+from rankscope.models.given import NOT_READ, check_distinct, given_names, peft_type
 from rankscope.models.grouped_lora import choose_lora_implementation
-from rankscope.models.load import check_stored_weights, load_tokenizer
-from rankscope.models.methods import all_methods
-from rankscope.models.methods.full import FullMethod
+from rankscope.models.load import load_tokenizer
+from rankscope.models.methods import FULL, LORA, all_methods
+from rankscope.models.methods.method import Method
 from rankscope.models.model_folder import model_folder
 from rankscope.models.parameters import (
     Architecture,
@@ -47,10 +31,7 @@ from rankscope.models.parameters import (
 )
 from rankscope.models.quantize import check_bitsandbytes
 from rankscope.models.sharding import check_devices
-from rankscope.records import BASE, GivenModel, TrialSpec
-
-_NOT_TRAINED_HERE = {"task": "", "rank": None, "alpha": None, "lr": 0.0, "dropout": 0.0, "seed": 0}
-"""Settings of a trial that was not trained here, as far as its adapter does not give them."""
+from rankscope.records import TrialSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +42,22 @@ class StudyBase:
     tokenizer: PreTrainedTokenizerBase
     sha256: str  # Of its weights, if they were read
     warm_starts: Mapping[str, str]  # Hashes of continued adapters, by folder as the study names it
-    given: tuple[TrialSpec, ...]  # The models that the study does not train
-    notes: tuple[str, ...]
+    given: tuple[TrialSpec, ...] = ()  # The models that the study does not train
+    notes: tuple[str, ...] = ()
 
 
 def resolve_base(config: StudyConfig, weights: bool) -> tuple[StudyConfig, StudyBase]:
-    """The study with what arms take from adapters filled in, and its base, fetched and checked.
+    """Resolve the base of a study, fetched and checked, and fill in what arms take from adapters.
 
-    ``weights``: they must be there and are hashed. If False, they are hashed only
-    if an arm has ``init_from`` and the files exist.
+    Args:
+        weights: the weights must exist and are hashed. Otherwise they are hashed only if an arm has
+            ``init_from`` and the files exist.
     """
     folder = model_folder(config.model, weights)
     model_config = read_model_config(folder)
     shapes = architecture(model_config)
-    config, warm_starts = resolve_adapters(with_matched_ranks(config, shapes), shapes)
-    notes = rank_notes(config, shapes)  # checks targets before rows are read, which can take long
+    arms, warm_starts = resolve_adapters(with_matched_ranks(config.arms, shapes), shapes)
+    notes = rank_notes(arms, shapes)  # checks targets before rows are read, which can take long
     notes += [
         f"adapter {name}: it does not record the weights it was made for; its modules fit this "
         "model, so this model is taken to be its base"
@@ -86,29 +68,22 @@ def resolve_base(config: StudyConfig, weights: bool) -> tuple[StudyConfig, Study
     if not has_weights:
         lacks = "holds no weights: planned from config.json; a run needs *.safetensors there"
         notes.insert(0, f"{folder} {lacks}")
-    sha256 = "not read"
+    sha256 = NOT_READ
     if weights or (warm_starts and has_weights):
         sha256 = weights_sha256(folder)
         for name, (_, base_sha256) in warm_starts.items():
             check_same_base(Path(name), base_sha256, sha256)
-    given = _given_trials(config.given or (), folder, shapes, sha256 if weights else None)
+    hashes = {name: own for name, (own, _) in warm_starts.items()}
+    base = StudyBase(folder, model_config, shapes, load_tokenizer(folder), sha256, hashes)
+    given = _given_trials(config.given or (), base)
     notes += [
         f"adapter {model.name}: records another base ({model.other_base[:12]}...) and is scored on "
         "this model because of --force"
         for trial in given
         if (model := trial.given) is not None and model.other_base is not None
     ]
-    hashes = {name: adapter_sha256 for name, (adapter_sha256, _) in warm_starts.items()}
-    return config, StudyBase(
-        folder=folder,
-        config=model_config,
-        shapes=shapes,
-        tokenizer=load_tokenizer(folder),
-        sha256=sha256,
-        warm_starts=hashes,
-        given=tuple(given),
-        notes=tuple(notes),
-    )
+    base = replace(base, given=given, notes=tuple(notes))
+    return config.model_copy(update={"arms": arms}), base
 
 
 def check_machine(
@@ -120,161 +95,23 @@ def check_machine(
     choose_lora_implementation(config.train.lora_implementation, device, dtype)
 
 
-def _given_trials(
-    given: Sequence[GivenConfig], base: Path, shapes: Architecture, base_sha256: str | None
-) -> list[TrialSpec]:
-    """Check every given model against the base, in the folder ``base``, without loading the base;
-    one trial for each. ``base_sha256`` is None if its weights were not read.
+def _given_trials(given: Sequence[GivenConfig], base: StudyBase) -> tuple[TrialSpec, ...]:
+    """Check every given model against the base, without loading the base; make one trial for each.
 
-    Raises UserError: a model is missing, of another base, architecture or tokenizer; IntegrityError
-    if it is damaged.
+    Raises UserError: a model is missing, or of another base, architecture or tokenizer. Raises
+    IntegrityError: it is damaged.
     """
     given = [model for model in given if model.path is not None]
-    names = given_names(given)
-    trials: list[TrialSpec] = []
-    for model, name in zip(given, names, strict=True):
-        folder = user_path(model.folder)
-        if not (folder / CONFIG).is_file() and (folder / "config.json").is_file():
-            _check_checkpoint(folder, base)
-            fields: dict[str, object] = {"method": FullMethod.name, "targets": ()}
-        else:
-            fields = _adapter_fields(folder, base, shapes)
-        trials.append(given_trial(model, name, base, base_sha256, fields))
+    named = zip(given, given_names(given), strict=True)
+    trials = [_method_of(user_path(of.folder)).read_given(of, name, base) for of, name in named]
     check_distinct(trials)
-    return trials
+    return tuple(trials)
 
 
-def given_trial(
-    given: GivenConfig,
-    name: str,
-    base: Path,
-    base_sha256: str | None,
-    settings: Mapping[str, object],
-) -> TrialSpec:
-    """The trial of a model in a folder; ``settings`` are what its files say of its training."""
-    folder, other_base = user_path(given.folder), None
-    if settings["method"] == FullMethod.name:
-        sha256 = weights_sha256(folder)
-    else:
-        other_base = recorded_other_base(folder, base, base_sha256, force=given.force)
-        sha256 = adapter_sha256(folder)
-    model = GivenModel(name=name, folder=str(folder), sha256=sha256, other_base=other_base)
-    return trial_of_given(model, base_sha256, settings)
-
-
-def trial_of_given(
-    model: GivenModel, base_sha256: str | None, settings: Mapping[str, object]
-) -> TrialSpec:
-    trial_id = sha256_json({"base": base_sha256, "given": model.sha256})[:16]
-    values = {**_NOT_TRAINED_HERE, **settings, "trial_id": trial_id, "given": model}
-    return TrialSpec.model_validate(values)
-
-
-def check_distinct(given: Sequence[TrialSpec]) -> None:
-    """Raise UserError for two models of the same weights: they would be one trial."""
-    folders: dict[str, str] = {}
-    for trial in given:
-        assert trial.given is not None
-        folder = trial.given.folder
-        if trial.trial_id in folders:
-            found = f"the same weights as {folders[trial.trial_id]}"
-            raise UserError(f"model {folder}", found, "each model once", "remove one")
-        folders[trial.trial_id] = folder
-
-
-def given_names(given: Sequence[GivenConfig]) -> list[str]:
-    """Their own names, or the folders' with as many parent folders as make them unique."""
-    folders = [user_path(model.folder).resolve() for model in given]
-    names: list[str] = []
-    for depth in range(1, 1 + max((len(folder.parts) for folder in folders), default=0)):
-        named = zip(given, folders, strict=True)
-        names = [model.name or "/".join(folder.parts[-depth:]) for model, folder in named]
-        if len(set(names)) == len(names) and BASE not in names:
-            return names
-    if names:
-        expected = f"each model's own, and none called {BASE!r}"
-        raise UserError("given", f"the names {', '.join(names)}", expected, "rename one")
-    return names
-
-
-def _check_checkpoint(folder: Path, base: Path) -> None:
-    """Raise UserError unless a folder holds a model of the base's architecture and tokenizer."""
-    place, readers = f"model folder {folder}", map(CheckpointReader, (folder, base))
-    found, wanted = ((r.architecture, r.model.num_parameters(), r.shapes) for r in readers)
-    if found != wanted:
-        sizes = [f"{name} of {count:,} parameters" for name, count, _ in (found, wanted)]
-        expected = f"the base's architecture, {sizes[1]}"
-        raise UserError(place, sizes[0], expected, "give a checkpoint of this base")
-    tokenizers = [path / "tokenizer.json" for path in (folder, base)]
-    if all(path.is_file() for path in tokenizers):
-        own, its = (read_json_object(path).get("model") for path in tokenizers)
-        if own != its:
-            expected = "the same vocabulary, as items are encoded once for all models"
-            do = "give a checkpoint with the base's tokenizer"
-            raise UserError(place, "another tokenizer than the base's", expected, do)
-    check_stored_weights(folder)
-
-
-def _adapter_fields(folder: Path, base: Path, shapes: Architecture) -> dict[str, object]:
-    """Method, rank, alpha and targets of an adapter, as a trial that trained it would have them."""
-    kind = peft_type(folder)
-    if kind not in ("LORA", None) and any(m.takes_settings for m in all_methods()):
-        from rankscope.models.peft_backend.tuner import check_fits  # PEFT takes a second to import
-
-        check_fits(read_model_config(base), folder)
-        return {
-            "method": next(m.name for m in all_methods() if m.takes_settings),
-            "peft": canonical_json({"peft_type": kind}),
-            "targets": (),
-        }
-    settings = read_adapter_config(folder, readable=True)
-    adapter = load_adapter_for(shapes, folder, readable=True)
-    return {
-        "method": adapter.method,
-        "rank": settings.r,
-        "alpha": settings.lora_alpha,
-        "targets": shortest_targets(settings, frozenset(adapter.a), shapes),
-    }
-
-
-def peft_type(folder: Path) -> str | None:
-    """None also without the weights, which a reader of the adapter then misses."""
-    is_whole = weights_file(folder).is_file()
-    kind: str | None = read_config(folder / CONFIG).get("peft_type") if is_whole else None
-    return kind
-
-
-def recorded_other_base(
-    folder: Path, base: Path, base_sha256: str | None, *, force: bool
-) -> str | None:
-    """The recorded hash of an adapter's base if it is another one. Raises UserError: it is, and
-    ``force`` is not set."""
-    recorded = recorded_base(folder)
-    if base_sha256 is None:
-        return None
-    try:
-        check_same_base(folder, recorded, base_sha256)
-        copies = base_weight_copies(folder)
-        reader = CheckpointReader(base) if copies else None
-        for name, copy in copies.items():
-            if reader and not torch.equal(copy, reader.weight(name).to(copy.dtype)):
-                found = f"a copy of {name} of another base, or one that was trained"
-                do = "give the base that it was made for"
-                raise UserError(f"adapter {folder}", found, "this base's", do)
-    except UserError as error:
-        if force:
-            return recorded or "unknown"
-        force_it = "--force (in a study file, force: true) to use it with this one and record that"
-        do = f"{error.do}, or {force_it}"
-        raise UserError(error.where, error.found, error.expected, do) from error
-    return None
-
-
-def num_trained_parameters(trial: TrialSpec, num_of_base: int) -> int:
-    """Numbers in an adapter's file; all of a checkpoint."""
-    assert trial.given is not None
-    if trial.is_full:
-        return num_of_base
-    with opened_weights(weights_file(Path(trial.given.folder))) as file:
-        names = [n for n in file.keys() if not n.endswith(".base_layer.weight")]  # noqa: SIM118
-        return sum(int(torch.Size(file.get_slice(n).get_shape()).numel()) for n in names)
+def _method_of(folder: Path) -> Method:
+    """Return the method that made the model in a folder: LoRA itself for one of its variants."""
+    if not (folder / CONFIG).is_file() and (folder / "config.json").is_file():
+        return Method.of(FULL)
+    others = (method.name for method in all_methods() if method.takes_settings)
+    is_other = peft_type(folder) not in ("LORA", None)
+    return Method.of(next(others, LORA) if is_other else LORA)

@@ -18,9 +18,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from rankscope.errors import DiskFull
-from rankscope.filesystem import replace_bytes
+from rankscope.filesystem import cache_folder, replace_bytes
 from rankscope.hashing import sha256_json, sha256_tensors
-from rankscope.models.fetch import cache_folder
 
 SMALLEST_STORED = 256  # Smallest d that is kept on disk: others take milliseconds
 ROUNDED_FROM = 1024  # Smallest d whose vectors are rounded to 16 bits
@@ -51,12 +50,12 @@ def at_least_float32(weight: Tensor) -> Tensor:
 
 
 def decomposition_device(device: torch.device) -> torch.device:
-    """Where decompositions run: not on MPS, which has neither float64 nor eigenvalues."""
+    """Return the device for decompositions: not MPS, which has neither float64 nor eigenvalues."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
 def _round_as_stored(decomposition: SVD) -> SVD:
-    """What a file would give back, so that a result does not depend on whether a file existed."""
+    """Round a decomposition as a file would, so that results do not depend on a cached file."""
     if len(decomposition.S) >= SMALLEST_STORED:
         decomposition = SVD(*(part.float() for part in decomposition))
     if len(decomposition.S) < ROUNDED_FROM:
@@ -66,7 +65,7 @@ def _round_as_stored(decomposition: SVD) -> SVD:
 
 
 def to_int16(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns in 16-bit fixed point: int16 numbers (rows, d), and a scale per block of 64 rows.
+    """Convert columns to 16-bit fixed point: int16 numbers (rows, d), and a scale per 64 rows.
 
     A vector moves by about 3e-5 of its length, at most by 1.3e-4. float16 takes the same space and
     moves every vector by 2e-4, too much for singular values to 1e-5.
@@ -87,8 +86,8 @@ def from_int16(steps: Tensor, scale: Tensor) -> Tensor:
 class SvdCache:
     """SVDs of base weights, in memory for the trials of a group, on disk for all.
 
-    Memory holds the first ones, up to ``max_bytes``: trials ask for all matrices in one order, so
-    that dropping the least recently used would drop each before its next use. With a ``folder``,
+    Memory holds the first ones, up to ``max_bytes``. Trials ask for all matrices in one order, so
+    dropping the least recently used one would drop each before its next use. With a ``folder``,
     matrices of d >= 256 are also kept on disk for other studies and inspections.
     """
 
@@ -97,7 +96,7 @@ class SvdCache:
         self._in_memory: dict[str, SVD] = {}
 
     def of(self, name: str, weight: Tensor) -> SVD:
-        """The SVD of ``weight`` (m, n), computed at the first call for ``name``."""
+        """Return the SVD of ``weight`` (m, n), computed at the first call for ``name``."""
         if name in self._in_memory:
             return self._in_memory[name]
         decomposition = self._load_or_compute(weight)
@@ -134,7 +133,7 @@ def svd_path(folder: Path, weight: Tensor) -> Path:
 
 
 def read_svd(path: Path, weight: Tensor) -> SVD | None:
-    """The SVD in a cache file; None if the file is missing, damaged, or of another matrix."""
+    """Read the SVD in a cache file; None if the file is missing, damaged, or of another matrix."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -157,7 +156,7 @@ def read_svd(path: Path, weight: Tensor) -> SVD | None:
 
 
 def _checksum(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Sha256 of the tensors of a file and of its name, the hash of the decomposed matrix."""
+    """Hash the tensors of a file with its name, which is the hash of the decomposed matrix."""
     return sha256_json([path.stem, sha256_tensors(tensors)])
 
 

@@ -6,10 +6,8 @@ losses nats per token. A record of any file here is imported from this package.
 """
 
 from rankscope.records.advice import *
-from rankscope.records.estimate import *
 from rankscope.records.items import *
 from rankscope.records.record import *
 from rankscope.records.scores import *
 from rankscope.records.study import *
 from rankscope.records.trials import *
-from rankscope.records.variants import *

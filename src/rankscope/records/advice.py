@@ -1,17 +1,16 @@
-"""The recommendation."""
+"""The stored recommendation: its answers, and the numbers and sentences behind them."""
 
 from typing import Literal
 
 from rankscope.models.methods import get_method
-from rankscope.records.estimate import Estimate
-from rankscope.records.record import Record
+from rankscope.records.record import Estimate, Record
 from rankscope.records.scores import ModelScore
 
 FEWEST_SEEDS = 3  # With fewer, the spread between seeds is hardly known
 
 
 class ExpectedChange(Record):
-    """What the posterior expects of one number, with the ends of its 95 % interval."""
+    """The posterior's expectation of one number, with the ends of its 95 % interval."""
 
     value: float
     low: float
@@ -22,7 +21,7 @@ class ExpectedChange(Record):
 
 
 class ExpectedGain(Record):
-    """What the posterior says of one arm, shrunk by all others; the raw scores stand beside it.
+    """The posterior's view of one arm, shrunk by all others; its raw scores are stored beside it.
 
     A net gain is the gain minus the forgetting, by the study's weights; the base has 0. One point
     counts as 0.01 nats per token. Probabilities are shares of the draws. An arm over the limit on
@@ -31,7 +30,7 @@ class ExpectedGain(Record):
 
     net: ExpectedChange
     changes: dict[str, ExpectedChange]
-    """By task, the training task and every retention task: score minus the base's."""
+    """Score minus the base's by task: the training task and every retention task."""
     forgetting: ExpectedChange | None = None  # Mean fall over the retention tasks
     p_better: float  # Better than the base
     p_within_margin: float  # Within the margin of the best of all arms and the base
@@ -41,7 +40,8 @@ class ExpectedGain(Record):
 
 
 class ArmSummary(Record):
-    """One arm point over its seeds; scores of the test split unless the name says otherwise."""
+    """One arm point over its seeds; scores are those of the test split unless a name says
+    otherwise."""
 
     label: str
     short_label: str  # Without settings: ``r=8``, ``full``, ``vera``
@@ -51,7 +51,7 @@ class ArmSummary(Record):
     alpha: float | None
     lr: float
     special_settings: tuple[str, ...] = ()
-    """Further settings that are not the default; the end of the label."""
+    """Further settings that differ from the default; they end the label."""
     seeds: int
     failed: int  # Number of trials that ended without a result
     score: Estimate | None  # In-domain score
@@ -65,10 +65,10 @@ class ArmSummary(Record):
     peak_memory_bytes: int | None = None
     """Largest peak of its trials' groups; adapters trained together share it."""
     tokens_per_item: float | None = None
-    """Tokens that are read for an item of its task, if the arm is a prompt and that is known."""
+    """Tokens read for an item of its task, if the arm is a prompt and the number is known."""
     system: str = ""  # First words of a prompt's system text
     on_pareto_front: bool = False
-    """No other arm is better in score, forgetting and trainable parameters together."""
+    """Whether no other arm is better in score, forgetting and trainable parameters together."""
     expected: ExpectedGain | None = None  # None if it has no score on some task that counts
 
     @property
@@ -81,7 +81,7 @@ class ArmSummary(Record):
 
     @property
     def is_lora(self) -> bool:
-        """Whether it is one of the low-rank methods that a rank sweep compares."""
+        """Whether its method is one of the low-rank methods that a rank sweep compares."""
         return get_method(self.method).has_rank
 
 
@@ -96,7 +96,7 @@ class AdviceMessage(Record):
 
 
 class ArmComparison(Record):
-    """The net gain of one arm minus that of another, by the posterior."""
+    """The net gain of one arm minus another's, by the posterior."""
 
     kind: Literal["full", "ranks"]  # LoRA against full fine-tuning, or a rank against a smaller one
     first_label: str
@@ -110,8 +110,8 @@ class ArmComparison(Record):
 
 Decision = Literal["use", "do_not_fine_tune", "use_full", "not_decided"]
 Confidence = Literal["sure", "probable", "leaning", "none"]
-"""By the probability of being within the margin of the best: at least 0.95, at least 0.80, or less.
-An open check allows ``probable`` at most; ``none``: not decided."""
+"""Level by the probability of being within the margin of the best: at least 0.95, at least 0.80, or
+less. An open check allows ``probable`` at most. ``none`` means not decided."""
 SURE, PROBABLE = 0.95, 0.8
 
 
@@ -120,9 +120,10 @@ def confidence_of(p: float) -> Confidence:
 
 
 RowRole = Literal["recommended", "closest", "smaller", "best", "full", "prompt", "lora"]
-"""``closest``: the arm that an answer without a recommendation describes. ``smaller``: of the
-smaller ranks that may do as well, the likeliest. ``best``: the highest expected net gain. ``full``,
-``prompt``: the best of these. ``lora``: the best LoRA arm, if none of the others is one."""
+"""Reason why an arm has a row. ``closest``: an answer without a recommendation describes it.
+``smaller``: the likeliest of the smaller ranks that may do as well. ``best``: the highest expected
+net gain. ``full``, ``prompt``: the best of its kind. ``lora``: the best LoRA arm, if no other row
+is one."""
 
 
 class AnswerRow(Record):
@@ -145,8 +146,8 @@ CheckName = Literal[
     "fit",
 ]
 CheckStatus = Literal["fine", "weak", "bad"]
-"""``weak``: open, it could change the answer. ``bad``: nothing can be decided before it is mended.
-The probabilities account for neither."""
+"""``weak``: the check is open, and could change the answer. ``bad``: nothing can be decided before
+it is mended. The probabilities account for neither."""
 
 
 class TrustCheck(Record):
@@ -159,7 +160,7 @@ class TrustCheck(Record):
 
 
 class RankThatMayDo(Record):
-    """A LoRA rank that is within the margin of the best with a probability of at least .05."""
+    """A LoRA rank that is within the margin of the best with a probability of at least 0.05."""
 
     rank: int
     label: str  # Of its arm of the highest expected net gain
@@ -167,7 +168,7 @@ class RankThatMayDo(Record):
 
 
 class NextStep(Record):
-    """What would make an answer surer, and the command that does it."""
+    """A step that would make an answer surer, and the command that does it."""
 
     text: str
     command: str = ""  # Empty if no single command does it
@@ -179,9 +180,9 @@ class TaskAdvice(Record):
     task: str
     decision: Decision
     p_within_margin: float | None = None
-    """Probability that what is recommended is within the margin of the best of all arms and the
-    base; if every arm exceeds the limit on forgetting, that the one that forgets least does. None
-    if nothing was scored."""
+    """Probability that the recommended arm is within the margin of the best of all arms and the
+    base. If every arm exceeds the limit on forgetting, it is that of the arm that forgets least.
+    None if nothing was scored."""
     p_better: float | None = None  # That it is better than the base; of the closest arm otherwise
     confidence: Confidence = "none"
     expected_regret: float | None = None  # Net gain that it is expected to lose against the best
@@ -190,7 +191,7 @@ class TaskAdvice(Record):
     ranks_that_may_do: tuple[RankThatMayDo, ...] = ()  # By rising rank, the recommended one too
     rows: tuple[AnswerRow, ...] = ()
     checks: tuple[TrustCheck, ...] = ()
-    """What the answer's trustworthiness depends on, each fact once."""
+    """Facts that the answer's trustworthiness depends on, each once."""
     chosen: ArmSummary | None
     reasons: tuple[AdviceMessage, ...]
     """Reasons, then diagnostics and the caveats that no check states."""
@@ -199,27 +200,27 @@ class TaskAdvice(Record):
     comparisons: tuple[ArmComparison, ...] = ()  # Each arm at the learning rate chosen for it
     next_steps: tuple[NextStep, ...] = ()  # What would make it surer
     subject_label: str | None = None
-    """Of the arm that explanation and reasons describe; None if they describe none."""
+    """Label of the arm that explanation and reasons describe; None without one."""
     best_full_label: str | None = None
-    """Of full fine-tuning at the rate of the highest expected net gain."""
+    """Label of full fine-tuning at the rate of the highest expected net gain."""
     best_lora_label: str | None = None
-    """Of the LoRA arm of the highest expected net gain."""
+    """Label of the LoRA arm with the highest expected net gain."""
     candidate_labels: tuple[str, ...] = ()
-    """Of every configuration at its learning rate of the highest expected net gain."""
+    """Labels of every configuration at its learning rate of the highest expected net gain."""
 
     @property
     def findings(self) -> list[AdviceMessage]:
-        """Diagnostics and caveats; a page gives them a section of their own."""
+        """Diagnostics and caveats, which have their own section on a page."""
         return [r for r in self.reasons if r.kind in ("diagnostic", "caveat")]
 
     @property
     def evidence(self) -> list[AdviceMessage]:
-        """The other reasons."""
+        """Reasons other than diagnostics and caveats."""
         return [r for r in self.reasons if r.kind not in ("diagnostic", "caveat")]
 
 
 class Recommendation(Record):
-    """``recommendation.json``: one answer per training task."""
+    """Content of ``recommendation.json``: one answer per training task."""
 
     schema_version: int = 4  # 4: short labels of arms
     study: str

@@ -42,7 +42,7 @@ PARITY_SCHEMA = pa.schema(
         ("difference_without_adapter", pa.float64()),  # Likewise, from the base's
     ]
 )
-"""The first items that both engines answer under one model, before vLLM answers the others."""
+"""Table of the first items that both engines answer under one model, before vLLM answers more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class ItemResult:
     letter_logprobs: tuple[float, ...] | None = None
     generated: str | None = None
     prompt: str | None = field(default=None, compare=False)
-    """What the model was asked; stored with the base's items only, which every model shares."""
+    """Prompt of the model, stored with the base's items only, because every model shares it."""
 
 
 def items_table(items: Sequence[ItemResult]) -> pa.Table:
@@ -80,7 +80,7 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def results_of(table: pa.Table) -> list[ItemResult]:
-    """The rows of a table with the columns of ``ITEM_SCHEMA``."""
+    """Read the rows of a table with the columns of ``ITEM_SCHEMA``."""
     rows: list[dict[str, Any]] = table.cast(ITEM_SCHEMA).to_pylist()
     for row in rows:
         for name in ("option_logprobs", "option_tokens", "letter_logprobs"):
@@ -90,21 +90,22 @@ def results_of(table: pa.Table) -> list[ItemResult]:
 
 
 def original_of(item_id: str) -> str:
-    """The item that a copy repeats: ids of a row's copies end in ``.2``, ``.3`` and so on."""
+    """Return the item that a copy repeats: ids of a row's copies end in ``.2``, ``.3`` and so
+    on."""
     original, _, number = item_id.rpartition(".")
     return original if number.isdigit() else item_id
 
 
 GOLD_COLUMNS = ("gold_logprob", "gold_tokens", "option_logprobs", "letter_logprobs")
-"""What ``gold_logprobs_per_token`` reads."""
+"""Columns that ``gold_logprobs_per_token`` reads."""
 
 
 def gold_logprobs_per_token(table: pa.Table) -> npt.NDArray[np.float64]:
-    """Log p of every item's right answer per token, nats, (items,); NaN where unknown.
+    """Return log p of every item's right answer per token, nats, (items,); NaN where unknown.
 
     If answers are offered, it is log p of the right one given that one of them is the answer. A
     model that merely expects another form of answer gives all of them a lower log p, which cancels.
-    An item whose ``gold_logprob`` is in neither list of offered answers is taken as it is.
+    An item whose ``gold_logprob`` is in neither list of offered answers keeps that value.
     """
     gold, tokens = (
         pc.fill_null(pc.cast(table[name], pa.float64()), float("nan")).to_numpy()
@@ -118,7 +119,7 @@ def gold_logprobs_per_token(table: pa.Table) -> npt.NDArray[np.float64]:
         if rows.size:
             logprobs = offered.flatten().to_numpy(zero_copy_only=False)
             starts = (np.cumsum(counts) - counts)[rows]
-            # Of the texts and the letters of the options, one list has the answer that was scored.
+            # One list, of the options' texts or of their letters, has the scored answer.
             is_scored = np.logical_or.reduceat(logprobs == np.repeat(gold, counts), starts)
             with np.errstate(invalid="ignore"):  # NaN of a broken model
                 sums = np.logaddexp.reduceat(logprobs, starts)

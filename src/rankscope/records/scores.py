@@ -9,13 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from rankscope.formatting import count
-from rankscope.records.estimate import Estimate
-from rankscope.records.record import Record, Split
-from rankscope.records.variants import ScoredModel, Variant
+from rankscope.records.record import Estimate, Record, Split
+from rankscope.records.trials import ScoredModel, Variant
 
 
 class WithoutContamination(Record):
-    """The primary score over the test items that are not in the training rows."""
+    """The primary score over the test items that are absent from the training rows."""
 
     contaminated: int  # Left out: they, or 13 of their words, are in the training rows
     score: float
@@ -40,8 +39,8 @@ class EvalRecord(Record):
     seconds: float
     num_tokens: int
     num_read: int = 0
-    """Tokens of all prompts and of the answers offered; ``num_tokens`` counts a beginning that
-    items share once. 0: not counted, as in older studies."""
+    """Tokens of all prompts and offered answers. ``num_tokens`` counts a beginning that items share
+    once. 0 means not counted, as in older studies."""
 
     @property
     def key(self) -> "EvalKey":
@@ -51,8 +50,8 @@ class EvalRecord(Record):
 class CurvePoint(Record):
     """One trial scored during training, on the first items of a task's validation split.
 
-    Its points over steps form the learning-forgetting curve (Biderman et al., arXiv 2405.09673).
-    Nothing is chosen by them.
+    Its points over steps form the learning-forgetting curve (Biderman et al., arXiv 2405.09673). No
+    choice depends on them.
     """
 
     trial_id: str
@@ -72,8 +71,8 @@ class ModelScore(Record):
     model: str  # ``base``, or the given model's name
     record: EvalRecord
     change: Estimate | None
-    """Model minus base, paired, with a 95 % interval; None for the base, and for a score that is no
-    mean of its items."""
+    """Model minus base, paired, with a 95 % interval. None for the base, and for a score that is no
+    mean over items."""
     chance: float | None  # Score of guessing, if it is known
     score_unit: Literal["accuracy", "log_probability"] | None  # None for a metric in another unit
     num_fewshot: int
@@ -93,9 +92,9 @@ class ComparedCell(Record):
     score_unit: Literal["accuracy", "log_probability"] | None
     paired: bool  # Same items, prompts and scoring: items are compared one by one
     same_models: bool
-    """Whether both studies scored the same trials, or the same base. If paired, they can differ
-    only by rounding and the difference has no interval; if unpaired, the items differ and it has
-    one."""
+    """Whether both studies scored the same trials, or the same base. Paired scores can then differ
+    only by rounding, and the difference has no interval. Unpaired scores are of different items,
+    and the difference has one."""
     first: Estimate  # Mean score in the first study
     second: Estimate
     difference: Estimate  # Second minus first; unpaired, of two samples without p
@@ -112,17 +111,18 @@ class ItemScores:
     scores: npt.NDArray[np.float64]  # Shape (items,)
     gold_logprobs: npt.NDArray[np.float64]
     """Log p of the right answer per token, nats, shape (items,); NaN where unknown. If answers are
-    offered, it is among them."""
+    offered, the others count in it."""
     subjects: tuple[str | None, ...]
 
 
 EQUAL, DIFFERENCE = PARITY = "vllm_equal", "vllm_difference"
-"""Of a model whose answers vLLM writes, on the first answers that it wrote: the share that the own
-engine writes too, and how much their log p differs from the own engine's, nats per token."""
+"""Metrics of a model whose answers vLLM writes, on the first of them: the share of answers that
+Rankscope writes, too, and the difference of their log p, nats per token."""
 
 
 def vllm_note(written: Collection[Mapping[str, float]]) -> list[str]:
-    """A note on models whose answers vLLM wrote, from their metrics; none without such models."""
+    """Write a note on models whose answers vLLM wrote, from their metrics; none without such
+    models."""
     if not written:
         return []
     equal, largest = fmean(m[EQUAL] for m in written), max(m[DIFFERENCE] for m in written)

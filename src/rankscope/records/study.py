@@ -1,4 +1,4 @@
-"""What a study was made of, and everything known of it."""
+"""Records of a study's parts, and everything known about the study."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from rankscope.records.trials import TrainRecord, TrialSpec
 Analyzed = TypeVar("Analyzed", bound=AnalysisRecord)
 
 CONTAMINATION_LIMIT = 0.01
-"""Share of test rows that training may have seen: it moves an accuracy by at most 1 point, half the
+"""Share of test rows that training may have seen. It moves an accuracy by at most 1 point, half the
 margin within which two arms count as equal."""
 
 
@@ -26,7 +26,8 @@ class TaskRecord(Record):
     parts: tuple[str, ...] = ()  # Of a mixture: the tasks whose rows it is trained on
     metric: str  # Primary metric
     score_unit: Literal["accuracy", "log_probability"] | None
-    """Share of 1, or mean nats per token; None for a metric in another unit."""
+    """``accuracy`` is a share of 1, ``log_probability`` mean nats per token; None is another
+    unit."""
     chance: float | None  # Score of guessing; None if unknown, and for scores in nats
     rows: dict[str, int]  # Rows per split: train, validation, test
     row_shape: str = ""  # Such as ``alpaca``
@@ -45,7 +46,7 @@ class TaskRecord(Record):
 
     @property
     def is_contaminated(self) -> bool:
-        """So many test rows are in the training rows that a score cannot be trusted."""
+        """Whether so many test rows are in the training rows that a score cannot be trusted."""
         return sum(self.contamination.values()) > CONTAMINATION_LIMIT * self.rows.get("test", 0)
 
 
@@ -91,12 +92,12 @@ class TrialRecords:
     curve: tuple[CurvePoint, ...] = ()  # By step; empty if the study asks for none
 
     def analysis(self, kind: type[Analyzed]) -> Analyzed | None:
-        """Its record of one analysis; None if it was not analyzed."""
+        """Return the trial's record of one analysis; None if it was not analyzed."""
         return next((record for record in self.analyses if isinstance(record, kind)), None)
 
 
 class RoundRecord(Record):
-    """What a search decided to train next on one task, and why."""
+    """A search's decision on what to train next on one task, and its reason."""
 
     number: int  # Of the round; the first design is 0
     task: str  # '' for the first design
@@ -114,7 +115,7 @@ def finished_trials(trials: Iterable[TrialRecords]) -> list[TrialRecords]:
 
 @dataclass(frozen=True, slots=True)
 class StudyRecords:
-    """Everything known of one study: the input of ``advise`` and ``report``."""
+    """Everything known about one study: the input of ``advise`` and ``report``."""
 
     name: str
     config: StudyConfig  # The study file with every ``auto`` resolved
@@ -137,24 +138,24 @@ class StudyRecords:
         raise KeyError(name)
 
     def tokens_read(self, model: str, task: str) -> float | None:
-        """Mean tokens that a model reads for an item; None if that is not known.
+        """Return the mean tokens that a model reads for an item; None if unknown.
 
-        Of validation items first: a search scores test items of some models only.
+        Validation items come first, because a search scores test items of some models only.
         """
         found = (self.evals.get((model, task, "validation")), self.evals.get((model, task, "test")))
         return next((r.num_read / r.n for r in found if r is not None and r.num_read), None)
 
 
 def failures(study: StudyRecords) -> list[str]:
-    """One sentence per trial that failed."""
+    """Write one sentence per trial that failed."""
     return [f"{t.spec.arm_label}: {t.failure}" for t in study.trials if t.status in FAILED]
 
 
 def trained_parts(tasks: Sequence[TaskRecord], task: str) -> frozenset[str]:
-    """Tasks whose items a model trained on ``task`` has seen in training.
+    """Return the tasks whose items a model trained on ``task`` has seen in training.
 
-    The task itself, the parts of its mixture, and every mixture that shares a part with it. Scores
-    on them are neither forgetting nor transfer.
+    They are the task itself, the parts of its mixture, and every mixture that shares a part with
+    it. Scores on them are neither forgetting nor transfer.
     """
     seen = {task, *(part for t in tasks if t.name == task for part in t.parts)}
     return frozenset(seen | {t.name for t in tasks if seen & set(t.parts)})

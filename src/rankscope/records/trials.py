@@ -1,6 +1,7 @@
-"""The settings of a trial, and what training it produced."""
+"""The settings of a trial, what training it produced, and its variants at inference."""
 
 import json
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated, Literal
 
@@ -8,13 +9,12 @@ from pydantic import AfterValidator, ValidationInfo, field_validator
 
 from rankscope.config.arm import TARGET_GROUPS
 from rankscope.hashing import sha256_json
-from rankscope.models.methods import get_lora_method, get_method
-from rankscope.models.methods.lora import LoraMethod
+from rankscope.models.methods import LORA, get_method
 from rankscope.records.record import Record
 
 
 class GivenModel(Record):
-    """Where a model that was not trained in the study comes from."""
+    """Origin of a model that was not trained in the study."""
 
     name: str
     folder: str
@@ -25,7 +25,7 @@ class GivenModel(Record):
 
 
 class Prompt(Record):
-    """What the base is shown besides an item."""
+    """Texts that the base sees besides an item."""
 
     system: str  # Before every item of every task; may be empty
     num_fewshot: int | None  # Solved examples before the items of its task; None: the task's own
@@ -34,7 +34,7 @@ class Prompt(Record):
 
     @property
     def opening(self) -> str:
-        """The first words of the system text, on one line."""
+        """Return the first words of the system text, on one line."""
         text = " ".join(self.system.split())
         return text if len(text) <= MAX_OPENING else f"{text[: MAX_OPENING - 3].rstrip()}..."
 
@@ -55,7 +55,8 @@ class TrialSpec(Record):
     seed: int
     rows: int | None = None  # Training rows, the first of the task's shuffled order; None: all
     rank_pattern: tuple[tuple[str, int], ...] | None = None
-    """Rank of every target by module path; ``rank`` is then the one of as many parameters."""
+    """Rank of every target by module path; ``rank`` is then the one rank with as many
+    parameters."""
     init_from: str | None = None  # Folder of the adapter that training continues
     init_sha256: str | None = None  # Hash of that adapter's configuration and weights
     batch_size: int | None = None  # The arm's own, like the next five; None: the study's
@@ -65,8 +66,8 @@ class TrialSpec(Record):
     weight_decay: float | None = None
     objective: str | None = None
     replay: str | None = None
-    """From here on mitigations: the task whose rows are mixed in, or ``PREFIX:REST`` of a source of
-    rows."""
+    """Task whose rows are mixed in, or ``PREFIX:REST`` of a source of rows. This and the next
+    fields are mitigations."""
     replay_share: float | None = None  # Share of the replayed rows among all rows, and in the loss
     replay_sha256: str | None = None
     """Hash of the encoded replayed rows."""
@@ -107,7 +108,7 @@ class TrialSpec(Record):
     def scaling(self) -> float:
         if self.rank is None or self.alpha is None:
             return 1.0
-        return self.alpha / get_lora_method(self.method).rank_scale(self.rank)
+        return self.alpha / get_method(self.method).rank_scale(self.rank)
 
     @property
     def overrides(self) -> dict[str, int | float | str]:
@@ -117,7 +118,7 @@ class TrialSpec(Record):
 
     @property
     def mitigations(self) -> dict[str, object]:
-        """Mitigations of forgetting, as labels name them; empty for a plain trial."""
+        """Mitigations of forgetting, as in labels; empty for a plain trial."""
         share = "" if self.replay_share is None else f"{self.replay_share:.12g}"
         own: dict[str, object] = {
             "replay": self.replay and f"{share}x{self.replay}",
@@ -143,7 +144,7 @@ class TrialSpec(Record):
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """Every setting that is no number on an axis of the posterior."""
+        """Every setting that is not a number on an axis of the posterior."""
         return (
             self.task,
             self.method,
@@ -178,17 +179,21 @@ class TrialSpec(Record):
 
     @property
     def arm_label(self) -> str:
-        """Short name for tables, such as ``r=32 lr=0.0002``, without the task. Every setting that
-        is not the default is spelled out, so two arms of a task never share a label."""
+        """Short name for tables, such as ``r=32 lr=0.0002``, without the task.
+
+        It spells out every setting that differs from the default, so two arms of a task never share
+        a label.
+        """
         return self.label_without()
 
     def label_without(self, *axes: str) -> str:
-        """The label without what names some of ``rank``, ``alpha``, ``lr`` and ``rows``."""
+        """Return the label without the names of some of ``rank``, ``alpha``, ``lr`` and
+        ``rows``."""
         return " ".join(text for axis, text in self._label_parts if axis not in axes)
 
     @property
     def special_settings(self) -> tuple[str, ...]:
-        """Further settings that are not the default, such as ``dropout=0.1``."""
+        """Further settings that differ from the default, such as ``dropout=0.1``."""
         return tuple(text for _, text in self._special_parts)
 
     @property
@@ -206,10 +211,10 @@ class TrialSpec(Record):
         elif self.rank is None:
             parts = [("", "full")]
         else:
-            parts = [] if self.method == LoraMethod.name else [("", self.method)]
+            parts = [] if self.method == LORA else [("", self.method)]
             parts += [("rank", f"r={self.rank}")]
             parts += [] if self.alpha == 2 * self.rank else [("alpha", f"alpha={self.alpha:g}")]
-        # Of imported scores the rate may be unknown.
+        # The rate of imported scores may be unknown.
         return [*parts, *([("lr", f"lr={self.lr:.12g}")] if self.lr else []), *self._special_parts]
 
     @property
@@ -257,7 +262,7 @@ LABEL_FIELDS = {"r": "rank", "ratio": "lr_ratio", "kl": "kl_to_base", "patience"
 
 
 def _peft_label(settings: str) -> list[tuple[str, str]]:
-    """Type and settings of a PEFT method from their JSON: ``adalora``, ``init_r=12``."""
+    """Read type and settings of a PEFT method from their JSON: ``adalora``, ``init_r=12``."""
     fields: dict[str, object] = json.loads(settings)
     kind = str(fields.pop("peft_type")).lower()
     texts = {name: f"{name}={json.dumps(value)}" for name, value in fields.items()}
@@ -311,3 +316,37 @@ class TrainRecord(Record):
     num_replay_tokens: int = 0  # The part of ``num_tokens`` in replayed rows
     loss_scale_halvings: int = 0  # In float16, by gradients not finite
     best_step: int | None = None  # Only with early stopping: the step whose weights were kept
+
+
+VariantKind = Literal["scale", "truncated"]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A change of a trained trial's update W - W0 that needs no training, scored as a model.
+
+    ``scale``: the whole update times ``strength``. ``truncated``: every matrix cut to the rank
+    ``strength`` with the least error.
+    """
+
+    trial_id: str
+    kind: VariantKind
+    strength: float
+
+    def __str__(self) -> str:
+        """Return the name of its adapter."""
+        return f"{self.trial_id}@{variant_label(self)}"
+
+
+ScoredModel = str | Variant
+"""A model that is scored: ``base``, a trial by its id, or a variant of a trial."""
+
+
+def trial_of(model: ScoredModel) -> str:
+    """Return the id of a model's trial, or ``base``."""
+    return model.trial_id if isinstance(model, Variant) else model
+
+
+def variant_label(model: ScoredModel) -> str:
+    """Return a variant's kind and strength, such as ``scale=0.5``; empty for other models."""
+    return f"{model.kind}={model.strength:.12g}" if isinstance(model, Variant) else ""

@@ -1,6 +1,6 @@
 """Pages, model cards and tables: writers of a study's records and its recommendation.
 
-Other rooms use the modules of ``__all__``; a figure is a file of ``figures`` or of an analysis.
+Other rooms use the modules of ``__all__``. A figure is a file of ``figures`` or of an extension.
 """
 
 __all__ = [

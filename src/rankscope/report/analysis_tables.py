@@ -1,4 +1,4 @@
-"""What analyses found, as one set of tables."""
+"""Results of analyses, as one set of tables."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ INTEGERS = ("rank", "seed", "layer", "head")  # Columns that stay integers besid
 def analysis_tables(
     found: Sequence[tuple[TableRow, AnalysisRecord]],
 ) -> dict[str, pd.DataFrame]:
-    """The tables of all analyses by name, those with rows.
+    """Return the tables of all analyses by name, if they have rows.
 
     Args:
         found: records, each with the columns that tell its model from others.

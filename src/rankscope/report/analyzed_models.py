@@ -1,4 +1,4 @@
-"""The models whose analyses a page draws: the arms of a training task, or given models."""
+"""Models whose analyses a page draws: the arms of a training task, or given models."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class AnalyzedModel:
 
 @dataclass(frozen=True)
 class AnalyzedModels:
-    """What the figures of analyses draw."""
+    """The models that figures of analyses draw."""
 
     models: tuple[AnalyzedModel, ...]
     rank_axis: RankAxis
@@ -47,7 +47,7 @@ class AnalyzedModels:
     place: int | None = None  # Its place in the study; None for given models
 
     def names(self, key: str, title: str) -> dict[str, Any]:
-        """Key and title of a figure, to be unpacked into it."""
+        """Return key and title of a figure, to be unpacked into it."""
         if self.place is None:
             return {"key": key, "title": title}
         return {"key": f"{key}-{self.place}", "title": f"{title}, {self.task}"}
@@ -57,7 +57,7 @@ class AnalyzedModels:
         kind: type[Analyzed],
         measures: Mapping[str, Callable[[Analyzed], float | None]],
     ) -> pd.DataFrame:
-        """One row per model: mean, smallest and largest of each measure over seeds."""
+        """Return one row per model: mean, smallest and largest value of each measure over seeds."""
         rows = []
         for model in self.models:
             cells: dict[str, Any] = {"arm": model.label, "rank": model.rank}
@@ -74,7 +74,8 @@ class AnalyzedModels:
         digits: int | None = None,
         preposition: str = "at",
     ) -> str:
-        """``0.9 at r=8, 0.8 at r=32``: means over seeds on the focus line; empty if unknown."""
+        """Write ``0.9 at r=8, 0.8 at r=32``: means over seeds on the focus line; empty if
+        unknown."""
         models = {model.label: model for model in self.models}
         points = [(p.rank, models[p.arm].mean(kind, measure)) for p in self.rank_axis.focus_points]
         known = [(rank, value) for rank, value in points if value is not None]
@@ -88,7 +89,7 @@ class AnalyzedModels:
 
 
 def arms_analyzed(view: StudyView, task: str) -> AnalyzedModels:
-    """The arms of one training task; the best LoRA and the best full arm are compared in detail."""
+    """Return the arms of one training task; the best LoRA and full arms are compared in detail."""
     models = tuple(
         AnalyzedModel(arm.label, arm.method, arm.rank, tuple(view.trials(arm)))
         for arm in view.arms(task)
@@ -100,7 +101,7 @@ def arms_analyzed(view: StudyView, task: str) -> AnalyzedModels:
 
 
 def given_analyzed(study: StudyRecords) -> AnalyzedModels:
-    """The given models of a study; adapters of one kind form a line over rank."""
+    """Return the given models of a study; adapters of one kind form a line over rank."""
     models = tuple(
         AnalyzedModel(t.spec.arm_label, t.spec.method, t.spec.rank, (t,))
         for t in study.trials
@@ -113,7 +114,7 @@ def given_analyzed(study: StudyRecords) -> AnalyzedModels:
         of_kind = sorted((rank, label) for other, rank, label in ranked if other == kind)
         points = tuple(RankPoint(label, rank, colors[rank]) for rank, label in of_kind)
         lines.append(RankLine(kind, DASHES[place % 5], SYMBOLS[place % 5], points))
-    if len(ranked) < 2:  # One adapter is no line over rank.
+    if len(ranked) < 2:  # A single adapter is no line over rank.
         lines = []
     longest = max(lines, key=lambda line: len(line.points)).label if lines else None
     full = next((m.label for m in models if m.rank is None), None)

@@ -1,6 +1,6 @@
-"""The answer: verdict, the ranks that may do, a few arms with what they cost, how far to trust it.
+"""The answer: verdict, ranks that may do, a few arms with their costs, and how far to trust it.
 
-The page of a study opens with it as a card, which a notebook shows by ``answer_html``; a terminal
+The page of a study opens with it as a card, which a notebook shows by ``answer_html``. A terminal
 shows ``answer_lines``.
 """
 
@@ -40,7 +40,7 @@ FAILED_NOTE = "A trial that failed counts as no net gain."
 
 
 Cells = dict[str, tuple[str, str]]
-"""The numbers of an arm by column, each with its interval or another note."""
+"""Numbers of an arm by column, each with its interval or another note."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def answer_card(view: StudyView, task: str) -> _AnswerCard:
 
 
 def _ranks_text(advice: TaskAdvice) -> str:
-    """``Ranks that may do: r=8 (5 %), r=32 (61 %).``; empty if the table has them all."""
+    """Write ``Ranks that may do: r=8 (5 %), r=32 (61 %).``; empty if the table has them all."""
     if {rank.label for rank in advice.ranks_that_may_do} <= {row.arm.label for row in advice.rows}:
         return ""
     named = [f"r={rank.rank} ({percent(rank.p)})" for rank in advice.ranks_that_may_do]
@@ -113,7 +113,7 @@ def _cells(view: StudyView, arm: ArmSummary) -> Cells:
 
 
 def _size_cell(view: StudyView, arm: ArmSummary) -> tuple[str, str]:
-    """Of what is trained; of a prompt, by the tokens that are read for an item."""
+    """Write the size of the trained part; for a prompt, the tokens that are read for an item."""
     size, total = arm.trainable_parameters, view.study.model.num_parameters
     if arm.tokens_per_item:
         base = view.study.tokens_read(BASE, arm.task)
@@ -132,7 +132,8 @@ def _cell(change: ExpectedChange | None, unit: Unit) -> tuple[str, str]:
 
 
 def answer_lines(advice: TaskAdvice, *, with_reasons: bool) -> list[str]:
-    """Verdict, explanation, reasons if asked for, what is open, and the most useful next run."""
+    """Write verdict, explanation, reasons if asked for, open checks, and the most useful next
+    run."""
     lines = [f"{advice.task}: {advice.verdict}", advice.explanation]
     lines += [_ranks_text(advice)] * bool(_ranks_text(advice))
     lines += [f"- {reason.text}" for reason in advice.reasons if with_reasons]
@@ -145,12 +146,13 @@ def answer_lines(advice: TaskAdvice, *, with_reasons: bool) -> list[str]:
 
 
 def answer_html(view: StudyView) -> str:
-    """The cards of all training tasks as one piece of HTML with its styles, for a notebook."""
+    """Render the cards of all training tasks as one piece of HTML with its styles, for a
+    notebook."""
     return render_fragment("answer.html.j2", cards=answer_cards(view))
 
 
 def missing(view: StudyView) -> list[str]:
-    """What a reader might look for and will not find, one sentence each."""
+    """List things that a reader might look for and will not find, one sentence each."""
     study = view.study
     statuses = Counter(t.status for t in study.trials if t.status != "skipped")  # by a search
     total, done = statuses.total(), statuses.pop("done", 0)

@@ -1,9 +1,9 @@
-"""Columns of tables: the name that programs use, and what people read in its place.
+"""Columns of tables: their names for programs, and the titles that people read.
 
 A table has names of Python (``lr``, ``gain_low``), booleans, shares of 1 or nats per token, seconds
-and bytes. It is so in memory, in CSV and in Parquet. Terminal, page, Markdown and LaTeX show it
-with titles, units and rounded numbers, each cell by its ``Column``. No pandas here, for the command
-line.
+and bytes. Memory, CSV and Parquet hold these. Terminal, page, Markdown and LaTeX show titles, units
+and rounded numbers, each cell by its ``Column``. The command line needs this module, so it does not
+import pandas.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -17,21 +17,21 @@ PROBABILITY = Unit(1.0, "", "", 2)  # Shown as ``96 %``, and from 99 % on as ``o
 
 
 class Column(NamedTuple):
-    """How people read a column."""
+    """The way people read a column."""
 
     title: str = ""  # If empty, the name: a Python name with spaces, others as they are
     unit: Unit | None = None  # Its scale multiplies the values, its digits follow the point
     digits: int | None = None  # Other digits than the unit's; three significant ones without either
     unit_from: str = ""
-    """Name of the column with each row's score unit, ``accuracy`` (points) or ``log_probability``
-    (nats), if rows differ."""
+    """Name of the column with each row's score unit, if rows differ: ``accuracy`` (points) or
+    ``log_probability`` (nats)."""
     words: Mapping[str, str] | None = None  # What is shown for texts
     text: Callable[[Any], str] | None = None  # What is shown for a known number, in its unit
     ends: tuple[str, ...] = ()  # Columns of its 95 % interval; ``read_columns`` finds them
 
     @property
     def places(self) -> int | None:
-        """Digits after the point."""
+        """Number of digits after the point."""
         return self.unit.digits if self.digits is None and self.unit else self.digits
 
     def shown(self, value: object, row: Mapping[str, object]) -> Any:
@@ -46,7 +46,7 @@ class Column(NamedTuple):
         return value * unit.scale if unit and isinstance(value, int | float) else value
 
     def number(self, value: float | None) -> str:
-        """The text of a number in its unit."""
+        """Write a number that is in its unit."""
         text = percent if self.unit == PROBABILITY else self.text
         return number(value, self.places) if value is None or text is None else text(value)
 
@@ -73,6 +73,6 @@ def read_columns(names: Iterable[str], known: Mapping[str, Column]) -> dict[str,
 
 
 def interval_cells(name: str, estimate: object) -> dict[str, float | None]:
-    """An estimate, or None, as three cells: ``x``, ``x_low`` and ``x_high``."""
+    """Return an estimate, or None, as three cells: ``x``, ``x_low`` and ``x_high``."""
     ends = {f"{name}_{end}": getattr(estimate, end, None) for end in ENDS[:2]}
     return {name: getattr(estimate, "value", None), **ends}

@@ -1,4 +1,4 @@
-"""Write model cards: of an adapter as it is saved, of an exported trial, of a changed adapter.
+"""Model cards: of an adapter as it is saved, of an exported trial, of a changed adapter.
 
 The text is in ``templates/model_card.md.j2``. The front matter follows the Hugging Face hub. Every
 number comes from the study's records; a card says so if something was not measured.
@@ -46,7 +46,7 @@ from rankscope.report.use_it import BaseSource, UseStep, folder_name
 
 
 def adapter_card(trial: TrialSpec, base: ModelRecord) -> str:
-    """The card of an adapter inside a study: how it was trained."""
+    """Write the card of an adapter inside a study: how it was trained."""
     settings: dict[str, object] = {
         "base": f"{folder_name(base.label)} ({base.architecture})",
         "base weights, sha256": base.sha256,
@@ -57,7 +57,7 @@ def adapter_card(trial: TrialSpec, base: ModelRecord) -> str:
 
 
 def changed_card(folder: Path, note: str) -> str:
-    """The card in ``folder`` with a note of what was changed, or the note alone without a card."""
+    """Add a note of the change to the card in ``folder``; without a card the note stands alone."""
     path = folder / "README.md"
     before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     scores = "\nThe scores above are those of the adapter before this change.\n" if before else ""
@@ -72,13 +72,13 @@ def study_card(
     use: tuple[str, Sequence[UseStep]],
     step: int | None = None,
 ) -> str:
-    """The card of exported weights.
+    """Write the card of exported weights.
 
     Args:
-        summary: the scores of this one trained model.
-        use: the library that loads them, as the hub names it, ``transformers`` for a full model;
-            and how to use them.
-        step: of weights kept during training, which were not scored.
+        summary: scores of this one trained model.
+        use: the library that loads them, as the hub names it (``transformers`` for a full model),
+            and the steps of their use.
+        step: step of weights kept during training, which were not scored.
     """
     study, advice, spec = view.study, view.advice(trial.spec.task), trial.spec
     arm, change = view.arm(summary.task, summary.label), view.retention_change(summary)
@@ -138,7 +138,7 @@ def _environment() -> Environment:
 
 
 def method_name(trial: TrialSpec) -> str:
-    """The method as hub tags name it."""
+    """Return the method as hub tags name it."""
     return trial.method if trial.peft is None else str(json.loads(trial.peft)["peft_type"]).lower()
 
 
@@ -188,7 +188,7 @@ def _study_settings(
 
 
 def _protocol(train: TrainConfig) -> dict[str, object]:
-    """How long and in which steps a study trains; an arm may override some of it."""
+    """Return how long and in which steps a study trains; an arm may override some of it."""
     names = ("epochs", "max_steps", "tokens", *OVERRIDE_LABELS, "max_length", "labels")
     values = train.model_dump(include=set(names))
     if train.max_steps or train.tokens:  # take precedence
@@ -199,7 +199,7 @@ def _protocol(train: TrainConfig) -> dict[str, object]:
 def _score_row(
     view: StudyView, trial: TrialRecords, summary: ArmSummary, task: TaskRecord
 ) -> dict[str, Cell] | None:
-    """This model against the base on one task; None if it was not scored on it."""
+    """Compare this model with the base on one task; None if it was not scored on it."""
     record = view.study.evals.get((trial.spec.trial_id, task.name, "test"))
     if record is None:
         return None
@@ -233,7 +233,7 @@ def _text(estimate: Estimate | ExpectedChange, unit: Unit) -> str:
 
 
 def _data_source(study: StudyRecords, task: TaskRecord) -> str:
-    """File names of the user's own data without their folders; public sources whole."""
+    """Name the files of the user's own data without their folders; public sources stay whole."""
     settings = next((t for t in study.config.tasks if t.name == task.name), None)
     # The record joins several files by ", ", which a folder's name may hold as well.
     paths = () if settings is None else (settings.train, settings.validation, settings.test)

@@ -1,4 +1,4 @@
-"""What all pages share: templates, inert data, and a file that is replaced in one step."""
+"""Common parts of all pages: templates, inert data, and a file that is replaced in one step."""
 
 import json
 import re
@@ -31,10 +31,10 @@ def render_page(
 ) -> str:
     """Render a template with everything inside the page: plotly.js, styles, script, figures.
 
-    A page with plots has the part of plotly.js that draws them, packed; its script unpacks it.
+    A page with plots holds the part of plotly.js that draws them, packed; its script unpacks it.
 
     The content security policy of the page forbids every request. Text from data reaches the page
-    through one filter (``safe_text``, then the escaping of Jinja) or as JSON that cannot end its
+    through one filter (``safe_text``, then the escaping of Jinja), or as JSON that cannot end its
     script element.
     """
     return (
@@ -53,13 +53,13 @@ def render_page(
 
 
 def packed_plotly() -> str:
-    """plotly.js, its cartesian bundle, as base64 of gzip."""
+    """Return plotly.js, its cartesian bundle, as base64 of gzip."""
     bundle = files("rankscope.report") / "plotly" / "plotly-cartesian.min.js.gz"
     return b64encode(bundle.read_bytes()).decode()
 
 
 def render_fragment(template: str, **values: object) -> str:
-    """Render a part of a page for a notebook, with its styles; they reach nothing outside it."""
+    """Render a part of a page for a notebook; its styles reach nothing outside it."""
     style = _source("answer.css").replace(":root", ".rankscope")
     text = _environment().get_template(template).render(**values)
     return f'<div class="rankscope"><style>\n{style}</style>\n{text}</div>\n'
@@ -78,7 +78,7 @@ def figure_data(figure: Figure) -> dict[str, object]:
 
 
 def plain(value: Any) -> Any:
-    """JSON types only; six significant digits are more than a screen shows."""
+    """Reduce a value to JSON types; six significant digits are more than a screen shows."""
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -93,7 +93,7 @@ def plain(value: Any) -> Any:
 
 
 def embedded(value: object) -> Markup:
-    """JSON for a script element: no character of it can end the element or start another."""
+    """Write JSON for a script element: no character of it can end the element or start another."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -118,7 +118,7 @@ def _environment() -> Environment:
 def template_environment(
     shown: Callable[[object], str], filters: Mapping[str, Callable[..., object]], **options: Any
 ) -> Environment:
-    """Jinja for the templates of this room; ``shown`` makes text of every printed value."""
+    """Make Jinja's environment for the templates; ``shown`` turns every printed value into text."""
     environment = Environment(
         loader=PackageLoader("rankscope.report"),
         undefined=StrictUndefined,
@@ -137,7 +137,7 @@ def _source(name: str) -> str:
 
 
 def _facts(record: Record) -> list[tuple[str, str]]:
-    """The plain fields of a record as (name, value)."""
+    """Return the plain fields of a record as (name, value)."""
     fields = record.model_dump(exclude={"schema_version", "libraries"})
     return [
         (field.replace("_", " "), number(value) if isinstance(value, int) else str(value))

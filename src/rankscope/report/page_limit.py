@@ -1,4 +1,4 @@
-"""What is written of a study with thousands of arms: its files stay small and can be read."""
+"""Limit for studies with thousands of arms, so that their files stay small and readable."""
 
 from dataclasses import replace
 from math import inf
@@ -11,8 +11,10 @@ MAX_FAILED = 100  # Most failed trials whose reasons a page lists
 
 
 def limited(view: StudyView) -> StudyView:
-    """The view with at most ``MAX_PAGE_ARMS`` arms, in the study's order: those that the answer
-    names, then those with the highest expected net gain."""
+    """Limit the view to ``MAX_PAGE_ARMS`` arms, in the study's order.
+
+    Arms that the answer names come first, then those with the highest expected net gain.
+    """
     study, recommendation = view.study, view.recommendation
     if sum(len(advice.arms) for advice in recommendation.advice) <= MAX_PAGE_ARMS:
         return view
@@ -47,7 +49,7 @@ def _limited_advice(advice: TaskAdvice, most: int) -> TaskAdvice:
 
 
 def not_shown(whole: StudyView, shown: StudyView) -> list[str]:
-    """A sentence if ``shown`` is only a part of ``whole``."""
+    """Write a sentence if ``shown`` is only a part of ``whole``."""
     views = (whole, shown)
     total, kept = (sum(len(a.arms) for a in view.recommendation.advice) for view in views)
     if kept == total:

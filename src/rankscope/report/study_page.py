@@ -1,8 +1,8 @@
-"""The page of a study: one HTML file that opens offline, answer first."""
+"""The page of a study: one HTML file that opens offline, with the answer first."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
@@ -11,7 +11,6 @@ from rankscope.formatting import NATS, Unit, count, join_names, number, safe_tex
 from rankscope.records import BASE, DIFFERENCE, EvalKey, ItemResult, StudyRecords, vllm_note
 from rankscope.report.analyzed_models import arms_analyzed, given_analyzed
 from rankscope.report.answer import answer_cards, missing
-from rankscope.report.charts.figure import Figure
 from rankscope.report.figures import Section, all_sections, draw_section
 from rankscope.report.page import embedded, render_page
 from rankscope.report.page_limit import MAX_FAILED, limited, not_shown
@@ -29,8 +28,11 @@ from rankscope.report.use_it import steps_for_task
 
 
 def render_study(whole: StudyView, folder: str = "DIR", view: StudyView | None = None) -> str:
-    """The page; ``folder`` is the study's, as commands on the page name it, and ``view`` what
-    ``limited`` leaves of the whole, if that is known."""
+    """Render the page.
+
+    ``folder`` is the study's in commands on the page. ``view`` is the part that ``limited`` leaves
+    of the whole, if it is known.
+    """
     if not whole.training_tasks:
         return _given_page(whole)
     view, failed = view or limited(whole), failed_trials_table(whole)
@@ -68,7 +70,7 @@ def render_study(whole: StudyView, folder: str = "DIR", view: StudyView | None =
 
 
 def _given_page(view: StudyView) -> str:
-    """The page of a study that trained nothing."""
+    """Render the page of a study that trained nothing."""
     sections = [section for section in study_sections(view) if section.figures]
     given = [trial for trial in view.study.trials if trial.spec.given is not None]
     return render_page(
@@ -91,24 +93,20 @@ def _notes(study: StudyRecords) -> list[str]:
 def study_sections(view: StudyView) -> list[Section]:
     tasks = view.training_tasks
     units = dict.fromkeys(view.unit(task.name) for task in view.study.tasks)
-    models = [*(arms_analyzed(view, task) for task in tasks), given_analyzed(view.study)]
+    subjects: list[tuple[Any, ...]] = [("unit", view, unit) for unit in units]
+    subjects += [("task", view, task) for task in tasks]
+    subjects += [("models", arms_analyzed(view, task)) for task in tasks]
+    subjects += [("models", given_analyzed(view.study))]
 
-    def of_section(key: str) -> Iterator[Figure]:
-        for unit in units:
-            yield from draw_section(key, "unit", view, unit)
-        for task in tasks:
-            yield from draw_section(key, "task", view, task)
-        for analyzed in models:
-            yield from draw_section(key, "models", analyzed)
+    def of_page(section: Section) -> Section:
+        figures = [figure for of in subjects for figure in draw_section(section.key, *of)]
+        return section._replace(figures=tuple(figures), folded=section.folded and bool(tasks))
 
-    return [
-        s._replace(key=key, figures=tuple(of_section(key)), folded=s.folded and bool(tasks))
-        for key, s in all_sections().items()
-    ]
+    return [*map(of_page, all_sections())]
 
 
 def yaml_text(config: Mapping[str, object]) -> str:
-    """The resolved study file in YAML; long or hostile values are cut and made visible."""
+    """Write the resolved study file in YAML; long or hostile values are cut and made visible."""
 
     def cut(value: object) -> object:
         if isinstance(value, Mapping):
@@ -121,7 +119,7 @@ def yaml_text(config: Mapping[str, object]) -> str:
 
 
 def _line_key(view: StudyView) -> list[tuple[str, str]]:
-    """(label, SVG dash pattern) of every line over rank."""
+    """Return (label, SVG dash pattern) of every line over rank."""
     patterns = dict(zip(DASHES, ("none", "7 5", "2 4", "8 4 2 4", "12 6"), strict=True))
     lines = [line for task in view.training_tasks for line in view.rank_axis(task).lines]
     return list({line.label: patterns[line.dash] for line in lines}.items())
@@ -138,11 +136,11 @@ ITEM_OUTCOMES: dict[Outcome, tuple[str, str]] = {
     "kept": ("right both times", "unchanged"),
     "missed": ("wrong both times", ""),
 }
-"""In words, for items that are right or wrong and for log probabilities."""
+"""Words for outcomes: of items that are right or wrong, and of log probabilities."""
 
 
 class _ItemPair(NamedTuple):
-    """One item as the base and the trained model answered it."""
+    """One item with the answers of the base and of the trained model."""
 
     outcome: Outcome
     prompt: str
@@ -161,8 +159,11 @@ class _ComparedItems:
 
 
 def compared_items(view: StudyView, task: str, budget: int) -> list[_ComparedItems]:
-    """The test items of a training task, then of its retention tasks, under the base and the arm
-    of the answer; at most ``budget`` characters. Empty if their texts are not stored."""
+    """Compare test items under the base and the arm of the answer.
+
+    The items of the training task come first, then those of its retention tasks; at most ``budget``
+    characters in all. The list is empty if their texts are not stored.
+    """
     arm = view.focus(task)
     trial = next((t for t in view.trials(arm) if t.status == "done"), None) if arm else None
     if arm is None or trial is None:
@@ -196,7 +197,8 @@ def _item_pairs(
 
 
 def outcome_of(before: float, after: float, unit: Unit) -> Outcome:
-    """What happened to one item; a log probability counts as changed from its shown digits on."""
+    """Return the outcome of one item; a log probability counts as changed from its shown digits
+    on."""
     if unit == NATS:
         change = round(after - before, unit.digits)
         return "gained" if change > 0 else "lost" if change < 0 else "kept"
@@ -207,9 +209,10 @@ def outcome_of(before: float, after: float, unit: Unit) -> Outcome:
 
 
 def fair_choice(outcomes: Sequence[Outcome]) -> list[int]:
-    """Places of at most ``SHOWN`` items: every outcome in proportion, at least once; in order.
+    """Choose places of at most ``SHOWN`` items, with every outcome in proportion and at least once.
 
-    Within an outcome they are at even steps through the test set, so none is picked by hand.
+    Within an outcome they are at even steps through the test set, so none is picked by hand. The
+    places are in order.
     """
     places = {o: [i for i, found in enumerate(outcomes) if found == o] for o in ITEM_OUTCOMES}
     places = {outcome: found for outcome, found in places.items() if found}
@@ -228,7 +231,7 @@ def fair_choice(outcomes: Sequence[Outcome]) -> list[int]:
 
 
 def _answer(item: ItemResult, unit: Unit) -> str:
-    """What a model answered; for texts that are only scored, their log probability."""
+    """Return a model's answer; for texts that are only scored, their log probability."""
     text = item.generated if item.generated is not None else item.prediction
     if unit == NATS and not text:
         return f"{number(item.score, unit.digits)} {unit.score}"

@@ -33,17 +33,17 @@ from rankscope.report.style import DASHES, FULL_COLOR, MUTED, SYMBOLS, Color, ra
 
 
 def change_on(arm: ArmSummary, task: str) -> Estimate | None:
-    """The change of an arm against the base on any task."""
+    """Return the change of an arm against the base on any task."""
     if task == arm.task:
         return arm.gain
     return arm.transfer.get(task) or arm.retention.get(task)
 
 
 def _alpha_text(arms: list[ArmSummary]) -> Callable[[ArmSummary], str]:
-    """Name alpha as a multiple of the rank, as a number or as a multiple of the rank's root,
-    whichever takes fewest values.
+    """Choose the name of alpha that takes the fewest values, and return a function that writes it.
 
-    That is what the study varies. The default, 2r, needs no name.
+    The name is a number, or a multiple of the rank or of its root: that is what the study varies.
+    The default, 2r, needs no name.
     """
 
     def names(arm: ArmSummary) -> tuple[str, ...]:
@@ -109,14 +109,15 @@ class StudyView:
         return self._trials.get((arm.task, arm.label), [])
 
     def spec(self, arm: ArmSummary) -> TrialSpec:
-        """The settings of an arm: those of its first trial."""
+        """Return the settings of an arm: those of its first trial."""
         return self._trials[arm.task, arm.label][0].spec
 
     def unit(self, task: str) -> Unit:
         return unit_of(self.study.task(task).score_unit)
 
     def plane_titles(self, task: str, kept: Unit) -> tuple[str, str]:
-        """Column titles of gain and retention change; ``kept`` is the unit of the latter."""
+        """Return the column titles of gain and retention change; ``kept`` is the unit of the
+        latter."""
         gain = f"gain over base, {self.unit(task).difference}"
         return gain, f"retention change, {kept.difference}"
 
@@ -125,16 +126,18 @@ class StudyView:
         return {title: Column(unit=unit, digits=unit.digits + 1) for title, unit in units}
 
     def point_names(self, task: str) -> dict[str, str]:
-        """By arm, the text at its point: ``r=8``; full fine-tuning at two rates shows them, and
-        a prompt its label."""
+        """Return the text at each arm's point: ``r=8``, or the label of a prompt.
+
+        Full fine-tuning at two rates shows them.
+        """
         arms, full = self.arms(task), self.full(task)
         names = {arm.label: arm.short_label if arm.trains else arm.label for arm in arms}
         return names | {arm.label: f"full {arm.lr:g}" for arm in full if len(full) > 1}
 
     def front(self, task: str) -> list[str]:
-        """Arms that no other arm beats in gain and retention together, by rising gain.
+        """List the arms that no other arm beats in gain and retention together, by rising gain.
 
-        ``ArmSummary.on_pareto_front`` counts parameters too; a plane shows two quantities only.
+        ``ArmSummary.on_pareto_front`` counts parameters, too; a plane shows only two quantities.
         """
         points = [
             (-a.gain.value, -change.value, a.label)
@@ -155,27 +158,29 @@ class StudyView:
         return tuple(task.name for task in self.study.tasks if "retention" in task.roles)
 
     def retained(self, task: str) -> list[str]:
-        """Names of the retention tasks that arms trained on ``task`` were not trained on."""
+        """Name the retention tasks that arms trained on ``task`` were not trained on."""
         trained = trained_parts(self.study.tasks, task)
         return [name for name in self.retention_tasks if name not in trained]
 
     def retention_unit(self, task: str) -> Unit:
-        """Unit of the mean over retention tasks: points unless all are in nats."""
+        """Return the unit of the mean over retention tasks: points unless all are in nats."""
         return mean_unit([self.study.task(name).score_unit for name in self.retained(task)])
 
     def retention_change(self, arm: ArmSummary) -> Estimate | None:
-        """Measured forgetting with its sign turned: below zero is lost. Pages show retention this
-        way only."""
+        """Return measured forgetting with its sign turned: below zero means lost.
+
+        Pages show retention in this form only.
+        """
         return None if arm.forgetting is None else -arm.forgetting
 
     def net_unit(self, task: str) -> Unit:
-        """Unit of expected net gains and of the margin."""
+        """Return the unit of expected net gains and of the margin."""
         return (
             self.unit(task) if self.study.config.objective.in_domain else self.retention_unit(task)
         )
 
     def expected(self, arm: ArmSummary) -> dict[str, tuple[ExpectedChange | None, Unit]]:
-        """What is expected of an arm, with units: columns of every table."""
+        """Return the expectations of an arm, with units: columns of every table."""
         gain = kept = net = None
         if (of := arm.expected) is not None:
             gain, net = of.changes.get(arm.task), of.net
@@ -187,7 +192,7 @@ class StudyView:
         }
 
     def measured(self, arm: ArmSummary) -> dict[str, tuple[Estimate | None, Unit]]:
-        """What was measured of an arm on test items, with units."""
+        """Return the measurements of an arm on test items, with units."""
         return {
             "score": (arm.score, self.unit(arm.task)),
             "gain": (arm.gain, self.unit(arm.task)),
@@ -195,32 +200,32 @@ class StudyView:
         }
 
     def margin(self, task: str) -> str:
-        """``2 points``."""
+        """Write the margin, such as ``2 points``."""
         return margin_text(self.study.config.objective.margin, self.net_unit(task))
 
     def base(self, task: str) -> EvalRecord | None:
-        """The base model on the test split of ``task``."""
+        """Return the base model's record on the test split of ``task``."""
         return self.study.evals.get((BASE, task, "test"))
 
     def candidates(self, task: str) -> list[ArmSummary]:
-        """Every configuration at its learning rate of the highest expected net gain."""
+        """Return every configuration at its learning rate of the highest expected net gain."""
         labels = self.advice(task).candidate_labels
         return [arm for arm in self.arms(task) if arm.label in labels]
 
     def best_full(self, task: str) -> ArmSummary | None:
-        """The full fine-tuning arm of the highest expected net gain."""
+        """Return the full fine-tuning arm of the highest expected net gain."""
         return self.arm(task, self.advice(task).best_full_label)
 
     def full(self, task: str) -> list[ArmSummary]:
-        """Arms of full fine-tuning, by rising learning rate."""
+        """Return the arms of full fine-tuning, by rising learning rate."""
         return sorted((arm for arm in self.arms(task) if arm.is_full), key=lambda arm: arm.lr)
 
     def best_lora(self, task: str) -> ArmSummary | None:
-        """The LoRA arm of the highest expected net gain."""
+        """Return the LoRA arm of the highest expected net gain."""
         return self.arm(task, self.advice(task).best_lora_label)
 
     def focus(self, task: str) -> ArmSummary | None:
-        """The arm of the answer: the recommended one, or the closest to it."""
+        """Return the arm of the answer: the recommended one, or the closest to it."""
         return self.arm(task, self.advice(task).subject_label)
 
     def color(self, arm: ArmSummary | None) -> Color:
@@ -230,7 +235,7 @@ class StudyView:
 
     @cached_property
     def _variants(self) -> dict[tuple[str, str], tuple[str, str]]:
-        """(task, arm) -> label of its line, and the same without the rate, by rising rate."""
+        """Maps (task, arm) to the label of its line, with and without the rate, by rising rate."""
         groups: dict[tuple[str, str], list[ArmSummary]] = defaultdict(list)
         for task in self.training_tasks:
             for arm in sorted(self.arms(task), key=lambda a: a.lr):
@@ -251,7 +256,7 @@ class StudyView:
         return list(dict.fromkeys(line for line, _ in self._variants.values()))
 
     def lines(self, task: str) -> dict[str, list[ArmSummary]]:
-        """Arms that differ in rank alone, by rising rank: by the label of their line."""
+        """Return arms that differ only in rank, by rising rank, under the label of their line."""
         groups: dict[str, list[ArmSummary]] = defaultdict(list)
         for arm in self.arms(task):
             if arm.rank is not None:
@@ -260,7 +265,8 @@ class StudyView:
         return {label: sorted(groups[label], key=lambda a: a.rank or 0) for label in ordered}
 
     def variants(self, task: str) -> dict[str, list[ArmSummary]]:
-        """Arms that differ in rank and rate alone, by the rest of their label; focus first."""
+        """Return arms that differ only in rank and rate, by the rest of their label; focus
+        first."""
         groups: dict[str, list[ArmSummary]] = defaultdict(list)
         focus = self.focus_line(task)
         for _, arms in sorted(self.lines(task).items(), key=lambda line: line[0] != focus):
@@ -268,7 +274,7 @@ class StudyView:
         return dict(groups)
 
     def line_style(self, label: str) -> tuple[str, str]:
-        """Dash and symbol."""
+        """Return dash and symbol."""
         place = self._line_labels.index(label)
         return DASHES[place % len(DASHES)], SYMBOLS[place % len(SYMBOLS)]
 
@@ -277,7 +283,8 @@ class StudyView:
         return self.line_style(line[0]) if line else ("solid", "square")
 
     def focus_line(self, task: str) -> str | None:
-        """Label of the line of the focus arm or, if it has no rank, of the best LoRA arm."""
+        """Return the label of the line of the focus arm or, if it has no rank, of the best LoRA
+        arm."""
         focus = self.focus(task)
         if focus is None or focus.rank is None:
             focus = self.best_lora(task)
@@ -286,13 +293,15 @@ class StudyView:
         return self._variants.get((task, focus.label), (None, None))[0]
 
     def focus_arms(self, task: str) -> list[ArmSummary]:
-        """Arms of the focus line and the best full fine-tuning arm."""
+        """Return the arms of the focus line and the best full fine-tuning arm."""
         line, full = self.lines(task).get(self.focus_line(task) or "", []), self.best_full(task)
         return [*line, *([full] if full else [])]
 
     def rank_axis(self, task: str, *, best_rates: bool = False) -> RankAxis:
-        """The horizontal axis of figures over rank; with ``best_rates`` a line per configuration,
-        each rank at its best learning rate."""
+        """Return the horizontal axis of figures over rank.
+
+        ``best_rates`` gives a line per configuration, with each rank at its best learning rate.
+        """
         groups, focus, drawn = self.lines(task), self.focus_line(task), []
         if best_rates:
             groups = self.variants(task)
@@ -310,5 +319,5 @@ class StudyView:
 
 
 def retention_text(change: float, unit: Unit) -> str:
-    """A retention change in words, such as ``retention -3.2 points``."""
+    """Write a retention change, such as ``retention -3.2 points``."""
     return f"retention {difference(change, unit)}"

@@ -1,6 +1,6 @@
-"""Colors, dashes and symbols of the report, and which of them stands for which arm.
+"""Colors, dashes and symbols of the report, and the arms that they stand for.
 
-Every color is a pair (light page, dark page). Figures are built with the light one; the page swaps
+Every color is a pair (light page, dark page). Figures are built with the light one. The page swaps
 them when the reader's system is dark, so an arm has one color per mode everywhere.
 """
 
@@ -40,7 +40,7 @@ SYMBOLS = ("circle", "diamond", "triangle-up", "pentagon", "triangle-down")
 
 
 def rank_colors(ranks: Iterable[int]) -> dict[int, Color]:
-    """Rank -> color on a perceptual scale over log2(rank), smallest rank darkest on white."""
+    """Map each rank to a color on a perceptual scale over log2(rank), smallest darkest on white."""
     ordered = sorted(set(ranks))
     if not ordered:
         return {}
@@ -55,7 +55,7 @@ def rank_colors(ranks: Iterable[int]) -> dict[int, Color]:
 
 
 def faded(color: str) -> str:
-    """The same color, translucent: for bands. Takes ``#rrggbb`` or ``rgb(r, g, b)``."""
+    """Return a translucent form of a color, for bands. Takes ``#rrggbb`` or ``rgb(r, g, b)``."""
     if color.startswith("#"):
         channels = ", ".join(str(int(color[i : i + 2], 16)) for i in (1, 3, 5))
     else:
@@ -64,7 +64,7 @@ def faded(color: str) -> str:
 
 
 def dark_colors(ranks: Iterable[int]) -> dict[str, str]:
-    """Every color the figures use, light -> dark, translucent forms too."""
+    """Map every color of the figures from light to dark, translucent forms included."""
     pairs = [*_FIXED, *rank_colors(ranks).values()]
     solid = {pair.light: pair.dark for pair in pairs}
     return solid | {faded(light): faded(dark) for light, dark in solid.items()}

@@ -1,8 +1,8 @@
-"""Write a table, a DataFrame, as HTML, Markdown, LaTeX, CSV or Parquet.
+"""Writers of a table, a DataFrame, as HTML, Markdown, LaTeX, CSV or Parquet.
 
-``frame.attrs["columns"]`` says how people read its columns (``columns.py``); HTML, Markdown and
-LaTeX show them so, CSV and Parquet keep names and every digit. A figure's frame has titles for
-names. ``attrs["best"]`` names columns whose highest value is bold in Markdown and LaTeX.
+``frame.attrs["columns"]`` says how people read its columns (``columns.py``). HTML, Markdown and
+LaTeX follow it; CSV and Parquet keep names and every digit. ``attrs["best"]`` names columns whose
+highest value is bold in Markdown and LaTeX.
 """
 
 import re
@@ -26,10 +26,10 @@ def table(
     columns: Mapping[str, Column] = MappingProxyType({}),
     best: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """A DataFrame from rows, each a mapping of column name to cell; None is unknown.
+    """Make a DataFrame from rows, each a mapping of column name to cell; None is unknown.
 
     Args:
-        columns: how people read them, by name; names with spaces otherwise.
+        columns: how people read them, by name; by default names with spaces.
         best: names of columns whose highest value is marked.
     """
     frame = _frame(rows)
@@ -39,7 +39,7 @@ def table(
 
 
 def shown(frame: pd.DataFrame) -> pd.DataFrame:
-    """A table as people read it: titles, units and words. A table of titles stays as it is."""
+    """Translate a table for people: titles, units and words. Twice changes no more than once."""
     columns: dict[str, Column] = {name: frame.attrs["columns"][name] for name in frame.columns}
     titles = {name: column.title for name, column in columns.items()}
     rows = [dict(zip(frame.columns, row, strict=True)) for row in frame_rows(frame)]
@@ -66,13 +66,13 @@ def _frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
 
 
 def frame_rows(frame: pd.DataFrame) -> list[tuple[Cell, ...]]:
-    """The rows as Python values; unknown cells are None."""
+    """Return the rows as Python values; unknown cells are None."""
     cells = frame.astype(object).where(frame.notna(), None)
     return list(cells.itertuples(index=False, name=None))
 
 
 def _shown_cell(value: Cell, column: Column, limit: int = MAX_PAGE_CELL) -> str:
-    """A cell's text in a column, before it is escaped."""
+    """Write a cell's text in a column, before it is escaped."""
     return safe_text(value, limit) if isinstance(value, str) else column.number(value)
 
 
@@ -83,7 +83,8 @@ def _is_numeric(column: "pd.Series[object]") -> bool:
 
 
 def html_table(frame: pd.DataFrame) -> Markup:
-    """A ``<table>``; ``data-v`` holds every digit of a number, for the page's CSV download."""
+    """Write a ``<table>``; ``data-v`` holds every digit of a number, for the page's CSV
+    download."""
     frame = shown(frame)
     columns = [frame.attrs["columns"][title] for title in frame.columns]
     header = [
@@ -111,7 +112,7 @@ def _html_cell(cell: Cell, column: Column) -> str:
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """A table in GitHub's Markdown; numbers flush right."""
+    """Write a table in GitHub's Markdown; numbers are flush right."""
     text, are_numbers = _texts(shown(frame), markdown_text, "**{}**")
     rules = ["---:" if is_number else "---" for is_number in are_numbers]
     lines = [text.columns, rules, *text.itertuples(index=False, name=None)]
@@ -119,7 +120,7 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 def latex(frame: pd.DataFrame) -> str:
-    """A ``tabular`` for the booktabs package; numbers flush right."""
+    """Write a ``tabular`` for the booktabs package; numbers are flush right."""
     cells, are_numbers = _texts(shown(frame), latex_text, r"\textbf{{{}}}")
     kinds = "".join("r" if is_number else "l" for is_number in are_numbers)
     text = cells.to_latex(index=False, escape=False, column_format=kinds)
@@ -127,7 +128,7 @@ def latex(frame: pd.DataFrame) -> str:
 
 
 def comma_separated(frame: pd.DataFrame) -> str:
-    """CSV (RFC 4180): unknown is empty, a number reads back as the same number."""
+    """Write CSV (RFC 4180): unknown is empty, and a number reads back as the same number."""
     safe = pd.DataFrame(
         {
             _csv_text(title): [_csv_text(c) if isinstance(c, str) else c for c in frame[title]]
@@ -143,7 +144,7 @@ FORMATS: dict[str, Callable[[pd.DataFrame], bytes]] = {
     "tex": lambda frame: latex(frame).encode(),
     "parquet": lambda frame: bytes(frame.to_parquet(index=False)),
 }
-"""File ending -> function that gives the file's content."""
+"""Maps a file ending to the function that gives the file's content."""
 
 
 def write_tables(
@@ -152,7 +153,7 @@ def write_tables(
     """Write tables as ``arms.md``, ``arms.csv``, ``arms.tex``, ``arms.parquet`` and so on.
 
     A table without rows is not written, and its files of an earlier call are removed. Raises
-    DiskFull: no file is cut short.
+    DiskFull; no file is then cut short.
     """
     written = []
     with reporting_shortages(out):
@@ -171,7 +172,7 @@ def write_tables(
 def _texts(
     frame: pd.DataFrame, escape_text: Callable[[str], str], bold: str
 ) -> tuple[pd.DataFrame, list[bool]]:
-    """Titles and cells as escaped text, texts whole; and which columns are plain numbers.
+    """Write titles and cells as escaped text, texts whole, and tell which columns are numbers.
 
     A column and its interval are one, ``x [95 %]``: ``3.1 [1.0, 5.2]``.
     """
@@ -195,7 +196,7 @@ def _texts(
 
 
 def _best_rows(values: "pd.Series[float]") -> list[int]:
-    """Rows of the highest value as it is shown, whatever follows after rounding."""
+    """Return the rows of the highest value as it is shown, so that rounded values tie."""
     return [int(row) for row in values.index[values == values.max()]]
 
 
@@ -232,13 +233,13 @@ _LATEX = {
 
 
 def latex_text(text: str) -> str:
-    """Text for LaTeX, with every character escaped that has a meaning in TeX."""
+    """Escape text for LaTeX, every character that has a meaning in TeX."""
     line = " ".join(safe_text(text).split())
     escaped = "".join(_LATEX.get(character, character) for character in line)
     return _DASHES.sub("{-}", escaped) if "--" in line else escaped
 
 
 def _csv_text(text: str) -> str:
-    """Text for CSV; an apostrophe before anything that a spreadsheet would run as a formula."""
+    """Write text for CSV, with an apostrophe before anything that a spreadsheet would run."""
     safe = safe_text(text)
     return "'" + safe if safe[:1] in ("=", "+", "-", "@", "\t", "\r") else safe

@@ -4,14 +4,16 @@ Files for programs have shares of 1 and nats; ``STUDY_COLUMNS`` says how people 
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pandas as pd
 
 from rankscope.formatting import CONFIDENCES, NATS, Unit
 from rankscope.records import FAILED, ArmSummary, Estimate, ModelScore, StudyRecords
+from rankscope.registry import objects
 from rankscope.report.analysis_tables import TableRow
 from rankscope.report.columns import PROBABILITY, Column, interval_cells
-from rankscope.report.figures import import_figures
+from rankscope.report.figures import figure_files
 from rankscope.report.study_view import StudyView, change_on
 from rankscope.report.table_formats import table
 
@@ -59,13 +61,13 @@ STUDY_COLUMNS = {
 }
 
 
-TABLES: dict[str, Callable[[StudyView], pd.DataFrame]] = {}
-"""By file name, tables of scores that the figures of an analysis add."""
+class ScoreTable(partial[pd.DataFrame]):
+    """A function of the view whose table the figures of an extension add to the files; it has the
+    file's name."""
 
 
 def study_tables(view: StudyView) -> dict[str, pd.DataFrame]:
     """File name -> table; a table may be empty. Scores are those of the test split."""
-    import_figures()
     return {
         "paper": paper_table(view),
         "arms": arms_table(view),
@@ -77,7 +79,7 @@ def study_tables(view: StudyView) -> dict[str, pd.DataFrame]:
         "training": training_table(view),
         "failed": failed_trials_table(view),
         "without-contamination": contamination_table(view),
-        **{name: make(view) for name, make in TABLES.items()},
+        **{make.func.__name__: make(view) for make in objects(ScoreTable, figure_files())},
     }
 
 
@@ -86,7 +88,7 @@ def _score_unit(unit: Unit) -> str:
 
 
 def columns_of(view: StudyView, *names: str) -> dict[str, Column]:
-    """``STUDY_COLUMNS``, with the digits of the study's units for columns of mixed units."""
+    """Return ``STUDY_COLUMNS``, with the digits of the study's units for columns of mixed units."""
     digits = 4 if any(view.unit(task.name) == NATS for task in view.study.tasks) else 2
     return STUDY_COLUMNS | {name: STUDY_COLUMNS[name]._replace(digits=digits) for name in names}
 
@@ -115,10 +117,10 @@ def _answers_table(view: StudyView) -> pd.DataFrame:
 
 
 def paper_table(view: StudyView) -> pd.DataFrame:
-    """Rank by training task, each arm at its best learning rate; the highest score is bold.
+    """Return ranks by training task, each arm at its best learning rate; the highest score is bold.
 
     A study with one training task also shows the change on retention tasks, and the arms' size.
-    Programs find the scores on ``x`` in ``x_score``, which no other column is called.
+    Programs find the scores on ``x`` in ``x_score``, a name that no other column has.
     """
     tasks = view.training_tasks
     columns = {f"{t}_score": Column(f"{t}, {view.unit(t).score}", view.unit(t)) for t in tasks}
@@ -139,8 +141,10 @@ def paper_table(view: StudyView) -> pd.DataFrame:
 
 
 def arms_table(view: StudyView) -> pd.DataFrame:
-    """The base and every arm of every training task: settings, what is expected, the scores that
-    were measured, with 95 % intervals, and cost."""
+    """Return the base and every arm of every training task.
+
+    Columns are settings, expected values, measured scores with 95 % intervals, and cost.
+    """
     names = ("expected_gain", "expected_retention_change", "expected_net_gain", "expected_regret")
     columns = columns_of(view, *names, "score", "gain", "retention_change")
     rows = []
@@ -186,7 +190,7 @@ def arm_row(view: StudyView, arm: ArmSummary) -> TableRow:
 
 
 def _changes_table(view: StudyView) -> pd.DataFrame:
-    """The change of every arm against the base, on every task it was tested on."""
+    """Return the change of every arm against the base, on every task it was tested on."""
     rows: list[TableRow] = [
         {
             "trained_on": task,
@@ -213,7 +217,7 @@ def change_cells(change: Estimate, unit: Unit) -> TableRow:
 
 
 def given_table(scores: Sequence[ModelScore]) -> pd.DataFrame:
-    """Scores of the base and of the given models, with their changes against the base."""
+    """Return scores of the base and of given models, with their changes against the base."""
     has_clean = any(score.record.without_contamination for score in scores)
     rows: list[TableRow] = [
         {
@@ -239,14 +243,14 @@ def given_table(scores: Sequence[ModelScore]) -> pd.DataFrame:
 
 
 def role_of_tested(study: StudyRecords, trained: str, tested: str) -> str:
-    """The role of a tested task for an arm that was trained on another."""
+    """Return the role of a tested task for an arm that was trained on another."""
     if trained == tested:
         return "in domain"
     return "retention" if "retention" in study.task(tested).roles else "cross domain"
 
 
 def _comparisons_table(view: StudyView) -> pd.DataFrame:
-    """Expected gains, and net gains: LoRA against full fine-tuning, and ranks against others."""
+    """Compare expected gains and net gains: LoRA with full fine-tuning, and ranks with others."""
     rows: list[TableRow] = [
         {
             "task": advice.task,
@@ -285,7 +289,7 @@ def failed_trials_table(view: StudyView) -> pd.DataFrame:
 
 
 def rounds_table(view: StudyView) -> pd.DataFrame:
-    """What a search trained in each round, and what it expected of that."""
+    """Return the trials that a search trained in each round, and its expectation."""
     left_out = {t.spec.trial_id for t in view.study.trials if t.status == "skipped"}
     rows: list[TableRow] = [
         {
@@ -307,7 +311,7 @@ def rounds_table(view: StudyView) -> pd.DataFrame:
 
 
 def tasks_table(view: StudyView) -> pd.DataFrame:
-    """The source of each task, its rows per split, and the rows dropped or contaminated."""
+    """Return the source of each task, its rows per split, and the rows dropped or contaminated."""
     rows: list[TableRow] = [
         {
             "task": task.name,
@@ -330,9 +334,9 @@ _SPLITS = ("train", "validation", "test")
 
 
 def contamination_table(view: StudyView) -> pd.DataFrame:
-    """Test scores of tasks with contaminated rows, with and without these rows.
+    """Return test scores of tasks with contaminated rows, with and without these rows.
 
-    Scores as recorded: a fraction, or nats per token.
+    Scores are as recorded: a fraction, or nats per token.
     """
     labels = {trial.spec.trial_id: trial.spec.label for trial in view.study.trials}
     return table(
@@ -360,10 +364,10 @@ TRAINING_FIELDS = (
 
 
 def training_table(view: StudyView) -> pd.DataFrame:
-    """Rows and tokens used in training, by task.
+    """Return rows and tokens used in training, by task.
 
-    The finished trials of a task usually agree; if they differ, the smallest and the largest value
-    have a column each.
+    The finished trials of a task usually agree. If they differ, the smallest and the largest value
+    have one column each.
     """
     trials = [trial for trial in view.study.trials if trial.spec.prompt is None]
     trained = {

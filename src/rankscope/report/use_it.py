@@ -1,7 +1,8 @@
-"""How to use a trained model: commands and code with every name filled in, for card and page.
+"""The use of a trained model: commands and code with every name filled in, for card and page.
 
-What other programs accept was read in their sources: the ranks of vLLM 0.22 (``MaxLoRARanks``),
-what its ``PEFTHelper`` refuses or ignores, and what llama.cpp's ``convert_lora_to_gguf.py`` reads.
+Limits of other programs come from their sources: the ranks of vLLM 0.22 (``MaxLoRARanks``), the
+settings that its ``PEFTHelper`` refuses or ignores, and the settings that llama.cpp's
+``convert_lora_to_gguf.py`` reads.
 """
 
 import json
@@ -13,7 +14,7 @@ from pathlib import PurePath
 from typing import Any, Literal
 
 from rankscope.formatting import count, with_leading_space
-from rankscope.models.methods import get_lora_method, get_method, lora_methods
+from rankscope.models.methods import all_methods, get_method
 from rankscope.records import ArmSummary, Prompt, StudyRecords, TrialSpec
 from rankscope.report.page import template_environment
 from rankscope.report.study_view import StudyView
@@ -23,7 +24,7 @@ ASK = "Ask in the form of the task's items; of a mixture, the examples of one pa
 CONVERT_MODEL = "python llama.cpp/convert_hf_to_gguf.py {}"
 SENTENCEPIECE = "For some tokenizers the script needs `pip install sentencepiece`."
 HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
-"""What the hub accepts as ``base_model``."""
+"""Names that the hub accepts as ``base_model``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +37,11 @@ class UseStep:
 
 @dataclass(frozen=True, slots=True)
 class BaseSource:
-    """Where a study's base came from, for readers who do not have the study."""
+    """Origin of a study's base, for readers who do not have the study."""
 
     text: str
     python: str | None
-    """Arguments of ``from_pretrained``; None: the folder in ``adapter_config.json``."""
+    """Arguments of ``from_pretrained``; None means the folder in ``adapter_config.json``."""
     shell: str  # For a command line
     dtype: str  # In which the study scored its models
     hub_name: str | None = None
@@ -48,14 +49,10 @@ class BaseSource:
     note: str = ""  # What to do before the base can be loaded
 
 
-def base_source(study: StudyRecords, known_bases: Mapping[str, str], name: str = "") -> BaseSource:
-    """The base of a study, or the hub id ``name`` that its user gives for a local folder.
-
-    ``known_bases`` describes the models that ``rankscope fetch`` knows.
-    """
+def base_source(study: StudyRecords, name: str = "") -> BaseSource:
+    """Describe the base of a study; its user may give a hub id ``name`` for a local folder."""
     model = study.config.model
-    hub, revision, cached = (name or model.hub), (None if name else model.revision), model.cached
-    dtype = study.model.dtype
+    hub, revision, dtype = name or model.hub, None if name else model.revision, study.model.dtype
     if hub is not None and HUB_NAME.fullmatch(hub):
         version, python, shell = "", json.dumps(hub), hub
         if revision is not None:
@@ -71,16 +68,6 @@ def base_source(study: StudyRecords, known_bases: Mapping[str, str], name: str =
             dtype,
             imports=imports,
         )
-    if cached is not None:
-        description = known_bases.get(str(cached))
-        return BaseSource(
-            f"{cached}, fetched by Rankscope" + (f": {description}" if description else ""),
-            f"cached_model_folder({json.dumps(cached)})",
-            f'"$(rankscope fetch {cached})"',
-            dtype,
-            imports="from rankscope.models.fetch import cached_model_folder",
-            note=f"Run `rankscope fetch {cached}` first to get the base.",
-        )
     return BaseSource(
         f"a local folder, {folder_name(study.model.label)}",
         None,
@@ -92,15 +79,16 @@ def base_source(study: StudyRecords, known_bases: Mapping[str, str], name: str =
 
 
 def folder_name(label: str) -> str:
-    """The last part of a local path: a published card must not show the rest."""
+    """Return the last part of a local path: a published card must not show the rest."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", PurePath(label).name).strip("-.") or "unknown"
 
 
 def adapter_settings(spec: TrialSpec) -> dict[str, Any]:
-    """The fields of the trial's ``adapter_config.json`` that decide who can serve it."""
+    """Return the fields of ``adapter_config.json`` that decide which programs can serve the
+    trial."""
     if spec.peft is not None:
         return {"r": spec.rank or 8, **json.loads(spec.peft)}  # 8 is PEFT's default
-    method = get_lora_method(spec.method)
+    method = get_method(spec.method)
     # An adapter that subtracts its initialization is stored with twice the rank.
     rank = (spec.rank or 1) * (2 if method.init_is_part_of_base else 1)
     ranks = dict(spec.rank_pattern or ())
@@ -110,12 +98,12 @@ def adapter_settings(spec: TrialSpec) -> dict[str, Any]:
 
 
 def obstacle(settings: Mapping[str, Any], program: Literal["vLLM", "llama.cpp"]) -> str:
-    """Why a program cannot serve an adapter unmerged, in one sentence; empty if it can."""
+    """Return why a program cannot serve an adapter unmerged, in one sentence; empty if it can."""
     kind, ranks = str(settings["peft_type"]), dict(settings.get("rank_pattern") or {})
     largest = max([int(settings.get("r") or 0), *ranks.values()])
     if kind != "LORA":
         return f"{program} reads LoRA adapters, not {kind}."
-    for method in lora_methods():
+    for method in all_methods():
         is_marked = any(settings.get(name) for name in method.peft_fields)
         if is_marked and program in method.unserved_by:
             return method.unserved_by[program]
@@ -127,7 +115,8 @@ def obstacle(settings: Mapping[str, Any], program: Literal["vLLM", "llama.cpp"])
 
 
 def system_of(study: StudyRecords, task: str) -> str | None:
-    """The system text of all training rows, or an empty one; None without a chat template."""
+    """Return the system text of all training rows, or an empty one; None without a chat
+    template."""
     return study.task(task).system if study.model.prompt_format == "chat" else None
 
 
@@ -138,13 +127,13 @@ def use_steps(
     place: str,
     system: str | None,
 ) -> list[UseStep]:
-    """Load, merge, serve and convert what was exported.
+    """Write steps to load, merge, serve and convert an export.
 
     Args:
-        settings: of ``adapter_config.json``; None for a full model.
-        name: of the adapter in requests to a server.
-        place: folder or hub id of what was exported.
-        system: as of :func:`system_of`.
+        settings: fields of ``adapter_config.json``; None for a full model.
+        name: name of the adapter in requests to a server.
+        place: folder or hub id of the export.
+        system: the result of :func:`system_of`.
     """
     quoted, template = shlex.quote(place), template_environment(str, {}).get_template("load.py.j2")
     is_adapter, folder = settings is not None, json.dumps(place)
@@ -194,7 +183,7 @@ def _convert(base: BaseSource, settings: Mapping[str, Any], place: str) -> UseSt
 
 
 def steps_for_task(view: StudyView, task: str, folder: str) -> tuple[UseStep, ...]:
-    """How to export and use the arm that the answer of a task is about; empty without one.
+    """Write how to export and use the arm of a task's answer; empty without one.
 
     ``folder`` is the study's, as its user would type it.
     """
@@ -212,7 +201,7 @@ def steps_for_task(view: StudyView, task: str, folder: str) -> tuple[UseStep, ..
     command = f"rankscope export {shlex.quote(folder)} {_selection(view, arm)}"
     steps = [UseStep("Export it", f"{command} --out {name}")]
     settings = None if spec.is_full else adapter_settings(spec)
-    base = base_source(view.study, {})
+    base = base_source(view.study)
     uses = use_steps(base, settings, name, name, system_of(view.study, task))
     if settings is not None:
         merged = f"{command} --merge --out {name}-merged"
@@ -225,7 +214,10 @@ def steps_for_task(view: StudyView, task: str, folder: str) -> tuple[UseStep, ..
 
 
 def _prompt_steps(view: StudyView, task: str, prompt: Prompt) -> tuple[UseStep, ...]:
-    """The base, and the prompt before a question: as messages, or as the text that was scored."""
+    """Write steps to use the base and the prompt before a question.
+
+    The prompt is written as messages, or as the text that was scored.
+    """
     pairs = [(q, reply) for part, q, reply in prompt.examples if part == prompt.examples[0][0]]
     if view.study.model.prompt_format == "chat":
         turns = [("system", prompt.system)] * bool(prompt.system)
@@ -237,12 +229,12 @@ def _prompt_steps(view: StudyView, task: str, prompt: Prompt) -> tuple[UseStep, 
         code = "\n\n".join([*[prompt.system] * bool(prompt.system), *solved, "..."])
     own = view.study.task(task).num_fewshot if prompt.num_fewshot is None else 0
     note = f" Before the question, show the task's own {count(own, 'solved example')}, too."
-    serve = UseStep("Serve the base with vLLM", f"vllm serve {base_source(view.study, {}).shell}")
+    serve = UseStep("Serve the base with vLLM", f"vllm serve {base_source(view.study).shell}")
     return serve, UseStep("Put this before each question", code, "python", ASK + note * bool(own))
 
 
 def _selection(view: StudyView, arm: ArmSummary) -> str:
-    """The option or label by which ``export`` finds an arm."""
+    """Return the option or label by which ``export`` finds an arm."""
     if arm == view.advice(arm.task).chosen:
         return f"--best{_of_task(view, arm)}"
     if arm == view.best_lora(arm.task):
@@ -251,7 +243,7 @@ def _selection(view: StudyView, arm: ArmSummary) -> str:
 
 
 def by_label(view: StudyView, arm: ArmSummary) -> str:
-    """Arguments of ``export`` that name the arm."""
+    """Return arguments of ``export`` that name the arm."""
     return f"{shlex.quote(arm.label)}{_of_task(view, arm)}"
 
 

@@ -1,32 +1,28 @@
-"""What the driver and its workers do before the first stage: process settings, base, ledger."""
+"""Work of the driver and its workers before the first stage: process settings, base, ledger."""
 
 import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from types import FrameType
 
 import torch
 from transformers.utils.logging import disable_progress_bar
 
 from rankscope.config.loader import dump_study, study_values
-from rankscope.device import (
-    keep_freed_memory,
-    limit_kernel_cache,
-    use_deterministic,
-)
+from rankscope.config.study import StudyConfig
+from rankscope.device import keep_freed_memory, limit_kernel_cache, use_deterministic
 from rankscope.errors import CONTINUES, STOP_SIGNALS, Interrupted, UserError
 from rankscope.filesystem import replace_text
 from rankscope.models.base import Base
-from rankscope.models.compiled import use_kernels, why_not
+from rankscope.models.kernels import use_kernels
 from rankscope.models.load import load_base, model_record
 from rankscope.models.parameters import model_on_meta
 from rankscope.models.sharding import Shards
 from rankscope.progress import ProgressReporter
-from rankscope.records import BASE, FAILED
+from rankscope.records import BASE, FAILED, ModelRecord, TaskRecord
 from rankscope.run.context import Round, RunContext
 from rankscope.run.group_ledger import GroupLedger
 from rankscope.run.prepared import PreparedStudy
@@ -38,7 +34,7 @@ def prepare_process() -> None:
     """Set allocator, seeds, deterministic algorithms and attention of this process."""
     keep_freed_memory()
     limit_kernel_cache()
-    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the same by its older name
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name of the same variable
         # Blocks grow, in place of leaving holes that no tensor fits into. Read when CUDA starts.
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     # cuDNN's attention builds a graph for every shape, and widths change with every pass.
@@ -57,7 +53,7 @@ def begin_run(
     has_executor: bool = False,
     shards: Shards | None = None,
 ) -> RunContext:
-    """Store what the study is made of, without its groups; a ``unit`` has its trials already.
+    """Store the parts of the study, without its groups; a ``unit`` has its trials already.
 
     Raises UserError: stored results would not be comparable with new ones, or the base cannot be
     used.
@@ -71,24 +67,19 @@ def begin_run(
     source = (config.model, study.device, study.dtype)
     model, sha256 = model_on_meta(study.base.config), study.base.sha256
     record = model_record(*source, model, tokenizer, sha256, config.quantize)
-    load = partial(load_base, *source, config.quantize, tokenizer, shards)
+
+    def load() -> Base:
+        base = load_base(*source, config.quantize, tokenizer, shards)
+        use_kernels(base.model, config.train.kernels)
+        return base
+
     groups = GroupLedger(ledger, study)
     context = RunContext(
-        study,
-        ledger,
-        record,
-        partial(_load_computing, study, load),
-        reporter,
-        should_stop,
-        groups,
-        unit or Round(),
+        study, ledger, record, load, reporter, should_stop, groups, unit or Round()
     )
     if not (has_executor or ledger.artifacts()):  # a base that cannot be loaded leaves no study
         context.load_base()
-    values = study_values(config)
-    ledger.put_study(config.name, values, record, study.task_records, provenance())
-    replace_text(ledger.out / "study.resolved.yaml", dump_study(config))
-    ledger.put_notes(notes)
+    store_study(ledger, config, record, study.task_records, notes)
     shown = [*study.trials, *(t for t in study.beyond if t.trial_id in before)]
     num_new = ledger.put_trials(shown if unit is None else ledger.trials())
     if before and num_new:
@@ -102,23 +93,24 @@ def begin_run(
     return context
 
 
-def _load_computing(study: PreparedStudy, load: Callable[[], Base]) -> Base:
-    """The base, computed as ``train.kernels`` says. Raises UserError: it cannot be here."""
-    kernels = study.config.train.kernels
-    reason = why_not(kernels, study.device)
-    if kernels != "plain" and study.config.train.devices > 1:
-        reason = "a group trains on several devices"
-    if reason:
-        do = "make it work, or set 'plain': what is stored and what is new then differ by rounding"
-        raise UserError("train.kernels", f"'{kernels}', but {reason}", do=do)
-    base = load()
-    use_kernels(base.model, kernels)
-    return base
+def store_study(
+    ledger: Ledger,
+    config: StudyConfig,
+    model: ModelRecord,
+    tasks: Sequence[TaskRecord],
+    notes: Sequence[str],
+) -> None:
+    """Store all that a study is made of but its trials. Raises UserError as ``put_study`` does."""
+    ledger.put_study(config.name, study_values(config), model, tasks, provenance())
+    replace_text(ledger.out / "study.resolved.yaml", dump_study(config))
+    ledger.put_notes(notes)
 
 
 def plan_again(ledger: Ledger, retry: Collection[str]) -> None:
-    """Plan trials again: those of a status such as ``oom``, and those named by their id. Raises
-    UserError: a word is neither."""
+    """Plan trials again, by a status such as ``oom`` or by their id.
+
+    Raises UserError: a word is neither.
+    """
     statuses = ledger.statuses()
     named = [word for word in retry if word not in FAILED]
     for word in named:
@@ -135,8 +127,10 @@ def plan_again(ledger: Ledger, retry: Collection[str]) -> None:
 
 
 def check_record_settings(ledger: Ledger, study: PreparedStudy) -> None:
-    """Stored records must have been made with the settings that the study file has now. Raises
-    UserError: results of two definitions would be compared."""
+    """Check that stored records were made with the current settings of the study file.
+
+    Raises UserError: results of two definitions would be compared.
+    """
     trials = {trial.trial_id for trial in study.candidates}
     for kind, trial_id, stored in ledger.record_settings():
         if trial_id not in trials:
@@ -155,10 +149,11 @@ def check_record_settings(ledger: Ledger, study: PreparedStudy) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """The first of ``STOP_SIGNALS`` requests a stop at the next safe point; a second Ctrl-C aborts.
+    """Let the first of ``STOP_SIGNALS`` request a stop at the next safe point.
 
-    Signals that the process ignores stay ignored, such as SIGHUP under ``nohup``. Outside the main
-    thread all are left alone. Raises Interrupted: the second Ctrl-C came.
+    A second Ctrl-C aborts. Signals that the process ignores stay ignored, such as SIGHUP under
+    ``nohup``. Outside the main thread all signals keep their handlers. Raises Interrupted: the
+    second Ctrl-C came.
     """
     asked = threading.Event()
 

@@ -1,4 +1,4 @@
-"""What every stage of one run works with."""
+"""The context of one run, which every stage works with."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from rankscope.store import Ledger
 
 
 class Round(Record):
-    """Which groups run now, and how far: to their end, unless a search decides first."""
+    """The groups that run now. A grid runs them to their end; a search may decide first."""
 
     groups: tuple[Group, ...] = Field((), exclude=True)  # A worker reads its own ledger's
     is_last: bool = True  # Score test items and analyze too
@@ -49,19 +49,21 @@ class RunContext:
     """Time left of the whole study; only the process that runs all groups knows it."""
     did_work: bool = False  # Whether anything was missing in the ledger
     allow_mixed: bool = False
-    """Whether to add results to those of other versions of libraries or code."""
+    """Whether results may be added to those of other versions of libraries or code."""
     versions_checked: bool = False
     memory_before_groups: int = 0  # What this process held before its first group, bytes
     groups_worked_on: int = 0  # Groups that this process has begun to work on
     counted_until: float = field(default_factory=time.monotonic)
     killed_for_memory: bool = False
-    """Earlier processes were killed at what comes first, so it is to be smaller."""
+    """Whether the first work killed earlier processes, so that it must become smaller."""
     _base: Base | None = None
 
     @property
     def base(self) -> Base:
-        """The frozen base; the adapters of one group at a time are attached to it. It is loaded
-        when first used: a finished study that runs again needs none."""
+        """The frozen base, loaded at its first use: a finished study that runs again needs none.
+
+        The adapters of one group at a time are attached to it.
+        """
         return self._base or self.load_base()
 
     def load_base(self) -> Base:
@@ -75,8 +77,10 @@ class RunContext:
         self.round = this_round.model_copy(update={"groups": groups})
 
     def begin_stage(self, name: str, num_steps: int) -> None:
-        """Report a stage that has something to do; the first one stores who does it. Raises
-        UserError: the stored results are of other versions, and mixing is not allowed."""
+        """Report a stage with work to do; the first stage stores the versions that do it.
+
+        Raises UserError: the stored results are of other versions, and mixing is not allowed.
+        """
         if not self.versions_checked:
             self.ledger.add_provenance(provenance(), allow_mixed=self.allow_mixed)
             self.versions_checked = True
@@ -87,21 +91,23 @@ class RunContext:
         self.reporter.stage(f"{self.label} {name}", num_steps)
 
     def finish_stage(self) -> None:
-        """Report the end of the stage, and how much time is left of the study."""
+        """Report the end of the stage, and the time left of the study."""
         if self.study_clock is not None:
             self.study_clock.begin_stage("")
         self.reporter.finish(self.study_clock.left_text() if self.study_clock else "")
 
     def count_time(self) -> None:
-        """Add the time since the last call to the study's, unless nothing was to do."""
+        """Add the time since the last call to the study's, unless there was no work."""
         now = time.monotonic()
         if self.did_work:
             self.ledger.add_seconds(now - self.counted_until)
             self.counted_until = now
 
     def begin_piece(self, detail: str) -> None:
-        """Report the next piece of the stage, unless the run should stop. Raises Interrupted: the
-        user asked to stop."""
+        """Report the next piece of the stage.
+
+        Raises Interrupted: the user asked to stop.
+        """
         self.check_stop()
         self.reporter.advance(self.pieces_done, detail)
 

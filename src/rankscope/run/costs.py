@@ -1,10 +1,10 @@
-"""How long the parts of a study take on a machine, from counted operations and bytes.
+"""Time of a study's parts on a machine, from counted operations and bytes.
 
 Products of matrices are counted: 2 operations per weight and token forward, as many backward for
 activations, and as many again for trained weights. Embeddings are looked up and cost none; the
-output layer sees the positions with a label alone. Attention adds 4 per head dimension, token and
-key. All of them run at the pace of a machine (``machines.py``); weights and checkpoints are
-written to a disk.
+output layer sees only the positions with a label. Attention adds 4 per head dimension, token and
+key. All of them run at the pace of a machine (``machines.py``). Weights and checkpoints are written
+to a disk.
 """
 
 import math
@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 
 from rankscope.device import dtype_name
 from rankscope.evaluate.scorers.scorer import ItemTokens
+from rankscope.models.kernels import all_kernels
 from rankscope.models.methods import get_method
+from rankscope.models.methods.method import Method
 from rankscope.models.parameters import (
     FLOAT32_BYTES,
     Architecture,
@@ -27,20 +29,19 @@ from rankscope.run.groups import Group
 from rankscope.run.prepared import PreparedStudy
 from rankscope.train.checkpoint import LEAST_PAUSE
 from rankscope.train.memory import RowCounts, saved_values
-from rankscope.train.objectives import objective_of
+from rankscope.train.objectives.objective import objective_of
 from rankscope.train.step_schedule import rows_per_step, trial_protocol
 
 if TYPE_CHECKING:
     from rankscope.run.machines import Machine
 
 START_SECONDS = 5.5  # Imports and tokenizer, until a process trains: measured on two cores
-COMPILE_SECONDS = 30.0  # Of all compiled functions, once, on two idle cores
 DISK_RATE = 0.5e9  # Bytes that are hashed and written, or read, per second; assumed
 
 
 @dataclass(frozen=True)
 class CostModel:
-    """Seconds of parts of a study on a machine."""
+    """Estimates the seconds of a study's parts on a machine."""
 
     inputs: PreparedStudy
     machine: "Machine"
@@ -52,7 +53,8 @@ class CostModel:
 
     @cached_property
     def body(self) -> int:
-        """Weights of all linear layers but the output layer; all of GPT-2, which has none."""
+        """Number of weights in all linear layers but the output layer; all weights of GPT-2, which
+        has no linear layers."""
         linear = sum(math.prod(s) for s in self.shapes.linear_shapes.values()) - self.head
         return linear or self.shapes.num_parameters
 
@@ -72,7 +74,8 @@ class CostModel:
         return compared_matrices(self.shapes, self.inputs.trials)
 
     def forward(self, tokens: float, predicted: float, keys: float) -> float:
-        """Operations of a forward pass; each token attends to ``keys`` keys on average."""
+        """Count the operations of a forward pass; each token attends to ``keys`` keys on
+        average."""
         return tokens * (2 * self.body + 4 * self.attention * keys) + predicted * 2 * self.head
 
     def computing(self, operations: float) -> float:
@@ -80,17 +83,21 @@ class CostModel:
         return operations / (rate * self.machine.share)
 
     def start(self) -> float:
-        """Seconds until a new process trains: its imports, the base hashed and loaded, and its
-        functions compiled, as if none were in the cache."""
-        compiling = 0.0 if self.inputs.config.train.kernels == "plain" else COMPILE_SECONDS
+        """Estimate the seconds until a new process trains.
+
+        It imports, hashes and loads the base, and makes its kernels as if none were in a cache.
+        """
+        making = all_kernels()[self.inputs.config.train.kernels].start_seconds
         base_bytes = self.shapes.num_parameters * self.inputs.dtype.itemsize
-        return START_SECONDS + base_bytes / DISK_RATE + compiling
+        return START_SECONDS + base_bytes / DISK_RATE + making
 
     # --- training -------------------------------------------------------------------------------
 
     def training(self, group: Group) -> dict[str, float]:
-        """Seconds of training each trial of a group, by trial id, if ``train.devices`` share the
-        work evenly."""
+        """Estimate the seconds of training each trial of a group, by trial id.
+
+        ``train.devices`` are taken to share the work evenly.
+        """
         if not group[0].trains:
             return {trial.trial_id: 0.0 for trial in group}
         return {trial.trial_id: self._trial_training(trial) for trial in group}
@@ -101,7 +108,8 @@ class CostModel:
         return seconds / self.inputs.config.train.devices
 
     def _writing(self, trial: TrialSpec) -> float:
-        """Seconds of the answers that it writes to learn from, each as long as it may become."""
+        """Estimate the seconds of the answers that it writes to learn from, each at its full
+        length."""
         protocol = trial_protocol(trial, self.inputs.config.train)
         objective, rows = objective_of(protocol.objective), self.inputs.data.rows_of(trial).rows
         if not objective.max_new_tokens:
@@ -112,7 +120,8 @@ class CostModel:
         return self.inputs.num_steps(trial) * self.scoring([answer] * num * objective.rows_each)
 
     def training_operations(self, trial: TrialSpec, tokens: int) -> float:
-        """Operations of a trial that trains on ``tokens`` tokens, replayed ones included."""
+        """Count the operations of a trial that trains on ``tokens`` tokens, replayed ones
+        included."""
         config, rows = self.inputs.config.train, self.inputs.data.rows_of(trial)
         own, keys = self.inputs.own_tokens(trial), self.mean_keys(trial.task)
         labels = tokens * rows.num_label_tokens / rows.num_tokens
@@ -130,7 +139,8 @@ class CostModel:
         return operations
 
     def operations_per_token(self) -> float:
-        """Operations per token in training the first adapter; without one, the first model."""
+        """Count the operations per token in training the first adapter; without one, the first
+        model."""
         trained = sorted((t for t in self.inputs.trials if t.trains), key=lambda t: t.is_full)
         if not trained:  # the study scores alone
             return self.forward(1, 0, 0)
@@ -143,11 +153,11 @@ class CostModel:
         return squares / (2 * counts.mean_tokens)
 
     def parameters(self, trial: TrialSpec) -> int:
-        """That it trains and stores."""
+        """Count the parameters that a trial trains and stores."""
         if not trial.trains:
             return 0
         base = self.inputs.base
-        return get_method(trial.method).trainable_parameters(trial, base)
+        return Method.of(trial.method).trainable_parameters(trial, base)
 
     # --- the disk -------------------------------------------------------------------------------
 
@@ -155,8 +165,11 @@ class CostModel:
         return FLOAT32_BYTES * sum(saved_values(t) * self.parameters(t) for t in group)
 
     def num_checkpoints(self, group: Group) -> int:
-        """How often a group is stored while it trains: after each ``checkpoint_seconds`` of
-        training, or ten times the time of one save if that is longer."""
+        """Count how often a group is stored while it trains.
+
+        It is stored after each ``checkpoint_seconds`` of training, or after ten times the time of
+        one save if that is longer.
+        """
         if not group[0].trains:
             return 0
         seconds = sum(self.training(group).values())
@@ -166,14 +179,18 @@ class CostModel:
         return min(due, steps)
 
     def storing(self, group: Group) -> float:
-        """Seconds to write a group's checkpoints, weights and snapshots, hashed, and to read the
-        weights twice: for scores, and for an analysis or for the test items of a finalist."""
+        """Estimate the seconds of writing a group's files, hashed, and of reading its weights
+        twice.
+
+        The files are checkpoints, weights and snapshots. Weights are read for scores, and again for
+        an analysis or for the test items of a finalist.
+        """
         checkpoints = self.num_checkpoints(group) * self.checkpoint_bytes(group)
         read = sum(2 * FLOAT32_BYTES * self.parameters(trial) for trial in group)
         return (checkpoints + sum(map(self.stored_bytes, group)) + read) / DISK_RATE
 
     def stored_bytes(self, trial: TrialSpec) -> int:
-        """Of its weights and snapshots."""
+        """Count the bytes of a trial's weights and snapshots."""
         if not trial.trains:
             return 0
         return FLOAT32_BYTES * self.parameters(trial) * (1 + len(self.inputs.snapshot_steps(trial)))
@@ -181,7 +198,7 @@ class CostModel:
     # --- scoring --------------------------------------------------------------------------------
 
     def scoring(self, items: Sequence[ItemTokens]) -> float:
-        """Seconds in which one model is scored on items, if prompts share no beginning."""
+        """Estimate the seconds of scoring one model on items, if prompts share no beginning."""
         if not items:
             return 0.0
         sums = (sum(column) for column in zip(*items, strict=True))

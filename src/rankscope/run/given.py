@@ -1,4 +1,4 @@
-"""What a study does not train, while it runs: stored as trained, loaded to be scored."""
+"""Models that a study does not train, while it runs: stored as trained, loaded for scoring."""
 
 import shutil
 from collections.abc import Sequence
@@ -6,22 +6,22 @@ from pathlib import Path
 
 from rankscope.errors import IntegrityError
 from rankscope.hashing import weights_sha256
-from rankscope.models.adapters.folder import adapter_sha256, load_adapter
+from rankscope.models.adapters.folder import adapter_sha256
 from rankscope.models.base import Base
-from rankscope.models.load import load_trained_model
-from rankscope.models.methods import get_lora_method
-from rankscope.models.quantize import dense_weight
-from rankscope.models.study_base import num_trained_parameters
-from rankscope.models.svd_cache import svd
+from rankscope.models.given import num_trained_parameters
+from rankscope.models.methods.method import Method
 from rankscope.records import GivenModel, TrainRecord, TrialSpec
 from rankscope.run.context import RunContext
 from rankscope.run.groups import group_id
 from rankscope.store import Artifact, Ledger, items_path
+from rankscope.store.database import StoredRecord
 
 
 def store_given(context: RunContext) -> None:
-    """Enter prompts and given models that the ledger does not have yet as trained, with the scores
-    that another study has of them."""
+    """Enter prompts and given models that the ledger lacks as trained.
+
+    Scores that another study has of them are copied.
+    """
     study, ledger, statuses = context.study, context.ledger, context.ledger.statuses()
     for trial in study.trials:
         if trial.trains:
@@ -37,10 +37,26 @@ def store_given(context: RunContext) -> None:
             ledger.commit([given_record(trial, number)])
 
 
+def store_finished(
+    ledger: Ledger,
+    trained: Sequence[tuple[TrialSpec, TrainRecord]],
+    records: Sequence[StoredRecord],
+    artifacts: Sequence[Artifact] = (),
+) -> None:
+    """Make models of other programs the trials of a study, done with all that is known of them."""
+    trials = [trial for trial, _ in trained]
+    ids = [trial.trial_id for trial in trials]
+    ledger.put_trials(trials)
+    ledger.repeat_trials(ids)
+    ledger.commit([train for _, train in trained])
+    ledger.commit(records, artifacts)
+    ledger.finish_trials(ids)
+
+
 def _copy_scores(
     context: RunContext, trial: TrialSpec, given: GivenModel, splits: Sequence[tuple[str, str]]
 ) -> None:
-    """Store the scores of some splits, after comparing their hashes, in one transaction."""
+    """Store the scores of some splits in one transaction, after comparing their hashes."""
     ledger, scored = context.ledger, given.scores_of or ""
     with Ledger.open(Path(given.folder), write=False) as source, ledger.stage() as staged:
         study = source.load(with_analyses=False)
@@ -61,7 +77,7 @@ def _copy_scores(
 
 
 def given_record(trial: TrialSpec, num_parameters: int) -> TrainRecord:
-    """The training record of a given model of so many trained numbers, or of a prompt."""
+    """Make the training record of a prompt, or of a given model with so many trained numbers."""
     record = {
         "trial_id": trial.trial_id,
         "group_id": group_id((trial,)),
@@ -77,13 +93,13 @@ NOT_TRAINED = (
     *("steps", "num_tokens", "num_label_tokens", "rows", "rows_dropped", "rows_truncated"),
     *("seconds", "peak_memory_bytes"),
 )
-"""What a given model, or a prompt, did not take of this study."""
+"""Training figures that a given model, or a prompt, lacks in this study."""
 
 
 def load_given(base: Base, trial: TrialSpec) -> Base:
-    """Put a given model on the base as a stored trial is put there; the base to score.
+    """Put a given model on the base like a stored trial, and return the base to score.
 
-    Raises IntegrityError: it is not what it was when the study was prepared.
+    Raises IntegrityError: it changed after the study was prepared.
     """
     given = trial.given
     if given is None:  # a prompt
@@ -97,19 +113,4 @@ def load_given(base: Base, trial: TrialSpec) -> Base:
             "the same",
             "run the command again",
         )
-    if trial.is_full:
-        return load_trained_model(base, folder)
-    if trial.peft is not None:
-        from rankscope.models.peft_backend.tuner import load_tuner  # PEFT takes a second to import
-
-        changes = {} if given.other_base is None else {"sha256": given.other_base}
-        return load_tuner(base, folder, base.record.model_copy(update=changes))
-    method = get_lora_method(trial.method)
-    adapter = load_adapter(folder, trial.trial_id, readable=True)
-    if method.init_is_part_of_base:
-        linears = base.linears()
-        for name in adapter.a:
-            parts = svd(dense_weight(linears[name]))
-            adapter.initial_factors[name] = method.initial_factors_of(adapter, name, parts)
-    base.multi_lora.attach(adapter.to(base.device))
-    return base
+    return Method.of(trial.method).load(base, trial, folder)

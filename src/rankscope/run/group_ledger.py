@@ -1,7 +1,7 @@
-"""The groups of a study as the ledger keeps them.
+"""The groups of a study in its ledger.
 
-How much memory is free differs from run to run, and the composition of a group decides how sums are
-rounded. So the first run's groups are stored, and a run that continues trains the same ones.
+Free memory differs from run to run, and the composition of a group decides how sums are rounded. So
+the first run's groups are stored, and a run that continues trains the same ones.
 """
 
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ from rankscope.train.memory import GroupMemory
 def resolve_groups(
     ledger: Ledger, study: PreparedStudy, trials: Sequence[TrialSpec]
 ) -> tuple[Group, ...]:
-    """The groups of some trials of a study; stored if they had none.
+    """Return the groups of some trials of a study, and store new ones.
 
-    Trials that have none are grouped among themselves. A changed ``max_group_size`` or
-    ``memory_limit`` cuts all groups anew; trained trials stay as they are.
+    Trials without a group are grouped among themselves. A changed ``max_group_size`` or
+    ``memory_limit`` cuts all groups anew; trained trials stay unchanged.
     """
     config, stored = study.config, ledger.groups()
     groups: list[Group] = []
@@ -40,7 +40,7 @@ def resolve_groups(
 
 
 def known_groups(stored: StoredGroups, study: PreparedStudy) -> list[Group]:
-    """Stored groups without the trials that the study does not have any more."""
+    """Return stored groups without the trials that the study no longer has."""
     trials = {trial.trial_id: trial for trial in study.candidates}
     groups = [tuple(trials[i] for i in ids if i in trials) for ids in stored.groups]
     return [group for group in groups if group]
@@ -72,16 +72,16 @@ class GroupLedger:
         return stored
 
     def reduced(self, group: Group) -> dict[str, int]:
-        """By trial, the limit of tokens in a forward pass that a shortage of memory set."""
+        """Return the limits of tokens in a forward pass that a shortage of memory set, by trial."""
         reduced, ids = self.stored().batch_tokens, {trial.trial_id for trial in group}
         return {trial_id: tokens for trial_id, tokens in reduced.items() if trial_id in ids}
 
     def batch_tokens(self, group: Group) -> int:
-        """Most tokens of one forward pass: the study's, or fewer after a shortage of memory."""
+        """Return the most tokens of one forward pass: the study's, or fewer after a shortage."""
         return min([self.study.config.train.batch_tokens, *self.reduced(group).values()])
 
     def memory(self, group: Group) -> GroupMemory:
-        """Estimate of training a group in passes of the size that it has now."""
+        """Estimate the memory of training a group in passes of their current size."""
         limit = self.batch_tokens(group)
         train = self.study.config.train.model_copy(update={"batch_tokens": limit})
         return self.study.grouping.memory(group, train)
@@ -89,7 +89,7 @@ class GroupLedger:
     def check_limit(self, group: Group) -> None:
         """Raise MemoryError if a group needs more than the ``memory_limit`` of the study file.
 
-        Free memory, the limit of other studies, is only known roughly: there a trial is tried.
+        Without that limit, free memory is known only roughly, so a trial is tried.
         """
         limit = self.study.config.memory_limit
         if limit is not None and (needed := self.memory(group).total_bytes) > limit:
@@ -98,7 +98,7 @@ class GroupLedger:
             )
 
     def shrink(self, group: Group) -> bool:
-        """Halve the passes of a group, if they take most of its memory; False if not.
+        """Halve the passes of a group if they take most of its memory; return False otherwise.
 
         The gradient is the same sum however it is cut, so this comes before a group is split.
         """
@@ -120,8 +120,8 @@ class GroupLedger:
     def replace(self, trial_ids: Sequence[str], unit: StoredGroups) -> None:
         """Take over the groups and budgets that a unit ended with.
 
-        If the ledger lost its last transactions with the machine's power, there may be units but no
-        groups: it gets those of the first round, as it had them.
+        The ledger may have lost its last transactions when the machine lost power. Then there may
+        be units but no groups, and it gets those of the first round again.
         """
         if self.ledger.groups() is None:
             is_search = self.study.config.strategy == "search"
@@ -132,7 +132,7 @@ class GroupLedger:
     def _put(
         self, trial_ids: Sequence[str], parts: Sequence[tuple[str, ...]], budgets: dict[str, int]
     ) -> None:
-        """Put groups in the place of those that have some of these trials."""
+        """Put groups in place of those that have some of these trials."""
         stored, gone = self.stored(), set(trial_ids)
         groups: list[tuple[str, ...]] = []
         for ids in stored.groups:

@@ -1,4 +1,4 @@
-"""Which trials train together, on one copy of the frozen base."""
+"""Groups: the trials that train together on one copy of the frozen base."""
 
 import itertools
 import math
@@ -21,11 +21,11 @@ DEFAULT_MAX_GROUP_SIZE = 16
 """Most adapters in a group, unless the study file sets ``max_group_size``."""
 
 USABLE_SHARE = 0.9
-"""Plan groups to use 90 % of the free memory; estimates are off by less than the other 10 %."""
+"""Share of the free memory that plans use; estimates are off by less than the rest."""
 
 Group = tuple[TrialSpec, ...]
 BASE_GROUP: Group = ()
-"""In place of a group: the base, which is scored and writes rows that arms replay."""
+"""The empty group: it stands for the base, which is scored and writes rows that arms replay."""
 
 GroupLimit = Literal["all trials of the task", "size limit", "memory", "method"]
 
@@ -35,13 +35,15 @@ def make_groups(
     max_group_size: int | None = None,
     fits: Callable[[Group], bool] = lambda group: True,
 ) -> list[Group]:
-    """Trials that are trained together: per task its LoRA groups, then each other trial alone.
+    """Form the groups of trials that train together: LoRA groups by task, all other trials alone.
 
-    The LoRA trials of a task are cut, in trial order, into as few groups as ``max_group_size`` (by
-    default ``DEFAULT_MAX_GROUP_SIZE``) and the memory (``fits``) allow; a trial that does not fit
-    alone is still a group. Sizes differ by at most one if only ``max_group_size`` limits. Pass all
-    trials of a study, done or not: groups, and with them the arithmetic, then do not depend on
-    where a run was stopped.
+    The LoRA trials of a task are cut, in trial order, into few groups. Limits are
+    ``max_group_size`` (by default ``DEFAULT_MAX_GROUP_SIZE``) and the memory (``fits``); a trial
+    that does not fit alone is still a group. Sizes differ by at most one if only ``max_group_size``
+    limits.
+
+    Pass all trials of a study, done or not: groups, and with them the arithmetic, then do not
+    depend on where a run was stopped.
     """
     limit = DEFAULT_MAX_GROUP_SIZE if max_group_size is None else max_group_size
     groups: list[Group] = []
@@ -54,12 +56,12 @@ def make_groups(
 
 
 def group_id(group: Sequence[TrialSpec]) -> str:
-    """Id of a group: hash of its trial ids in their order."""
+    """Return the id of a group: a hash of its trial ids in their order."""
     return sha256_json([trial.trial_id for trial in group])[:ID_LENGTH]
 
 
 def group_label(group: Group) -> str:
-    """A short name, such as ``12 adapters r 2-128`` or ``full lr=0.0005``."""
+    """Return a short name, such as ``12 adapters r 2-128`` or ``full lr=0.0005``."""
     if len(group) == 1:
         return group[0].arm_label
     ranks = [trial.rank for trial in group if trial.rank is not None]
@@ -67,7 +69,7 @@ def group_label(group: Group) -> str:
 
 
 def halves_of(group: Group) -> tuple[Group, Group]:
-    """A group of at least two trials cut in two; if it cannot be even, the first half is larger."""
+    """Cut a group of at least two trials in two; the first half gets an odd trial."""
     middle = (len(group) + 1) // 2
     return group[:middle], group[middle:]
 
@@ -77,9 +79,10 @@ def _cut_to_fit(
 ) -> list[Group]:
     """Cut trials, in order, into groups of at most ``limit`` that fit.
 
-    If memory does not limit them, sizes differ by at most one. Otherwise each group takes all that
-    it can, so that a large trial does not shrink the groups of others. If a group fits, so do fewer
-    trials of it: ``fits`` counts a pass on shapes, so it is called a logarithmic number of times.
+    If memory does not limit them, sizes differ by at most one. Otherwise each group takes as many
+    as it can, so that a large trial does not shrink the groups of others. If a group fits, so do
+    fewer of its trials. ``fits`` counts a pass on shapes, so it is called a logarithmic number of
+    times.
     """
     if not trials:
         return []
@@ -100,7 +103,7 @@ def _cut_to_fit(
 def what_limits(
     group: Group, groups: Sequence[Group], max_group_size: int | None = None
 ) -> GroupLimit:
-    """What keeps a group from having more trials."""
+    """Return what keeps a group from having more trials."""
     if group[0].trains_alone:
         return "method"
     alike = [p for p in groups if p[0].task == group[0].task and not p[0].trains_alone]
@@ -120,7 +123,7 @@ class Grouping:
     room_bytes: int
 
     def counts_of(self, group: Group) -> RowCounts:
-        """Of a group's rows; with replay, the larger counts of both kinds."""
+        """Return the counts of a group's rows; with replay, the larger counts of both kinds."""
         counts = [self.counts[group[0].task]]
         counts += [self.counts[trial.replay] for trial in group if trial.replay is not None]
         return RowCounts.longer(counts)
@@ -131,7 +134,7 @@ class Grouping:
         return self.model.of_group(group, self.counts_of(group), train)
 
     def groups(self, trials: Sequence[TrialSpec], config: StudyConfig) -> list[Group]:
-        """Trials cut into groups, limited by ``max_group_size`` and memory."""
+        """Cut trials into groups, limited by ``max_group_size`` and memory."""
 
         def fits(group: Group) -> bool:
             return self.memory(group, config.train).total_bytes <= self.room_bytes
@@ -142,14 +145,16 @@ class Grouping:
         return groups
 
     def notes(self, config: StudyConfig, trials: Sequence[TrialSpec]) -> list[str]:
-        """Say where the base's architecture leaves layers out, or is slow on this device. Raises
-        UserError: its rows cannot be shared among devices."""
+        """Note layers that the base's architecture leaves out, and slowness on this device.
+
+        Raises UserError: its rows cannot be shared among devices.
+        """
         notes = _experts_notes(self.model, trials) + attention_notes(self.model)
         return notes if self.model.packs else notes + _rows_alone_notes(config, self)
 
 
 def _experts_notes(memory: MemoryModel, trials: Sequence[TrialSpec]) -> list[str]:
-    """Say that adapters leave experts alone, if each layer holds them in one tensor."""
+    """Note that adapters leave experts alone, if each layer holds them in one tensor."""
     names = [
         f"{name}.{key}"
         for name, module in memory.base.named_modules()
@@ -167,7 +172,7 @@ def _experts_notes(memory: MemoryModel, trials: Sequence[TrialSpec]) -> list[str
 
 
 def attention_notes(memory: MemoryModel) -> list[str]:
-    """Say what attention on CUDA costs without the kernel that takes rows of any length."""
+    """Note the cost of attention on CUDA without the kernel for rows of any length."""
     if not memory.packs or memory.device.type != "cuda":
         return []
     sizes = {
@@ -190,7 +195,7 @@ def attention_notes(memory: MemoryModel) -> list[str]:
 
 
 def _rows_alone_notes(config: StudyConfig, grouping: Grouping) -> list[str]:
-    """Say what it costs that rows of this model cannot share a pass."""
+    """Note the cost of rows that cannot share a pass."""
     architecture = type(grouping.model.base).__name__
     if config.train.devices > 1:
         found = f"{config.train.devices}, with {architecture}, whose rows run alone"

@@ -1,7 +1,7 @@
 """Machines that a plan is made for, and the pace at which they train.
 
-To add one, add a line to ``MACHINES``: dense rates, without sparsity. This machine's pace is
-measured, or given: on training steps of a small model, on one layer of a larger one.
+A line in ``MACHINES`` adds one: dense rates, without sparsity. This machine's pace is given, or
+measured: on training steps of a small model, on one layer of a larger one.
 """
 
 import copy
@@ -39,7 +39,7 @@ from rankscope.run.groups import USABLE_SHARE, Group, Grouping
 from rankscope.run.prepared import PreparedStudy
 from rankscope.train.loop import train_group
 from rankscope.train.memory import MemoryModel, RowCounts
-from rankscope.train.objectives import objective_of
+from rankscope.train.objectives.objective import objective_of
 
 PROBE_SECONDS = 0.3
 SMALL_MODEL = 5e7  # Weights; steps of fewer take longer than their products do
@@ -48,7 +48,7 @@ UNTRAINED_LENGTH = 256  # Tokens of a row where the study trains on none
 WEIGHT_DEVIATION = 0.02  # Standard deviation of the random weights
 
 PUBLISHED_SHARE = 0.41
-"""The share of a card's product rate that its plans use. Published for LoRA on an 8B and a 7B
+"""Share of a card's product rate that its plans use. It is published for LoRA on an 8B and a 7B
 model, one H100, full rows of 4,096 tokens: 402 and 423 of 989 TFLOP/s (NVIDIA NeMo AutoModel,
 performance summary)."""
 
@@ -60,12 +60,13 @@ class Machine:
     rates: Mapping[str, float]  # By dtype, 10^12 operations per second of a matrix product
     memory: float  # 10^9 bytes
     share: float = PUBLISHED_SHARE
-    """The part of a rate that training and scoring reach; 0 if no pace of it is known."""
+    """Part of a rate that training and scoring reach; 0 if no pace is known."""
     basis: str = "from published figures, not measured"  # What estimates of time rest on
     is_here: bool = False  # Whether it can be asked
 
     def dtype(self, wanted: str) -> torch.dtype:
-        """The base's dtype; ``auto`` is the first of its rates, as in ``device.choose_dtype``."""
+        """Return the base's dtype; ``auto`` is the first of its rates, as in
+        ``device.choose_dtype``."""
         name = next(iter(self.rates)) if wanted == "auto" else wanted
         if name not in self.rates:
             known = f"{' or '.join(self.rates)}, in which {self.label} computes"
@@ -74,8 +75,10 @@ class Machine:
         return named
 
     def resolved(self, config: StudyConfig) -> StudyConfig:
-        """The study with its dtype, and what writes answers. Raises UserError: a wish is not met
-        here."""
+        """Fill in the study's dtype and the engine that writes answers.
+
+        Raises UserError: a wish cannot be met here.
+        """
         dtype = self.dtype(config.dtype)
         engine = resolved_engine(config, self.device, dtype) if self.is_here else "own"
         evaluate = config.evaluate.model_copy(update={"engine": engine})
@@ -84,9 +87,12 @@ class Machine:
     def grouping(
         self, config: StudyConfig, base: StudyBase, data: StudyData, num_processes: int
     ) -> Grouping:
-        """Cuts a study's trials into groups; ``num_processes`` groups share the memory."""
+        """Make the object that cuts a study's trials into groups.
+
+        ``num_processes`` groups share the memory.
+        """
         dtype = self.dtype(config.dtype)
-        # NVIDIA's cards have it from compute capability 8.0 on, the first with bfloat16, too.
+        # NVIDIA's cards have it from compute capability 8.0 on, where bfloat16 begins, too.
         kernel = None if self.is_here else self.device.type == "cuda" and "bfloat16" in self.rates
         model = MemoryModel(base.config, dtype, self.device, config.quantize, kernel)
         rows = {**data.replay_rows, **data.rows}
@@ -113,11 +119,11 @@ MACHINES: Mapping[str, Machine] = {
     # 10 cores x 128 units x 2 x 1.4 GHz; Apple publishes no rate
     "m3": Machine("Apple M3", torch.device("mps"), {"float32": 3.6}, 24),
 }
-"""``rankscope plan --device`` takes these names; the figures are the vendors'."""
+"""Machines by the names that ``rankscope plan --device`` takes; the figures are the vendors'."""
 
 
 def find_machine(name: str) -> Machine | None:
-    """A machine of the catalogue; None for ``here``."""
+    """Return a machine of the catalog; None for ``here``."""
     if name == "here":
         return None
     if name not in MACHINES:
@@ -127,7 +133,7 @@ def find_machine(name: str) -> Machine | None:
 
 
 def this_machine(config: StudyConfig) -> Machine:
-    """This machine, whose pace is not known yet."""
+    """Return this machine, whose pace is not known yet."""
     device = choose_device(config.device)
     rates = {dtype_name(choose_dtype(config.dtype, device)): 0.0}
     memory = available_memory_bytes(device) / 1e9
@@ -137,7 +143,7 @@ def this_machine(config: StudyConfig) -> Machine:
 def paced_machine(
     inputs: PreparedStudy, machine: Machine | None = None, tokens_per_second: float | None = None
 ) -> Machine:
-    """``machine``, or this one, at the pace that is given or measured here, else published."""
+    """Return ``machine``, or this one, at a given pace, else measured here, else published."""
     if machine is not None and tokens_per_second is None:
         return machine
     dtype = dtype_name(inputs.dtype)
@@ -159,7 +165,7 @@ def paced_machine(
 
 
 def _measured_pace(inputs: PreparedStudy, machine: Machine) -> float:
-    """Operations per second of a small model's training steps, or of a layer of a larger one."""
+    """Measure operations per second, on steps of a small model or a layer of a larger one."""
     writes = objective_of(inputs.config.train.objective).max_new_tokens
     groups = [] if writes or inputs.base.shapes.num_parameters > SMALL_MODEL else inputs.groups
     for group in groups:
@@ -169,7 +175,7 @@ def _measured_pace(inputs: PreparedStudy, machine: Machine) -> float:
 
 
 def _pace_of_steps(inputs: PreparedStudy, machine: Machine, group: Group) -> float:
-    """Operations per second of a group's first optimizer steps, on random weights."""
+    """Measure operations per second in a group's first optimizer steps, on random weights."""
     config, tokenizer = copy.deepcopy(inputs.base.config), inputs.data.encoder.tokenizer
     attention = varlen.attention_of(config)
     with torch.device(inputs.device), no_init_weights():
@@ -209,9 +215,9 @@ def _fill(model: torch.nn.Module, generator: torch.Generator) -> None:
 
 
 def _pace_of_layer(inputs: PreparedStudy, machine: Machine) -> float:
-    """Operations per second in the first layer of the base's shapes, forward and backward.
+    """Measure operations per second in the first layer of the base's shapes, both ways.
 
-    The rows have the mean length of the first task's, and are as many as take a moment or fill a
+    The rows have the mean length of the first task's. They are as many as take a moment or fill a
     pass.
     """
     config: PretrainedConfig = copy.deepcopy(inputs.base.config.get_text_config())
@@ -245,7 +251,8 @@ def _pace_of_layer(inputs: PreparedStudy, machine: Machine) -> float:
 
 
 def _fastest(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of a few calls: other work on the machine only adds to the others."""
+    """Return the seconds of the fastest of a few calls; other work on the machine slows the
+    others."""
     call()
     best, ends = _seconds_of(call, device), time.perf_counter() + PROBE_SECONDS
     while time.perf_counter() < ends:
@@ -254,7 +261,7 @@ def _fastest(call: Callable[[], object], device: torch.device) -> float:
 
 
 def _seconds_of(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, its kernels included."""
+    """Return the seconds of one call, its kernels included."""
     begun = time.perf_counter()
     call()
     if device.type == "cuda":
@@ -265,7 +272,7 @@ def _seconds_of(call: Callable[[], object], device: torch.device) -> float:
 
 
 def busy_notes() -> list[str]:
-    """A sentence if other programs want more processors than this machine has."""
+    """Write a sentence if other programs want more processors than this machine has."""
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load <= cores:
         return []

@@ -1,4 +1,4 @@
-"""What a study writes for its reader: the recommendation and the report."""
+"""Files that a study writes for its reader: the recommendation and the report."""
 
 from pathlib import Path
 
@@ -18,10 +18,11 @@ def write_outputs(
 ) -> tuple[StudyRecords, Recommendation]:
     """Write ``recommendation.json`` and ``report.html`` from the stored records of a study.
 
-    Both hold at most ``MAX_PAGE_ARMS`` arms; what is returned holds all. ``study`` are its records,
-    if they are loaded already. An unchanged file is not written again. Raises UserError: no study
-    there; IntegrityError: a stored record or table was altered; DiskFull, OutOfMemory:
-    the earlier report stays.
+    Both hold at most ``MAX_PAGE_ARMS`` arms; the returned recommendation holds all. ``study`` are
+    its records, if they are loaded already. An unchanged file is not written again.
+
+    Raises UserError: there is no study. Raises IntegrityError: a stored record or table was
+    altered. Raises DiskFull or OutOfMemory: the earlier report stays.
     """
     if study is None:
         study = Ledger.read(out)

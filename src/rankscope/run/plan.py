@@ -1,8 +1,8 @@
-"""What a study will cost, counted or estimated before anything runs.
+"""The costs of a study, counted or estimated before anything runs.
 
-Trials, groups, steps and tokens are counted, rows of equal length together
-(``data/study_data.py``); memory is counted on shapes (``train/memory.py``); ``costs.py`` turns
-tokens into time by the pace of one of the machines of ``machines.py``.
+Trials, groups, steps and tokens are counted, with rows of equal length together
+(``data/study_data.py``). Memory is counted on shapes (``train/memory.py``). ``costs.py`` turns
+tokens into time at the pace of a machine of ``machines.py``.
 """
 
 import heapq
@@ -23,8 +23,9 @@ from rankscope.run.prepared import PreparedStudy
 
 FEWEST_ARMS, FEWEST_UPDATES = 3, 40  # Of a study that is to have an answer
 Seconds = dict[str, float]
-"""By stage: ``starting`` a process with the base's weights, ``training``, ``storing`` checkpoints
-and weights and reading these, ``scoring``, and each analysis by its name."""
+"""Seconds by stage: ``starting`` a process with the base's weights, ``training``, ``storing``,
+``scoring``, and each analysis by its name. ``storing`` writes checkpoints and weights, and reads
+weights."""
 
 
 class _GroupPlan(Record):
@@ -34,12 +35,12 @@ class _GroupPlan(Record):
     num_tokens: int  # Training tokens of all its trials together
     parameters: int  # Weights that its trials train, together
     memory_bytes: int
-    """Peak while it trains or is scored, estimated: base, adapters with their states, and one
-    forward and backward pass or what scoring takes. ``library_bytes`` come on top."""
+    """Estimated peak while it trains or is scored: base, adapters with their states, and one
+    forward and backward pass or scoring. ``library_bytes`` come on top."""
     fits: bool  # Whether it trains in less than ``memory_bytes`` of the plan
     scoring_fits: bool  # Whether it is scored in less
     states_fit: bool
-    """Whether base, trained weights, gradients and optimizer states do, without any pass."""
+    """Whether base, trained weights, gradients and optimizer states fit, without any pass."""
     limited_by: GroupLimit  # What keeps the group from being larger
     stages: Seconds
     seconds: float  # Of all stages
@@ -56,7 +57,7 @@ class Plan(Record):
     groups: tuple[_GroupPlan, ...]
     evaluations: int  # Models x tasks x splits
     curve_evaluations: int
-    """Trials x tasks x points while they train, on at most ``evaluate_items`` items each."""
+    """Trials x tasks x points during training, on at most ``evaluate_items`` items each."""
     train_tokens: int
     evaluation_tokens: int
     disk_bytes: int  # Of weights, snapshots, and checkpoints that are there at a time
@@ -68,8 +69,8 @@ class Plan(Record):
     basis: str  # What the estimate of time rests on
     kernels: str  # How norms, rotary embeddings and gates are computed
     expected_tokens: int | None = None
-    """Training tokens that a search is expected to need; the rest of the plan is that of the grid
-    of its lists."""
+    """Training tokens that a search is expected to need; the rest of the plan is for the grid of
+    its lists."""
     expected_seconds: float | None = None  # The same for its time on ``gpus`` devices
     budget: str | None = None  # Its limits, such as ``24 trials``
     notes: tuple[str, ...]
@@ -81,8 +82,10 @@ def make_plan(
     gpus: int = 1,
     tokens_per_second: float | None = None,
 ) -> Plan:
-    """Count and estimate, for ``gpus`` devices of a machine, this one by default, whose pace may be
-    given."""
+    """Plan a study for ``gpus`` devices of a machine, by default this one.
+
+    ``tokens_per_second`` gives the machine's pace.
+    """
     busy = () if machine or tokens_per_second else busy_notes()
     machine = paced_machine(inputs, machine, tokens_per_second)
     model, gpus = CostModel(inputs, machine), max(gpus, inputs.config.train.devices)
@@ -119,7 +122,8 @@ def make_plan(
 
 
 def first_arms(inputs: PreparedStudy, machine: Machine) -> tuple[Seconds, list[Seconds]]:
-    """Seconds of the base, and of each of the first arms of a search: as few as give an answer."""
+    """Estimate seconds of the base, and of the fewest first arms of a search that give an
+    answer."""
     model, scoring = CostModel(inputs, machine), dict[tuple[object, ...], float]()
     arms = inputs.first[:FEWEST_ARMS]
     costs = [_trial_costs(model, (trial,), scoring)[trial.trial_id] for trial in arms]
@@ -127,8 +131,10 @@ def first_arms(inputs: PreparedStudy, machine: Machine) -> tuple[Seconds, list[S
 
 
 def check_time(inputs: PreparedStudy, machine: Machine | None = None) -> None:
-    """Raise UserError if a budget of time is too short for an answer: ``FEWEST_ARMS`` arms of
-    ``FEWEST_UPDATES`` updates each, on this machine."""
+    """Raise UserError if a budget of time is too short for an answer on this machine.
+
+    An answer needs ``FEWEST_ARMS`` arms of ``FEWEST_UPDATES`` updates each.
+    """
     budget = inputs.config.budget
     if budget is None or budget.hours is None:
         return
@@ -145,7 +151,7 @@ def check_time(inputs: PreparedStudy, machine: Machine | None = None) -> None:
 
 
 def _counts(inputs: PreparedStudy) -> dict[str, Any]:
-    """What is counted: trials, evaluations and tokens."""
+    """Count trials, evaluations and tokens."""
     evaluations, curve = len(inputs.wanted_evals(BASE, None)), 0
     items = _base_items(inputs)
     tokens = sum(item.total for item in items)
@@ -168,7 +174,10 @@ def _counts(inputs: PreparedStudy) -> dict[str, Any]:
 
 
 def _expected(inputs: PreparedStudy, shared: float, wall: float, tokens: int) -> dict[str, Any]:
-    """Fields of a plan that only a search has: what its budget pays for, if trials are alike."""
+    """Return the fields of a plan that only a search has.
+
+    They show what its budget pays for, if trials are alike.
+    """
     if inputs.config.strategy == "grid":
         return {}
     budget, trains = inputs.search_budget, sum(trial.trains for trial in inputs.trials)
@@ -183,8 +192,11 @@ def _expected(inputs: PreparedStudy, shared: float, wall: float, tokens: int) ->
 
 
 def _disk_bytes(model: CostModel, gpus: int) -> int:
-    """Of all stored weights, and of the checkpoints of the largest groups that train at a time,
-    each twice: the new one is complete before the old one goes."""
+    """Count the bytes of all stored weights, and of the checkpoints that exist at a time.
+
+    The largest groups that train at a time count twice: the new checkpoint is complete before the
+    old one goes.
+    """
     inputs = model.inputs
     stored = sum(map(model.stored_bytes, inputs.trials))
     states = [model.checkpoint_bytes(g) for g in inputs.groups if model.num_checkpoints(g)]
@@ -193,7 +205,7 @@ def _disk_bytes(model: CostModel, gpus: int) -> int:
 
 
 def _available_bytes(inputs: PreparedStudy, machine: Machine) -> int:
-    """Memory of the machine, or ``memory_limit`` if that is less."""
+    """Return the memory of the machine, or ``memory_limit`` if that is less."""
     has = round(machine.memory * 1e9)
     return min(has, inputs.config.memory_limit or has)
 
@@ -233,7 +245,7 @@ def _base_cost(model: CostModel) -> Seconds:
 def _trial_costs(
     model: CostModel, group: Group, scoring: dict[tuple[object, ...], float]
 ) -> dict[str, Seconds]:
-    """By trial id; ``scoring`` keeps the seconds of trials that are scored alike."""
+    """Estimate costs by trial id; ``scoring`` keeps the seconds of trials that are scored alike."""
     inputs, training, stored = model.inputs, model.training(group), model.storing(group)
     analyses = () if group[0].prompt else analyses_of_run(inputs.config)
     costs = {}
@@ -251,21 +263,21 @@ def _trial_costs(
 
 
 def _base_items(inputs: PreparedStudy) -> list[ItemTokens]:
-    """What the base is scored on."""
+    """List the items that the base is scored on."""
     return [
         i for _, task, split in inputs.wanted_evals(BASE, None) for i in inputs.items[task, split]
     ]
 
 
 def _scored_alike(inputs: PreparedStudy, trial: TrialSpec) -> tuple[object, ...]:
-    """Equal for trials that are scored on the same items equally often."""
+    """Key that is equal for trials that are scored on the same items equally often."""
     is_scored = trial.given is not None and trial.given.scores_of is not None
     num_points, num_others = len(inputs.curve_steps(trial)), len(inputs.analysis_evals(trial))
     return trial.task, num_points, num_others, is_scored, trial.prompt
 
 
 def _evaluated_items(inputs: PreparedStudy, trial: TrialSpec) -> list[ItemTokens]:
-    """Every item that a trial is scored on, during training and after, once for each time."""
+    """List every item that a trial is scored on, during training and after, once for each time."""
     if trial.given is not None and trial.given.scores_of is not None:
         return []
     few, items = inputs.config.train.evaluate_items, inputs.items_of(trial)
@@ -285,7 +297,7 @@ def _summed(costs: Iterable[Seconds]) -> Seconds:
 
 
 def makespan(seconds: Sequence[float], devices: int) -> float:
-    """When the last device is done, if each unit, longest first, goes to the first free one.
+    """Return when the last device is done, if each unit, longest first, goes to the first free one.
 
     >>> makespan([3, 3, 2, 2, 2], 2)
     7
@@ -297,7 +309,7 @@ def makespan(seconds: Sequence[float], devices: int) -> float:
 
 
 def plan_sentences(plan: Plan) -> Iterator[str]:
-    """Say what a plan takes in all, and which groups do not fit."""
+    """Write what a plan takes in all, and which groups do not fit."""
     curve = f" and {plan.curve_evaluations:,} while training" if plan.curve_evaluations else ""
     yield (
         f"{count(plan.trials, 'trial')} in {count(len(plan.groups), 'group')}, "

@@ -1,4 +1,4 @@
-"""One descent fixes a study before weights are loaded: its model, data, trials and groups."""
+"""The descent that fixes a study before weights are loaded: its model, data, trials and groups."""
 
 from rankscope.advise.checks import notes_beforehand
 from rankscope.advise.search import first_designs
@@ -20,13 +20,15 @@ def prepare(
     *,
     is_plan: bool = False,
 ) -> PreparedStudy:
-    """Fetch the model, encode the data, check it all. The base's weights are hashed, not loaded.
+    """Fetch the model, encode the data, and check everything. Weights are hashed, not loaded.
 
-    ``num_processes`` groups train at a time and share the free memory. For a plan the base's
-    configuration and tokenizer are enough, some rows stand for others of their length
-    (``data/study_data.py``), and the trials' ids are not those of a run; it may be made for a
-    ``machine`` in place of this one. In the study's settings, ``auto`` is resolved: trial ids name
-    what was done.
+    ``auto`` settings are resolved, so that trial ids name what was done.
+
+    Args:
+        num_processes: groups that train at a time and share the free memory.
+        machine: machine of a plan, in place of this one.
+        is_plan: the base's configuration and tokenizer are enough. Some rows stand for others of
+            their length (``data/study_data.py``), and trial ids differ from those of a run.
     """
     reporter, place = reporter or ProgressReporter(), machine or this_machine(config)
     reporter.stage("preparing", 3)

@@ -1,4 +1,4 @@
-"""A study file resolved on one machine: everything that can be known before weights are loaded."""
+"""A study file resolved on one machine: everything that is known before weights are loaded."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,19 +25,14 @@ from rankscope.models.study_base import StudyBase
 from rankscope.records import BASE, EvalKey, ScoredModel, Split, TaskRecord, TrialSpec, trial_of
 from rankscope.run.groups import Group, Grouping
 from rankscope.train.memory import GroupMemory, MemoryModel
-from rankscope.train.objectives import objective_of
+from rankscope.train.objectives.objective import objective_of
 from rankscope.train.pass_memory import PassShape, spread
-from rankscope.train.step_schedule import (
-    due_steps,
-    rows_per_step,
-    trial_protocol,
-    trial_steps,
-)
+from rankscope.train.step_schedule import due_steps, rows_per_step, trial_protocol, trial_steps
 
 GRID_SHARE, LEAST_TRIALS = 0.25, 12  # Of a search without a budget: of all trials, by task
 SPLITS: tuple[Split, ...] = ("validation", "test")
 Items = Mapping[tuple[str, Split], Sequence[ItemTokens]]
-"""By task and split that is scored, what a model does for each item."""
+"""Work of a model for each item, by task and scored split."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,7 @@ class PreparedStudy:
     beyond: tuple[TrialSpec, ...] = ()
     """Trials beyond the ends of the lists of rates and ranks, which a search may train."""
     prompted: Mapping[str, Items] = field(default_factory=dict)
-    """By trial that is a prompt, the items after it."""
+    """Items after a prompt, by the trial that is this prompt."""
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -64,15 +59,18 @@ class PreparedStudy:
         return self.placed(self.grouping.groups(self.trials, self.config))
 
     def placed(self, groups: Sequence[Group]) -> tuple[Group, ...]:
-        """The groups as they run on the study's devices. Each device holds the frozen base whole if
-        all groups fit then."""
+        """Return the groups as they run on the study's devices.
+
+        Each device holds the frozen base whole if all groups then fit.
+        """
         if self.config.train.devices > 1:
             self.grouping.model.replicates = True
             self.grouping.model.replicates = all(map(self._fits, ((), *groups)))
         return tuple(groups)
 
     def _fits(self, group: Group) -> bool:
-        """Whether a group can be trained and scored; without trials, whether the base can."""
+        """Whether a group can be trained and scored; without trials, whether the base can be
+        scored."""
         train, scoring = self.config.train, self.scoring_bytes(group)
         memory = self.grouping.memory(group, train)
         peak = memory.with_pass(max(memory.pass_bytes, scoring))
@@ -87,8 +85,7 @@ class PreparedStudy:
 
     @cached_property
     def search_budget(self) -> BudgetConfig:
-        """The most that a search spends: by default a quarter of the grid, and two rounds after the
-        first design at the least."""
+        """Limit of a search: by default a quarter of the grid, and at least 12 trials a task."""
         if self.config.budget is not None:
             return self.config.budget
         trained = sum(trial.trains for trial in self.trials)
@@ -100,7 +97,7 @@ class PreparedStudy:
         return {trial.trial_id: trial for trial in self.candidates}
 
     def items_of(self, trial: TrialSpec) -> Items:
-        """``items`` as a trial is scored on them, after its prompt if it has one."""
+        """Return the items as a trial is scored on them, after its prompt if it has one."""
         return self.prompted.get(trial.trial_id, self.items)
 
     @cached_property
@@ -110,15 +107,17 @@ class PreparedStudy:
         return [scoring_memory(model, of_split, settings) for of_split in self.items.values()]
 
     def host_bytes(self, group: Group, memory: GroupMemory | None = None) -> int:
-        """Memory that the worker of a group, or of the base alone, takes on its machine, if
-        training takes ``memory``; by default as planned."""
+        """Estimate the memory that the worker of a group, or of the base, takes on its machine.
+
+        ``memory`` is that of training; by default the planned one.
+        """
         if memory is None:
             of_base = self.grouping.model.of_scored((), self.config.train)
             memory = self.grouping.memory(group, self.config.train) if group else of_base
         return memory.host_bytes(self.device, self.scoring_bytes(group))
 
     def scoring_bytes(self, group: Group) -> int:
-        """Memory of scoring a group's trials, or the base alone, besides their weights."""
+        """Estimate the memory of scoring a group's trials, or the base, besides their weights."""
         needed, model, settings = self._scoring, self.grouping.model, self.config.evaluate
         if group and group[0].prompt is not None:
             prompted = self.items_of(group[0]).values()
@@ -126,32 +125,33 @@ class PreparedStudy:
         return max((of_split(group) for of_split in needed), default=0)
 
     def trial(self, model: ScoredModel) -> TrialSpec:
-        """The trial of its id, or of one of its variants."""
+        """Return the trial of its id, or of one of its variants."""
         return self._by_id[trial_of(model)]
 
     def wanted_evals(self, trial_id: str, trained_on: str | None) -> list[EvalKey]:
-        """What one model is scored on, in order, see :func:`wanted_splits`."""
+        """List the evaluations of one model, in order (see :func:`wanted_splits`)."""
         wanted = wanted_splits(self.config.evaluate.split, self.task_records, trained_on)
         return [(trial_id, task, split) for task, split in wanted]
 
     def analysis_evals(self, trial: TrialSpec) -> list[EvalKey]:
-        """What the study's analyses score besides, in order."""
+        """List the further evaluations that the study's analyses need, in order."""
         enabled = analyses_of_run(self.config) if trial.prompt is None else ()
         return [key for analysis in enabled for key in analysis.wanted_evals(self, trial)]
 
     def num_steps(self, trial: TrialSpec) -> int:
-        """Optimizer steps of its training; 0 for one that does not train."""
+        """Count the optimizer steps of its training; 0 for a trial that does not train."""
         if not trial.trains:
             return 0
         rows = self.data.rows_of(trial)
         return trial_steps(trial, len(rows.rows), rows.num_tokens, self.config.train)
 
     def curve_steps(self, trial: TrialSpec) -> tuple[int, ...]:
-        """Optimizer steps after which its learning curve has a point."""
+        """Return the optimizer steps after which its learning curve has a point."""
         return self.due_steps(trial, self.config.train.evaluate_every)
 
     def own_tokens(self, trial: TrialSpec) -> int:
-        """Tokens of its own task that a trial trains on, if every row has the mean length."""
+        """Count the tokens of its own task that a trial trains on, if every row has the mean
+        length."""
         if not trial.trains:
             return 0
         rows, protocol = self.data.rows_of(trial), trial_protocol(trial, self.config.train)
@@ -159,13 +159,14 @@ class PreparedStudy:
         return round(self.own_rows(trial) * of_epoch / len(rows.rows))
 
     def own_rows(self, trial: TrialSpec) -> int:
-        """Rows of its own task that a trial draws in all its steps; a pair or a prompt is one."""
+        """Count the rows of its own task that a trial draws in all steps; a pair or a prompt is
+        one."""
         num_rows = len(self.data.rows_of(trial).rows)
         of_step = rows_per_step(num_rows, trial_protocol(trial, self.config.train))
         return self.num_steps(trial) * of_step
 
     def training_tokens(self, trial: TrialSpec) -> int:
-        """Tokens that a trial trains on, replayed ones included."""
+        """Count the tokens that a trial trains on, replayed ones included."""
         own_tokens = self.own_tokens(trial)
         if trial.replay is None or not trial.replay_share:
             return own_tokens
@@ -174,25 +175,26 @@ class PreparedStudy:
         return own_tokens + round(beside * general.num_tokens / len(general.rows))
 
     def snapshot_steps(self, trial: TrialSpec) -> tuple[int, ...]:
-        """Optimizer steps after which its weights are stored, besides the last step."""
+        """Return the optimizer steps after which its weights are stored, except the last step."""
         return self.due_steps(trial, self.config.train.checkpoint_every)[:-1]
 
     def due_steps(self, trial: TrialSpec, every: Interval) -> tuple[int, ...]:
-        """Steps of a trial at an interval, see ``step_schedule.due_steps``."""
+        """Return the steps of a trial at an interval, see ``step_schedule.due_steps``."""
         if every is None or not trial.trains:
             return ()
         rows, train = self.data.rows_of(trial), self.config.train
         return due_steps(every, len(rows.rows), rows.num_tokens, trial_protocol(trial, train))
 
     def curve_tasks(self, trained_on: str) -> list[str]:
-        """Tasks of its learning curve: those whose validation split it is scored on in the end."""
+        """List the tasks of its learning curve: those whose validation split it is scored on in the
+        end."""
         wanted = self.wanted_evals("", trained_on)
         return [task for _, task, split in wanted if split == "validation"]
 
     def record_settings(self, kind: str, trial_id: str) -> dict[str, object]:
-        """What a stored record of a kind depends on besides its trial.
+        """Return the settings that a stored record of a kind depends on besides its trial.
 
-        A run refuses to continue if it is different from what was stored.
+        A run refuses to continue if they differ from the stored ones.
         """
         settings: dict[str, object] = {}
         for analysis in all_analyses():
@@ -201,13 +203,15 @@ class PreparedStudy:
         return settings
 
     def settings_of(self, kind: str, trial_ids: Iterable[str]) -> dict[str, str]:
-        """:meth:`record_settings` of several trials as canonical JSON, '' for none."""
+        """Return :meth:`record_settings` of several trials as canonical JSON, '' for none."""
         settings = {i: self.record_settings(kind, i) for i in trial_ids if i != BASE}
         return {i: canonical_json(values) if values else "" for i, values in settings.items()}
 
     def check(self) -> None:
-        """Raise UserError for a search whose budget is too small for one trial, and for settings of
-        an analysis that do not suit the study."""
+        """Raise UserError for a search whose budget is too small for one trial.
+
+        Settings of an analysis that do not suit the study raise it, too.
+        """
         if self.config.strategy == "search" and self.first:
             tokens = self.training_tokens(self.first[0])
             if not self.search_budget.pays_for(1, tokens):
@@ -217,7 +221,7 @@ class PreparedStudy:
 
 
 def tokens_note(trial: TrialSpec, items: Items, prompted: Items) -> str:
-    """How much longer a prompt makes what a model reads."""
+    """Write how many tokens a prompt adds to the items that a model reads."""
     own, base = (fmean(i.read for i in of[trial.task, "validation"]) for of in (prompted, items))
     return f"{trial.task} {trial.arm_label}: reads {own:,.0f} tokens an item, the base {base:,.0f}"
 
@@ -225,11 +229,11 @@ def tokens_note(trial: TrialSpec, items: Items, prompted: Items) -> str:
 def scoring_memory(
     model: MemoryModel, items: Sequence[ItemTokens], settings: EvaluateConfig
 ) -> Callable[[Sequence[TrialSpec]], int]:
-    """Bytes of scoring a split, of at least one item, by the group of trials that is scored,
-    besides their states and their base.
+    """Return a function that estimates the bytes of scoring a split by a group of trials.
 
-    Models are scored one after another, but answers of all of them are written together. Without
-    trials it is the base that is scored.
+    The split has at least one item. The states of trials and their base do not count. Models are
+    scored one after another, but the answers of all of them are written together. Without trials
+    the base is scored.
     """
     lengths = [max(ceil(item.read / item.rows), item.gold) for item in items]
     labels = [ceil(item.predicted / item.rows) for item in items]
@@ -240,7 +244,7 @@ def scoring_memory(
     together = max(most_kept(config.vocab_size, model.device), *labels)
     kept = min(sum(item.predicted for item in items), together)
     rows = ceil(tokens * num_rows / total)
-    # About the largest forward pass that the items are cut into.
+    # Close to the largest forward pass that the items are cut into.
     fullest = PassShape(spread(tokens, rows), min(kept, tokens - rows))
     written = [item for item in items if item.written]
     answer = max(settings.max_new_tokens, *(item.written for item in items))

@@ -1,11 +1,11 @@
-"""The rounds of a search: what a study trains next, decided between rounds.
+"""The rounds of a search, which decides between rounds what a study trains next.
 
     a first design: a cross of ranks and rates, and full fine-tuning
     rounds of a few trials that may be the best, scored on validation items; ``advise/search.py``
     test items and analyses of the finalists
 
-Every decision is a function of stored records, so a study ends alike in one process, with workers,
-and after a kill. Time is the exception: minutes end a study where the clock says.
+Every decision is a function of stored records. So a study ends alike in one process, with workers,
+and after a kill. Time is the exception: a budget of minutes ends a study by the clock.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -29,15 +29,15 @@ from rankscope.run.study_clock import training_work
 
 NOT_NEEDED = "not needed for the answer"
 LAST_SHARE = 0.1  # Of a budget of time, held back for what comes after the last round
-FINALISTS = 4  # Arms that are expected to be scored on test items
+FINALISTS = 4  # Arms that are scored on test items, as expected
 UNMEASURED = 2.0
-"""A kind of training that was not measured is taken to be as many times slower as the slowest."""
+"""Factor by which an unmeasured kind of training is taken to be slower than the slowest one."""
 
 
 def run_rounds(context: RunContext, run_groups: Callable[[], None]) -> None:
-    """Run a study round by round; ``run_groups`` runs the groups of the round that has begun.
+    """Run a study round by round; ``run_groups`` runs the groups of the current round.
 
-    A grid is one round. It takes up what a search of the same file left out.
+    A grid is one round. It also trains what a search of the same file left out.
     """
     study, ledger = context.study, context.ledger
     if study.config.strategy == "search":
@@ -66,10 +66,10 @@ class _Search:
             )
             self.put_round()
         while True:
-            # What a kill or a smaller budget left of a round comes before the next one.
+            # Trials of a round that a kill or a smaller budget left come before the next round.
             rounds = self.ledger.rounds()
             asked = self.asked_for(rounds)
-            # Trials beyond the lists, too: a grid in between did not show them.
+            # Trials beyond the lists count, too: a grid in between did not show them.
             shown = self.ledger.statuses().keys() | {trial.trial_id for trial in asked}
             self.ledger.put_trials([t for t in self.study.candidates if t.trial_id in shown])
             records, waiting = self.validated(), set(self.waiting())
@@ -87,7 +87,7 @@ class _Search:
         others = [t for t in self.study.trials if not t.trains]
         arms = self.finalists()
         last = [*others, *(trial for arm in arms for trial in arm)]
-        # Where minutes are counted, training gets those that analyses of all finalists would take.
+        # A budget of minutes gives training the time that analyses of all finalists would take.
         own = [*others, *(arms[0] if arms else ())]
         first = tuple(t.trial_id for t in own) if self.budget.hours else None
         self.round(last, Round(label="finalists,", analyzed=first))
@@ -101,8 +101,8 @@ class _Search:
     def round(self, trials: Sequence[TrialSpec], this_round: Round) -> None:
         statuses = self.ledger.statuses()
         left = [trial for trial in trials if statuses[trial.trial_id] not in FAILED]
-        # The last round also removes what a crash left; it is to come even for no trial. So is one
-        # whose decision compares with a base that a worker has not scored yet.
+        # The last round also removes leftovers of a crash, so it comes even for no trial. So does a
+        # round whose decision compares with a base that a worker has not scored yet.
         if left or this_round.is_last or EvaluateStage(self.context).missing_of_base():
             skipped = [t.trial_id for t in left if statuses[t.trial_id] == "skipped"]
             self.ledger.retry_trials(skipped)
@@ -115,8 +115,11 @@ class _Search:
     # --- decisions
 
     def put_round(self) -> bool:
-        """Decide and store what is trained next: the first design, or what the scores ask for.
-        False if nothing is."""
+        """Decide and store what is trained next: the first design, or trials that the scores ask
+        for.
+
+        Returns False if nothing is left to train.
+        """
         rounds, records = self.ledger.rounds(), self.validated()
         number, known = rounds[-1].number + 1 if rounds else 0, self.asked_for(rounds)
         # Its lists may have become longer since.
@@ -142,14 +145,14 @@ class _Search:
         return bool(new)
 
     def asked_for(self, rounds: Sequence[RoundRecord]) -> list[TrialSpec]:
-        """The trials of all rounds, in order."""
+        """Return the trials of all rounds, in order."""
         by_id = {trial.trial_id: trial for trial in self.study.candidates}
         return [by_id[i] for of in rounds for i in of.trial_ids if i in by_id]
 
     def say(
         self, rounds: Sequence[RoundRecord], paid: Sequence[TrialSpec], records: StudyRecords
     ) -> None:
-        """Tell what is trained now, and why."""
+        """Report what is trained now, and why."""
         unit = unit_of(next(t.score_unit for t in self.study.task_records))
         for of in rounds:
             trials = [trial for trial in paid if trial.trial_id in of.trial_ids]
@@ -171,21 +174,24 @@ class _Search:
         return next_round(records, task, own, beyond, self.study.config.until)
 
     def waiting(self) -> list[TrialSpec]:
-        """The trials that may be trained and have not begun."""
+        """Return the trials that may be trained and have not begun."""
         statuses = self.ledger.statuses()
         trials = [trial for trial in self.study.candidates if trial.trains]
         known = [statuses.get(trial.trial_id, "planned") for trial in trials]
         return [t for t, s in zip(trials, known, strict=True) if s in ("planned", "skipped")]
 
     def finalists(self) -> list[list[TrialSpec]]:
-        """By finalist, its trials that were trained."""
+        """Return the trained trials of each finalist."""
         view = self.validated()
         arms = [arm for task in self.study.data.rows for arm in finalists(view, task)]
         return [[trial.spec for trial in arm.finished] for arm in arms]
 
     def untested(self) -> list[TrialSpec]:
-        """The trained trials of the recommended arms that lack test scores or analyses, and those
-        whose test scores a killed run stored in part; these may put another arm first."""
+        """Return trained trials that lack test scores or analyses, of the arms that need them.
+
+        They are the recommended arms, and arms whose test scores a killed run stored in part; those
+        may put another arm first.
+        """
         view = self.with_trained(self.ledger.load())
         arms = [arm for task in self.study.data.rows for arm in finalists(view, task)[:1]]
         first = {trial.spec.trial_id for arm in arms for trial in arm.finished}
@@ -201,15 +207,19 @@ class _Search:
         return [trial for trial in self.study.candidates if is_wanted(trial)]
 
     def validated(self) -> StudyRecords:
-        """The records without test items: a run that goes on after a kill would see those of some
-        arms."""
+        """Return the records without test items.
+
+        A run that continues after a kill would otherwise see the test items of some arms.
+        """
         records = self.ledger.load()
         items = {k: v for k, v in records.items.items() if k[0] == BASE or k[2] == "validation"}
         return self.with_trained(replace(records, items=items))
 
     def with_trained(self, records: StudyRecords) -> StudyRecords:
-        """The records with trials that were scored as finished ones, and those that were left out
-        before as planned ones."""
+        """Return the records in the form that decisions take.
+
+        Scored trials count as finished, and trials that were left out before as planned.
+        """
 
         def seen(trial: TrialRecords) -> TrialRecords:
             if trial.status == "trained":
@@ -221,7 +231,7 @@ class _Search:
     # --- budget
 
     def affordable(self, trials: Iterable[TrialSpec], records: StudyRecords) -> list[TrialSpec]:
-        """The first of ``trials`` that the rest of the budget pays for."""
+        """Return the first of ``trials`` that the rest of the budget pays for."""
         own = [trial for trial in records.trials if trial.spec.trains]
         begun = [trial.spec for trial in own if trial.status not in ("planned", "skipped")]
         num_trials = len(begun)
@@ -240,14 +250,16 @@ class _Search:
         return kept
 
     def pace(self, records: StudyRecords) -> Callable[[TrialSpec], float]:
-        """Seconds that a trial is expected to take here, by those that were trained and scored; 0
-        before any was."""
+        """Return a function that estimates the seconds of a trial here; 0 before any was measured.
+
+        The estimate follows from trials that were trained and scored.
+        """
         trained = [t for t in records.trials if t.train is not None and t.spec.trains]
         scoring = sum(e.seconds for e in records.evals.values())
         measured = scoring + sum(t.train.seconds for t in trained if t.train)
         if not trained or not measured:
             return lambda trial: 0.0
-        # Whatever else took time, and what ran side by side, is shared out.
+        # All other time, and overlap of parallel work, is shared out among the trials.
         share = records.total_seconds / measured
         of_trials = [e.seconds for e in records.evals.values() if e.trial_id != BASE]
         scored = sum(of_trials) / len(trained)
@@ -264,7 +276,7 @@ class _Search:
         return seconds
 
     def last_seconds(self, records: StudyRecords) -> float:
-        """Seconds of the finalists' test items, by the base's."""
+        """Estimate the seconds of the finalists' test items, by the base's."""
         scored = records.evals.values()
         return FINALISTS * sum(e.seconds for e in scored if (e.trial_id, e.split) == (BASE, "test"))
 

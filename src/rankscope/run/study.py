@@ -1,6 +1,6 @@
-"""A study: from its file to records; ``outputs.py`` writes recommendation and report of them.
+"""A study, from its file to records; ``outputs.py`` writes recommendation and report from them.
 
-Reading a study file needs no torch; what checks, plans and runs it is imported when it is called.
+Reading a study file needs no torch. The code that checks, plans and runs it is imported on call.
 """
 
 import shutil
@@ -20,12 +20,7 @@ from rankscope.models.model_folder import model_folder
 from rankscope.progress import LOG, JsonlReporter, ProgressReporter
 from rankscope.records import BASE, StudyRecords
 from rankscope.registry import parts
-from rankscope.run.executors import (
-    Executor,
-    executor_section,
-    start_executor,
-    withdraw_units,
-)
+from rankscope.run.executors import Executor, executor_section, start_executor, withdraw_units
 from rankscope.store import LEDGER, UNITS, Ledger
 
 if TYPE_CHECKING:
@@ -46,7 +41,7 @@ class Study:
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
-        """Read a study file; ``overrides`` are ``key=value`` as of ``--set``.
+        """Read a study file; ``overrides`` are ``key=value``, as for ``--set``.
 
         Raises:
             UserError: the file cannot be read or used; every fault is named with its line.
@@ -74,14 +69,14 @@ class Study:
         gpus: int = 1,
         tokens_per_second: float | None = None,
     ) -> "Plan":
-        """Trials, groups, steps, tokens, memory, disk and time, before anything runs.
+        """Plan trials, groups, steps, tokens, memory, disk and time, before anything runs.
 
         The model's configuration and tokenizer are enough.
 
         Args:
-            reporter: of progress; silent by default.
+            reporter: receives progress; silent by default.
             device: ``here``, or a machine of ``run/machines.py``.
-            gpus: that many of them, each with its own groups.
+            gpus: number of these devices, each with its own groups.
             tokens_per_second: the pace of training; by default it is measured or published.
 
         Raises:
@@ -96,8 +91,9 @@ class Study:
         return make_plan(prepared, machine, gpus, tokens_per_second)
 
     def batch_script(self, out: str | Path, num_workers: int | None = None) -> str:
-        """The batch script by which a first run into ``out`` would submit all groups; nothing is
-        written or submitted.
+        """Return the batch script by which a first run into ``out`` would submit all groups.
+
+        Nothing is written or submitted.
 
         Raises:
             UserError: the study would not run, or its executor submits none.
@@ -130,7 +126,7 @@ class Study:
 
         Args:
             out: the study's folder, created if needed.
-            reporter: of progress; silent by default.
+            reporter: receives progress; silent by default.
             executor: by default the study file's, else local for several devices, else none.
             retry: statuses such as ``oom``, ids of trials and ``base``: computed again.
             allow_mixed: add results to those of other versions of libraries or code.
@@ -175,7 +171,7 @@ class Study:
     def _run_all(
         self, context: "RunContext", executor: "Executor | None", retry: Collection[str]
     ) -> None:
-        """Score the base and bring every group to its end, here or by the executor."""
+        """Score the base and bring every group to its end, here or with the executor."""
         from rankscope.run.begin import plan_again
         from rankscope.run.conductor import Conductor
         from rankscope.run.given import store_given
@@ -195,7 +191,7 @@ class Study:
             conductor.run_base()
             run_rounds(context, conductor.run_groups)
             return
-        # Another executor, or another time limit, makes no other unit.
+        # Another executor or another time limit does not make another unit.
         config = self.config.model_copy(update={"executor": None})
         if any(stage.missing() for stage in rows_stages(context)):  # other units need them
             run_units(context, config, [BASE_GROUP], executor)
@@ -209,8 +205,10 @@ class Study:
 
 
 def _tracker_class(name: str) -> type[Any]:
-    """The reporter that sends a study to a tracker. Raises UserError: there is none of this name,
-    or its library is not installed."""
+    """Return the reporter that sends a study to a tracker.
+
+    Raises UserError: there is none of this name, or its library is not installed.
+    """
     known = parts(ProgressReporter)
     if name not in known:
         raise UserError("--track", repr(name), f"one of {', '.join(known) or 'none'}")

@@ -12,10 +12,10 @@ from rankscope.run.prepared import PreparedStudy
 
 @dataclass(slots=True)
 class StudyClock:
-    """Follows the groups of a run.
+    """Follows the groups of a run, and estimates the time left.
 
-    A group takes as long as its work in training says, at the pace of those that trained in this
-    run and ended. Until there is one, only training is counted, a lower bound.
+    A group takes time in proportion to its work in training, at the pace of groups that trained in
+    this run and ended. Until there is one, only training counts, which is a lower bound.
     """
 
     work: dict[str, float]  # By trial of the groups that have not ended, its work in training
@@ -34,12 +34,12 @@ class StudyClock:
         self._trained = self._trained_before = 0.0
 
     def begin_training(self, trained_before: float) -> None:
-        """The group trains, from a checkpoint if a share of its steps was done before."""
+        """Note that the group trains, from a checkpoint if a share of its steps was done before."""
         if not self._trained:  # otherwise a part of the group is trained again in this run
             self._trained_before = trained_before
 
     def begin_stage(self, stage: str) -> None:
-        """A stage of the group begins; the one before ends."""
+        """Note that a stage of the group begins and the one before ends."""
         self.train_seconds = self._training_seconds()
         self._train_begun = self.clock() if stage.startswith("train") else None
 
@@ -60,9 +60,10 @@ class StudyClock:
         return sum(self.work.get(trial.trial_id, 0.0) for trial in self._group)
 
     def seconds_left(self, trained: float = 0.0) -> tuple[float, bool] | None:
-        """Seconds left, and whether only training is counted; None if nothing is known yet.
+        """Return the seconds left, and whether only training is counted; None if nothing is known.
 
-        trained: share of the current group's training that is done, 0 to 1; the largest one counts.
+        ``trained`` is the share of the current group's training that is done, 0 to 1; the largest
+        counts.
         """
         trained = self._trained = max(trained, self._trained)
         work, current = sum(self.work.values()), self._group_work()
@@ -80,8 +81,11 @@ class StudyClock:
         return pace * (work - current) + max(0.0, left), False
 
     def left_text(self, trained: float = 0.0) -> str:
-        """``2.1 h left of the study``; empty if nothing is known, or no training is left whose
-        pace would say how long its scores take."""
+        """Return ``2.1 h left of the study``.
+
+        The text is empty if nothing is known, or if no training is left whose pace would tell how
+        long its scores take.
+        """
         seconds, training_alone = self.seconds_left(trained) or (0.0, True)
         if training_alone and seconds < 1:
             return ""
@@ -90,5 +94,6 @@ class StudyClock:
 
 
 def training_work(study: PreparedStudy, trial: TrialSpec) -> float:
-    """Tokens that a trial trains on, times the passes of each: three if every weight trains."""
+    """Count the tokens that a trial trains on, times the passes of each: three if all weights
+    train."""
     return study.own_tokens(trial) * (3 if trial.is_full else 2)

@@ -5,7 +5,7 @@ from pathlib import Path
 from rankscope.errors import UserError
 from rankscope.hashing import sha256_file, sha256_json
 from rankscope.models.base import Base
-from rankscope.models.methods import get_method
+from rankscope.models.methods.method import Method
 from rankscope.records import ModelRecord
 from rankscope.run.context import RunContext
 from rankscope.run.given import load_given
@@ -15,12 +15,12 @@ from rankscope.train.trial_state import TrialState
 
 
 def write_weights(state: TrialState, model: Base, base_record: ModelRecord, folder: Path) -> str:
-    """Write a PEFT adapter with its card, or a whole model, into ``folder``; sha256 of its weights.
+    """Write a PEFT adapter with its card, or a whole model, into ``folder``.
 
-    ``model`` holds the weights of full fine-tuning.
+    ``model`` holds the weights of full fine-tuning. Returns the sha256 of the weights.
     """
     trial, trained = state.spec, state.adapter or state.tuner or model
-    get_method(trial.method).save(trained, base_record, folder)
+    Method.of(trial.method).save(trained, base_record, folder)
     if not trial.is_full:
         from rankscope.report.model_card import adapter_card  # pandas, which takes long
 
@@ -30,10 +30,10 @@ def write_weights(state: TrialState, model: Base, base_record: ModelRecord, fold
 
 
 def model_with_weights(context: RunContext, group: Group) -> Base | None:
-    """The base with the trials' stored adapters attached, or a full trial's own model.
+    """Return the base with the trials' stored adapters attached, or a full trial's own model.
 
-    None if training left a full model in a state in which it cannot run: the trial is then marked
-    ``failed``. Raises IntegrityError: stored weights are not what was written.
+    The result is None if training left a full model that cannot run; the trial is then marked
+    ``failed``. Raises IntegrityError: stored weights were altered.
     """
     model = context.base
     for trial in group:
@@ -42,7 +42,7 @@ def model_with_weights(context: RunContext, group: Group) -> Base | None:
             continue
         folder = context.ledger.checked_path(weights_path(trial))
         try:
-            model = get_method(trial.method).load(model, trial, folder)
+            model = Method.of(trial.method).load(model, trial, folder)
         except UserError as error:
             if not trial.is_full:
                 raise

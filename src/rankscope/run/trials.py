@@ -1,9 +1,9 @@
-"""Arms x seeds x tasks become trials with content ids, and so do models that are given.
+"""Trials with content ids, made of arms x seeds x tasks and of given models.
 
-Trials are ordered by training task, then arm, then grid point (method, targets, rank, alpha,
-learning rate, its ratio, dropout, the arm's own protocol, then replay, KL and early stopping, each
-in the order of the study file), then seed. Seeds of one point are neighbors, so a study that is
-stopped early has whole arms rather than many arms with one seed each.
+Trials are ordered by training task, then arm, then grid point, then seed. A grid point is (method,
+targets, rank, alpha, learning rate, its ratio, dropout, the arm's own protocol, then replay, KL and
+early stopping), each in the order of the study file. Seeds of one point are neighbors, so a study
+that is stopped early has whole arms, rather than many arms with one seed each.
 """
 
 import itertools
@@ -19,8 +19,9 @@ from rankscope.errors import UserError
 from rankscope.evaluate.evaluator import wanted_splits
 from rankscope.filesystem import user_path
 from rankscope.hashing import canonical_json, sha256_json
-from rankscope.models.methods import get_method
-from rankscope.models.study_base import StudyBase, check_distinct, trial_of_given
+from rankscope.models.given import NOT_READ, check_distinct, trial_of_given
+from rankscope.models.methods.method import Method
+from rankscope.models.study_base import StudyBase
 from rankscope.records import (
     GivenModel,
     Prompt,
@@ -31,7 +32,8 @@ from rankscope.records import (
     finished_trials,
 )
 from rankscope.store import Ledger, task_changes
-from rankscope.train.objectives import SFT, objective_of
+from rankscope.train.objectives import SFT
+from rankscope.train.objectives.objective import objective_of
 from rankscope.train.step_schedule import check_learning_rates, trial_protocol, trial_steps
 
 RESULTS_VERSION = 2
@@ -40,7 +42,6 @@ RESULTS_VERSION = 2
 BEYOND = (2, 4, 8)  # Factors of rates and ranks beyond the ends of the lists
 MOST_EXTENDED = 1000  # Trials; lists of more are long enough
 MODELS_NAMED = 12  # Models that a message names
-NOT_READ = "not read"  # The hash of a base whose weights a plan does not need
 
 ID_LENGTH = 16
 """Hex digits of a trial or group id: 64 bits, so 10,000 trials collide with probability 3e-12."""
@@ -61,17 +62,17 @@ NOT_TRAINING = frozenset(
 """Fields of ``train`` that change when and how something is computed, but no result."""
 
 STOPPING = frozenset({"evaluate_every", "evaluate_items"})
-"""The exceptions for early stopping: these decide when such a trial ends."""
+"""Exceptions for early stopping: these fields decide when such a trial ends."""
 
 
 def study_trials(
     config: StudyConfig, base: StudyBase, data: StudyData, tasks: Sequence[TaskRecord], whole: bool
 ) -> tuple[tuple[TrialSpec, ...], tuple[TrialSpec, ...]]:
-    """Every trial of the study, given models last, and those beyond the ends of its lists that a
-    search may train.
+    """Make every trial of the study, given models last, and the trials beyond its lists.
 
-    ``whole`` False makes ids that do not depend on training rows. Raises UserError: a trial cannot
-    train on its rows, or a given model cannot be used.
+    A search may train those beyond the ends of the lists. ``whole`` False makes ids that do not
+    depend on training rows. Raises UserError: a trial cannot train on its rows, or a given model is
+    unusable.
     """
     make = partial(
         make_trials,
@@ -106,7 +107,7 @@ def _check_trial(trial: TrialSpec, config: StudyConfig, base: StudyBase, data: S
     rows = data.rows_of(trial)
     num_steps = trial_steps(trial, len(rows.rows), rows.num_tokens, config.train)
     check_learning_rates(trial, num_steps, config.train)
-    get_method(trial.method).check_trial(trial, base, rows.num_tokens, num_steps)
+    Method.of(trial.method).check_trial(trial, base, rows.num_tokens, num_steps)
 
 
 def _may_train(trial: TrialSpec, config: StudyConfig, base: StudyBase, data: StudyData) -> bool:
@@ -118,8 +119,10 @@ def _may_train(trial: TrialSpec, config: StudyConfig, base: StudyBase, data: Stu
 
 
 def _extended(config: StudyConfig) -> StudyConfig:
-    """The study with rates and ranks beyond the ends of its lists, each a factor of two on. A
-    single rank was chosen; a single rate is a guess."""
+    """Extend the study by rates and ranks beyond the ends of its lists, in factors of two.
+
+    A single rank was chosen and stays alone; a single rate is a guess.
+    """
 
     def longer(arm: ArmConfig) -> ArmConfig:
         more: dict[str, list[Any]] = {}
@@ -145,18 +148,19 @@ def make_trials(
     fewer_sha256: Mapping[tuple[str, int], str] = {},
     solved: Callable[[str, int], tuple[tuple[str, str, str], ...]] = lambda task, num: (),
 ) -> list[TrialSpec]:
-    """Every trial of the study, equal ones once, in the order this module documents.
+    """Make every trial of the study, equal ones once, in the order of the module's docstring.
 
-    config: with ``auto`` resolved.
-    base_sha256: hash of the base model's weights and configuration.
-    data_sha256: by training task, hash of its encoded training rows, in order. Prompt template,
-    scorer, row limits and ``data_seed`` act through it; validation and test items must not, or a
-    change of evaluation would train again.
-    adapter_sha256: by folder, hash of each adapter of a warm start (``init_from``).
-    replay_sha256: by task, hash of the encoded rows that an arm replays.
-    validation_sha256: by training task, hash of what early stopping scores.
-    fewer_sha256: by training task and number, as ``data_sha256``, of the rows of arms with fewer.
-    solved: by training task and number, the examples that prompts show.
+    Args:
+        config: the study, with ``auto`` resolved.
+        base_sha256: hash of the base model's weights and configuration.
+        data_sha256: by training task, hash of its encoded training rows, in order. Prompt template,
+            scorer, row limits and ``data_seed`` act through it. Validation and test items must not,
+            or a change of evaluation would train again.
+        adapter_sha256: by folder, hash of each adapter of a warm start (``init_from``).
+        replay_sha256: by task, hash of the encoded rows that an arm replays.
+        validation_sha256: by training task, hash of the items that early stopping scores.
+        fewer_sha256: by training task and number, as ``data_sha256``, for arms with fewer rows.
+        solved: returns the examples that prompts show, given training task and number.
     """
     trials: dict[str, TrialSpec] = {}
     for task in config.tasks:
@@ -177,16 +181,16 @@ def make_trials(
                 few = (task.name, spec.rows or 0)
                 data = fewer_sha256[few] if spec.rows else data_sha256[task.name]
                 shared = _shared_identity(config, base_sha256, data if spec.trains else "")
-                trial_id = sha256_json({**shared, **own_identity(spec, config.train)})[:ID_LENGTH]
+                trial_id = sha256_json({**shared, **_own_identity(spec, config.train)})[:ID_LENGTH]
                 trials.setdefault(trial_id, spec.model_copy(update={"trial_id": trial_id}))
     return list(trials.values())
 
 
 def duplicate_grid_notes(config: StudyConfig) -> list[str]:
-    """A sentence on grid points and seeds written more than once, which ``make_trials`` merges.
+    """Write a sentence on grid points and seeds that ``make_trials`` merges, being repeated.
 
-    Counted per study file, not per task: ``rank: [8, 8]`` is one, whatever the seeds and tasks;
-    a point that two arms share is one; ``seeds: [0, 0]`` is one.
+    They are counted per study file, not per task: ``rank: [8, 8]`` is one, whatever the seeds and
+    tasks. A point that two arms share is one, and so is ``seeds: [0, 0]``.
     """
     points = [point for arm in config.arms for point in arm_specs(arm, config.train)]
     repeated = len(points) - len(set(points)) + len(config.seeds) - len(set(config.seeds))
@@ -197,7 +201,7 @@ def duplicate_grid_notes(config: StudyConfig) -> list[str]:
 
 
 def _shared_identity(config: StudyConfig, base_sha256: str, data_sha256: str) -> dict[str, object]:
-    """What determines the training of all trials of one task."""
+    """Return the settings that determine the training of all trials of one task."""
     return {
         "results_version": RESULTS_VERSION,
         "base": base_sha256,
@@ -208,12 +212,12 @@ def _shared_identity(config: StudyConfig, base_sha256: str, data_sha256: str) ->
     }
 
 
-def own_identity(trial: TrialSpec, train: TrainConfig) -> dict[str, object]:
-    """A trial's own settings and protocol as they enter its id; nothing about evaluation.
+def _own_identity(trial: TrialSpec, train: TrainConfig) -> dict[str, object]:
+    """Return a trial's own settings and protocol as they enter its id; evaluation is left out.
 
-    A warm start's adapter counts by content, not by folder, and replayed rows by content, not by
-    the name of their task. Protocol settings of the arm count as part of the protocol, so moving
-    one from ``train`` into the arms, or back, does not change the id.
+    A warm start's adapter counts by content, not by folder. Replayed rows count by content, not by
+    the name of their task. Protocol settings of the arm count as part of the protocol, so a move
+    from ``train`` into the arms, or back, does not change the id.
     """
     nowhere = {"trial_id", "schema_version", "given", "init_from", "replay", *TRAIN_OVERRIDES}
     nowhere |= {"rows"}  # Their hash counts
@@ -236,7 +240,7 @@ def own_identity(trial: TrialSpec, train: TrainConfig) -> dict[str, object]:
 
 
 def _arm_points(arm: ArmConfig, train: TrainConfig) -> Iterator[dict[str, Any]]:
-    """An arm's grid points as fields of TrialSpec, repeated ones included.
+    """Yield an arm's grid points as fields of TrialSpec, repeated ones included.
 
     Protocol settings equal to those of ``train`` are left out, and so are regularizers of weight 0.
     """
@@ -265,16 +269,16 @@ def _arm_points(arm: ArmConfig, train: TrainConfig) -> Iterator[dict[str, Any]]:
 NO_TRIAL: dict[str, Any] = {"trial_id": "", "task": "", "seed": 0} | {
     name: None for name in TrialSpec.model_fields if name.endswith("_sha256")
 }
-"""What a trial has besides its point of the grid."""
+"""Fields that a trial has besides its point of the grid."""
 
 
 def arm_specs(arm: ArmConfig, train: TrainConfig) -> list[TrialSpec]:
-    """An arm's grid points as specs of no task and no seed, repeated ones included."""
+    """Return an arm's grid points as specs without task and seed, repeated ones included."""
     return [TrialSpec.model_validate(NO_TRIAL | point) for point in _arm_points(arm, train)]
 
 
 def _mitigation_fields(point: Mapping[str, Any]) -> dict[str, Any]:
-    """Regularizers of a grid point as fields of TrialSpec, None for weight 0."""
+    """Return regularizers of a grid point as fields of TrialSpec, None for weight 0."""
     replay = point.get("replay")
     stop = point.get("early_stop")
     fields: dict[str, Any] = {}
@@ -294,10 +298,10 @@ def _mitigation_fields(point: Mapping[str, Any]) -> dict[str, Any]:
 def _given_models(
     config: StudyConfig, base: StudyBase, tasks: Sequence[TaskRecord]
 ) -> tuple[TrialSpec, ...]:
-    """The trials of all given models: those of ``base``, and those whose scores another study has.
+    """Return the trials of all given models: those of ``base``, and those scored by another study.
 
-    ``tasks`` are the study's. Raises UserError: stored scores are not those that the study would
-    compute, or an analysis needs their weights.
+    ``tasks`` are the study's. Raises UserError: stored scores differ from those that the study
+    would compute, or an analysis needs the models' weights.
     """
     scored = [g for g in config.given or () if g.scores is not None]
     trials = (*base.given, *(_scored_trial(given, config, base, tasks) for given in scored))
@@ -355,7 +359,7 @@ def _scored_trial(
 
 
 def _the_one(study: StudyRecords, wanted: str | None, where: str) -> TrialRecords:
-    """The finished model that ``wanted`` names, or the only one."""
+    """Return the finished model that ``wanted`` names, or the only one."""
     finished = finished_trials(study.trials)
     names = [f"{t.spec.label} ({t.spec.trial_id})" for t in finished]
     chosen = [

@@ -1,4 +1,4 @@
-"""The versions, processor and threads that results are made with."""
+"""Versions, processor and threads with which results are made."""
 
 import functools
 import hashlib
@@ -25,11 +25,11 @@ LIBRARIES = (
     "torch",
     "transformers",
 )
-"""Distributions whose version can move a result."""
+"""Distributions whose version can change a result."""
 
 
 def provenance() -> Provenance:
-    """Versions, processor and threads of this process, now."""
+    """Return the versions, processor and threads of this process."""
     # Linux's ``platform.processor()`` is empty.
     if processor := processor_field("model name"):
         processor = f"{processor} ({os.cpu_count()} logical)"
@@ -46,7 +46,7 @@ def provenance() -> Provenance:
 
 @functools.cache
 def _source_sha256() -> str:
-    """Hex sha256 of this package's source: code that was edited in place has the same version."""
+    """Hash this package's source, hex sha256; code edited in place keeps its version number."""
     digest, root = hashlib.sha256(), Path(__file__).parents[1]
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root).as_posix()} {sha256_file(path)}\n".encode())

@@ -1,4 +1,4 @@
-"""Rows that neither a file nor a named task holds, from the sources that the registry finds.
+"""Sources of rows that neither a file nor a named task holds; the registry finds them.
 
 A task called ``PREFIX:REST`` belongs to the source of that prefix. Import this freely: it loads
 neither torch nor records.
@@ -15,33 +15,36 @@ if TYPE_CHECKING:
 
 
 class Source:
-    """One source of rows. Its module is read with every study file, so it must load neither torch
-    nor records: its methods import what they need."""
+    """One source of rows.
+
+    Its module is read with every study file, so it must load neither torch nor records: its methods
+    import what they need.
+    """
 
     name: ClassVar[str]  # The prefix of its tasks
     has_tasks: ClassVar[bool] = False
-    """Whether a study without arms may name its tasks, and score them."""
+    """Whether a study without arms may name its tasks and score them."""
     label: ClassVar[str]  # What its tasks are, in messages
 
     def check_name(self, rest: str) -> None:
         """Raise Unfit if no task is called so."""
 
     def tasks(self, name: str) -> "list[TaskConfig]":
-        """The tasks of one word of ``eval --tasks``."""
+        """Return the tasks of one word of ``eval --tasks``."""
         raise NotImplementedError
 
     def load_task(self, config: "TaskConfig", max_items: int | None) -> "LoadedTask":
-        """One task with its items; needs no model."""
+        """Load one task with its items; needs no model."""
         raise NotImplementedError
 
 
 @cache
 def sources() -> dict[str, Source]:
-    """All sources by the prefix of their tasks."""
+    """Return all sources by the prefix of their tasks."""
     return {name: kind() for name, kind in parts(Source).items()}
 
 
 def source_of(name: str) -> Source | None:
-    """The source of a task called ``PREFIX:REST``; None for any other name."""
+    """Return the source of a task called ``PREFIX:REST``; None for any other name."""
     prefix, colon, _ = name.partition(":")
     return sources().get(prefix) if colon else None

@@ -1,7 +1,7 @@
 """Files of a study: staged, flushed to disk, hashed, renamed, and only then named in the ledger.
 
 A file that the ledger does not name is garbage. So a process may die between any two of these steps
-without leaving anything that could be mistaken for a result.
+and leaves nothing that looks like a result.
 """
 
 import os
@@ -50,7 +50,8 @@ class ArtifactStore:
         self._root = out.resolve() / ARTIFACTS
 
     def resolve(self, relative: str) -> Path:
-        """The absolute path of an artifact; UserError for a name outside ``artifacts/``."""
+        """Return the absolute path of an artifact. Raises UserError: a name outside
+        ``artifacts/``."""
         parts = PurePosixPath(relative).parts
         unsafe = (
             len(parts) < 2
@@ -72,8 +73,10 @@ class ArtifactStore:
 
     @contextmanager
     def stage(self) -> Iterator[Path]:
-        """A fresh folder to write artifacts into, removed at the end. Raises DiskFull,
-        and UserError if the study's folder is gone."""
+        """Yield a fresh folder to write artifacts into, and remove it at the end.
+
+        Raises DiskFull, and UserError if the study's folder is gone.
+        """
         check_in_place(self.out)
         folder = self.out / STAGING / uuid.uuid4().hex
 
@@ -89,8 +92,10 @@ class ArtifactStore:
             shutil.rmtree(folder, ignore_errors=True)
 
     def publish(self, staged: Path, relative: str) -> tuple[Artifact, ...]:
-        """Move a staged file or folder to its place, durably; one Artifact per file. Anything at
-        ``relative`` is replaced, so the ledger must not name it yet. Raises DiskFull."""
+        """Move a staged file or folder to its place, durably; return one Artifact per file.
+
+        Anything at ``relative`` is replaced, so the ledger must not name it yet. Raises DiskFull.
+        """
         target = self.resolve(relative)
         files = sorted(path for path in (staged, *staged.rglob("*")) if path.is_file())
         artifacts = []
@@ -128,8 +133,10 @@ class ArtifactStore:
                     path.rmdir()
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of files below ``artifacts/`` by their names, without what links lead to. Asking
-        for each file by its name takes ten times as long."""
+        """Return the bytes of each file below ``artifacts/`` by its name; links are not followed.
+
+        Asking for each file by its name takes ten times as long.
+        """
         root = self.out / ARTIFACTS
         found = {}
         for folder, _, files in os.walk(root) if not root.is_symlink() else ():
@@ -141,7 +148,7 @@ class ArtifactStore:
         return found
 
     def check(self, artifact: Artifact, *, quick: bool = False) -> IntegrityError | None:
-        """How a stored file differs from what was written; ``quick`` compares sizes only."""
+        """Return how a stored file differs from the written one; ``quick`` compares sizes only."""
         path = self.resolve(artifact.path)
         expected, found = f"{artifact.num_bytes:,} bytes", "no file"
         if path.is_file():
@@ -154,11 +161,11 @@ class ArtifactStore:
 
     @property
     def shown(self) -> str:
-        """The study's folder as a word of a shell."""
+        """The study's folder, quoted for a shell."""
         return shlex.quote(str(self.out))
 
     def remedy(self, relative: str) -> str:
-        """What to do about a stored file that is missing or altered."""
+        """Return the advice for a stored file that is missing or altered."""
         study = shlex.quote(str(self.out / "study.resolved.yaml"))
         owner = PurePosixPath(relative).parts[1]
         return (
@@ -167,7 +174,7 @@ class ArtifactStore:
         )
 
     def checked_path(self, relative: str, artifacts: Sequence[Artifact]) -> Path:
-        """The path of a stored file or folder; IntegrityError if it is altered."""
+        """Return the path of a stored file or folder. Raises IntegrityError: it is altered."""
         path = self.resolve(relative)
         for problem in filter(None, map(self.check, artifacts)):
             raise IntegrityError(
@@ -187,7 +194,7 @@ def _remove(path: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Make a durable copy of a file that never changes; a hard link if the disk can."""
+    """Make a durable copy of a file that never changes; a hard link if the disk allows it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     try:

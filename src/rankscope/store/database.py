@@ -1,5 +1,7 @@
-"""The ledger's SQLite file: its tables, transactions, and what it keeps of a trial: its status, and
-records by kind and key, as checked JSON."""
+"""The ledger's SQLite file: its tables and transactions.
+
+For a trial it keeps the status, and records by kind and key, as checked JSON.
+"""
 
 import functools
 import json
@@ -82,7 +84,7 @@ NO_DAMAGE = frozenset(
         *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_MISUSE),
     }
 )
-"""Primary codes of SQLite that are about the machine or a bug, not about the file's content."""
+"""Primary codes of SQLite that concern the machine or a bug, not the content of the file."""
 
 MOST_TRIES = 100  # Five seconds, for readers of an earlier state and of the lock
 
@@ -102,7 +104,7 @@ class TrialFailure(NamedTuple):
 
 
 class StoredGroups(Record):
-    """Groups, and the limits they were cut by; a later run keeps them, whatever memory is free."""
+    """Groups, and the limits that cut them; later runs keep them, whatever memory is free."""
 
     max_group_size: int | None
     memory_limit: int | None
@@ -118,14 +120,14 @@ _KIND_OF: dict[type[Record], str] = {
 
 
 def kind_of(record: type[Record]) -> str:
-    """The name of a class of stored records in the ledger; an analysis gives its own."""
+    """Return the ledger's name for a class of stored records; an analysis gives its own."""
     if record in _KIND_OF:
         return _KIND_OF[record]
     return next(a.name for a in all_analyses() if a.record_type() is record)
 
 
 def _key_of(record: StoredRecord) -> str:
-    """What tells a trial's records of one kind apart."""
+    """Return the key that tells a trial's records of one kind apart."""
     match record:
         case EvalRecord():
             return eval_key(record.key)
@@ -141,7 +143,7 @@ def eval_key(of: EvalKey) -> str:
 
 
 def record_row(record: StoredRecord, settings: str) -> tuple[str, ...]:
-    """A row of ``records``. Raises IntegrityError for numbers that JSON does not have."""
+    """Make a row of ``records``. Raises IntegrityError for numbers that JSON does not have."""
     trial_id, kind, key = record.trial_id, kind_of(type(record)), _key_of(record)
     with reading(f"{kind} record of {trial_id} {key}", "finite numbers", IntegrityError):
         body = json.dumps(record.model_dump(), separators=(",", ":"), allow_nan=False)
@@ -150,12 +152,14 @@ def record_row(record: StoredRecord, settings: str) -> tuple[str, ...]:
 
 
 def connect(path: Path, *, write: bool) -> sqlite3.Connection:
-    """A connection to a ledger of this version; a writer creates it. Raises IntegrityError: the
-    file is damaged."""
+    """Connect to a ledger of this version; a writer creates it.
+
+    Raises IntegrityError: the file is damaged.
+    """
     if write and not holds_bytes(path):
         _create(path)
-    # SQLite can read a WAL database in a writable folder, or beside a writer; else it needs
-    # "immutable", which does not see what a writer has not yet moved into the file.
+    # SQLite can read a WAL database in a writable folder, or beside a writer. Elsewhere it needs
+    # "immutable", which does not see a writer's changes that are not yet in the file.
     is_shared = os.access(path.parent, os.W_OK) or Path(f"{path}-shm").exists()
     mode = "rw" if write else ("ro" if is_shared else "ro&immutable=1")
     uri = f"{path.resolve().as_uri()}?mode={mode}"
@@ -174,7 +178,8 @@ def connect(path: Path, *, write: bool) -> sqlite3.Connection:
 
 @contextmanager
 def closed_by_errors(db: sqlite3.Connection, out: Path) -> Iterator[None]:
-    """Close the ledger in ``out`` after an error; one of SQLite becomes :func:`ledger_error`'s."""
+    """Close the ledger in ``out`` after an error; errors of SQLite become
+    :func:`ledger_error`'s."""
     try:
         yield
     except BaseException as error:
@@ -194,8 +199,8 @@ def holds_bytes(path: Path) -> bool:
 def _create(path: Path) -> None:
     """Make an empty ledger in one step: a full disk leaves none or a whole one.
 
-    It has its journal mode by then: changing that leaves a rollback journal on a disk that fails,
-    and with one nobody can read the ledger before a run has written to it.
+    The journal mode is set from the start. Changing it on a disk that fails leaves a rollback
+    journal, and with that nobody can read the ledger before a run has written to it.
     """
     for name in (ARTIFACTS, STAGING, CHECKPOINTS, UNITS):
         if (path.parent / name).exists():
@@ -221,7 +226,7 @@ def is_damaged(error: BaseException | None) -> bool:
 
 
 def ledger_error(out: Path, error: sqlite3.Error) -> RankscopeError | None:
-    """What an error of SQLite means for the user; None for a bug."""
+    """Translate an error of SQLite for the user; None for a bug."""
     if not is_damaged(error):
         return shortage_behind(error, out / LEDGER)
     return IntegrityError(
@@ -238,11 +243,11 @@ def validator(kind: Any) -> TypeAdapter[Any]:
 
 
 def _parse_record(kind: type[Stored], body: Any, where: str) -> Stored:
-    """A stored JSON text as a value of a type that Pydantic checks."""
+    """Parse a stored JSON text as a value of a type that Pydantic checks."""
     model: Any = kind
     name = getattr(kind, "__name__", "number")
     with reading(f"{LEDGER}: {where}", f"a {name}", IntegrityError, LEDGER_REMEDY):
-        # A section may have been added to a model since it was first read.
+        # A section may have been added to a model after it was first read.
         parse = getattr(model, "model_validate_json", None) or validator(model).validate_json
         value: Stored = parse(body)
     return value
@@ -250,7 +255,7 @@ def _parse_record(kind: type[Stored], body: Any, where: str) -> Stored:
 
 @contextmanager
 def transaction(db: sqlite3.Connection, out: Path) -> Iterator[None]:
-    """All statements inside take effect together, durably, or none does. Raises DiskFull."""
+    """Make all statements inside take effect together, durably, or not at all. Raises DiskFull."""
     with reporting_shortages(out / LEDGER, lambda: SMALL_WRITE):
         db.execute("BEGIN IMMEDIATE")
         try:
@@ -264,7 +269,7 @@ def transaction(db: sqlite3.Connection, out: Path) -> Iterator[None]:
 
 @contextmanager
 def snapshot(db: sqlite3.Connection) -> Iterator[None]:
-    """All reads inside see one state, also while a run writes."""
+    """Let all reads inside see one state, also while a run writes."""
     db.execute("BEGIN")
     try:
         yield
@@ -290,13 +295,13 @@ def has_study(db: sqlite3.Connection) -> bool:
 
 
 def stored(db: sqlite3.Connection, key: str, kind: type[Stored]) -> Stored | None:
-    """One entry of the ``study`` table; None if there is none."""
+    """Read one entry of the ``study`` table; None without it."""
     row = db.execute("SELECT body FROM study WHERE key = ?", (key,)).fetchone()
     return None if row is None else _parse_record(kind, row[0], f"study {key}")
 
 
 def required(db: sqlite3.Connection, key: str, kind: type[Stored]) -> Stored:
-    """An entry that every study has."""
+    """Read an entry that every study has."""
     entry = stored(db, key, kind)
     if entry is None or entry == []:
         raise IntegrityError(f"{LEDGER}: study {key}", "none", "one", LEDGER_REMEDY)
@@ -306,8 +311,10 @@ def required(db: sqlite3.Connection, key: str, kind: type[Stored]) -> Stored:
 def stored_statuses(
     db: sqlite3.Connection, trial_ids: Collection[str] | None = None
 ) -> Iterator[tuple[str, str, Status, str | None]]:
-    """(trial id, JSON text, status, failure) of the trials of the study as it is now, in order:
-    all, or those named."""
+    """Yield (trial id, JSON text, status, failure) of the study's current trials, in order.
+
+    ``trial_ids`` limits them.
+    """
     chosen = "" if trial_ids is None else "AND trial_id IN (SELECT value FROM json_each(?)) "
     rows = db.execute(
         "SELECT trial_id, spec, status, failure FROM trials WHERE position IS NOT NULL "
@@ -323,13 +330,13 @@ def stored_statuses(
 
 
 def stored_trials(db: sqlite3.Connection) -> Iterator[tuple[TrialSpec, Status, str | None]]:
-    """(trial, status, failure) of every trial of the study as it is now, in order."""
+    """Yield (trial, status, failure) of every current trial of the study, in order."""
     for trial_id, spec, status, failure in stored_statuses(db):
         yield _parse_record(TrialSpec, spec, f"trials {trial_id}"), status, failure
 
 
 def stored_records(db: sqlite3.Connection, model: type[R]) -> Iterator[tuple[str, R]]:
-    """(trial id, record) of every record of one kind, in the order in which they came."""
+    """Yield (trial id, record) of every record of one kind, in the order of their arrival."""
     kind, columns = kind_of(model), "trial_id, key, body"
     rows = db.execute(f"SELECT {columns} FROM records WHERE kind = ? ORDER BY rowid", (kind,))
     for trial_id, key, body in rows:
@@ -356,7 +363,7 @@ def set_statuses(
     reason: str | None = None,
     expected: Collection[Status] | None = None,
 ) -> None:
-    """Change the status of trials, of each if it is one of ``expected``; within a transaction."""
+    """Change the status of trials within a transaction; ``expected`` limits it to some statuses."""
     for trial_id in trial_ids:
         row = db.execute("SELECT status FROM trials WHERE trial_id = ?", (trial_id,)).fetchone()
         if row is None:

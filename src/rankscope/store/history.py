@@ -1,4 +1,4 @@
-"""What may change in a study between two runs, and the notes that a change leads to."""
+"""Permitted changes of a study between two runs, and the notes about them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +19,8 @@ def check_same_name(out: Path, stored: str, name: str) -> None:
 
 
 def check_same_model(out: Path, stored: ModelRecord, model: ModelRecord) -> None:
-    """Refuse another base model, dtype, quantization or prompt format than the stored results'."""
+    """Refuse a base model, dtype, quantization or prompt format that differs from the stored
+    one."""
     if stored.sha256 != model.sha256:
         raise UserError(
             out,
@@ -43,8 +44,8 @@ def check_same_tasks(
 ) -> None:
     """Refuse a task whose name now means other validation or test items, or another metric.
 
-    Other training rows make other trials. They are refused if other test items are contaminated
-    now: stored scores leave out those of before.
+    Other training rows make other trials. They are refused only if other test items are
+    contaminated now, because stored scores leave out the earlier ones.
     """
     for task in tasks:
         if changes := task_changes(stored.get(task.name, task), task):
@@ -58,8 +59,10 @@ def check_same_tasks(
 
 
 def task_changes(before: TaskRecord, task: TaskRecord, *splits: Split) -> list[str]:
-    """Why scores of a task on some splits, by default both, cannot be used for the task as it is
-    now; empty if they can."""
+    """Return why stored scores of a task on some splits cannot be used for the current task.
+
+    The default is both splits; the list is empty if the scores can be used.
+    """
     splits = splits or ("validation", "test")
     hashes = [f"{split}_sha256" for split in splits]
     changed = [

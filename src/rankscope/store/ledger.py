@@ -1,15 +1,14 @@
-"""The ledger: what a study asks for, what is done, what came out. SQLite and hashed artifacts."""
+"""The ledger of a study: its trials, their state and their results. SQLite and hashed artifacts."""
 
 import json
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 from pydantic import FiniteFloat
 
-from rankscope.config.section import Kernels
 from rankscope.errors import reporting_shortages
 from rankscope.records import (
     BASE,
@@ -61,15 +60,15 @@ from rankscope.store.row_hashes import LEDGER
 from rankscope.store.verify import ledger_file, mark_closed, mark_open, open_checked
 
 BELOW = "WHERE path = ?1 OR (path > ?1 || '/' AND path < ?1 || '0')"
-"""An artifact's path and all below it: '0' follows '/' in ASCII."""
+"""Condition for an artifact's path and everything below it: '0' follows '/' in ASCII."""
 
 
 class Ledger:
     """State of one study under ``out``; a context manager that closes it.
 
     A stage stores its records, statuses and the names of its artifacts in one transaction. Storing
-    the same thing again changes nothing; a stored result is never replaced. Reading a damaged data
-    base inside ``with`` raises IntegrityError.
+    the same thing again changes nothing, and a stored result is never replaced. Reading a damaged
+    data base inside ``with`` raises IntegrityError.
     """
 
     def __init__(self, out: Path, db: sqlite3.Connection, lock: StudyLock | None) -> None:
@@ -83,9 +82,9 @@ class Ledger:
     def open(cls, out: Path, *, write: bool, take_over: bool = False) -> Self:
         """Open the study in ``out``; with ``write``, create it if there is none.
 
-        A writer holds the study's lock and first removes what a killed writer left behind, with
-        ``take_over`` also one of another machine. Raises StudyLocked, UserError for a folder
-        without a study or in other use, IntegrityError for an altered ledger, and DiskFull.
+        A writer holds the study's lock, and first removes the leftovers of a killed writer. With
+        ``take_over`` it also takes a lock from another machine. Raises StudyLocked; UserError for a
+        folder without a study or in other use; IntegrityError for an altered ledger; DiskFull.
         """
         if not write:
             with reporting_shortages(ledger_file(out)):
@@ -107,12 +106,12 @@ class Ledger:
 
     @classmethod
     def read(cls, out: Path, *, with_analyses: bool = True) -> StudyRecords:
-        """All records of the study in ``out``, see :meth:`load`."""
+        """Load all records of the study in ``out``, see :meth:`load`."""
         with cls.open(out, write=False) as ledger:
             return ledger.load(with_analyses=with_analyses)
 
     def close(self) -> None:
-        """Close the data base; a writer's last state is then known by its hash."""
+        """Close the data base; a hash then identifies a writer's last state."""
         is_whole = self._lock is not None and is_whole_file(self._db)
         self._db.close()
         if self._lock is not None:
@@ -143,12 +142,13 @@ class Ledger:
         tasks: Sequence[TaskRecord],
         provenance: Provenance,
     ) -> None:
-        """Store what the study is made of now: it may gain or lose arms, seeds and tasks between
-        runs. ``provenance`` is that of a first run; see :meth:`add_provenance`.
+        """Store the current parts of the study, which may gain or lose arms, seeds and tasks
+        between runs.
 
-        Raises UserError for the folder of a study with another name, and if stored results would
-        not be comparable any more: another base model, dtype or prompt format, or other
-        validation or test rows, or another metric, under a task's name.
+        ``provenance`` is that of a first run; see :meth:`add_provenance`. Raises UserError for the
+        folder of a study with another name, and if stored results would no longer be comparable.
+        That is another base model, dtype or prompt format, or other validation or test rows, or
+        another metric, under a task's name.
         """
         if has_study(self._db):
             check_same_name(self.out, required(self._db, "name", str), name)
@@ -168,10 +168,10 @@ class Ledger:
         )
 
     def add_provenance(self, provenance: Provenance, *, allow_mixed: bool) -> None:
-        """Store that results are from now on computed with these versions on this machine.
+        """Store the versions and machine that compute results from now on.
 
-        Raises UserError for versions that the stored results or checkpoints were not computed
-        with, unless ``allow_mixed``.
+        Raises UserError for versions that differ from those of the stored results or checkpoints,
+        unless ``allow_mixed``.
         """
         history = required(self._db, "provenance", list[Provenance])
         is_begun = self._record_keys() or any((self.out / CHECKPOINTS).glob("*/step-*"))
@@ -180,20 +180,19 @@ class Ledger:
         if history[-1].model_copy(update={"created": provenance.created}) != provenance:
             self._put(provenance=json_list([*history, provenance]))
 
-    def kernels(self) -> Kernels | None:
-        """``train.kernels`` of the stored study; None if there is none."""
+    def kernels(self) -> str | None:
+        """Return ``train.kernels`` of the stored study; None without one."""
         config = stored(self._db, "config", dict[str, Any])
-        if config is None:
-            return None
-        kernels = config["train"].get("kernels")
-        return kernels if kernels in get_args(Kernels) else "plain"
+        return config and config["train"]["kernels"]
 
     def put_notes(self, notes: Sequence[str]) -> None:
         self._put(notes=json.dumps(list(notes)))
 
     def put_trials(self, specs: Sequence[TrialSpec]) -> int:
-        """Make ``specs``, in this order, the trials of the study; returns how many are new. Trials
-        that are no longer in the study keep their results, but ``load`` omits them."""
+        """Make ``specs``, in this order, the trials of the study; return how many are new.
+
+        Trials that are no longer in the study keep their results, but ``load`` omits them.
+        """
         with transaction(self._db, self.out):
             count = "SELECT COUNT(*) FROM trials"
             before = int(self._db.execute(count).fetchone()[0])
@@ -218,7 +217,7 @@ class Ledger:
         return stored(self._db, "groups", StoredGroups)
 
     def put_rounds(self, rounds: Sequence[RoundRecord]) -> None:
-        """Store what a search has decided to train, round by round."""
+        """Store a search's decisions on what to train, round by round."""
         self._put(rounds=json_list(rounds))
 
     def rounds(self) -> list[RoundRecord]:
@@ -241,8 +240,10 @@ class Ledger:
         return self._store.stage()
 
     def publish(self, staged: Path, relative: str) -> tuple[Artifact, ...]:
-        """Move a staged file or folder to ``relative``; pass the result to a ``commit``. If the
-        ledger names that place already, what is stored stays and its rows are returned."""
+        """Move a staged file or folder to ``relative``; pass the result to a ``commit``.
+
+        If the ledger names that place already, the stored files stay and their rows are returned.
+        """
         self._store.resolve(relative)
         return self.artifacts(relative) or self._store.publish(staged, relative)
 
@@ -253,10 +254,10 @@ class Ledger:
         settings: Mapping[str, str] | None = None,
         failures: Sequence[TrialFailure] = (),
     ) -> None:
-        """Store records and artifacts, and who was trained or failed in training, together.
+        """Store records and artifacts together, with the trials that were trained or failed.
 
-        An evaluation comes with its items, at ``items_path``. ``settings`` is what records depend
-        on besides the trial, by its id; a later run with other settings is refused. Raises
+        An evaluation comes with its items, at ``items_path``. ``settings`` holds, by trial id, what
+        records depend on besides the trial; a later run with other settings is refused. Raises
         IntegrityError for a number that is not finite, KeyError for training of an unknown trial.
         """
         of_trial = settings or {}
@@ -275,7 +276,7 @@ class Ledger:
                 set_statuses(self._db, [failure.trial_id], *failure[1:])
 
     def retry_trials(self, trial_ids: Sequence[str]) -> None:
-        """Plan trials again that failed or were left out; one that was trained becomes ``trained``
+        """Plan failed or skipped trials again; trials that were trained become ``trained``
         again."""
         trained = {trial_id for kind, trial_id, _ in self._record_keys() if kind == "train"}
         named = set(trial_ids)
@@ -285,12 +286,12 @@ class Ledger:
             set_statuses(self._db, named - trained, "planned", expected=left)
 
     def skip_trials(self, trial_ids: Collection[str], reason: str) -> None:
-        """A search ends without these trials; only those that never began."""
+        """Skip trials that never began; a search ends without them."""
         with transaction(self._db, self.out):
             set_statuses(self._db, trial_ids, "skipped", reason, expected={"planned", "skipped"})
 
     def repeat_trials(self, trial_ids: Collection[str]) -> None:
-        """Remove all results of some trials, or of the base, to have them computed again."""
+        """Remove all results of some trials, or of the base, so that they are computed again."""
         with transaction(self._db, self.out):
             for i in trial_ids:
                 self._db.execute("DELETE FROM records WHERE trial_id = ?", (i,))
@@ -317,16 +318,18 @@ class Ledger:
         return [spec for spec, _, _ in stored_trials(self._db)]
 
     def statuses(self, trial_ids: Collection[str] | None = None) -> dict[str, Status]:
-        """Of all trials of the study as it is now, or of those named: there may be 10,000."""
+        """Return the status of all current trials of the study, or of the named ones."""
         return {trial_id: status for trial_id, _, status, _ in stored_statuses(self._db, trial_ids)}
 
     def missing_evals(self, wanted: Iterable[EvalKey]) -> list[EvalKey]:
-        """The evaluations of ``wanted`` that are not stored, in its order; failed trials' too."""
+        """Return the evaluations of ``wanted`` that are not stored, in its order; failed trials'
+        too."""
         keys = self._record_keys()
         return [key for key in wanted if ("eval", trial_of(key[0]), eval_key(key)) not in keys]
 
     def without_record(self, kind: str, trials: Sequence[TrialSpec]) -> list[TrialSpec]:
-        """The trained ones of ``trials`` without a record of a kind, in order; none of a prompt."""
+        """Return the trained ones of ``trials`` without a record of a kind, in order; prompts
+        excepted."""
         keys, statuses = self._record_keys(), self.statuses()
         trained = [t for t in trials if statuses[t.trial_id] in ("trained", "done")]
         trained = [trial for trial in trained if trial.prompt is None]
@@ -340,7 +343,7 @@ class Ledger:
     # --- reading
 
     def record_settings(self) -> Iterator[tuple[str, str, str]]:
-        """(kind, trial id, settings) of all records that depend on settings."""
+        """Yield (kind, trial id, settings) of all records that depend on settings."""
         yield from self._db.execute(
             "SELECT DISTINCT kind, trial_id, settings FROM records WHERE settings != ''"
         )
@@ -354,17 +357,19 @@ class Ledger:
         }
 
     def artifacts(self, below: str | None = None) -> tuple[Artifact, ...]:
-        """What the ledger names: all, or the file ``below`` and the files under it."""
+        """Return the artifacts in the ledger: all, or the file ``below`` and the files under it."""
         where, values = ("", ()) if below is None else (BELOW, (below,))
         query = f"SELECT path, file_sha256, bytes FROM artifacts {where} ORDER BY path"
         return tuple(Artifact(*row) for row in self._db.execute(query, values))
 
     def checked_path(self, relative: str) -> Path:
-        """The place of a stored file or folder, after comparing every hash in it."""
+        """Return the path of a stored file or folder after comparing every hash in it."""
         return self._store.checked_path(relative, self.artifacts(relative))
 
     def load(self, *, with_analyses: bool = True) -> StudyRecords:
-        """All records of the study as it is now, but those of analyses, the largest, only
-        ``with_analyses``; per-item tables are read on demand."""
+        """Load all records of the current study; per-item tables are read on demand.
+
+        Records of analyses, the largest, are left out without ``with_analyses``.
+        """
         with snapshot(self._db):
             return load_study(self._db, self._store, self.artifacts(), with_analyses=with_analyses)

@@ -1,5 +1,7 @@
-"""Paths of artifacts, and all records of a study; per-item scores are read on demand, so a study of
-a thousand trials opens in seconds."""
+"""Paths of artifacts, and all records of a study.
+
+Per-item scores are read on demand, so a study of a thousand trials opens in seconds.
+"""
 
 import sqlite3
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -57,7 +59,7 @@ def snapshot_path(spec: TrialSpec, step: int) -> str:
 
 
 def rows_path(sha256: str) -> str:
-    """Of rows that the base wrote; ``sha256`` says how."""
+    """Return the path of rows that the base wrote; ``sha256`` identifies how."""
     return f"{WRITTEN_ROWS}/{sha256[:16]}.jsonl"
 
 
@@ -150,16 +152,17 @@ class _ItemTables:
         self._store = store
         self._artifacts = {artifact.path: artifact for artifact in artifacts}
         self._names: dict[tuple[str, str], tuple[Any, ...]] = {}
-        """By task and split, the names of its items: as a table to compare, and as tuples."""
+        """Names of items by task and split: as a table to compare, and as tuples."""
 
     def read(self, key: EvalKey, columns: Sequence[str]) -> pa.Table:
-        """Columns of the table of one evaluation. Raises IntegrityError for an altered file."""
+        """Read columns of the table of one evaluation. Raises IntegrityError for an altered
+        file."""
         name = items_path(*key)
         artifact = self._artifacts.get(name)
         path = self._store.checked_path(name, () if artifact is None else (artifact,))
         with reading(path, "a table of item scores", IntegrityError):
             table = pq.ParquetFile(path).read(columns=list(columns))
-        # A KeyError further on would read as "this model has no scores".
+        # A KeyError later on would read as "this model has no scores".
         if missing := set(columns) - set(table.column_names):
             raise IntegrityError(
                 path,
@@ -170,7 +173,10 @@ class _ItemTables:
         return table
 
     def scores(self, key: EvalKey) -> ItemScores:
-        """Models scored on the same items share one tuple of names, which saves most memory."""
+        """Return the scores of one evaluation.
+
+        Models scored on the same items share one tuple of names, which saves most memory.
+        """
         table = self.read(key, COLUMNS)
         names = table.select(COLUMNS[:2])
         known = self._names.get(key[1:])
@@ -190,13 +196,13 @@ class _ItemTables:
 
 
 class _ByEvaluation(Mapping[EvalKey, Value]):
-    """Values by evaluation, each read when it is asked for; the ledger itself may be closed."""
+    """Values by evaluation, each read on request; the ledger itself may be closed."""
 
     def __init__(self, keys: Iterable[EvalKey], read: Callable[[EvalKey], Value]) -> None:
         self.known, self.read = dict.fromkeys(keys), read
 
     def __getitem__(self, key: EvalKey) -> Value:
-        """Raises KeyError, or IntegrityError for an altered file."""
+        """Read a value. Raises KeyError, or IntegrityError for an altered file."""
         if key not in self.known:
             raise KeyError(key)
         return self.read(key)

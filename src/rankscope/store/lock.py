@@ -19,9 +19,9 @@ TRIES, PAUSE = 40, 0.05  # Seconds between tries: readers take the lock for a mo
 class StudyLock:
     """Exclusive ``flock`` on ``OUT/ledger.lock``; the file names the process that holds it.
 
-    The kernel releases the lock when the process ends, however it ends, so the file of a killed
-    process of this machine locks nobody out. Whether a process of another machine has ended cannot
-    be seen from here.
+    The kernel releases the lock when the process ends, however it ends. So the file of a killed
+    process of this machine locks nobody out. A process of another machine cannot be checked from
+    here.
     """
 
     def __init__(self, path: Path) -> None:
@@ -29,9 +29,9 @@ class StudyLock:
         self._fd: int | None = None
 
     def acquire(self, *, take_over: bool) -> Self:
-        """Take the lock, or raise StudyLocked with the name of the process that has it.
+        """Take the lock, or raise StudyLocked with the name of the process that holds it.
 
-        ``take_over``: also if the file names a process of another machine.
+        ``take_over`` takes it even if the file names a process of another machine.
         """
         out = self.path.parent
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -73,7 +73,7 @@ class StudyLock:
 
     def release(self) -> None:
         if self._fd is not None:
-            # The file stays: if it were removed, a third process could lock a new file of that name
+            # The file stays. If it were removed, a third process could lock a new file of that name
             # while a second one waits for this one.
             with suppress(OSError):  # the lock counts, not the name in it
                 os.ftruncate(self._fd, 0)
@@ -82,7 +82,7 @@ class StudyLock:
 
 
 def make_study_folder(out: Path, take_over: bool) -> None:
-    """Create the folder of a study on a disk where SQLite and locks can be relied on."""
+    """Create the folder of a study on a disk with reliable SQLite and locks."""
     with reporting_shortages(out, lambda: SMALL_WRITE):  # finds a full disk behind the fault
         make_folder(out)
     network = None if take_over else network_file_system(out)
@@ -96,8 +96,11 @@ def make_study_folder(out: Path, take_over: bool) -> None:
 
 
 def running_process(out: Path) -> str | None:
-    """The process that runs the study in ``out``, such as ``4711 on host``; None if there is none.
-    Looks by taking the lock for a moment, which a runner that starts just then waits for."""
+    """Return the process that runs the study in ``out``, such as ``4711 on host``; None without
+    one.
+
+    The check takes the lock for a moment. A runner that starts just then waits for it.
+    """
     try:
         fd = os.open(out / "ledger.lock", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

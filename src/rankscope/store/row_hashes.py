@@ -1,4 +1,4 @@
-"""Hashes of the rows of the ledger and their number by table: an edited or deleted row is found."""
+"""Hashes of the ledger's rows, and their number by table: they reveal edited or deleted rows."""
 
 import hashlib
 import json
@@ -11,9 +11,9 @@ HASHED_COLUMNS = {
     "records": "trial_id, kind, key, settings, body",
     "artifacts": "path, file_sha256, bytes",
 }
-"""By table, the columns that a row's ``sha256`` covers: all others."""
+"""Columns that a row's ``sha256`` covers, by table: all others."""
 KEYS = {"study": 1, "trials": 1, "records": 3, "artifacts": 1}
-"""By table, how many of them name a row."""
+"""Number of leading columns that name a row, by table."""
 LEDGER = "ledger.sqlite"
 LEDGER_REMEDY = "restore it from a copy, or run the study again in another folder"
 
@@ -21,8 +21,10 @@ RowValue = str | int | None
 
 
 def keep_counts(db: sqlite3.Connection) -> None:
-    """Have SQLite itself count the rows that this writer adds and removes, so that no statement
-    can be forgotten. Another program's connection does not have these triggers."""
+    """Let SQLite itself count the rows that this writer adds and removes.
+
+    No statement can then be forgotten. The connection of another program lacks these triggers.
+    """
     db.create_function("row_sha256", -1, row_sha256, deterministic=True)
     db.execute("PRAGMA temp_store = MEMORY")
     for table in HASHED_COLUMNS:
@@ -39,8 +41,10 @@ def row_sha256(*values: RowValue) -> str:
 
 
 def changed_rows(db: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:
-    """(place, expected, found) of every row that is not as it was written, and of every table that
-    lost rows or has rows of another program."""
+    """Yield (place, expected, found) of every row that was changed after it was written.
+
+    A table that lost rows, or has rows of another program, is yielded, too.
+    """
     totals = dict(db.execute("SELECT name, num_rows FROM totals"))
     for table, columns in HASHED_COLUMNS.items():
         num_rows = 0

@@ -15,11 +15,12 @@ ROWS = "SELECT * FROM records ORDER BY rowid"
 def transfer(
     source: Ledger, target: Ledger, trial_ids: Collection[str], *, verified: bool = True
 ) -> None:
-    """Copy statuses, records and artifacts of some trials, or of ``base``, of ``source`` into
-    ``target``, and the rows that the base wrote.
+    """Copy statuses, records and artifacts of some trials, or of ``base``, from ``source`` to
+    ``target``.
 
-    All of it takes effect in one transaction. Raises IntegrityError for a result that is altered in
-    ``source`` (if ``verified``, everything is hashed), or that differs from ``target``'s.
+    The rows that the base wrote are copied, too. Everything takes effect in one transaction. Raises
+    IntegrityError for a result that is altered in ``source``, or that differs from ``target``'s.
+    ``verified`` hashes everything.
     """
     for problem in find_problems(source.out) if verified else ():
         raise IntegrityError(source.out / problem.where, problem.found, problem.expected)

@@ -1,4 +1,4 @@
-"""Compare everything that a study stored with its hashes."""
+"""Comparison of everything that a study stored with its hashes."""
 
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -9,26 +9,22 @@ from rankscope.errors import DiskFull, IntegrityError, UserError
 from rankscope.filesystem import fsync, replace_text
 from rankscope.hashing import SUMS, matches_sums, sha256_file, sums_text
 from rankscope.store.artifacts import CHECKPOINTS, UNIT_ORDER, UNITS, Artifact, ArtifactStore
-from rankscope.store.database import (
-    closed_by_errors,
-    connect,
-    holds_bytes,
-    is_damaged,
-    snapshot,
-)
+from rankscope.store.database import closed_by_errors, connect, holds_bytes, is_damaged, snapshot
 from rankscope.store.row_hashes import LEDGER, LEDGER_REMEDY, changed_rows
 
 CLOSED = "ledger.sha256"
-"""Hashes of the files that a run alone writes, as they were when it closed the ledger. A run
-removes it first, so while one is open, or after one was killed, there is no such file."""
+"""Hashes of the files that only a run writes, from the moment when it closed the ledger. A run
+removes this file first, so it is missing while one is open, or after one was killed."""
 CLOSED_FILES = (LEDGER, "log.jsonl", "study.resolved.yaml")
 OUTPUT_FILES = ("recommendation.json", "report.html")
-"""What ``run`` and ``report`` write for a reader; their hashes are in ``SHA256SUMS``."""
+"""Files that ``run`` and ``report`` write for a reader; their hashes are in ``SHA256SUMS``."""
 
 
 def ledger_file(out: Path) -> Path:
-    """The ledger of the study in ``out``. Raises UserError if there is none; IntegrityError if it
-    is lost."""
+    """Return the ledger of the study in ``out``.
+
+    Raises UserError: there is none. Raises IntegrityError: it is lost.
+    """
     _check_not_lost(out)
     if not holds_bytes(out / LEDGER):
         raise UserError(
@@ -48,10 +44,10 @@ def _check_not_lost(out: Path) -> None:
 
 
 def find_problems(out: Path, *, quick: bool = False) -> list[IntegrityError]:
-    """Differences of a study from what was written, named by places in its folder.
+    """Find differences between a study and what was written, named by places in its folder.
 
     ``quick`` compares the sizes of artifacts instead of their hashes, and leaves out checkpoints.
-    Raises UserError: another version wrote the ledger; IntegrityError: the ledger is lost.
+    Raises UserError: another version wrote the ledger. Raises IntegrityError: the ledger is lost.
     """
     ledger, store = ledger_file(out), ArtifactStore(out)
     problems: list[IntegrityError] = []
@@ -60,7 +56,7 @@ def find_problems(out: Path, *, quick: bool = False) -> list[IntegrityError]:
     try:
         with closing(connect(ledger, write=False)) as db:
             db.execute("BEGIN")  # one state, also while a run writes
-            # One by one: those found before a damaged page count.
+            # Problems come one by one: those before a damaged page count.
             for where, expected, found in () if quick and is_known else _table_problems(db):
                 problems.append(IntegrityError(where, found, expected, LEDGER_REMEDY))
             if LEDGER in closed and not problems:
@@ -96,7 +92,7 @@ def find_problems(out: Path, *, quick: bool = False) -> list[IntegrityError]:
 
 
 def _table_problems(db: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:
-    """(place, expected, found) of everything in the ledger's tables that no run wrote."""
+    """Yield (place, expected, found) of everything in the ledger's tables that no run wrote."""
     for (message,) in db.execute("PRAGMA integrity_check"):
         if message != "ok":
             yield LEDGER, "a sound data base", message
@@ -130,10 +126,10 @@ def _checkpoint_problems(out: Path) -> Iterator[IntegrityError]:
 
 
 def _changed_files(out: Path, sums: str, names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """By name, (found, expected) of each of the files that differs from a list of hashes.
+    """Return (found, expected) of each named file that differs from a list of hashes, by name.
 
     A file that no list names may be missing. A name can have two hashes while its file is replaced.
-    A missing list is one that names no file, except that ``CLOSED`` is missing while a run is open.
+    A missing list counts as one that names no file. ``CLOSED`` may be missing, while a run is open.
     """
     while True:
         listed = _content(out / sums)
@@ -164,10 +160,10 @@ def _content(path: Path) -> bytes | None:
 
 
 def open_checked(out: Path, *, write: bool) -> sqlite3.Connection:
-    """Connect to the ledger of a study, a writer's new one if there is none, after checking it.
+    """Connect to the ledger of a study after checking it; a writer makes a missing one.
 
     A ledger that a run closed is compared with its hash, another one row by row. Raises
-    IntegrityError: something in it was not written by a run.
+    IntegrityError: a run did not write something in it.
     """
     _check_not_lost(out)
     for found, expected in _changed_files(out, CLOSED, (LEDGER,)).values():
@@ -188,7 +184,7 @@ def open_checked(out: Path, *, write: bool) -> sqlite3.Connection:
 
 
 def mark_open(out: Path) -> None:
-    """Remove the hashes that a closed ledger has, before it changes."""
+    """Remove the hashes of a closed ledger before it changes."""
     (out / CLOSED).unlink(missing_ok=True)
     fsync(out)
 

@@ -1,5 +1,8 @@
-"""Compare finished studies side by side, without changing them: what they share, how the arms that
-they have in common compare, and their answers. One HTML page of it opens offline."""
+"""Side-by-side comparison of finished studies, which stay unchanged.
+
+It covers what they share, how their common arms compare, and their answers. One HTML page of it
+opens offline.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,9 +46,9 @@ class _ComparedStudy:
     done: int
     failed: int
     answers: tuple[TableRow, ...]
-    """By training task: ``task``, ``decision``, ``confidence``, ``verdict``, ``p_within_margin``,
-    ``p_better``, and of the recommended arm ``chosen_label`` and ``expected_net_gain`` with its
-    95 % interval, as numbers and in words."""
+    """Rows by training task: ``task``, ``decision``, ``confidence``, ``verdict``,
+    ``p_within_margin`` and ``p_better``. For the recommended arm they also have ``chosen_label``,
+    and ``expected_net_gain`` with its 95 % interval, as numbers and in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +76,8 @@ class StudyComparison:
 def compare(folders: Sequence[Path]) -> StudyComparison:
     """Compare each further study with the first.
 
-    Compares the arms that both have (equal settings except the seed) on every common task, what the
-    studies are made of, and their answers, which are computed again from the records.
+    The comparison covers the arms that both have (equal settings except the seed) on every common
+    task, the parts of the studies, and their answers, which are computed again from the records.
     """
     if len(folders) < 2:
         raise UserError("compare", f"{len(folders)} study folder", "two or more")
@@ -83,14 +86,14 @@ def compare(folders: Sequence[Path]) -> StudyComparison:
         if (before := seen.setdefault(folder.resolve(), folder)) is not folder:
             found = f"{before} and {folder}, which are the same folder"
             raise UserError("compare", found, "different studies")
-    studies = [load_finished_study(folder) for folder in folders]
+    studies = [_load_finished_study(folder) for folder in folders]
     names = ([study.name for study in studies], [folder.resolve().name for folder in folders])
     unique = (labels for labels in names if len(set(labels)) == len(labels))
     labels = next(unique, list(map(str, folders)))
     return compare_studies(list(zip(labels, folders, studies, strict=True)))
 
 
-def load_finished_study(folder: Path) -> StudyRecords:
+def _load_finished_study(folder: Path) -> StudyRecords:
     study = Ledger.read(folder)
     if not any(trial.status == "done" for trial in study.trials):
         raise UserError(
@@ -103,7 +106,7 @@ def load_finished_study(folder: Path) -> StudyRecords:
 
 
 def compare_studies(studies: Sequence[tuple[str, Path, StudyRecords]]) -> StudyComparison:
-    """(label, folder, records) of each."""
+    """Compare studies, given (label, folder, records) of each."""
     (first_label, _, first), *others = studies
     return StudyComparison(
         tuple(_compared(*study) for study in studies),
@@ -174,7 +177,7 @@ def _unfinished_notes(label: str, study: StudyRecords) -> Iterator[str]:
 
 
 def _facets(first: StudyRecords, second: StudyRecords) -> Iterator[tuple[str, bool, str]]:
-    """(what, whether it is the same, what it is or what differs)."""
+    """Yield (aspect, whether it is the same, its value or the difference)."""
     one, two = first.model, second.model
     same_base = one.sha256 == two.sha256
     text = f"{one.label} (sha256 {one.sha256[:12]})"
@@ -212,7 +215,7 @@ def _facets(first: StudyRecords, second: StudyRecords) -> Iterator[tuple[str, bo
 def _task_facet(
     task: TaskRecord, other: TaskRecord, paired: bool, same_base: bool
 ) -> tuple[str, bool, str]:
-    """Whether the scores of a common task can be compared item by item."""
+    """Say whether the scores of a common task can be compared item by item."""
     reason = incomparable(task, other, paired, same_base)
     if reason is not None:
         text = f"{reason}: not comparable, so no score is compared"
@@ -230,7 +233,7 @@ def _task_facet(
 
 
 def _trials_facet(first: StudyRecords, second: StudyRecords) -> tuple[str, bool, str]:
-    """Whether trials of the same arm and seed are the same trial, by their ids."""
+    """Say whether trials of the same arm and seed are the same trial, by their ids."""
     ids = [{(*t.spec.arm, t.spec.seed): t.spec.trial_id for t in s.trials} for s in (first, second)]
     both = ids[0].keys() & ids[1].keys()
     equal = sum(ids[0][key] == ids[1][key] for key in both)
@@ -246,7 +249,7 @@ def _trials_facet(first: StudyRecords, second: StudyRecords) -> tuple[str, bool,
 
 
 def differences(one: Mapping[str, object], two: Mapping[str, object]) -> str:
-    """``epochs 3 and 1; rows test 60 and 40; ...`` for every differing field."""
+    """Write ``epochs 3 and 1; rows test 60 and 40; ...`` for every differing field."""
     one, two = dict(_flat(one)), dict(_flat(two))
     return "; ".join(
         f"{name.replace('_', ' ')} {_text(one.get(name))} and {_text(two.get(name))}"
@@ -307,7 +310,7 @@ def render_comparison(comparison: StudyComparison, provenance: Provenance) -> st
         ranks,
         provenance,
         comparison=comparison,
-        # The full paths of the studies stay private: a page is passed on.
+        # The full paths of the studies stay private, because a page is passed on.
         folders=[(s.label, Path(s.folder).name or s.label) for s in comparison.studies],
         parts=parts,
     )
@@ -324,7 +327,7 @@ def compared_ranks(comparison: StudyComparison) -> tuple[int, ...]:
 
 
 def comparison_figures(pair: StudyPair, number: int, ranks: tuple[int, ...]) -> list[Figure]:
-    """A figure for each training task; the bases, of no training task, come first."""
+    """Draw a figure for each training task, after one for the bases, which have none."""
     tasks = dict.fromkeys(cell.trained_on for cell in pair.cells)
     return [
         _draw_pair(pair, f"compared-{number}-{position}", task, ranks)

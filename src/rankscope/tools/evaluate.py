@@ -1,7 +1,7 @@
 """``rankscope eval``: a study of given models without arms, whose tasks are only scored.
 
-The folder that it writes is a study's: what it holds is not scored again, and ``status``,
-``verify``, ``report`` and ``rankscope.load`` read it.
+It writes the folder of a study. Scores in it are not computed again, and ``status``, ``verify``,
+``report`` and ``rankscope.load`` read it.
 """
 
 import os
@@ -40,19 +40,19 @@ def score(
     reporter: ProgressReporter | None = None,
     **evaluate: object,
 ) -> tuple[StudyRecords, list[ModelScore]]:
-    """Score a model and its adapters on tasks; skip what the study in ``out`` already holds.
+    """Score a model and its adapters on tasks; scores that ``out`` already holds are kept.
 
     Returns the records, and the scores task by task, the base first, then adapters as given.
 
     Args:
-        model: a folder, a hub id, a fetched model's name or ``pocket``.
+        model: a folder, a hub id or ``pocket``.
         tasks: named tasks, task files, files and folders of rows, or ``SOURCE:NAME``.
         adapters: folders of PEFT adapters, or of checkpoints of the model's architecture.
         settings: keys of a study file, such as ``device``.
         out: the folder of the study; a temporary one if None.
         num_fewshot: examples before each question; None keeps each task's own number.
         any_base: accept adapters that record another base.
-        reporter: of progress; silent by default.
+        reporter: receives progress; silent by default.
         evaluate: keys of that section of a study file, such as ``split`` and ``max_items``.
 
     Raises:
@@ -78,7 +78,7 @@ def score(
     made = tempfile.TemporaryDirectory() if out is None else nullcontext(str(out))
     with output_folder(out), made as folder:
         records = Study(config).run(folder, reporter)
-        from rankscope.advise.model_scores import model_scores  # scipy
+        from rankscope.advise.comparisons import model_scores  # scipy
 
         return records, list(model_scores(records))  # before a temporary folder goes with its items
 
@@ -90,8 +90,11 @@ def given_study(
     folders: Sequence[str],
     any_base: bool,
 ) -> StudyConfig:
-    """A study of the models in ``folders``: ``values`` of its file unless ``settings`` give others.
-    Raises UserError: its first fault."""
+    """Make a study of the models in ``folders``.
+
+    ``values`` are those of its file, unless ``settings`` give others. Raises UserError: its first
+    fault.
+    """
     given = [{"path": str(user_path(folder).absolute()), "force": any_base} for folder in folders]
     base, source = user_path(model), ModelConfig.from_short_form(model)
     if base.is_dir() and model != "pocket":
@@ -110,11 +113,11 @@ def given_study(
 
 
 def _task_configs(text: str, split: str, num_fewshot: int | None) -> list[TaskConfig]:
-    """One of ``--tasks``: a named task, a task file, a file or folder of rows, or what a source has
-    under that name.
+    """Read one of ``--tasks``.
 
-    Named tasks contain neither a slash nor a dot, so any text with one is a path. Raises UserError:
-    there is no such file.
+    It is a named task, a task file, a file or folder of rows, or a name of a source. Named tasks
+    contain neither a slash nor a dot, so any text with one is a path. Raises UserError: there is no
+    such file.
     """
     changes: dict[str, object] = {} if num_fewshot is None else {"num_fewshot": num_fewshot}
     if (source := source_of(text)) is not None:

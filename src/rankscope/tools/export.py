@@ -1,4 +1,4 @@
-"""Export the weights of one trial: adapter or model, tokenizer, model card, scores for the hub."""
+"""Export of one trial's weights: adapter or model, tokenizer, model card, scores for the hub."""
 
 import json
 import re
@@ -15,12 +15,11 @@ from rankscope.advise.arms import summarize
 from rankscope.advise.recommend import recommend
 from rankscope.config.study import ModelConfig
 from rankscope.config.yaml_lines import Document, compose
-from rankscope.data.registry import NAMED_TASKS
+from rankscope.data.registry import named_tasks
 from rankscope.errors import UserError
 from rankscope.filesystem import check_outside, check_taken, folder_in_one_step, read_json_object
 from rankscope.hashing import weights_sha256
 from rankscope.models.adapters.settings import CONFIG
-from rankscope.models.fetch import KNOWN_MODELS
 from rankscope.models.load import check_stored_weights, load_tokenizer
 from rankscope.models.model_folder import model_folder
 from rankscope.models.parameters import architecture, read_model_config
@@ -57,15 +56,15 @@ class ExportRequest:
 
 
 Export = tuple[TrialSpec, str, list[str]]
-"""What was exported; ``adapter``, ``model`` or ``merged model``; and notes."""
+"""The exported trial; ``adapter``, ``model`` or ``merged model``; and notes."""
 
 
 def export_trial(folder: Path, out: Path, request: ExportRequest) -> Export:
     """Write one trial's weights to ``out``, a new or empty folder, ready to be loaded elsewhere.
 
     All hashes are compared first, and ``out`` appears in one step. Raises UserError: the study, the
-    trial or its weights are not there, or ``out`` cannot be used; IntegrityError: the stored
-    weights were altered, or do not fit their configuration; DiskFull: ``out`` stays as it was.
+    trial or its weights do not exist, or ``out`` cannot be used. Raises IntegrityError: the stored
+    weights were altered, or do not fit their configuration. Raises DiskFull: ``out`` is unchanged.
     """
     check_format(request.format, whole=WHOLE * request.merge)
     check_outside(out, folder, "--out")
@@ -84,12 +83,12 @@ def export_trial(folder: Path, out: Path, request: ExportRequest) -> Export:
 
 
 def _last_step(trial: TrialRecords) -> int | None:
-    """Step of the final weights: with early stopping, of the best ones."""
+    """Return the step of the final weights; with early stopping, of the best ones."""
     return None if trial.train is None else trial.train.best_step or trial.train.steps
 
 
 def _weights(ledger: Ledger, trial: TrialRecords, step: int | None) -> str:
-    """Path of a trial's final weights, or of those kept at one step."""
+    """Return the path of a trial's final weights, or of those kept at one step."""
     spec, last = trial.spec, _last_step(trial)
     where = f"{ledger.out}: trial {spec.trial_id} ({spec.label})"
     if spec.given is not None and spec.given.folder:
@@ -131,11 +130,7 @@ def _write(
     study, spec = view.study, trial.spec
     notes = [f"{spec.label}: {reason}"] if reason else []
     merged = request.merge and not spec.is_full
-    known_bases = {
-        name: f"{known.card}; the original on the hub is {known.hub}"
-        for name, known in KNOWN_MODELS.items()
-    }
-    base = base_source(study, known_bases, request.base_name or "")
+    base = base_source(study, request.base_name or "")
     settings: dict[str, Any] | None = None
     library, steps = "transformers", list[UseStep]()
     if merged:
@@ -152,7 +147,7 @@ def _write(
     if merged or spec.is_full:
         check_stored_weights(out)
     elif request.format == PEFT:
-        if spec.peft is None:  # else PEFT wrote it, of kinds that its own loader alone reads
+        if spec.peft is None:  # others are PEFT's own, of kinds that only its loader reads
             _check_fits_base(study.config.model, out)
         notes += _copy_tokenizer(study.config.model, out)
         settings = json.loads((out / CONFIG).read_text("utf-8"))
@@ -175,14 +170,14 @@ def _convert(
     study: StudyRecords, task: str, source: Path, out: Path, form: str, base: BaseSource
 ) -> list[UseStep]:
     """Write the adapter of ``source`` in another format than PEFT's; how to use it."""
-    from rankscope.models.adapters.folder import check_adapter_fits, load_adapter
+    from rankscope.models.adapters.folder import load_adapter
 
     place, kind = f"--format {form}", read_json_object(source / CONFIG).get("peft_type")
     if kind != "LORA":
         raise UserError(place, f"an adapter of {kind}", "LoRA or DoRA", "leave the option out")
     config = read_model_config(model_folder(study.config.model, weights=False))
-    adapter, shapes = load_adapter(source, task), architecture(config)
-    check_adapter_fits(source, adapter, shapes.linear_shapes)
+    shapes = architecture(config)
+    adapter = load_adapter(source, task, shapes=shapes.linear_shapes)
     if config.tie_word_embeddings and shapes.output_layer in adapter.a:
         raise UserError(place, TIED_HEAD, do="leave the option out")
     writer = get_format(form)
@@ -193,14 +188,14 @@ def _convert(
 def base_reference(model: ModelConfig, name: str | None) -> dict[str, str | None]:
     """Where PEFT finds the base: a hub id, or the folder of this machine. ``name`` is the id that
     the user gives."""
-    hub = name or model.hub or (KNOWN_MODELS[model.cached].hub if model.cached else None)
+    hub = name or model.hub
     revision = model.revision if hub and hub == model.hub else None
     path = hub or str(model_folder(model, weights=False))
     return {"base_model_name_or_path": path, "revision": revision}
 
 
 def _copy_tokenizer(model: ModelConfig, out: Path) -> list[str]:
-    """Write the base's tokenizer with its chat template; a note if its folder is missing."""
+    """Write the base's tokenizer with its chat template; return a note if its folder is missing."""
     try:
         load_tokenizer(model_folder(model, weights=False)).save_pretrained(out)
     except UserError as error:
@@ -209,24 +204,24 @@ def _copy_tokenizer(model: ModelConfig, out: Path) -> list[str]:
 
 
 def _check_fits_base(base: ModelConfig, adapter: Path) -> None:
-    """Check a LoRA adapter against the configuration of its base, if that is still there.
+    """Check a LoRA adapter against the configuration of its base, if that still exists.
 
     Raises UserError or IntegrityError if its tensors cannot be loaded on the base.
     """
-    from rankscope.models.adapters.warm_start import load_adapter_for
+    from rankscope.models.adapters.folder import load_adapter
 
     try:
         shapes = architecture(read_model_config(model_folder(base, weights=False)))
     except UserError:
         return
-    load_adapter_for(shapes, adapter)
+    load_adapter(adapter, "checked", shapes=shapes.linear_shapes)
 
 
 def merge_adapter(study: StudyRecords, adapter: Path, out: Path) -> None:
     """Write the study's base with an adapter merged into it, and the tokenizer, to ``out``.
 
-    The sum is computed in float32 and stored in the dtype in which the study scored the model.
-    Raises UserError: the base is not the study's any more, or the adapter cannot be merged.
+    The sum is computed in float32, and stored in the dtype in which the study scored the model.
+    Raises UserError: the base differs from the study's, or the adapter cannot be merged.
     """
     import torch
     from peft import PeftModel
@@ -273,7 +268,7 @@ def merge_adapter(study: StudyRecords, adapter: Path, out: Path) -> None:
 def write_hub_scores(study: StudyRecords, trial: TrialRecords, folder: Path) -> None:
     """Write test scores on data sets of the hub as ``TASK.yaml``, which the hub reads.
 
-    The hub knows a score by its data set's id, so tasks on rows of the user's own are left out.
+    The hub knows a score by its data set's id, so tasks on the user's own rows are left out.
     """
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
@@ -298,30 +293,30 @@ def write_hub_scores(study: StudyRecords, trial: TrialRecords, folder: Path) -> 
 
 
 def _hub_data_set(study: StudyRecords, task: TaskRecord) -> tuple[str, str | None] | None:
-    """Id and configuration of the hub data set of a task; None for other rows."""
+    """Return id and configuration of the hub data set of a task; None for other rows."""
     given = study.config.evaluation_tasks().get(task.name)
     if given is not None and given.hub is not None:
         return given.hub, None
-    spec = NAMED_TASKS.get(task.name)
+    spec = named_tasks().get(task.name)
     own_rows = given is None or given.path or given.train or given.test or given.mixture
     if own_rows or spec is None or spec.hub is None or spec.from_hub is not None:
         return None
     return spec.hub.id, spec.hub.config
 
 
-# --- which trial the user means -------------------------------------------------------------------
+# --- the trial that the user means
 
 
 def choose_trial(
     view: StudyView, folder: Path, label: str | None, task: str | None, *, best_lora: bool
 ) -> tuple[TrialSpec, str]:
-    """The trial that a label names; without one, of the recommended arm or the best LoRA arm.
+    """Choose the trial that a label names; the default is the recommended or the best LoRA arm.
 
     A label is a trial's id or the beginning of one, or settings: ``r=8 lr=0.001`` as the report
-    shows it, ``arc_easy r=8 lr=0.001 seed=1`` in full, ``LoRA rank=8 lr=1e-3`` likewise. Of an
-    arm's seeds, the one with the highest score on the validation split is taken, which the second
-    value says. Raises UserError: no such trial or recommendation, or several; the message lists
-    them.
+    shows it, ``arc_easy r=8 lr=0.001 seed=1`` in full, ``LoRA rank=8 lr=1e-3`` likewise. Among an
+    arm's seeds, the one with the highest score on the validation split is taken; the second value
+    says so. Raises UserError: there is no such trial or recommendation, or there are several; the
+    message lists them.
     """
     if not view.training_tasks:
         found = "a study without arms, which has nothing to export"
@@ -346,8 +341,10 @@ def choose_trial(
 def _trials_with_label(
     study: StudyRecords, folder: Path, label: str, task: str | None
 ) -> list[TrialSpec]:
-    """The seeds of the arm, or the trial, that a label names. Raises UserError: no such trial, or
-    several arms."""
+    """Return the seeds of the arm, or the trial, that a label names.
+
+    Raises UserError: there is no such trial, or there are several arms.
+    """
     trials = [t.spec for t in study.trials if task in (None, t.spec.task)]
     terms = {term: _value_of(term) for term in re.findall(r"(?:(?:on|from) )?\S+", label)}
     by_id = [spec for spec in trials if label and spec.trial_id.startswith(label)]
@@ -389,7 +386,7 @@ def _value_of(term: str) -> object:
 def _trials_of_answer(
     view: StudyView, folder: Path, task: str | None, *, best_lora: bool
 ) -> list[TrialSpec]:
-    """The trials of the answer for ``task``, or for the only training task."""
+    """Return the trials of the answer for ``task``, or for the only training task."""
     tasks = view.training_tasks if task is None else (task,)
     if len(tasks) != 1:
         found = f"{len(tasks)} training tasks, each with an answer of its own"

@@ -28,7 +28,7 @@ def write_study_figures(
     """Write every figure of the report as ``KEY.pdf`` (or svg, png), and ``figures.md``.
 
     A figure with a drop-down shows its first entry. ``figures.md`` lists title, finding and caption
-    of each file. Raises UserError: no browser could be started; DiskFull: no space for a figure.
+    of each file. Raises UserError: no browser could be started. Raises DiskFull: there is no space.
     """
     view = limited(StudyView(study, recommendation))
     drawn = [figure for section in study_sections(view) for figure in section.figures]
@@ -54,7 +54,7 @@ def check_figures(folder: Path, out: Path) -> None:
 
 
 def line_names(view: StudyView) -> dict[str, str]:
-    """Label of every line over rank by its dash; empty if one line needs no name."""
+    """Return the label of every line over rank by its dash; empty if one line needs no name."""
     lines = [line for task in view.training_tasks for line in view.rank_axis(task).lines]
     names = {line.dash: line.label for line in lines}
     return names if len(names) > 1 else {}
@@ -87,9 +87,9 @@ def draw_files(
 
 
 def static_plot(figure: Figure, lines: Mapping[str, str]) -> go.Figure:
-    """The plot without the page around it: one entry of its drop-down, a legend of its lines.
+    """Draw the plot without the page around it: one entry of its drop-down, a legend of its lines.
 
-    The page has one key to all figures, and shows the numbers of a heat map under the pointer.
+    The page has one key for all figures, and shows the numbers of a heat map under the pointer.
     """
     plot = go.Figure(figure.plot)
     if figure.choices:

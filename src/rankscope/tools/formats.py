@@ -13,7 +13,7 @@ class Format:
     whole_model: ClassVar[str]  # Command that converts a whole model; {} stands for its folder
 
     def write(self, *adapter: Any) -> list[Any]:
-        """Write an adapter; how to use its files, as UseSteps.
+        """Write an adapter, and return how to use its files, as UseSteps.
 
         Raises UserError: the format cannot hold it.
 
@@ -34,7 +34,7 @@ def get_format(name: str) -> Format:
 
 
 def check_format(name: str, *, whole: str = "") -> None:
-    """Raise UserError for a format that is not known, or that takes no ``whole`` model."""
+    """Raise UserError for a format that is unknown, or that takes no ``whole`` model."""
     if name not in format_names():
         raise UserError("--format", repr(name), f"one of {', '.join(format_names())}")
     if whole and name != PEFT:

@@ -29,7 +29,7 @@ from rankscope.store import Ledger
 
 @dataclass(frozen=True)
 class StudyFrames:
-    """A study read from its folder; every table is made when it is first used.
+    """A study read from its folder; every table is made at its first use.
 
     Scores are shares of 1 (or log probabilities in nats), times are seconds, sizes are bytes.
     """
@@ -53,7 +53,7 @@ class StudyFrames:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """One row per trial: its settings, status, and what training it took."""
+        """One row per trial: its settings, its status, and the costs of training it."""
         return table([trial_row(trial) for trial in self.records.trials])
 
     @cached_property
@@ -120,8 +120,8 @@ class StudyFrames:
 
     @cached_property
     def analyses(self) -> dict[str, pd.DataFrame]:
-        """What the analyses found, by table, such as ``matrices``: one row per trial and weight
-        matrix with size, ranks, similarity and intruders."""
+        """Results of the analyses by table. ``matrices``, for example, has one row per trial and
+        weight matrix, with size, ranks, similarity and intruders."""
         return analysis_tables(
             [(self._model_row(t.spec.trial_id), r) for t in self.records.trials for r in t.analyses]
         )
@@ -139,7 +139,8 @@ class StudyFrames:
         return table(rows)
 
     def _model_row(self, model: ScoredModel) -> TableRow:
-        """What tells models apart; ``variant`` is the change of a trial scaled at inference."""
+        """Return the columns that tell models apart; ``variant`` is a trial's change at
+        inference."""
         spec = self._specs.get(trial_of(model))
         return {
             "trial": trial_of(model),
@@ -155,9 +156,9 @@ class StudyFrames:
         return {trial.spec.trial_id: trial.spec for trial in self.records.trials}
 
 
-@dataclass(frozen=True)
 class _AnswerText:
-    view: StudyView = field(repr=False)
+    def __init__(self, view: StudyView) -> None:
+        self.view = view
 
     def __repr__(self) -> str:
         answers = [answer_lines(a, with_reasons=True) for a in self.view.recommendation.advice]
@@ -169,8 +170,11 @@ class _AnswerText:
 
 
 def load(folder: str | Path) -> StudyFrames:
-    """Read the study in ``folder``. Raises UserError: no study there; IntegrityError: a stored
-    record or table was altered."""
+    """Read the study in ``folder``.
+
+    Raises UserError: there is no study. Raises IntegrityError: a stored record or table was
+    altered.
+    """
     folder = user_path(folder)
     return StudyFrames(folder, Ledger.read(folder))
 
@@ -183,7 +187,7 @@ TRAINING_COLUMNS = (
 
 
 def trial_row(trial: TrialRecords) -> TableRow:
-    """A trial's settings, its status, and what training it took; unknown is None."""
+    """Return a trial's settings, its status, and the costs of training it; unknown is None."""
     spec, train = trial.spec, trial.train
     return {
         "trial": spec.trial_id,

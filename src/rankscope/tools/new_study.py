@@ -1,6 +1,7 @@
-"""``rankscope init``: a commented study file from a preset and what the user has.
+"""``rankscope init``: a commented study file from a preset and the user's model and rows.
 
-Nothing here needs torch: rows are read to recognize their shape and scorer, models only looked for.
+Nothing here needs torch: rows are read to recognize their shape and scorer, and models are only
+located.
 """
 
 import json
@@ -18,13 +19,12 @@ from rankscope.config.section import short_repr
 from rankscope.config.study import ModelConfig, StudyConfig
 from rankscope.config.task import TaskConfig
 from rankscope.config.yaml_changes import read_values, with_values
-from rankscope.data.registry import NAMED_TASKS
+from rankscope.data.registry import named_tasks
 from rankscope.data.sources import DEV, READERS, SPLIT_FILES, check_file
 from rankscope.data.task_source import hub_tasks, missing_rows
 from rankscope.data.tasks import numeric_answers, read_task_items
 from rankscope.errors import UserError, did_you_mean, reading
 from rankscope.evaluate.scorers import get_scorer
-from rankscope.models.fetch import KNOWN_MODELS, is_cached
 from rankscope.models.model_folder import model_folder
 from rankscope.progress import ProgressReporter
 
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 OWN_TASK = "my_task"  # Name of the task in presets that train on the user's rows
 DEFAULT_RETENTION = "common_facts"
 OTHER_NAMES = {"validation": ("validation", "valid", "val", "dev"), "test": ("test", "eval")}
-"""Split -> names of its file in a folder of rows, the usual one first."""
+"""Maps a split to the names of its file in a folder of rows, the usual one first."""
 MAX_BYTES_READ = 20 * 2**20  # A larger file is not read by ``init``, which answers at once
 
 
 OwnRows = tuple[dict[str, Any], str, str]
-"""The user's rows as keys of a task in the study file: name, train, validation, test, scorer; what
-was recognized; and why a study of these rows cannot run as it is, or ''."""
+"""The user's rows as keys of a task in the study file (name, train, validation, test, scorer); a
+summary of what was recognized; and why a study of these rows cannot run as it is, or ''."""
 
 
 def study_template(
@@ -51,7 +51,7 @@ def study_template(
     retention: Iterable[str] = (),
     may_lose: float | None = None,
 ) -> str:
-    """The commented study file of a preset, ready to be written.
+    """Write the commented study file of a preset.
 
     Args:
         preset: name of the preset; the default one is ``dpo`` for rows with a rejected answer.
@@ -109,7 +109,7 @@ def takes_own_rows(preset: str) -> bool:
 
 
 def _set_task(study: dict[str, Any], preset: str, task: Mapping[str, Any]) -> None:
-    """Put the user's own task in the place of a preset's example."""
+    """Put the user's own task in place of a preset's example."""
     if not takes_own_rows(preset):
         found, do = "--data", "leave --data out, or choose the preset 'default'"
         raise UserError(f"--preset {preset}", found, "none, as it trains on named tasks", do)
@@ -120,7 +120,7 @@ def _set_task(study: dict[str, Any], preset: str, task: Mapping[str, Any]) -> No
 
 
 def _renamed(value: Any, names: Mapping[str, str]) -> Any:
-    """Values with other names of tasks."""
+    """Replace names of tasks in the values of a study."""
     if isinstance(value, dict):
         return {key: _renamed(entry, names) for key, entry in value.items()}
     if isinstance(value, list):
@@ -129,7 +129,7 @@ def _renamed(value: Any, names: Mapping[str, str]) -> Any:
 
 
 def _on_pocket(study: dict[str, Any], *, is_example: bool) -> dict[str, Any]:
-    """A preset in sizes that suit the pocket model; ``is_example``: its task has no rows."""
+    """Give a preset sizes that suit the pocket model; ``is_example``: its task has no rows."""
     train, example, width = study["train"], study["tasks"][0], ON_POCKET["width"]
     if isinstance(example, dict) and is_example:
         study["tasks"] = ["gsm8k" if "scorer" in example else OWN_TASK]
@@ -147,14 +147,14 @@ def _on_pocket(study: dict[str, Any], *, is_example: bool) -> dict[str, Any]:
 
 
 USUAL_RATE, USUAL_WIDTH = 5e-4, 2000
-"""A LoRA rate that suits a model of this hidden size, as those of the presets do."""
+"""LoRA rate that suits a model of this hidden size; the presets' rates do, too."""
 RATE_POWER = 0.775
-"""The best rate grows with this power of (2,000 / hidden size): Schulman et al. 2025, "LoRA Without
-Regret", for Llama models."""
+"""Power of (2,000 / hidden size) with which the best rate grows: Schulman et al. 2025, "LoRA
+Without Regret", for Llama models."""
 
 
 def _scale_rates(study: dict[str, Any], model: str) -> None:
-    """Make the rates of a preset those for a model whose configuration is on this machine."""
+    """Adapt the rates of a preset to a model whose configuration is on this machine."""
     try:
         folder = model_folder(ModelConfig.model_validate(model), weights=False)
         hidden = json.loads((folder / "config.json").read_text("utf-8"))["hidden_size"]
@@ -178,11 +178,14 @@ WANTED_ARMS = 6  # That should fit into the minutes: a first design
 def fit_to_minutes(
     text: str, file: Path, minutes: float, reporter: ProgressReporter, *, anyway: bool = False
 ) -> tuple[str, dict[str, object]]:
-    """A study file that spends some minutes here: the search has them as its budget, and arms are
-    as long as lets a first design end in them.
+    """Fit a study file to some minutes on this machine.
 
-    ``file`` is where it will be, for relative paths. Returns the file and ``cuts`` in words. Raises
-    UserError: it cannot be planned, or, unless ``anyway``, is too short for an answer.
+    The search gets them as its budget, and arms are as long as a first design within them allows.
+    ``file`` is the future place of the file, for relative paths. Raises UserError: the study cannot
+    be planned, or, unless ``anyway``, is too short for an answer.
+
+    Returns:
+        The file, and ``cuts`` in words.
     """
     from rankscope.run.machines import busy_notes, paced_machine
     from rankscope.run.plan import FEWEST_UPDATES, check_time, first_arms
@@ -212,7 +215,7 @@ def fit_to_minutes(
     if rows < of_step:
         cuts.append(f"{rows} rows an update; another number may want other rates")
         values["train"]["gradient_accumulation"] = rows // train.batch_size
-        study = prepared(values)  # smaller updates have a pace of their own
+        study = prepared(values)  # smaller updates have their own pace
         machine, steps = paced_machine(study), max(1, min(map(study.num_steps, study.trials)))
         training = of_arms * sum(arm["training"] for arm in first_arms(study, machine)[1])
     length = max(FEWEST_UPDATES / steps, min(1.0, room / training))
@@ -231,7 +234,7 @@ def fit_to_minutes(
 
 
 def model_for_study_file(model: str, study_file: Path) -> str:
-    """The ``model`` of a study file for a model named on the command line.
+    """Return the ``model`` of a study file for a model named on the command line.
 
     The path of an existing folder is written as from the study file; other text is unchanged.
     """
@@ -240,8 +243,9 @@ def model_for_study_file(model: str, study_file: Path) -> str:
 
 
 def path_for_study_file(path: Path, study_file: Path) -> str:
-    """A path below the study file's folder relative to it, where relative paths start; another
-    one absolute.
+    """Write a path relative to the study file's folder if it is below it, else as absolute.
+
+    Relative paths in the study file start at that folder.
     """
     absolute = Path(os.path.normpath(path.absolute()))
     folder = Path(os.path.normpath(study_file.absolute().parent))
@@ -288,7 +292,7 @@ def own_rows(
 
 
 def split_files(data: Path) -> dict[str, Path]:
-    """The file of each split: a single file is ``train``, a folder has a file per split."""
+    """Find the file of each split: a single file is ``train``, a folder has a file per split."""
     if not data.is_dir():
         check_file(data)
         return {"train": data}
@@ -306,7 +310,7 @@ def split_files(data: Path) -> dict[str, Path]:
 
 
 def task_name(data: Path) -> str:
-    """A name of the task from that of the file, or of its folder if the file is called train."""
+    """Name the task after the file, or after its folder if the file is called train."""
     path = Path(os.path.normpath(data.absolute()))
     stem = path.name if data.is_dir() else path.stem
     if stem in (*SPLIT_FILES, DEV, "data"):
@@ -314,14 +318,17 @@ def task_name(data: Path) -> str:
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_-")[:40]
     if name in ("", "data", *SPLIT_FILES):
         return OWN_TASK
-    return f"my_{name}" if name in NAMED_TASKS else name
+    return f"my_{name}" if name in named_tasks() else name
 
 
 # --- what is missing ----------------------------------------------------------------------------
 
 
 def missing_pieces(config: StudyConfig) -> list[str]:
-    """What a study needs and does not find here, a sentence each; the hub is not asked."""
+    """List the pieces that a study needs and does not find here, a sentence each.
+
+    The hub is not asked.
+    """
     problems = [str(problem) for problem in missing_rows(config)]
     if config.model.hub is None:
         try:
@@ -332,19 +339,11 @@ def missing_pieces(config: StudyConfig) -> list[str]:
 
 
 def hub_pieces(config: StudyConfig) -> list[str]:
-    """What is read from the hub: the model, and tasks by name."""
+    """List what is read from the hub: the model, and tasks by name."""
     return [*filter(None, [config.model.hub]), *hub_tasks(config)]
 
 
-# --- defaults of the questions ------------------------------------------------------------------
-
-
-def default_model() -> str | None:
-    """A model that was fetched before."""
-    return next(filter(is_cached, KNOWN_MODELS), None)
-
-
 def default_rows() -> str | None:
-    """The first ``train`` file in ``data`` or in the current folder; None without one."""
+    """Return the first ``train`` file in ``data`` or in the current folder; None without one."""
     places = (Path(folder) / f"train{suffix}" for folder in ("data", ".") for suffix in READERS)
     return next((str(path) for path in places if path.is_file()), None)

@@ -31,19 +31,25 @@ SLOW_SAVE = 1.0  # Seconds
 
 
 class GroupCheckpoint:
-    """A group's state is the number of optimizer steps done, tensors by ``<trial>/<what>/<index>``,
-    and by trial its counters and losses; beside these ``seconds``, the training time."""
+    """The stored state of a group, which training resumes.
+
+    It holds the number of optimizer steps done, tensors by ``<trial>/<what>/<index>``, and the
+    counters and losses by trial. ``seconds`` is the training time.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.shards = Shards()
         self.file, self.is_writer = STATE, True
         self._saved_at = time.monotonic()  # or opened, before the first save
-        self._took = 0.0  # Seconds of that save
+        self._took = 0.0  # Seconds that this save took
 
     def of_shards(self, shards: Shards, *, is_sharded: bool) -> "GroupCheckpoint":
-        """The same for shards that save and load in step: each its own shards, or, of a state that
-        all of them have, shard 0 alone."""
+        """Return this checkpoint for shards that save and load in step.
+
+        Each shard stores its own part of a sharded state; shard 0 alone stores a state that all
+        have.
+        """
         checkpoint = GroupCheckpoint(self.folder)
         checkpoint.shards, checkpoint.is_writer = shards, is_sharded or shards.index == 0
         if is_sharded and shards.size > 1:
@@ -51,8 +57,11 @@ class GroupCheckpoint:
         return checkpoint
 
     def is_due(self, seconds: float) -> bool:
-        """Whether so many seconds passed since the last save ended; after a slow save ten times as
-        long as that took, so that saving takes at most an eleventh of the time."""
+        """Whether the last save ended so many seconds ago.
+
+        After a slow save it must be ten times as long ago as the save took, so that saving takes at
+        most an eleventh of the time.
+        """
         pause = max(seconds, LEAST_PAUSE * self._took if self._took >= SLOW_SAVE else 0)
         return self.shards.agreed(lambda: time.monotonic() - self._saved_at >= pause)()
 
@@ -85,11 +94,11 @@ class GroupCheckpoint:
             self._took = self._saved_at - began
 
     def _publish(self, aside: Path, step: int, sums: str) -> None:
-        """Put a complete state in the place of the old one."""
+        """Put a complete state in place of the old one."""
         (aside / SUMS).write_text(sums, "utf-8")
         for path in (*aside.iterdir(), aside):
             fsync(path)
-        # A state of the same step stays until the new one has its name, which sorts after it.
+        # A state of the same step stays until the new one has its name, which sorts later.
         name = f"step-{step:09d}"
         if same := sorted(self.folder.glob(f"{name}*")):
             name += f".{int(same[-1].suffix[1:] or 0) + 1:03d}"
@@ -101,13 +110,16 @@ class GroupCheckpoint:
                 _remove_state(old)
 
     def step(self) -> int:
-        """Optimizer steps done in the newest state; 0 if there is none."""
+        """Count the optimizer steps done in the newest state; 0 without a state."""
         names = (sums.parent.name for sums in self.folder.glob(f"step-*/{SUMS}"))
         return max((int(name.removeprefix("step-").split(".")[0]) for name in names), default=0)
 
     def load(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-        """The newest state; None if there is none. Raises IntegrityError: it was altered since it
-        was written; UserError: another number of shards wrote it."""
+        """Load the newest state; None without one.
+
+        Raises IntegrityError: the state was altered after it was written. Raises UserError: another
+        number of shards wrote it.
+        """
         for folder in sorted(self.folder.glob("step-*"), reverse=True):
             if not (folder / SUMS).is_file():
                 continue  # its removal was interrupted
@@ -125,7 +137,7 @@ class GroupCheckpoint:
         return None
 
     def extract(self, trial_ids: Collection[str], into: "GroupCheckpoint") -> None:
-        """Copy the state of some trials and their share of the seconds, by tokens."""
+        """Copy the state of some trials, with their share of the seconds by tokens."""
         if (state := self.load()) is None:
             return
         step, all_tensors, all_meta = state
@@ -142,7 +154,7 @@ class GroupCheckpoint:
 
 
 def _remove_state(folder: Path) -> None:
-    """The list of hashes goes first: a folder without one is no state."""
+    """Remove a state, its list of hashes first: a folder without one counts as no state."""
     (folder / SUMS).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -162,7 +174,7 @@ def save_states(
 def restore_states(
     checkpoint: GroupCheckpoint, states: Sequence["TrialState"]
 ) -> tuple[int, float]:
-    """Restore the stored states, if any: the next step, and the seconds already spent."""
+    """Restore the stored states, if any; return the next step and the seconds already spent."""
     if (stored := checkpoint.load()) is None:
         return 0, 0.0
     step, tensors, meta = stored

@@ -22,9 +22,9 @@ from rankscope.train.step import compute_gradients
 from rankscope.train.trial_state import TrialState, start_trials
 
 StepCallback = Callable[[int, Base, Sequence[TrialState]], None]
-"""Called between two optimizer steps with the number of steps done, the model that trains and its
-trials; must not change weights or draw random numbers. When a run resumes, it is called again for
-the last stored step: a stop may have cut its first call short."""
+"""Called between two optimizer steps with the number of steps done, the trained model and its
+trials. It must not change weights or draw random numbers. A resumed run calls it again for the last
+stored step, because a stop may have cut its first call short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +50,18 @@ def train_group(
     """Train one group to its end, from its checkpoint if there is one.
 
     A group is adapter trials of one task on the frozen base, or a single trial of a method that
-    trains alone. Each sees ``rows``, or the ``fewer_rows`` of its number of rows, in its own seed's
-    order, and by task the rows of ``replay``. A trial may override parts of ``config``.
-    ``checkpoint`` stores the state at most every ``checkpoint_seconds``, and when ``should_stop``,
-    asked after every step, raises Interrupted. ``progress`` receives the steps done, all steps, the
-    last one's tokens, and the losses of the trials that took it, on their own rows. ``callbacks``
-    are not counted as training time.
+    trains alone. Each trial sees its rows in its own seed's order, and may override parts of
+    ``config``.
+
+    Args:
+        rows: rows of the training task.
+        replay: general rows by task.
+        fewer_rows: rows of trials that train on fewer, by their number.
+        checkpoint: stores the state at most every ``checkpoint_seconds``.
+        progress: receives the steps done, all steps, the tokens of the last one, and the losses of
+            the trials that took it, on their own rows.
+        callbacks: called between steps; their time does not count as training time.
+        should_stop: asked after every step. If true, the state is stored and Interrupted is raised.
 
     Adapters stay attached to ``base``, also after an error; the caller detaches them.
     """
@@ -73,12 +79,12 @@ def train_group(
                 raise Interrupted(f"stopped at step {first_step} of {num_steps}", do=CONTINUES)
         for step in range(first_step, num_steps):
             active = [state for state in states if state.is_active(step)]
-            # A pass lays its rows out by adapter, in the order in which these are stored.
+            # A pass lays its rows out by adapter, in the order of these.
             active.sort(key=lambda state: model.multi_lora.place(state.adapter_name))
             if not active:
                 break
 
-            # Some objectives need the models as they are now: to write answers, all together.
+            # Some objectives need the current models, to let all of them write answers together.
             for objective in dict.fromkeys(state.objective for state in active):
                 own = [state for state in active if state.objective is objective]
                 objective.begin_step(model, own, step)
@@ -102,7 +108,8 @@ def train_group(
                 ]
                 if not too_large:
                     break
-                # Beyond float16: the step again, from half the scale; at 1 the trial has diverged.
+                # Beyond float16's range: repeat the step from half the scale; at 1 the trial has
+                # diverged.
                 for state in too_large:
                     state.halve_scale(step)
                 for parameter in trained:

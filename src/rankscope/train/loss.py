@@ -1,9 +1,9 @@
 """Losses of one forward pass: cross-entropy by adapter, and KL to the base.
 
-Both take logits, or what the output layer reads and that layer. One block of logits then exists at
-a time, and its gradient, in their dtype, which the same walk computes. Autograd would keep
-the logits and their logarithms in float32: with a vocabulary of 128,000 that is a gigabyte for a
-thousand labeled tokens, the largest tensors of the whole step.
+Both take logits, or the output layer with its input. In the second case only one block of logits
+and its gradient exist at a time, in the dtype of the logits; one walk computes both. Autograd would
+keep the logits and their logarithms in float32. With a vocabulary of 128,000 that is a gigabyte for
+a thousand labeled tokens, the largest tensors of the whole step.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,14 +16,17 @@ from rankscope.device import on_device
 from rankscope.models.output_layer import LOGITS_BLOCK, OutputLayer, blocks
 
 BLOCK_BYTES = 8 * 2**20  # Float32 logits at a time; they stay in a processor's cache
-CUDA_BLOCK_BYTES = 64 * 2**20  # A walk through so many takes longer than to start a kernel
+CUDA_BLOCK_BYTES = 64 * 2**20  # The walk through so many takes longer than the start of a kernel
 
 
 def _walk(
     states: Sequence[Tensor], head: OutputLayer | None, grads: Tensor | None
 ) -> Iterator[tuple[slice, list[Tensor], Tensor | None]]:
-    """Spans of the positions; their logits in float32, from each of ``states``; and where the
-    gradient of the first of these goes, from which ``grads`` of the first states are computed."""
+    """Walk over the positions in spans.
+
+    Yields each span; its logits in float32, from each of ``states``; and a place for the gradient
+    of the first of these. The ``grads`` of the first states are computed from that gradient.
+    """
     held = None
     if grads is not None and head is not None:
         held = grads.new_empty(min(LOGITS_BLOCK, len(grads)), head.out_features)
@@ -42,7 +45,7 @@ def _walk(
 
 
 class _MeanLosses(torch.autograd.Function):
-    """Cross-entropy by adapter."""
+    """Computes cross-entropy by adapter."""
 
     @staticmethod
     def forward(
@@ -54,7 +57,7 @@ class _MeanLosses(torch.autograd.Function):
         divisors: Sequence[float],
         temperatures: Sequence[float],
     ) -> Tensor:
-        """(M, vocabulary or width), (M,) -> (len(counts),) float32."""
+        """Compute (M, vocabulary or width), (M,) -> (len(counts),) float32."""
 
         def by_row(values: Sequence[float]) -> Tensor:
             each = torch.tensor(values, dtype=torch.float32)
@@ -86,7 +89,7 @@ class _MeanLosses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        """Gradient of the states; can be computed once."""
+        """Return the gradient of the states; works once."""
         (gradient,) = ctx.saved_tensors
         if not gradient.is_meta:  # shapes alone, no numbers
             for part, scale in zip(gradient.split(ctx.counts), grads[0], strict=True):
@@ -104,21 +107,23 @@ def mean_losses(
     head: OutputLayer | None = None,
     temperatures: Sequence[float] = (1.0,),
 ) -> Tensor:
-    """Each adapter's cross-entropy, summed over its labeled tokens here and divided:
-    (len(counts),) float32, nats.
+    """Compute each adapter's cross-entropy, (len(counts),) float32, nats.
 
-    ``states`` are logits (M, vocabulary), or with ``head`` what it reads. ``counts`` are the
-    labeled tokens of each adapter, in the order of the batch. ``divisors`` are those of its whole
-    optimizer step, so that uneven passes weigh by tokens and add up to the step's mean, over the
-    weight of a term that is no whole step. Logits are divided by ``temperatures``, one for each
-    count, unless all are 1.
+    It is summed over the adapter's labeled tokens of this pass and divided. Uneven passes thereby
+    weigh by tokens, and add up to the step's mean.
+
+    Args:
+        states: logits (M, vocabulary), or the input of ``head``.
+        counts: labeled tokens of each adapter, in the order of the batch.
+        divisors: label tokens of each adapter's whole optimizer step, over the weight of the term.
+        temperatures: divisors of the logits, one for each count, unless all are 1.
     """
     losses: Tensor = _MeanLosses.apply(states, head, targets, counts, divisors, temperatures)  # type: ignore[no-untyped-call]
     return losses
 
 
 class _KlDivergences(torch.autograd.Function):
-    """KL(base || tuned) at every position, whose gradient in logits is p_tuned - p_base."""
+    """Computes KL(base || tuned) at every position; its gradient in logits is p_tuned - p_base."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, base_states: Tensor, head: OutputLayer | None) -> Tensor:
@@ -136,13 +141,15 @@ class _KlDivergences(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        """Gradient of the tuned states alone: the base is frozen."""
+        """Return the gradient of the tuned states only: the base is frozen."""
         (gradient,) = ctx.saved_tensors
         return gradient * grads[0][:, None].to(gradient.dtype), None, None
 
 
 def kl_divergences(states: Tensor, base_states: Tensor, head: OutputLayer | None = None) -> Tensor:
-    """KL(base || tuned) of every position, (M,) float32, nats, from logits (M, vocabulary), or with
-    ``head`` from what it reads."""
+    """Compute KL(base || tuned) of every position, (M,) float32, nats.
+
+    The states are logits (M, vocabulary), or inputs of ``head``.
+    """
     divergences: Tensor = _KlDivergences.apply(states, base_states, head)  # type: ignore[no-untyped-call]
     return divergences

@@ -1,7 +1,7 @@
 """Peak memory of training a group, estimated before any weight is loaded.
 
-The sum of the base, each adapter's weights, gradients and optimizer state, and what one forward and
-backward pass allocates, which ``pass_memory.py`` counts on shapes alone.
+It is the sum of the base, each adapter's weights, gradients and optimizer state, and the
+allocations of one forward and backward pass, which ``pass_memory.py`` counts on shapes alone.
 """
 
 import copy
@@ -21,14 +21,14 @@ from rankscope.models.attention import varlen
 from rankscope.models.attention.kernel import has_varlen_kernel
 from rankscope.models.grouped_lora import padded_rank
 from rankscope.models.lora import Adapter
-from rankscope.models.methods.lora import LoraMethod
+from rankscope.models.methods import LORA
 from rankscope.models.multi_lora import linear_layers, output_layer, target_linears
 from rankscope.models.output_layer import LOGITS_BLOCK
 from rankscope.models.parameters import ADAMW_STATES, FLOAT32_BYTES, nbytes
 from rankscope.models.quantize import NF4_BYTES
 from rankscope.records import TrialSpec
 from rankscope.train.loss import CUDA_BLOCK_BYTES
-from rankscope.train.objectives import objective_of
+from rankscope.train.objectives.objective import objective_of
 from rankscope.train.pass_memory import (
     META,
     PassMemory,
@@ -44,27 +44,30 @@ HELD_SHARE = 0.5
 """Freed memory that a CPU heap keeps between blocks in use, as a share of all states' bytes.
 
 Optimizer moments take the place of the first passes' tensors, and later passes no longer fit there.
-Fitted to 16 adapters on SmolLM2-135M, see LOG.md; a GPU's allocator is not known to do this.
+The share is fitted to 16 adapters on SmolLM2-135M, see LOG.md. A GPU's allocator is not known to do
+this.
 """
 
 HELD_PASS_SHARE = 0.2
-"""The same of a pass of full fine-tuning, whose tensors have other sizes in every pass: studies
-that trained Gemma 3 270M held 4 to 18 % of one (LOG.md, "what a plan left out")."""
+"""Freed memory that the heap keeps in full fine-tuning, as a share of a pass, whose tensors change
+sizes every time. Studies that trained Gemma 3 270M held 4 to 18 % of a pass (LOG.md, "what a plan
+left out")."""
 
 KERNEL_BYTES = 400_000_000
-"""Of the bfloat16 products that oneDNN keeps (:data:`rankscope.device.KEPT_KERNELS`), beyond the
-32 that HELD_SHARE was fitted with: with AMX and SmolLM2-135M 310 MB of four adapters, 490 of five.
-"""
+"""Bytes of the bfloat16 products that oneDNN keeps (:data:`rankscope.device.KEPT_KERNELS`), beyond
+the 32 of HELD_SHARE's fit. With AMX and SmolLM2-135M they were 310 MB for four adapters, 490 for
+five."""
 
 LIBRARY_BYTES = 620_000_000
-"""Of Python, torch and transformers in a process, about."""
+"""Bytes of Python, torch and transformers in a process, about."""
 
 CUDA_LIBRARY_BYTES = 3_000_000_000
-"""Of the machine's own memory beside a GPU: CUDA's libraries and what they map. Not measured."""
+"""Bytes of the machine's own memory beside a GPU, for CUDA's libraries and their maps. Not
+measured."""
 
 VOCABULARY_BYTES = 1_100
-"""Of each entry of a tokenizer's vocabulary besides; both were measured with four tokenizers of
-4,096 to 262,144 entries."""
+"""Further bytes for each entry of a tokenizer's vocabulary. Both were measured with four tokenizers
+of 4,096 to 262,144 entries."""
 
 DEVIATIONS = 3.0  # Standard deviations of the fullest of some thousand steps above the mean
 
@@ -94,12 +97,12 @@ class RowCounts:
 
     @classmethod
     def longer(cls, counts: Sequence["RowCounts"]) -> "RowCounts":
-        """Of rows mixed together: the largest of each figure, so that none is underestimated."""
+        """Return the largest of each figure, for mixed rows, so that none is underestimated."""
         return cls(*(max(values) for values in zip(*map(astuple, counts), strict=True)))
 
     def fullest_pass(self, num_rows: int, batch_tokens: int, at_once: int = 1) -> PassShape:
-        """About the largest pass that steps of ``num_rows`` rows are cut into, if ``at_once``
-        passes run at a time.
+        """Estimate the largest pass of steps of ``num_rows`` rows, with ``at_once`` passes at a
+        time.
 
         It has the longest row, whose attention costs most, and rows of mean length.
         """
@@ -142,12 +145,14 @@ class GroupMemory:
         return self.with_pass(self.pass_bytes)
 
     def with_pass(self, pass_bytes: int) -> int:
-        """The peak if each pass takes so many bytes."""
+        """Return the peak if each pass takes so many bytes."""
         return self.base_bytes + self.state_bytes + pass_bytes + self.held_bytes
 
     def host_bytes(self, device: torch.device, scoring_bytes: int) -> int:
-        """What processes that train the group, and score it, take of the machine's own memory;
-        beside a GPU they hold the base while they load it, and later each checkpoint."""
+        """Return the machine's own memory that processes need to train and score the group.
+
+        Beside a GPU they hold the base while they load it, and later each checkpoint.
+        """
         if device.type == "cuda":
             held = max(self.read_bytes, self.saved_bytes * self.devices)
             return held + (CUDA_LIBRARY_BYTES + self.library_bytes) * self.devices
@@ -166,8 +171,8 @@ class MemoryModel:
         quantize: Literal["none", "4bit"] = "none",
         has_kernel: bool | None = None,
     ) -> None:
-        """``has_kernel``: whether ``device``, by default this machine's, has the kernel of
-        ``attention/kernel.py``."""
+        """``has_kernel`` says whether ``device`` has the kernel of ``attention/kernel.py``; by
+        default this machine decides."""
         self.dtype = dtype
         self.device = device
         attention = varlen.attention_of(config)
@@ -192,9 +197,10 @@ class MemoryModel:
     def of_group(
         self, group: Sequence[TrialSpec], counts: RowCounts, train: TrainConfig
     ) -> GroupMemory:
-        """Peak memory of training a group: LoRA trials of one task, or a single other trial.
+        """Estimate the peak memory of training a group: LoRA trials of one task, or a single other
+        trial.
 
-        With ``train.devices``, of each device.
+        With ``train.devices`` the figures are those of each device.
         """
         rows_each = [_step_rows(trial, counts, train) for trial in group]
         batch_tokens = train.batch_tokens if self.packs else 1
@@ -230,11 +236,11 @@ class MemoryModel:
         blocks = (5 if has_kl else 2) * CUDA_BLOCK_BYTES if self.device.type == "cuda" else 0
         in_pass = round(counted + masks * tokens) + blocks
         writing = self._writing_bytes(group, shape, rows_each, train)
-        # KL to the base adds at most its logits, as computed and by trial, and a second gradient
-        # of the tuned ones.
+        # KL to the base adds at most its logits, as computed and by trial, and a second gradient of
+        # the tuned ones.
         kl = 3 * logits if has_kl else 0
-        # Holes of a processor's heap that later tensors do not fit into, and one of the size of a
-        # block of logits, or of all, which has another size in every pass.
+        # A processor's heap has holes that later tensors do not fit into. One more hole has the
+        # size of a block of logits, or of all logits, whose size changes with every pass.
         held = HELD_PASS_SHARE * in_pass if is_full else HELD_SHARE * state
         held += logits + (KERNEL_BYTES if self.dtype == torch.bfloat16 else 0)
         return GroupMemory(
@@ -252,8 +258,11 @@ class MemoryModel:
     def _logits_bytes(
         self, adapters: Sequence[TrialSpec], num_labels: int, is_sharded: bool
     ) -> int:
-        """Of the logits that exist at once: a block, unless the output layer trains or is sharded,
-        or a cap or a scale follows it."""
+        """Bytes of the logits that exist at once.
+
+        They are a block, unless the output layer trains or is sharded, or a cap or a scale follows
+        it.
+        """
         head = output_layer(self.base)
         targets = [target_linears(self.base, trial.targets).values() for trial in adapters]
         is_whole = not adapters or is_sharded or any(head in of for of in targets)
@@ -264,8 +273,11 @@ class MemoryModel:
     def _writing_bytes(
         self, group: Sequence[TrialSpec], shape: PassShape, rows: Sequence[int], train: TrainConfig
     ) -> int:
-        """Of the answers that a group learns from, of so many rows a step by trial; ``shape`` is of
-        the passes afterwards."""
+        """Bytes of writing the answers that a group learns from.
+
+        ``rows`` are the rows of a step by trial; ``shape`` is that of the training passes that
+        follow.
+        """
         objectives = [objective_of(trial_protocol(trial, train).objective) for trial in group]
         written = [n for n, of in zip(rows, objectives, strict=True) if of.max_new_tokens]
         if not written:
@@ -277,7 +289,7 @@ class MemoryModel:
         return writing_bytes(self.base, *sizes, first) + self.fixed_bytes(group)
 
     def fixed_bytes(self, group: Sequence[TrialSpec]) -> int:
-        """Of the copies of adapters that are kept while a group writes answers."""
+        """Bytes of the adapters' copies that are kept while a group writes answers."""
         trials = [] if group and group[0].is_full else map(self.stand_in, group)
         total = 0
         for adapter in map(self._adapter, trials):
@@ -290,7 +302,7 @@ class MemoryModel:
 
     @property
     def library_bytes(self) -> int:
-        """Of a process with this model's tokenizer, before there are any weights."""
+        """Bytes of a process with this model's tokenizer, without any weights."""
         return LIBRARY_BYTES + VOCABULARY_BYTES * self.vocab_size
 
     @property
@@ -298,7 +310,7 @@ class MemoryModel:
         return int(self.base.config.get_text_config().vocab_size)
 
     def of_scored(self, group: Sequence[TrialSpec], train: TrainConfig) -> GroupMemory:
-        """Of models that do not train, beside the base; without models, of the base alone."""
+        """Estimate the memory of models that do not train, and of the base beside them."""
         if group and group[0].is_full:
             held = nbytes(self.base)
         else:
@@ -313,10 +325,13 @@ class MemoryModel:
         )
 
     def _base_bytes(self, devices: int, *, trains: bool) -> int:
-        """The frozen base on one device. If several share it: a shard, or all of it; two gathered
-        layers (one computes while the next one comes), and what is not in a layer, unless that is
-        whole; if it trains, also the gradients of these, and the float32 copies that are added up
-        over the devices."""
+        """Bytes of the frozen base on one device.
+
+        If several devices share it, each holds a shard, or all of it. A shard needs two gathered
+        layers (one computes while the next one comes) and the weights outside the layers. If the
+        model trains, it also needs their gradients, and the float32 copies that are added up over
+        the devices.
+        """
         total = self._frozen_bytes
         if devices == 1 or (self.replicates and not trains):
             return total
@@ -327,18 +342,20 @@ class MemoryModel:
         return (total if self.replicates else math.ceil(total / devices)) + gathered
 
     def stand_in(self, trial: TrialSpec) -> TrialSpec:
-        """LoRA on every linear layer in place of a method of the PEFT library."""
+        """Replace a method of the PEFT library by LoRA on every linear layer."""
         if trial.peft is None:
             return trial
         leaves = {name.rsplit(".", 1)[-1] for name in self._layers}
         rank = trial.rank or STAND_IN_RANK
         targets = tuple(sorted(leaves))
-        settings = {"method": LoraMethod.name, "rank": rank, "alpha": 1.0, "targets": targets}
+        settings = {"method": LORA, "rank": rank, "alpha": 1.0, "targets": targets}
         return trial.model_copy(update=settings)
 
     def state_bytes(self, trial: TrialSpec) -> int:
-        """Bytes of one trial's float32 state: weights, gradients, AdamW's moments, and the best
-        weights if it has an early stop."""
+        """Bytes of one trial's float32 state: weights, gradients and AdamW's moments.
+
+        An early stop adds the best weights.
+        """
         adapter = self._adapter(trial)
         gradients = sum(parameter.numel() for parameter in adapter.parameters())
         fixed = sum(part.numel() for pair in adapter.initial_factors.values() for part in pair)
@@ -349,7 +366,7 @@ class MemoryModel:
         return values * saved_values(trial) * FLOAT32_BYTES
 
     def _adapter(self, trial: TrialSpec) -> Adapter:
-        """The trial's adapter as shapes; trials of one kind and rank share it."""
+        """Make the trial's adapter as shapes; trials of one kind and rank share it."""
         key = (trial.method, trial.targets, trial.rank, trial.rank_pattern)
         if key not in self._adapters:
             self._adapters[key] = shaped_adapter(self.base, trial)
@@ -357,20 +374,23 @@ class MemoryModel:
 
 
 def _step_rows(trial: TrialSpec, counts: RowCounts, train: TrainConfig) -> int:
-    """Rows of a trial that run in a step, those of replay included."""
+    """Count the rows of a trial that run in a step, replayed rows included."""
     protocol, share = trial_protocol(trial, train), trial.replay_share or 0.0
     each = objective_of(protocol.objective).rows_each
     return math.ceil(rows_per_step(counts.num_rows, protocol) * (each + share / (1 - share)))
 
 
 def saved_values(trial: TrialSpec) -> int:
-    """Numbers in a checkpoint for each trained weight; with an early stop the best one, too."""
+    """Count the numbers in a checkpoint for each trained weight; an early stop adds the best
+    one."""
     return 1 + ADAMW_STATES + (1 if trial.early_stop is not None else 0)
 
 
 def grouped_bytes(adapter: Adapter, dtype: torch.dtype) -> int:
-    """What grouped products hold of an adapter besides its weights and gradients: their padding,
-    and copies in the base's dtype."""
+    """Bytes that grouped products add to an adapter's weights and gradients.
+
+    They are the padding, and copies in the base's dtype.
+    """
     padding = sum(
         (padded_rank(adapter, module) - len(a)) * (a.shape[1] + len(adapter.b[module]))
         for module, a in adapter.a.items()

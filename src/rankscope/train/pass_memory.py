@@ -1,11 +1,11 @@
-"""What one pass through a model allocates, counted on shapes alone.
+"""Memory that one pass through a model allocates, counted on shapes alone.
 
 The pass runs on torch's meta device, whose tensors have shapes and no storage. Each tensor that it
-would allocate is counted as long as it lives, so the count follows the code on any architecture.
+would allocate counts as long as it lives, so the count follows the code on any architecture.
 
-A count of a model of 32 layers takes seconds, and a plan asks for many. A law saves them, exact
-while the peak comes when the backward pass has just begun and every layer still holds what it
-keeps: each repetition of the layers' pattern adds the same bytes. So the first layers are counted.
+A count of a model of 32 layers takes seconds, and a plan asks for many. So only the first layers
+are counted, because each repetition of the layers' pattern adds the same bytes. That is exact if
+the peak comes as the backward pass begins, while every layer still holds what it keeps.
 """
 
 import math
@@ -33,7 +33,7 @@ from rankscope.models.base import (
 )
 from rankscope.models.init_context import InitContext, empty_adapter
 from rankscope.models.lora import Adapter
-from rankscope.models.methods import get_lora_method
+from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.multi_lora import MultiLora, target_linears, unwrap
 from rankscope.models.output_layer import (
     OutputLayer,
@@ -51,7 +51,7 @@ CPU = torch.device("cpu")
 FEWEST_LAYERS = 2  # A model of one layer has its peak elsewhere if layers are computed again
 
 _COUNTED: dict[tuple[object, ...], int] = {}
-"""Of this process. Shapes alone decide a count, so further studies of a model need none."""
+"""Counts of this process. Only shapes decide a count, so later studies of a model reuse them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +64,8 @@ class PassShape:
 
 class PassMemory:
     def __init__(self, model: PreTrainedModel, device: torch.device, has_kernel: bool) -> None:
-        """``model`` is on the meta device; ``device`` is where passes will run, which decides the
-        layout of rows, and ``has_kernel`` whether it has the one of ``attention/kernel.py``."""
+        """``model`` is on the meta device. ``device`` will run the passes, and decides the layout
+        of rows; ``has_kernel`` says whether it has the kernel of ``attention/kernel.py``."""
         self.model = model
         self.device = device
         self.has_kernel = has_kernel
@@ -90,11 +90,10 @@ class PassMemory:
         recomputes: bool,
         is_sharded: bool = False,
     ) -> int:
-        """Bytes of a pass without copies of A and B; without trials the whole model trains. A
-        sharded model has its logits whole.
+        """Count the bytes of a pass without copies of A and B.
 
-        Adapters of one kind get equal shares of the tokens, so one of their mean rank represents
-        them.
+        Without trials the whole model trains. A sharded model has its logits whole. Adapters of one
+        kind get equal shares of the tokens, so one adapter of their mean rank represents them.
         """
         kinds: dict[tuple[object, ...], list[TrialSpec]] = {}
         for trial in group:
@@ -120,7 +119,7 @@ class PassMemory:
     def _counted(
         self, trials: Sequence[TrialSpec], shares: Sequence[int], shape: PassShape, recomputes: bool
     ) -> int:
-        """Bytes of a pass through all layers; each trial has its share of the rows."""
+        """Count the bytes of a pass through all layers; each trial has its share of the rows."""
         layers = decoder_layers(self.model)
         depth, period = len(layers), self.period(trials, layers)
         least = max(FEWEST_LAYERS, period)  # at least one layer of every kind
@@ -137,11 +136,15 @@ class PassMemory:
     def counted_whole(
         self, trials: Sequence[TrialSpec], shares: Sequence[int], shape: PassShape, recomputes: bool
     ) -> tuple[int, int]:
-        """Most bytes that one forward and backward pass holds at once, of the model as it is now,
-        without any law: until the backward pass has gone through the layers, which grows with their
-        number; and after that, while the gradient of a trained embedding is computed.
+        """Count the most bytes that a forward and backward pass holds at once, in the current
+        model.
 
-        Gradients exist from an earlier pass of the step and are not counted.
+        Returns:
+            Two peaks. The first lasts until the backward pass has gone through the layers, and
+                grows with
+            their number. The second comes after that, during the gradient of a trained embedding.
+
+        No law of layers is used. Gradients exist from an earlier pass of the step and do not count.
         """
         self.model.requires_grad_(not trials)
         with self._with_adapters(trials) as group:
@@ -178,8 +181,8 @@ class PassMemory:
             casts = sum(cast_bytes(adapter, self.model.dtype) for adapter in adapters)
             return layers - casts, embedding
         # A trained model's gradients are float32 whatever the dtype of its products. Of those that
-        # wait to be added up, only the embedding's are large: at the end of the backward pass, and,
-        # if the output layer shares its weights, from the beginning on.
+        # wait to be added up, only the embedding's are large. They exist at the end of the backward
+        # pass, and from its beginning if the output layer shares the embedding's weights.
         model: Any = self.model
         itemsize, weight = model.dtype.itemsize, model.get_input_embeddings().weight
         head = model.get_output_embeddings()
@@ -188,8 +191,11 @@ class PassMemory:
         return layers + waiting, embedding * FLOAT32_BYTES // itemsize
 
     def scoring_bytes(self, trial: TrialSpec | None, shape: PassShape) -> int:
-        """Bytes of one forward pass of scoring, log-probabilities included, of an adapter or of the
-        bare model. It keeps nothing of a layer, so as many layers as repeat are enough."""
+        """Count the bytes of one forward pass of scoring an adapter or the bare model.
+
+        Log-probabilities are included. No layer keeps anything, so one period of the layers is
+        enough.
+        """
         trials = [] if trial is None else [trial]
         kind = [(t.method, t.targets, t.rank) for t in trials]
         key = (*self._model_key, "scoring", *kind, shape)
@@ -210,7 +216,7 @@ class PassMemory:
 
     @contextmanager
     def _with_adapters(self, trials: Sequence[TrialSpec]) -> Iterator[MultiLora]:
-        """The model with the trials' adapters while inside."""
+        """Attach the trials' adapters to the model inside."""
         group = MultiLora(self.model)
         try:
             for trial in trials:
@@ -220,8 +226,10 @@ class PassMemory:
             unwrap(self.model)
 
     def _logits(self, batch: RowBatch) -> Tensor:
-        """(M, vocabulary), by the plan that the rows have on the device, or row by row; (M, width)
-        if the output layer is apart."""
+        """Compute (M, vocabulary) by the plan that the rows have on the device, or row by row.
+
+        The result is (M, width) if the output layer is apart.
+        """
         model: Any = self.model
         if model.config._attn_implementation != NAME:
             parts = []
@@ -249,7 +257,7 @@ class PassMemory:
         return logits
 
     def period(self, trials: Sequence[TrialSpec], layers: nn.ModuleList) -> int:
-        """After how many layers their shapes, windows and targets repeat."""
+        """Return the number of layers after which shapes, windows and targets repeat."""
         targets = {
             linear
             for trial in trials
@@ -299,7 +307,7 @@ class AllocationCounter(OnShapes):
         return out
 
     def restart(self) -> int:
-        """The peak until now; a new one is counted from here on."""
+        """Return the peak until now, and count a new one from here on."""
         peak, self.peak_bytes = self.peak_bytes, self.live_bytes
         return peak
 
@@ -320,7 +328,7 @@ def _storages(values: object) -> list[Any]:
 
 
 def _batch_of_shape(shape: PassShape, adapter_names: Sequence[str | None]) -> RowBatch:
-    """Rows of the given lengths, with labels spread over them, shared out among the names."""
+    """Make rows of the given lengths, with labels spread over them, shared among the adapters."""
     labels = spread(shape.num_labels, len(shape.lengths))
     rows = []
     for index, (length, own) in enumerate(zip(shape.lengths, labels, strict=True)):
@@ -330,12 +338,12 @@ def _batch_of_shape(shape: PassShape, adapter_names: Sequence[str | None]) -> Ro
 
 
 def spread(total: int, count: int) -> tuple[int, ...]:
-    """``total`` in ``count`` whole parts that differ by at most one."""
+    """Divide ``total`` into ``count`` whole parts that differ by at most one."""
     return tuple(total * (i + 1) // count - total * i // count for i in range(count))
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The stack of decoder layers; empty if a model has no single one."""
+    """Return the stack of decoder layers; empty if a model has no single one."""
     stacks = [
         module
         for module in model.modules()
@@ -348,7 +356,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 @contextmanager
 def _first_layers(model: nn.Module, count: int) -> Iterator[None]:
-    """Leave out all but the first ``count`` decoder layers while inside."""
+    """Remove all but the first ``count`` decoder layers inside."""
     layers = decoder_layers(model)
     parent, name = next(
         (module, name)
@@ -364,9 +372,9 @@ def _first_layers(model: nn.Module, count: int) -> Iterator[None]:
 
 
 def shaped_adapter(model: nn.Module, trial: TrialSpec) -> Adapter:
-    """A trial's adapter as shapes, without dropout, whose generators need numbers."""
+    """Make a trial's adapter as shapes, without dropout, whose generators need numbers."""
     adapter = empty_adapter(trial.model_copy(update={"dropout": 0.0}))
-    method, context = get_lora_method(trial.method), InitContext(None, {}, [trial])
+    method, context = LoraMethod.of(trial.method), InitContext(None, {}, [trial])
     with next(model.parameters()).device:  # without storage, as a rule
         for name, linear in target_linears(model, trial.targets).items():
             method.init_module(adapter, name, linear, context)
@@ -374,7 +382,7 @@ def shaped_adapter(model: nn.Module, trial: TrialSpec) -> Adapter:
 
 
 def cast_bytes(adapter: Adapter, dtype: torch.dtype) -> int:
-    """Copies of A and B in the base's dtype during a pass, if it is not float32."""
+    """Bytes of copies of A and B in the base's dtype during a pass, if it is not float32."""
     if dtype == torch.float32:
         return 0
     return sum(parameter.numel() for parameter in adapter.parameters()) * dtype.itemsize

@@ -1,16 +1,16 @@
 """One optimizer step of all active trials of a group: loss terms, gradients, AdamW.
 
 **Replay.** Every optimizer step has general rows beside the trial's own, which keep their order and
-their steps. A share q of all rows is replayed: q / (1 - q) of each step's own rows on top. Each
-kind of row counts in the loss by its number of rows, and within a kind every labeled token counts
-alike, so that long general texts do not outweigh short answers:
+their steps. A share q of all rows is replayed: each step gets q / (1 - q) times its own rows on
+top. Each kind of row counts in the loss by its number of rows. Within a kind every labeled token
+counts alike, so that long general texts do not outweigh short answers:
 
     loss = (1 - p) mean over own labels + p mean over replayed labels,   p = replayed rows / rows
 
-**KL to the base.** weight x mean over labeled tokens of KL(base || tuned), in nats, is added. It
-is taken at the labels of the replayed rows if the trial has any, and at those of its own rows
-otherwise. It costs one forward pass of the frozen base, without gradient, over these rows; trials
-with the same row in the same forward pass share it. Its loss computes logits of its own.
+**KL to the base.** The loss gets weight x mean over labeled tokens of KL(base || tuned), in nats.
+The labels are those of the replayed rows if the trial has any, else those of its own rows. KL costs
+one forward pass of the frozen base, without gradient, over these rows. Trials with the same row in
+the same forward pass share it. Its loss computes its own logits.
 """
 
 import importlib
@@ -32,13 +32,13 @@ from rankscope.models.output_layer import output_layer_apart
 from rankscope.models.quantize import require_bitsandbytes
 from rankscope.models.sharding import whole
 from rankscope.train.loss import kl_divergences, mean_losses
-from rankscope.train.objectives import SFT, objective_of
-from rankscope.train.objectives.objective import Objective
+from rankscope.train.objectives import SFT
+from rankscope.train.objectives.objective import Objective, objective_of
 
 SUPERVISED = objective_of(SFT)
 LOSS_SCALE = 2.0**16
-"""Of float16 at first. Below 6e-8 it has no numbers, where many gradients of a mean over tokens are
-(Micikevicius et al., 1710.03740); powers of two round nothing."""
+"""Loss scale at the start, in float16. Below 6e-8 float16 has no numbers, and many gradients of a
+mean over tokens are smaller (Micikevicius et al., 1710.03740). Powers of two round nothing."""
 SCALE_PATIENCE = 2000
 """Steps without overflow after which a halved scale doubles again, as in torch's GradScaler."""
 RATIO = "lr_ratio"  # Key of a parameter group: its learning rate over the trial's
@@ -59,14 +59,15 @@ class LossTerm:
         return sum(sum(row.is_label) for row in self.rows)
 
     def loss(self, losses: Tensor, rows: Sequence[EncodedRow]) -> Tensor:
-        """The part of its loss that these rows are, from their own losses, times the scale."""
+        """Return the share of these rows in the term's loss, from their own losses, times the
+        scale."""
         if not self.objective.by_row:
             return losses.squeeze(0)
         return self.factor * self.objective.loss(losses / self.scale, rows, self.rows)
 
     @property
     def factor(self) -> float:
-        """Of its mean loss in what is differentiated."""
+        """Factor of the term's mean loss in the differentiated sum."""
         return self.weight * self.scale
 
 
@@ -75,16 +76,20 @@ def compute_gradients(
 ) -> list[tuple[float, float]]:
     """Accumulate the gradients of one optimizer step in the trained parameters.
 
-    ``model`` is the base with the trials' adapters, or the copy that full fine-tuning trains;
-    ``base`` is the untuned one, which KL compares with. Terms of one trial follow one another.
+    Args:
+        model: the base with the trials' adapters, or the copy that full fine-tuning trains.
+        base: the untuned model, which KL compares with.
+        terms: loss terms; those of one trial are neighbors.
 
-    Returns for each term its loss, of supervised fine-tuning nats per labeled token, and its mean
-    KL(base || tuned), nats per labeled token; a KL of weight 0 is not computed, and 0.
+    Returns:
+        For each term its loss, and its mean KL(base || tuned). The loss of supervised fine-tuning
+            and
+        the KL are nats per labeled token. A KL of weight 0 is not computed, and 0.
     """
     num_labels = [term.num_labels for term in terms]
     totals = torch.zeros(2, len(terms), device=model.device)  # weighted losses; KL
     passes = forward_passes([term.rows for term in terms], batch_tokens, model.shards.size)
-    # A sharded layer needs all shards: one that has a pass fewer than others runs a row, weight 0.
+    # A sharded layer needs all shards: a shard with one pass fewer runs a row of weight 0.
     term, rows_of_term = passes[0][0]
     idle = [(term, rows_of_term[: 2 if terms[term].objective.needs_pairs else 1])]
     for parts, weight in model.shards.own(passes, idle if model.is_sharded else None):
@@ -128,12 +133,17 @@ def compute_gradients(
 def label_states(
     model: Base, parts: Sequence[tuple[Sequence[EncodedRow], str | None, bool]]
 ) -> tuple[Tensor, Tensor]:
-    """Logits (labels, vocabulary) that predict the labels of rows, in order, or what an output
-    layer that is apart reads for them, (labels, width); and the labels.
+    """Compute the logits that predict the labels of rows, in order, (labels, vocabulary).
 
-    ``parts`` are rows, their adapter, and whether neighbors with one prompt share it: these run as
-    one row that branches, so the prompt is computed once, and its last token predicts the first
-    of every answer.
+    They are the inputs (labels, width) of an output layer that is apart.
+
+    Args:
+        parts: rows, their adapter, and whether neighbors with one prompt share it. Those run as one
+            row that branches: the prompt is computed once, and its last token predicts the first of
+            every answer.
+
+    Returns:
+        The logits, and the labels.
     """
     batch, sources, num_kept, labels = list[Row](), list[int](), 0, list[int]()
     for rows, name, share in parts:
@@ -160,7 +170,7 @@ def label_states(
 
 @torch.no_grad()
 def base_states(base: Base, parts: Sequence[Sequence[EncodedRow]]) -> list[Tensor]:
-    """:func:`label_states` of the bare base for each part's rows.
+    """Compute :func:`label_states` of the bare base for each part's rows.
 
     A row of several parts runs once.
     """
@@ -187,9 +197,9 @@ def forward_passes(
     """Cut the rows of one optimizer step, by term, into few forward passes of similar size.
 
     A pass has at most ``batch_tokens`` tokens, or one row, whatever the trials' batch sizes and
-    accumulation: the gradient is a sum over the step's rows, however they are cut. A pair is not
-    cut: its loss needs both rows. If several run at once, their number is about a multiple of
-    ``at_once``.
+    accumulation: the gradient is a sum over the step's rows, however they are cut. A pair stays
+    together, because its loss needs both rows. If several passes run at once, their number is about
+    a multiple of ``at_once``.
     """
     total = sum(len(row.input_ids) for rows in rows_of for row in rows)
     rounds = max(1, math.ceil(total / (batch_tokens * at_once)))
@@ -220,10 +230,10 @@ def forward_passes(
 def new_optimizer(
     parameters: ParamsT, weight_decay: float, kind: Literal["adamw", "adamw8bit"] = "adamw"
 ) -> torch.optim.Optimizer:
-    """AdamW (betas .9, .999, eps 1e-8, decoupled decay), fused; each step sets the rate.
+    """Make AdamW (betas 0.9, 0.999, eps 1e-8, decoupled decay), fused; each step sets the rate.
 
     ``adamw8bit`` keeps the moments of all but small parameters in 8 bits, with a scale for every
-    256 of them (Dettmers et al., 2110.02861): a quarter of the optimizer's memory.
+    256 of them (Dettmers et al., 2110.02861). That is a quarter of the optimizer's memory.
     """
     options: Any = {"lr": 0.0, "weight_decay": weight_decay, "betas": (0.9, 0.999), "eps": 1e-8}
     if kind == "adamw8bit":
@@ -237,7 +247,8 @@ def new_optimizer(
 def rate_groups(
     parameters: Sequence[nn.Parameter], faster: Container[nn.Parameter], ratio: float
 ) -> list[dict[str, Any]]:
-    """LoRA+ (Hayou et al., 2402.12354): ``faster`` parameters at ``ratio`` times the rate."""
+    """Make LoRA+'s groups (Hayou et al., 2402.12354): ``faster`` parameters get ``ratio`` x the
+    rate."""
     return [
         {"params": [p for p in parameters if p not in faster], RATIO: 1.0},
         {"params": [p for p in parameters if p in faster], RATIO: ratio},
@@ -259,5 +270,6 @@ def unscale_gradients(parameters: Sequence[nn.Parameter], scale: float) -> None:
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale gradients down to ``max_norm`` (2-norm over all parameters); the norm before, ()."""
+    """Scale gradients down to ``max_norm`` (2-norm over all parameters); return the norm before,
+    ()."""
     return whole(torch.nn.utils.clip_grad_norm_(parameters, max_norm))

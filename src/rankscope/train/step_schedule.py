@@ -1,4 +1,4 @@
-"""Optimizer steps of a trial: how many, the learning rate of each, and those at an interval."""
+"""Optimizer steps of a trial: their number, their learning rates, and the steps at an interval."""
 
 import math
 from typing import Literal
@@ -12,7 +12,7 @@ from rankscope.records import TrialSpec
 def learning_rate(
     peak: float, step: int, num_steps: int, schedule: ScheduleName, warmup_fraction: float
 ) -> float:
-    """Rate of optimizer step ``step`` (from 0) of ``num_steps``, as in transformers' schedules.
+    """Return the rate of optimizer step ``step`` (from 0) of ``num_steps``, as in transformers.
 
     Warm-up rises linearly over ceil(warmup_fraction x num_steps) steps from 0 at step 0; the rate
     falls to 0 at ``num_steps``.
@@ -33,11 +33,11 @@ def trial_protocol(trial: TrialSpec, train: TrainConfig) -> TrainConfig:
 
 
 def planned_steps(num_rows: int, num_tokens: int, train: TrainConfig) -> int:
-    """Optimizer steps of one trial on ``num_rows`` rows of ``num_tokens`` tokens together.
+    """Count the optimizer steps of a trial on ``num_rows`` rows with ``num_tokens`` tokens in all.
 
     As in transformers' Trainer, an epoch is ceil(ceil(rows / batch) / accumulation) steps, and a
     fraction of an epoch is rounded up to a whole step. ``tokens`` means tokens / ``num_tokens``
-    epochs, as if every row had the mean length. ``max_steps`` wins over both.
+    epochs, as if every row had the mean length. ``max_steps`` takes precedence over both.
     """
     if train.max_steps is not None:
         return train.max_steps
@@ -47,7 +47,7 @@ def planned_steps(num_rows: int, num_tokens: int, train: TrainConfig) -> int:
 
 
 def rows_per_step(num_rows: int, protocol: TrainConfig) -> int:
-    """Rows of ``num_rows`` that a step draws."""
+    """Count the rows that a step draws of ``num_rows``."""
     return min(num_rows, protocol.batch_size * protocol.gradient_accumulation)
 
 
@@ -58,7 +58,7 @@ def _epoch_steps(num_rows: int, train: TrainConfig) -> int:
 def due_steps(
     every: int | Literal["epoch"], num_rows: int, num_tokens: int, train: TrainConfig
 ) -> tuple[int, ...]:
-    """Every ``every``-th optimizer step and the last one."""
+    """Return every ``every``-th optimizer step and the last one."""
     last = planned_steps(num_rows, num_tokens, train)
     stride = _epoch_steps(num_rows, train) if every == "epoch" else every
     return (*range(stride, last, stride), last)

@@ -1,4 +1,4 @@
-"""One trial while it trains: its parameters, optimizer, order of rows and counters."""
+"""One trial in training: its parameters, optimizer, order of rows and counters."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +17,10 @@ from rankscope.models.base import Base, enable_gradient_checkpointing
 from rankscope.models.grouped_lora import choose_lora_implementation
 from rankscope.models.init_context import InitContext
 from rankscope.models.lora import Adapter
-from rankscope.models.methods import get_method
+from rankscope.models.methods.method import Method
 from rankscope.models.sharding import all_finite, local
 from rankscope.records import LossPoint, PenaltyPoint, RewardPoint, TrialSpec
-from rankscope.train.objectives import objective_of
-from rankscope.train.objectives.objective import Objective
+from rankscope.train.objectives.objective import Objective, objective_of
 from rankscope.train.step import (
     LOSS_SCALE,
     SCALE_PATIENCE,
@@ -40,10 +39,9 @@ if TYPE_CHECKING:  # importing peft takes a second, and few studies need it
 TUNER = "tuner/"  # Prefix of the names of a PEFT method's own tensors in a checkpoint
 BEST = "best/"  # Prefix of the names of the weights that early stopping would keep
 LARGEST_UPDATE = 2.0**8
-"""|W - W0| / |W0| above which the base is lost in the 8 significant bits of bfloat16."""
+"""|W - W0| / |W0| above which bfloat16, with 8 significant bits, loses the base."""
 LOSS_INCREASE = 3.0
-"""Nats above the first step's loss: the right token is then 20 times less likely than at the start.
-"""
+"""Nats above the first step's loss: the right token is then 20 times less likely than at first."""
 SHORTEST_STRETCH = 10
 STORED_FIELDS = (
     "num_tokens", "num_label_tokens", "num_replay_tokens", "failure", "failure_status",
@@ -99,8 +97,10 @@ class TrialState:
 
     @property
     def needs_row_passes(self) -> bool:
-        """Whether each row needs a forward pass of its own. PEFT draws dropout pass by pass, and a
-        row's mask must not depend on how many other rows fit into memory beside it."""
+        """Whether each row needs its own forward pass.
+
+        PEFT draws dropout pass by pass, and a row's mask must not depend on the rows beside it.
+        """
         return self.tuner is not None and self.tuner.draws
 
     def is_active(self, step: int) -> bool:
@@ -119,7 +119,7 @@ class TrialState:
         return terms
 
     def begin_again(self, step: int) -> list[LossTerm]:
-        """The step's terms, with its dropout from the beginning."""
+        """Return the step's terms, with its dropout from the beginning."""
         if self.adapter is not None:
             self.adapter.begin_step(step)
         if self.tuner is not None:
@@ -127,7 +127,7 @@ class TrialState:
         return [replace(term, scale=self.loss_scale) for term in self.loss_terms(step)]
 
     def loss_terms(self, step: int) -> list[LossTerm]:
-        """A step's rows by how they count: own, then replayed ones."""
+        """Return a step's rows by their weight in the loss: own, then replayed ones."""
         name, kl_weight = self.adapter_name, self.spec.kl_to_base or 0.0
         own, objective = self.objective.step_rows(self, step), self.objective
         if self.replay_sampler is None:
@@ -147,7 +147,7 @@ class TrialState:
         self.loss_scale_halvings += 1
 
     def clip(self) -> Tensor:
-        """Clip the gradients of a step; their norm before, ()."""
+        """Clip the gradients of a step; return their norm before, ()."""
         unscale_gradients(self.parameters, self.loss_scale)
         if self.tuner is not None:
             self.tuner.penalize()
@@ -156,7 +156,8 @@ class TrialState:
     def update(
         self, step: int, losses: Sequence[tuple[LossTerm, tuple[float, float]]], norm: float
     ) -> None:
-        """Check and apply the clipped gradients of a step, whose terms had these losses and KLs."""
+        """Check and apply the clipped gradients of a step, given the losses and KLs of its
+        terms."""
         own = next(loss for term, (loss, _) in losses if not term.is_replay)
         replayed = next((loss for term, (loss, _) in losses if term.is_replay), None)
         kl = next((kl for term, (_, kl) in losses if term.kl_weight), None)
@@ -190,7 +191,7 @@ class TrialState:
             self.failure = f"after step {step + 1} of {self.num_steps} {reason}"
 
     def why_diverged(self, steps_done: int) -> str | None:
-        points = (*self.losses[:1], *self.losses[-judged_stretch(self.num_steps) :])
+        points = (*self.losses[:1], *self.losses[-_judged_stretch(self.num_steps) :])
         judged = [] if self.objective.by_row else [point.loss for point in points]
         if judged and (reason := excessive_loss(judged, self.num_steps)):
             return reason
@@ -205,14 +206,14 @@ class TrialState:
     def observe_score(self, step: int, score: float) -> None:
         """Pass the in-domain score after ``step`` steps to the early stop, if the trial has one.
 
-        After warm-up steps at rate 0 alone the weights are the base's: their score does not count,
-        or the best weights could be untrained ones.
+        While all steps had rate 0, the weights are the base's. Their score does not count, or the
+        best weights could be untrained ones.
         """
         if self.early_stop is not None and any(point.lr > 0 for point in self.losses):
             self.early_stop.observe(step, score, self.parameters)
 
     def finish(self) -> None:
-        """After the last step: restore the best weights of an early stop, and check the result."""
+        """End the trial: restore the best weights of an early stop, and check the result."""
         if self.failure is not None:
             return
         if self.early_stop is not None:
@@ -226,7 +227,7 @@ class TrialState:
             self.failure = f"nothing was trained: {reason}"
 
     def why_nothing_trained(self) -> str:
-        """Why the weights are still those of the start; '' if they are not."""
+        """Return why the weights are unchanged since the start; '' if they changed."""
         if all(point.lr == 0 for point in self.losses):
             return "the learning rate was 0 at every step"
         if self.adapter is not None and not any(b.any() for b in self.adapter.b.values()):
@@ -238,8 +239,11 @@ class TrialState:
     # --- checkpoint
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that a resumed run needs, by name, contiguous on the CPU, copies of
-        those that share storage; of sharded ones the shards of this process."""
+        """Return the tensors that a resumed run needs, by name, contiguous on the CPU.
+
+        Tensors that share storage are copied. Of sharded tensors this process returns its own
+        shards.
+        """
         tensors = {f"parameter/{i}": p.detach() for i, p in enumerate(self.parameters)}
         for i, parameter in enumerate(self.parameters):
             for key, value in self.optimizer.state.get(parameter, {}).items():
@@ -253,14 +257,15 @@ class TrialState:
         for name, tensor in tensors.items():
             tensor = local(tensor.detach()).cpu().contiguous()
             storage = tensor.untyped_storage()
-            # safetensors takes no memory twice, and bitsandbytes' tables are shared.
+            # safetensors rejects shared memory, and bitsandbytes' tables are shared.
             is_own = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in stored
             stored.add(storage.data_ptr())
             found[name] = tensor if is_own else tensor.clone()
         return found
 
     def counters(self) -> dict[str, object]:
-        """What else a resumed run needs, JSON-compatible; dropout follows from seed and step."""
+        """Return the numbers that a resumed run needs, JSON-compatible; seed and step give
+        dropout."""
         return {
             **{name: getattr(self, name) for name in STORED_FIELDS},
             "losses": [point.model_dump() for point in self.losses],
@@ -281,10 +286,10 @@ class TrialState:
                 local(parameter).copy_(tensor)
             elif tensor.dtype == torch.int64:  # AdamW8bit counts steps in Python
                 self.optimizer.state[parameter][key] = int(tensor)
-            else:  # the step too: AdamW is fused, and wants moments in the order of the weights
+            else:  # the step, too: AdamW is fused, and wants moments in the order of the weights
                 place = parameter if tensor.shape == local(parameter).shape else tensor
                 made = torch.empty_like(place, dtype=tensor.dtype, device=parameter.device)
-                # A copy: any tensor of the checkpoint would keep its whole file in memory.
+                # Copy it: any tensor of the checkpoint would keep its whole file in memory.
                 local(made).copy_(tensor)
                 self.optimizer.state[parameter][key] = made
         self.drop_cached_weights()
@@ -310,7 +315,7 @@ def start_trials(
     replay: Mapping[str, Sequence[EncodedRow]],
     fewer_rows: Mapping[int, Sequence[EncodedRow]] = {},
 ) -> tuple[Base, list[TrialState]]:
-    """Fresh states of a group's trials, and the model that they train."""
+    """Make fresh states of a group's trials, and the model that they train."""
     if base.multi_lora.adapters:
         raise ValueError("the base carries adapters already: detach them before training")
     model, states = base, []
@@ -319,7 +324,7 @@ def start_trials(
     for trial in trials:
         protocol, own = trial_protocol(trial, config), rows_of[trial]
         steps = planned_steps(len(own), sum(len(row.input_ids) for row in own), protocol)
-        model, trained = get_method(trial.method).prepare(model, trial, context, steps)
+        model, trained = Method.of(trial.method).prepare(model, trial, context, steps)
         sampler = RowSampler(
             len(own), protocol.batch_size, protocol.gradient_accumulation, trial.seed
         )
@@ -330,7 +335,7 @@ def start_trials(
             own,
             sampler,
             steps,
-            partial(get_method(trial.method).relative_update, trained, base),
+            partial(Method.of(trial.method).relative_update, trained, base),
             adapter=trained if isinstance(trained, Adapter) else None,
             tuner=cast("PeftTuner", trained) if trial.peft is not None else None,
             early_stop=None if trial.early_stop is None else EarlyStop(trial.early_stop),
@@ -350,13 +355,16 @@ def start_trials(
     return model, states
 
 
-# --- when a trial ends early: by its score, or because it diverged although all its numbers are
-# finite (docs/science.md)
+# --- early end of a trial: by its score, or by divergence although all its numbers are finite
+# (docs/science.md)
 
 
 class EarlyStop:
-    """When a trial stops, and its best weights so far. Only a score above all earlier ones is
-    better: of equal scores the first counts, since its weights moved least."""
+    """Decides when a trial stops, and keeps its best weights so far.
+
+    Only a score above all earlier ones is better. Of equal scores the first counts, because its
+    weights moved least.
+    """
 
     def __init__(self, patience: int) -> None:
         self.patience = patience
@@ -366,7 +374,7 @@ class EarlyStop:
         self.weights: list[Tensor] = []
 
     def observe(self, step: int, score: float, parameters: Sequence[nn.Parameter]) -> None:
-        """Observe the in-domain validation score after ``step`` steps; once per step."""
+        """Take the in-domain validation score after ``step`` steps; once per step."""
         if step <= self.observed_step:
             return
         self.observed_step = step
@@ -394,13 +402,16 @@ class EarlyStop:
 
 
 def is_update_checked(steps_done: int, num_steps: int) -> bool:
-    """After 1, 2, 4, 8, ... steps and after the last: the norms then cost next to nothing, and a
-    trial that runs away trains at most twice as long as it had to."""
+    """Whether the update's norm is due: after 1, 2, 4, 8, ... steps and after the last.
+
+    The norms then cost next to nothing, and a trial that runs away trains at most twice as long as
+    necessary.
+    """
     return steps_done & (steps_done - 1) == 0 or steps_done == num_steps
 
 
 def excessive_update(relative: float) -> str | None:
-    """Why an update of this norm, relative to the weights it changes, is no fine-tuning."""
+    """Return why an update of this norm, relative to the weights it changes, is no fine-tuning."""
     if relative <= LARGEST_UPDATE:  # not so for NaN
         return None
     return (
@@ -409,20 +420,21 @@ def excessive_update(relative: float) -> str | None:
     )
 
 
-def judged_stretch(num_steps: int) -> int:
-    """Steps in a row whose losses :func:`excessive_loss` looks at, besides the first."""
+def _judged_stretch(num_steps: int) -> int:
+    """Count the consecutive steps that :func:`excessive_loss` looks at, besides the first."""
     return max(SHORTEST_STRETCH, -(-num_steps // 10))
 
 
 def excessive_loss(losses: Sequence[float], num_steps: int) -> str | None:
-    """Why a trial with these losses, nats per label token, by step, cannot recover.
+    """Return why a trial with these losses cannot recover; None if it can.
 
-    ``losses`` may leave out all but the first and the last :func:`judged_stretch` of them.
-    The first step's loss is that of the start, before any update. For at least ten steps in a row,
-    and a tenth of all steps, every loss is more than twice that and more than 3 nats above it:
-    spikes, warm-up and the noise of small steps are shorter or lower.
+    Losses are nats per label token, by step; all but the first and the last :func:`_judged_stretch`
+    may be missing. The first step's loss is that of the start, before any update. A trial is lost
+    if every loss of a stretch is more than twice that, and more than 3 nats above it. A stretch is
+    at least ten steps, and a tenth of all: spikes, warm-up and the noise of small steps are shorter
+    or lower.
     """
-    stretch = judged_stretch(num_steps)
+    stretch = _judged_stretch(num_steps)
     if len(losses) <= stretch:
         return None
     first, lowest = losses[0], min(losses[-stretch:])

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import rankscope
 from rankscope.config.loader import study_values
 from rankscope.config.study import StudyConfig
-from rankscope.data.registry import NAMED_TASKS
+from rankscope.data.registry import named_tasks
 from rankscope.extensions.answers import WRITTEN_ANSWERS
 from rankscope.extensions.answers.record import AnswersRecord
 from rankscope.models.model_folder import pocket_folder
@@ -31,7 +31,7 @@ TOKENS = 12
 
 def asked_of_pocket() -> list[tuple[str, str]]:
     """(question, answer) in the pocket model's words."""
-    files, _ = NAMED_TASKS["pocket_med"].read()
+    files, _ = named_tasks()["pocket_med"].read()
     rows = [row.fields for row in files["train"][:120]]
     return [(row["question"], row["choices"][row["answer"]]) for row in rows]
 

@@ -34,7 +34,7 @@ from transformers import (
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 import rankscope
-from rankscope.data.registry import NAMED_TASKS
+from rankscope.data.registry import named_tasks
 from rankscope.errors import UserError
 from rankscope.extensions.callback.forgetting import ForgettingCallback, live_base
 from rankscope.models.model_folder import pocket_folder
@@ -66,7 +66,7 @@ TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
 
 def rows() -> list[tuple[str, str, str]]:
     """(question, right answer, wrong answer)"""
-    read = NAMED_TASKS["pocket_med"].read
+    read = named_tasks()["pocket_med"].read
     assert read is not None
     fields = [row.fields for row in list(read()[0]["train"])[:32]]
     return [

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from evaluation_worlds import adapter, base, choice_items, encoder, loaded
-from tiny_models import tiny_llama
+from tiny_models import delta, tiny_llama
 from torch import Tensor
 
 from rankscope.config.study import EvaluateConfig
@@ -30,7 +30,7 @@ from rankscope.extensions.heads.measures import (
 from rankscope.extensions.heads.tasks import token_trees
 from rankscope.models.init_context import new_adapter
 from rankscope.models.lora import Adapter
-from rankscope.models.low_rank_update import adapter_update
+from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.multi_lora import linear_layers
 from rankscope.records import TrialSpec
 
@@ -80,20 +80,20 @@ def trained(method: str) -> Adapter:
 @pytest.mark.parametrize("method", ["lora", "rslora", "pissa", "dora"])
 def test_squares_over_heads_add_up_to_the_whole_matrix(method: str) -> None:
     adapter = trained(method)
-    found = head_changes(LAYOUT, adapter.a, weight, partial(adapter_update, adapter))
+    found = head_changes(LAYOUT, adapter.a, weight, partial(LoraMethod.of(method).update, adapter))
     assert len(found) == len(LAYOUT) * len(PROJECTIONS)
     for change in found:
         layer = LAYOUT[change.layer]
         name = layer.projection(change.module)
-        delta = adapter.delta(name, weight(name).double())
-        assert np.square(change.frobenius).sum() == pytest.approx(float(delta.square().sum()))
+        moves = delta(adapter, name, weight(name).double())
+        assert np.square(change.frobenius).sum() == pytest.approx(float(moves.square().sum()))
         assert len(change.frobenius) == (4 if change.module in ("q_proj", "o_proj") else 2)
         size = layer.head_dim
         for head, (moved, relative) in enumerate(
             zip(change.frobenius, change.relative, strict=True)
         ):
             own = slice(head * size, (head + 1) * size)
-            part = delta[:, own] if change.module == "o_proj" else delta[own]
+            part = moves[:, own] if change.module == "o_proj" else moves[own]
             whole = weight(name)[:, own] if change.module == "o_proj" else weight(name)[own]
             assert moved == pytest.approx(float(part.norm()), rel=1e-5)
             assert relative == pytest.approx(float(part.norm() / whole.norm()), rel=1e-5)

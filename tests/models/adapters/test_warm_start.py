@@ -13,9 +13,7 @@ from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
 from rankscope.models.adapters.folder import adapter_sha256
 from rankscope.models.adapters.settings import CONFIG
-from rankscope.models.adapters.warm_start import (
-    resolve_adapters,
-)
+from rankscope.models.adapters.warm_start import resolve_adapters
 from rankscope.models.parameters import Architecture, architecture
 from rankscope.records import TrialSpec
 from rankscope.run.trials import make_trials
@@ -40,9 +38,9 @@ def study(folder: Path, **arm: Any) -> StudyConfig:
 
 
 def trials(config: StudyConfig, shapes: Architecture) -> list[TrialSpec]:
-    resolved, starts = resolve_adapters(config, shapes)
-    hashes = {name: sha256 for name, (sha256, _) in starts.items()}
-    return make_trials(resolved, "b" * 64, {"med": "1" * 64}, hashes)
+    arms, starts = resolve_adapters(config.arms, shapes)
+    hashes, filled = {name: own for name, (own, _) in starts.items()}, {"arms": arms}
+    return make_trials(config.model_copy(update=filled), "b" * 64, {"med": "1" * 64}, hashes)
 
 
 def edit_config(folder: Path, **changes: Any) -> None:
@@ -126,19 +124,19 @@ def test_a_method_that_is_not_the_adapters(tmp_path: Path, shapes: Architecture,
     peft_adapter(tmp_path, **{f"use_{kind}": True})
     found = f"'lora' in the arm, and use_{kind}: true in .*, expected '{kind}'"
     with pytest.raises(UserError, match=found):
-        resolve_adapters(study(tmp_path, method="lora"), shapes)
+        resolve_adapters(study(tmp_path, method="lora").arms, shapes)
     assert trials(study(tmp_path), shapes)[1].method == kind
 
 
 def test_an_adapter_that_cannot_be_continued(tmp_path: Path, shapes: Architecture) -> None:
     peft_adapter(tmp_path, use_dora=True, use_rslora=True)
     with pytest.raises(UserError, match="use_dora and use_rslora"):
-        resolve_adapters(study(tmp_path), shapes)
+        resolve_adapters(study(tmp_path).arms, shapes)
     peft_adapter(tmp_path, alpha_pattern={"q_proj": 2})
     found = r"q_proj' with scaling 0\.5 .*, expected 1\.5 as the others"
     with pytest.raises(UserError, match=found):
-        resolve_adapters(study(tmp_path), shapes)
+        resolve_adapters(study(tmp_path).arms, shapes)
     peft_adapter(tmp_path)
     found = "targets down_proj, gate_proj, k_proj, o_proj and 3 more in the arm"
     with pytest.raises(UserError, match=found):
-        resolve_adapters(study(tmp_path, targets="all-linear"), shapes)
+        resolve_adapters(study(tmp_path, targets="all-linear").arms, shapes)

@@ -5,10 +5,11 @@ Scores are per-item primary scores (1 right, 0 wrong, or nats per token), always
 same items. Sources and formulas: docs/science.md, "Statistics".
 
 All seeds answer the same items, so seeds and items are crossed, and their parts of the variance are
-separated as in a two-way layout. Items: paired bootstrap of the item means over seeds. Seeds: the
-variance of their means beyond the noise of N answers, with Student's t of S - 1. The two
-half-widths add in squares (Zou & Donner 2008). A percentile bootstrap over seeds is too narrow with
-three seeds (evidence/findings, simulated studies)."""
+separated as in a two-way layout. The part of items comes from a paired bootstrap of the item means
+over seeds. The part of seeds is the variance of their means beyond the noise of N answers, with
+Student's t of S - 1. The two half-widths add in squares (Zou & Donner 2008). A percentile bootstrap
+over seeds would be too narrow with three seeds (evidence/findings, simulated studies).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,18 +29,21 @@ TINY = 1e-12
 TAKEN_OFF_TWO = 0.6
 """Share of the answers' noise subtracted from the variance of two seeds, chosen by simulation.
 
-If all of it were subtracted, two seeds that are close by chance would count as equal too often, and
+If all noise were subtracted, two seeds that are close by chance would count as equal too often, and
 their interval would cover the truth in only two of three studies. Subtracting less would cover
 better if seeds differ, but widen intervals by half if they do not (evidence/findings, simulated
-studies)."""
+studies).
+"""
 
 
 def unpaired_difference(first: Estimate, second: Estimate) -> Estimate:
-    """``first`` minus ``second`` for two different samples of items.
+    """Return ``first`` minus ``second`` for two different samples of items.
 
-    Interval by MOVER from the two separate intervals (Zou & Donner 2008): the squared distances
-    that make the difference smaller add up to the squared distance of its lower end. Conservative
-    if the samples are positively correlated. ``n`` and ``seeds`` are those of the smaller side."""
+    MOVER makes the interval from the two separate intervals (Zou & Donner 2008): the squared
+    distances that make the difference smaller add up to the squared distance of its lower end. It
+    is conservative if the samples are positively correlated. ``n`` and ``seeds`` are those of the
+    smaller side.
+    """
     value = first.value - second.value
     n, seeds = min(first.n, second.n), min(first.seeds, second.seeds)
     ends = (first.low, first.high, second.low, second.high)
@@ -62,7 +66,7 @@ class Comparison:
     tuned: ScoreArray
     reference: ScoreArray | None
     clusters: npt.NDArray[Any] | None = None
-    """One label per item; items with the same label may depend on each other, and are resampled
+    """Label of each item. Items with the same label may depend on each other, and are resampled
     together (Liang & Zeger 1986; Miller 2024, arXiv 2411.00640, section 2.2)."""
 
     def __post_init__(self) -> None:
@@ -82,7 +86,7 @@ class Comparison:
 
     @property
     def item_means(self) -> ScoreArray:
-        """Difference per item, mean over seeds: (N,)."""
+        """Difference per item, mean over seeds, (N,)."""
         means: ScoreArray = self.tuned.mean(axis=0)
         if self.reference is None:
             return means
@@ -109,7 +113,8 @@ class _Share:
         return -float(special.stdtrit(self.freedom, alpha / 2)) * sqrt(self.variance)
 
     def at_once(self, looks: int) -> "_Share":
-        """With the half-width at 95 % that it has at the level of each of several intervals."""
+        """Widen a share, so that its half-width at 95 % is that of several simultaneous
+        intervals."""
         alpha, one = 1 - INTERVAL_LEVEL, _Share(1.0, self.freedom)
         ratio = one.half_width(alpha / looks) / one.half_width(alpha)
         return _Share(self.variance * ratio**2, self.freedom)
@@ -143,9 +148,10 @@ class _Weighed:
         return self.weight**2 * _variance_of_mean(self.sums - self.sizes * self.mean, self.n)
 
     def answer_noise(self, rows: ScoreArray, by_seed: ScoreArray) -> float:
-        """Weighted variance of the seeds' means, (S,), due to the noise of their answers.
+        """Return the weighted variance of the seeds' means, (S,), due to the noise of their
+        answers.
 
-        rows: scores of one trained arm, (S, N).
+        ``rows`` are the scores of one trained arm, (S, N).
         """
         residuals = rows - rows.mean(axis=0) - by_seed[:, None] + by_seed.mean()
         if self.labels is not None:
@@ -157,7 +163,7 @@ def weighted_estimate(
     comparisons: Sequence[Comparison],
     weights: Sequence[float] | None = None,
 ) -> Estimate:
-    """Sum over tasks of weight times difference; by default their mean.
+    """Sum weight times difference over tasks; the default weights give the mean.
 
     Row s of every task must be the same trained model. Items with the same cluster label are
     resampled together. With one seed the interval refers to that trained model. The interval is
@@ -190,13 +196,13 @@ def weighted_estimate(
 
 
 def simultaneous_estimates(groups: Sequence[Comparison]) -> list[Estimate]:
-    """The change of each of G groups of items, with intervals that hold for all groups at once.
+    """Estimate the change of each of G groups of items, with intervals that hold for all at once.
 
-    Each has the level 1 - .05 / G (Bonferroni), so it also holds for the group that is picked after
-    looking at all of them. The variance between seeds is pooled over the groups, with G (S - 1)
-    degrees of freedom: the few seeds of one group do not show how far they can stray. Right or
-    wrong items get one more on each side [Agresti 2005], as those of a small group may all agree
-    by chance. Values are those of ``weighted_estimate``.
+    Each has the level 1 - 0.05 / G (Bonferroni), so it also holds for a group picked after looking
+    at all of them. The variance between seeds is pooled over the groups, with G (S - 1) degrees of
+    freedom: the few seeds of one group do not show how far they can stray. Right-or-wrong items get
+    one more on each side [Agresti 2005], because those of a small group may all agree by chance.
+    Values are those of ``weighted_estimate``.
     """
     wide = [_Weighed.of(_one_more_each_way(group), 1.0) for group in groups]
     shares = [share for group in wide for share in _seed_shares([group])]
@@ -211,7 +217,7 @@ def simultaneous_estimates(groups: Sequence[Comparison]) -> list[Estimate]:
 
 
 def _one_more_each_way(group: Comparison) -> Comparison:
-    """With an item that only the tuned model gets right, and one that only the reference does."""
+    """Add an item that only the tuned model gets right, and one that only the reference does."""
     if group.reference is None or not group.is_right_or_wrong:
         return group
     more = np.tile([1.0, 0.0], (len(group.tuned), 1))
@@ -221,7 +227,7 @@ def _one_more_each_way(group: Comparison) -> Comparison:
 def _units(
     values: ScoreArray, labels: npt.NDArray[np.intp] | None
 ) -> tuple[ScoreArray, ScoreArray]:
-    """Sums and sizes of the resampling units (items or clusters), (C,) each."""
+    """Return sums and sizes of the resampling units (items or clusters), (C,) each."""
     if labels is None:
         return values, np.ones(len(values))
     sums = np.bincount(labels, weights=values)
@@ -229,14 +235,16 @@ def _units(
 
 
 def _variance_of_mean(residual_sums: ScoreArray, n: int) -> float:
-    """Variance of a mean of n items from the residual sums (..., C) of its C units, summed over
-    rows; 0 of a single unit."""
+    """Return the variance of a mean of n items from the residual sums (..., C) of its C units.
+
+    It is summed over rows, and 0 for a single unit.
+    """
     c = int(residual_sums.shape[-1])
     return float((residual_sums**2).sum()) * c / max(1, c - 1) / n**2
 
 
 def _item_share(tasks: Sequence[_Weighed]) -> _Share:
-    """Variance due to items; degrees of freedom over several tasks by Satterthwaite (1946)."""
+    """Return the variance due to items; its degrees of freedom follow Satterthwaite (1946)."""
     variances = [t.item_variance for t in tasks]
     total = sum(variances)
     if total < TINY**2:
@@ -246,10 +254,11 @@ def _item_share(tasks: Sequence[_Weighed]) -> _Share:
 
 
 def _seed_shares(tasks: Sequence[_Weighed]) -> list[_Share]:
-    """Variance due to seeds, one share per trained arm with two or more.
+    """Return the variance due to seeds, one share per trained arm with two or more.
 
     The means of the seeds vary between seeds and by the noise of their answers. The noise is
-    already part of the item share, so it is subtracted."""
+    already part of the item share, so it is subtracted.
+    """
     shares = []
     for position, arm in enumerate(tasks[0].comparison.arms):
         seeds = len(arm)

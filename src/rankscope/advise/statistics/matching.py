@@ -28,7 +28,7 @@ def compared_scores(
     task: str,
     split: Split = "test",
 ) -> Comparison | None:
-    """Scores of trials (S, N) and of the base (N,), on the items that all of them answered.
+    """Match scores of trials (S, N) and of the base (N,), on the items that all of them answered.
 
     None if one side or all common items are missing. Items with a non-finite score of any model are
     dropped.
@@ -41,12 +41,12 @@ def compared_scores(
 def cluster_labels(
     subjects: tuple[str | None, ...], item_ids: tuple[str, ...] = ()
 ) -> npt.NDArray[np.intp] | None:
-    """Cluster label of every item, (N,); None if items are independent.
+    """Return the cluster label of every item, (N,); None if items are independent.
 
-    Subjects (or passages, if the data set records them as subjects) are clusters: their items may
-    depend on each other, and others could have been asked. Few of them make a wide interval by
-    Student's t. Fewer than ``FEWEST_CLUSTERS`` classify the items and were not drawn from others.
-    Copies of one row are a cluster; any other item without a subject is its own.
+    Subjects (or passages, if the data set records them as subjects) are clusters. Their items may
+    depend on each other, and others could have been asked. Few subjects make a wide interval by
+    Student's t. Fewer than ``FEWEST_CLUSTERS`` only classify the items: they were not drawn from
+    others. Copies of one row are a cluster; any other item without a subject is its own.
     """
     originals = map(original_of, item_ids) if item_ids else map(str, range(len(subjects)))
     names = [
@@ -66,7 +66,7 @@ def stored_scores(
     task: str,
     split: Split,
 ) -> list[ItemScores]:
-    """Item scores of the trials that have them; of the base if ``trials`` is None."""
+    """Return item scores of the trials that have them; the base's if ``trials`` is None."""
     models = [BASE] if trials is None else [t.spec.trial_id for t in trials]
     return scores_of_models(study, models, task, split)
 
@@ -74,14 +74,14 @@ def stored_scores(
 def scores_of_models(
     study: StudyRecords, models: Sequence[ScoredModel], task: str, split: Split
 ) -> list[ItemScores]:
-    """Item scores of the models that have them; a model is the base, a trial or a variant."""
+    """Return item scores of the models that have them: the base, trials or variants."""
     return [s for model in models if (s := study.items.get((model, task, split)))]
 
 
 def align_scores(
     tuned: Sequence[ItemScores], reference: Sequence[ItemScores] | None, trained: bool
 ) -> Comparison | None:
-    """Scores on the items that every model has; None without models or common items."""
+    """Match scores on the items that every model has; None without models or common items."""
     if not tuned or (reference is not None and not reference):
         return None
     rows, subjects, ids = _aligned([*tuned, *(reference or ())])
@@ -93,7 +93,7 @@ def align_scores(
 
 
 def mean_estimate(models: Sequence[ItemScores]) -> Estimate | None:
-    """Mean score over models and items; None without common items."""
+    """Return the mean score over models and items; None without common items."""
     scores = align_scores(models, None, trained=False)
     return None if scores is None else weighted_estimate([scores])
 
@@ -101,7 +101,8 @@ def mean_estimate(models: Sequence[ItemScores]) -> Estimate | None:
 def _aligned(
     models: Sequence[ItemScores],
 ) -> tuple[ScoreArray, tuple[str | None, ...], tuple[str, ...]]:
-    """(models, N) scores of the common items in the first model's order, their subjects and ids."""
+    """Return scores of common items (models, N) in the first model's order, their subjects and
+    ids."""
     first = models[0]
     ids, subjects = first.item_ids, first.subjects
     if all(m.item_ids is ids or m.item_ids == ids for m in models):

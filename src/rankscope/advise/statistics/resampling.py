@@ -17,10 +17,12 @@ MOST_KEPT = 2000  # Up to this many units, the table of resampling weights is ke
 
 
 def resampled_means(sums: ScoreArray, sizes: ScoreArray, seed: int) -> ScoreArray:
-    """D bootstrap means, (D,), of units with ``sums`` (N,) of scores over ``sizes`` (N,) items.
+    """Return D bootstrap means, (D,), of units with ``sums`` (N,) of scores over ``sizes`` (N,)
+    items.
 
-    Units are drawn whole. Equal arguments give equal draws; up to ``MOST_KEPT`` units, calls with
-    the same seed and number of units draw the same units."""
+    Units are drawn whole. Equal arguments give equal draws. Up to ``MOST_KEPT`` units, calls with
+    the same seed and number of units draw the same units.
+    """
     units = len(sums)
     if units <= MOST_KEPT:
         weights = _kept_weights(units, seed)
@@ -46,7 +48,7 @@ def resampled_means(sums: ScoreArray, sizes: ScoreArray, seed: int) -> ScoreArra
 
 @lru_cache(maxsize=8)
 def _kept_weights(units: int, seed: int) -> npt.NDArray[np.float32]:
-    """How often each unit is drawn, (D, N), at most 16 MB."""
+    """Count how often each unit is drawn, (D, N), at most 16 MB."""
     rng = np.random.default_rng([seed, 1])
     drawn = rng.integers(units, size=(NUM_DRAWS, units))
     drawn += units * np.arange(NUM_DRAWS)[:, None]
@@ -55,7 +57,7 @@ def _kept_weights(units: int, seed: int) -> npt.NDArray[np.float32]:
 
 
 def quantiles(draws: ScoreArray, shares: Sequence[float]) -> list[float]:
-    """Quantiles of ``draws`` (D,) with linear interpolation, cheaper than NumPy's."""
+    """Return quantiles of ``draws`` (D,) with linear interpolation, cheaper than NumPy's."""
     ordered, last = np.sort(draws), len(draws) - 1
     values = []
     for share in shares:

@@ -16,4 +16,4 @@ PRESETS = {name: first.removeprefix("# Purpose: ") for name, (first, _, _) in _R
 PRESET_TEXTS = {name: text for name, (_, _, text) in _READ.items()}
 """Study file of each preset, by name."""
 ON_POCKET = tomllib.loads(Path(__file__).with_name("on_pocket.toml").read_text("utf-8"))
-"""What a preset becomes on the pocket model."""
+"""Values that a preset takes on the pocket model."""

@@ -1,4 +1,4 @@
-"""Shared by the scorers of multiple choice: log p of every option, and which option wins."""
+"""Base of the multiple-choice scorers: log p of every option, and the option that wins."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class ChoiceScorer(Scorer[list[Question]]):
-    """Log p of the options' texts, of their letters, or of both.
+    """Computes log p of the options' texts, of their letters, or of both.
 
     The first option wins ties. An item whose log-probabilities are not finite counts as wrong;
     ``not_finite`` is then the share of such items.
@@ -30,8 +30,8 @@ class ChoiceScorer(Scorer[list[Question]]):
     needs_choices = True
     scores_one_row = True
     scores_texts: bool
-    """Option texts are scored. Letters are scored too if the prompt lists the options, since that
-    costs nothing; otherwise letters name nothing."""
+    """Whether option texts are scored. Letters are scored, too, if the prompt lists the options:
+    that costs nothing. Otherwise letters name nothing."""
 
     def scores_letters(self, spec: "TaskSpec") -> bool:
         return not self.scores_texts or spec.lists_options
@@ -47,7 +47,7 @@ class ChoiceScorer(Scorer[list[Question]]):
         return [self.questions(encoder, item, spec) for item in items]
 
     def questions(self, encoder: Encoder, item: Item, spec: "TaskSpec") -> list[Question]:
-        """One prompt with the option texts and letters, in this order, as continuations."""
+        """Return one prompt with the option texts and letters, in this order, as continuations."""
         answers = list(item.choices) if self.scores_texts else []
         if self.scores_letters(spec):
             answers += LETTERS[: len(item.choices)]
@@ -108,7 +108,7 @@ class ChoiceScorer(Scorer[list[Question]]):
         return scores
 
     def summarize(self, split: "EncodedSplit", values: "Sequence[Floats]") -> ModelScores:
-        """Scores of one model from every item's log-probabilities, (texts and letters,)."""
+        """Score one model from every item's log-probabilities, (texts and letters,)."""
         from rankscope.records import ItemResult
 
         spec, primary = split.spec, split.spec.primary_metric or self.default_metric

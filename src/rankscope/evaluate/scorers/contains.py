@@ -9,8 +9,10 @@ from rankscope.evaluate.scorers.generation import GenerationScorer, Judgment, no
 
 
 class ContainsScorer(GenerationScorer):
-    """The answer, or the part that ``extract`` matches, contains the gold answer as whole words,
-    case and spacing aside."""
+    """Right if the answer contains the gold answer as whole words, case and spacing aside.
+
+    With ``extract``, the part that it matches must contain the gold answer.
+    """
 
     name = "contains"
     summary = "greedy generation; the answer contains the gold answer as whole words"

@@ -4,7 +4,8 @@ from rankscope.evaluate.scorers.generation import EqualAnswerScorer, normalized_
 
 
 class ExactMatchScorer(EqualAnswerScorer):
-    """The whole answer, or the part that the task's ``extract`` matches, equals the gold answer."""
+    """Right if the answer, or the part that the task's ``extract`` matches, equals the gold
+    answer."""
 
     name = "exact_match"
     summary = "greedy generation; equal texts (case, spacing, final full stop aside)"

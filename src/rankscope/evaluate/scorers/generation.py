@@ -1,4 +1,4 @@
-"""Shared by the scorers that let models write answers: prompts, stop strings, judging."""
+"""Base of the scorers for written answers: prompts, stop strings, judging."""
 
 import math
 import time
@@ -26,26 +26,25 @@ if TYPE_CHECKING:
 
 
 Judgment = tuple[float, str, str | None]
-"""Of an answer: the score, what it was compared with, and what was compared of it; None if nothing
-was found."""
+"""Judgment of an answer: its score, the text it was compared with, and the part of it that was
+compared. The part is None if nothing was found."""
 
 
 def normalized_answer(text: str) -> str:
-    """Case folded, one space between words, no full stop at the end."""
+    """Fold case, put one space between words, and drop a full stop at the end."""
     return " ".join(text.casefold().split()).rstrip(".").rstrip()
 
 
 class GenerationScorer(Scorer[list[int]]):
-    """Greedy answers compared with gold answers; a subclass says how.
+    """Compares greedy answers with gold answers; a subclass says how.
 
-    Metrics: the mean score, ``stopped`` (share of answers that ended by themselves) and, for a
-    scorer that lists it or a task with ``extract``, ``answered`` (share of answers in which
-    something to compare was found).
+    Metrics are the mean score and ``stopped``, the share of answers that ended by themselves. A
+    scorer that lists ``answered``, or a task with ``extract``, adds the share of answers in which
+    something to compare was found.
     """
 
     version = 2
-    """From 2 on dashes are not read as signs, and the beginning of a next question ends an
-    answer."""
+    """Version 2 does not read dashes as signs, and ends an answer where a next question begins."""
     generates = True
 
     @abstractmethod
@@ -53,7 +52,8 @@ class GenerationScorer(Scorer[list[int]]):
         """Compare one answer with the item's gold answer; ``pattern`` is the task's ``extract``."""
 
     def part(self, pattern: "Pattern[str] | None", text: str) -> str | None:
-        """What is compared of a text: all, or the first match of ``extract``, None if none."""
+        """Return the part of a text to compare: all, or the first match of ``extract``; None
+        without it."""
         return next(matched_parts(pattern, text), None) if pattern else text
 
     def encode(
@@ -85,8 +85,11 @@ class GenerationScorer(Scorer[list[int]]):
     def run(
         self, base: "Base", split: "EncodedSplit", adapter_names: Sequence[str | None]
     ) -> dict[str | None, ModelScores]:
-        """A model's seconds are its share, by tokens, of the batch that all models run in, and
-        those of its own pass over the gold answers."""
+        """Score the answers of every model.
+
+        A model's seconds are its share, by tokens, of the batch that all models run in, and its own
+        pass over the gold answers.
+        """
         from rankscope.evaluate.context_window import context_length
         from rankscope.evaluate.continuous_batching import GenerationLimits, generate
 
@@ -116,13 +119,13 @@ class GenerationScorer(Scorer[list[int]]):
                 scores[name].metrics |= split.engine.metrics(name)
             scores[name].num_tokens = tokens[name]
             scores[name].seconds = seconds * tokens[name] / sum(tokens.values())
-        add_gold_logprobs(base, split, limits, scores)
+        _add_gold_logprobs(base, split, limits, scores)
         return scores
 
     def judge(
         self, items: Sequence[Item], generations: "Sequence[Generation]", spec: "TaskSpec"
     ) -> ModelScores:
-        """Scores of one model from its answers, in item order."""
+        """Score one model from its answers, in item order."""
         from rankscope.records import ItemResult
 
         pattern = None if spec.extract is None else compile_pattern(spec.extract)
@@ -151,7 +154,7 @@ class GenerationScorer(Scorer[list[int]]):
 
 
 class EqualAnswerScorer(GenerationScorer):
-    """Right if what is compared of the answer equals what is compared of the gold answer."""
+    """Right if the compared part of the answer equals the compared part of the gold answer."""
 
     def judge_answer(self, item: Item, text: str, pattern: "Pattern[str] | None") -> Judgment:
         part = self.part(pattern, text)
@@ -161,10 +164,10 @@ class EqualAnswerScorer(GenerationScorer):
 
     @abstractmethod
     def comparable(self, text: str) -> str | None:
-        """What is compared of an answer, equal for equal answers; None if there is nothing."""
+        """Return the compared form of an answer, equal for equal answers; None without one."""
 
     def gold(self, item: Item, pattern: "Pattern[str] | None") -> str:
-        """What an answer must equal: the same part of the gold answer, or all without a match."""
+        """Return the text that an answer must equal: the part of the gold answer, or all of it."""
         return self.comparable(self.must_write(item, pattern)) or ""
 
     def must_write(self, item: Item, pattern: "Pattern[str] | None") -> str:
@@ -172,15 +175,17 @@ class EqualAnswerScorer(GenerationScorer):
         return part if part is not None else item.reference or item.completion
 
 
-def add_gold_logprobs(
+def _add_gold_logprobs(
     base: "Base",
     split: "EncodedSplit",
     limits: "GenerationLimits",
     scores: dict[str | None, ModelScores],
 ) -> None:
-    """Log p and tokens of every item's right answer, from one forward pass by model: forgetting
-    shows in it before an answer changes. None for an answer that does not fit the context after its
-    prompt, or is not finite."""
+    """Add log p and tokens of every item's right answer, from one forward pass per model.
+
+    Forgetting shows in it before an answer changes. It is None for an answer that does not fit the
+    context after its prompt, or is not finite.
+    """
     from rankscope.evaluate.likelihood import continuation_logprobs
 
     answers = [
@@ -207,7 +212,7 @@ def add_gold_logprobs(
 
 
 def stop_strings(encoder: Encoder, spec: "TaskSpec", items: Sequence[Item] = ()) -> tuple[str, ...]:
-    """Text that begins a next question and so ends an answer in plain format.
+    """Return the text that begins a next question, and so ends an answer in plain format.
 
     A model that was not tuned to stop continues with ``\\nQuestion: ...`` or, in a conversation,
     with ``\\n\\nUser: ...``. Chat models end their turn with a token instead. A template whose
@@ -224,10 +229,10 @@ def stop_strings(encoder: Encoder, spec: "TaskSpec", items: Sequence[Item] = ())
 
 
 def _literal_opening(line: str) -> str:
-    """The text before a template line's first field, if no answer would begin with it.
+    """Return the text before a template line's first field, if no answer would begin with it.
 
-    It ends in a colon or has three letters, and is no part of the mark before a final number:
-    ``#`` would cut ``#### 18``.
+    It ends in a colon or has three letters, and is no part of the mark before a final number: ``#``
+    would cut ``#### 18``.
     """
     opening = line.partition("{")[0].strip()
     letters = sum(character.isalpha() for character in opening)

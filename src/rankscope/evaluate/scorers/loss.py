@@ -1,6 +1,6 @@
 """Held-out likelihood: mean log p per labeled token of an item's own training row.
 
-The score of conversations and plain text, which have no answer to be right or wrong about.
+It scores conversations and plain text, which have no right or wrong answer.
 """
 
 import math
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 class LossScorer(Scorer[list[EncodedRow]]):
-    """Log p of the labeled tokens of every item, nats; an item is a list of one row.
+    """Computes log p of the labeled tokens of every item, nats; an item is a list of one row.
 
-    ``logprob_per_token`` is the mean over items of each item's mean; the pooled metrics are over
+    ``logprob_per_token`` is the mean over items of each item's mean. The pooled metrics are over
     all labeled tokens, or over the UTF-8 bytes of the text they spell. A model fails if one of its
     log-probabilities is not finite.
     """
@@ -70,7 +70,7 @@ class LossScorer(Scorer[list[EncodedRow]]):
     def truncate_left(
         self, encoded: list[EncodedRow], split: "EncodedSplit", where: str
     ) -> list[EncodedRow]:
-        """The last tokens with their labels; the first token of all is no label."""
+        """Keep the last tokens with their labels; the first token of all is no label."""
         (row,) = encoded
         ids = split.last_tokens(row.input_ids, split.max_tokens, where)
         num_bos = len(split.bos_of(ids))
@@ -128,13 +128,14 @@ class LossScorer(Scorer[list[EncodedRow]]):
         return scores
 
     def gold(self, item: Item) -> str:
-        """The scored text, as the results hold it."""
+        """Return the scored text, as the results hold it."""
         return item.completion
 
     def num_bytes(
         self, encoder: Encoder, item: Item, encoded: list[EncodedRow], *, is_cut: bool
     ) -> int:
-        """UTF-8 bytes of the scored text, of a cut item what is left; the end token has none."""
+        """Count the UTF-8 bytes of the scored text, or of the rest of a cut item; the end token has
+        none."""
         if is_cut:
             (row,) = encoded
             labels = zip(row.input_ids, row.is_label, strict=True)
@@ -145,7 +146,7 @@ class LossScorer(Scorer[list[EncodedRow]]):
 
 
 def _pooled_metrics(total: float, num_tokens: int, num_bytes: int) -> dict[str, float]:
-    """Metrics over all labeled tokens. ``total``: their log p, nats."""
+    """Compute metrics over all labeled tokens; ``total`` is their log p, nats."""
     per_token, per_byte = total / num_tokens, total / max(1, num_bytes)
     return {
         "logprob_per_token_pooled": per_token,

@@ -1,8 +1,8 @@
 """Generated answers judged as mathematics by the library math-verify: 1/2 is 0.5.
 
-The library ends a comparison that takes too long by a signal, which needs the main thread and
-cannot interrupt the arithmetic of huge integers. So a process of its own compares, and the kernel
-ends it after ``SECONDS`` of processor time: a busy machine changes no score.
+The library ends a long comparison by a signal, which needs the main thread and cannot interrupt the
+arithmetic of huge integers. So a separate process compares, and the kernel ends it after
+``SECONDS`` of processor time. A busy machine thus changes no score.
 """
 
 import atexit
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 SECONDS = 3  # Of processor time for one answer; usual ones take milliseconds
 WORD_OR_MARK = re.compile(r"\$|\\boxed|\\\(|\\\[|(?:^|\s)[A-Za-z]{2,}(?=[\s.,;:!?]|$)")
-"""A mark of LaTeX, or a word between blanks; letters beside anything else are variables."""
+"""Matches a mark of LaTeX, or a word between blanks; letters beside anything else are variables."""
 PROCESS = "from rankscope.evaluate.scorers.math_verify import answer_requests; answer_requests()"
 
 
 class MathVerifyScorer(GenerationScorer):
     """Right if math-verify finds the answer equal to the gold answer, or if their texts are equal.
 
-    Of a text with words, the library chooses the expression: a boxed one first.
+    In a text with words, the library chooses the expression: a boxed one first.
     """
 
     name = "math_verify"
@@ -64,7 +64,7 @@ class MathVerifyScorer(GenerationScorer):
             )
 
     def encoder_settings(self, encoder: "Encoder") -> dict[str, Any]:
-        """Another release of the library may judge otherwise."""
+        """Name the library's release, which may judge differently from another."""
         return {"math-verify": metadata.version("math-verify")}
 
     def judge_answer(self, item: "Item", text: str, pattern: "Pattern[str] | None") -> Judgment:
@@ -77,8 +77,11 @@ class MathVerifyScorer(GenerationScorer):
         return float(is_equal), gold, found
 
     def _compare(self, gold: str, answer: str) -> tuple[bool, str | None]:
-        """Whether they are equal, and what was compared of the answer: None if nothing was found or
-        the comparison took too much time or memory. Raises UserError: the library does not run."""
+        """Return whether both are equal, and the compared part of the answer.
+
+        The part is None if nothing was found, or if the comparison took too much time or memory.
+        Raises UserError: the library does not run.
+        """
         with self._lock:
             if self._process is None:
                 self._process = subprocess.Popen(
@@ -105,21 +108,24 @@ class MathVerifyScorer(GenerationScorer):
                 self.close()
                 raise
             self.close()
-        if code < 0:  # A signal: of the limit on time, or of a system that lacks memory
+        if code < 0:  # A signal: from the limit on time, or from a system short of memory
             return False, None
         found, do = f"a process that ended with {code}", "python -c 'import math_verify' shows why"
         raise UserError(f"scorer {self.name!r}", found, "math-verify to run", do)
 
 
 def as_expression(text: str) -> str:
-    """A text without words as LaTeX, which math-verify reads only between marks; others as is."""
+    """Wrap a text without words in marks of LaTeX, which math-verify needs; keep other texts."""
     text = text.strip()
     return text if WORD_OR_MARK.search(text) else f"${text}$"
 
 
 def answer_requests() -> None:
-    """Read pairs of gold answer and answer from standard input until its other end is closed, and
-    print for each whether they are equal, and what was compared of the answer."""
+    """Answer requests to compare, until standard input is closed.
+
+    Each request is a pair of gold answer and answer. The reply says whether they are equal, and
+    which part of the answer was compared.
+    """
     import logging
     import resource
 

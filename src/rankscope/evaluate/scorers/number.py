@@ -11,7 +11,7 @@ from rankscope.evaluate.scorers.generation import EqualAnswerScorer
 
 
 class NumberScorer(EqualAnswerScorer):
-    """The final number of the answer is compared with the gold number."""
+    """Compares the final number of the answer with the gold number."""
 
     name = "number"
     summary = "greedy generation; its final number equals the gold's"
@@ -26,7 +26,7 @@ class NumberScorer(EqualAnswerScorer):
                 f"no single number for scorer 'number' in {content.reference[:60]!r}",
                 "one in digits 0 to 9, as in '#### 18': no fraction, power, time or list",
             )
-        # Only the mark tells a sign from a dash, so the number may not be readable without it.
+        # Only the mark tells a sign from a dash, so the number may be unreadable without it.
         is_readable = extract_number(content.reference) == gold
         return content if is_readable else replace(content, reference=gold)
 

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class OptionTextScorer(ChoiceScorer):
-    """The likeliest option text is the answer.
+    """Takes the likeliest option text as the answer.
 
-    Options may be part of the question, as in WinoGrande. Then what follows the option is scored
+    Options may be part of the question, as in WinoGrande. Then the text after the option is scored
     after each of them (partial scoring, Trinh & Le, 1806.02847): one prompt per option, all with
     the same continuation.
     """

@@ -21,7 +21,7 @@ WINDOW = 1024  # Most tokens of a window if the encoder's rows have no limit
 
 
 class PerplexityScorer(LossScorer):
-    """Log p of every token of whole texts, each encoded as a list of windows."""
+    """Computes log p of every token of whole texts, each encoded as a list of windows."""
 
     name = "perplexity"
     summary = "log p of every token of a text"
@@ -44,7 +44,7 @@ class PerplexityScorer(LossScorer):
             ids = [encoder.start_id, *encoder.text_ids(item.completion)]
             if len(ids) < 2:
                 raise UserError(item.location, "no tokens in the text")
-            # A window begins with the last token of the one before, which is scored there.
+            # A window begins with the last token of the window before, which is scored there.
             windows = [ids[at : at + width] for at in range(0, len(ids) - 1, width - 1)]
             texts.append(
                 [

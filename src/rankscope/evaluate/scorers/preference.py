@@ -1,4 +1,4 @@
-"""Pairs of answers, a preferred and a rejected one: what a model learned against the base."""
+"""Pairs of a preferred and a rejected answer: a model's learned preference against the base."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 class PreferenceScorer(ChoiceScorer):
-    """Whether log p of the chosen answer rose against the rejected one's, in the terms of direct
-    preference optimization (2305.18290): the base's own score is .5.
+    """Right if log p of the chosen answer rose against the rejected one's.
 
+    This is the reward of direct preference optimization (2305.18290); the base's own score is 0.5.
     An item whose log-probabilities are not finite counts as 0.
     """
 

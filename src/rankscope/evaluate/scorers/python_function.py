@@ -1,6 +1,6 @@
 """Generated answers judged by a Python function of the user's own file.
 
-The file is run only if the process was allowed to: a study file may come from somebody else.
+The file runs only if the environment allows it, because a study file may come from somebody else.
 """
 
 import ast
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rankscope.data.encode import Encoder
 from rankscope.data.items import Item
 from rankscope.errors import UserError, reading
+from rankscope.evaluate.scorers import ALLOWED, PYTHON_PREFIX
 from rankscope.evaluate.scorers.generation import GenerationScorer, Judgment
 from rankscope.hashing import sha256_file
 
@@ -23,21 +24,21 @@ if TYPE_CHECKING:
 
     from rankscope.data.registry import TaskSpec
 
-PYTHON_PREFIX = "python:"
-ALLOWED = "RANKSCOPE_TRUST_TASK_CODE"
-"""Environment variable that allows running code of study files; workers inherit it."""
-
 
 class PythonScorer(GenerationScorer):
-    """The score that ``function(answer, gold, prompt)`` of a file returns, 0 to 1."""
+    """Scores by ``function(answer, gold, prompt)`` of a file, which returns 0 to 1."""
 
+    name = PYTHON_PREFIX  # Each has its own, which begins so
     summary = "greedy generation; `function(answer, gold, prompt)` of your file, see below"
     metrics = {"score": "", "stopped": ""}
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        path, _, self.function_name = name.removeprefix(PYTHON_PREFIX).rpartition(":")
-        self.path = Path(path)
+    @cached_property
+    def path(self) -> Path:
+        return Path(self.name.removeprefix(PYTHON_PREFIX).rpartition(":")[0])
+
+    @property
+    def function_name(self) -> str:
+        return self.name.rpartition(":")[2]
 
     def check_task(self, spec: "TaskSpec") -> None:
         super().check_task(spec)
@@ -56,9 +57,9 @@ class PythonScorer(GenerationScorer):
         return self.content()
 
     def content(self) -> dict[str, Any]:
-        """The code is known by the content of its files, and not by the place of their folder."""
+        """Identify the code by the content of its files, whatever their folder."""
         place = f"{PYTHON_PREFIX}{self.path.name}:{self.function_name}"
-        files = imported_files(self.path)
+        files = _imported_files(self.path)
         modules = {f.relative_to(self.path.parent).as_posix(): sha256_file(f) for f in files}
         found = {"scorer": place, "source_sha256": sha256_file(self.path)}
         return found | ({"modules": modules} if modules else {})
@@ -72,7 +73,7 @@ class PythonScorer(GenerationScorer):
                 self.function_name
             ]
         # Another file may import a module of the same name, or this one after an edit.
-        own = set(map(os.path.realpath, imported_files(self.path)))
+        own = set(map(os.path.realpath, _imported_files(self.path)))
         for name in sys.modules.keys() - before:
             place = getattr(sys.modules[name], "__dict__", {}).get("__file__")
             if os.path.realpath(place or "") in own:
@@ -92,9 +93,11 @@ class PythonScorer(GenerationScorer):
         return score, gold, part
 
 
-def imported_files(path: Path) -> list[Path]:
-    """The files of its own folder, or below it, that a Python file imports, and those they import.
-    Installed packages are none of them. Raises UserError: a file that is no Python."""
+def _imported_files(path: Path) -> list[Path]:
+    """List the files that a Python file imports from its own folder or below, and their imports.
+
+    Installed packages are left out. Raises UserError: a file is not Python.
+    """
     found, left = list[Path](), [path]
     while left:
         file = left.pop()

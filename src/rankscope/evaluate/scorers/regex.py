@@ -1,4 +1,4 @@
-"""Generated answers from which a regular expression takes the part to compare."""
+"""Generated answers whose compared part is found by a regular expression."""
 
 from typing import TYPE_CHECKING
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class RegexScorer(EqualAnswerScorer):
-    """The last match of the task's ``extract`` in the answer equals the gold answer, letter for
-    letter: its group, or all of it.
+    """Right if the answer's last match of the task's ``extract`` equals the gold answer exactly.
 
-    The gold answer is reduced to its own last match, if it has one.
+    The match is its group, or all of it. The gold answer is reduced to its own last match, if it
+    has one.
     """
 
     name = "regex"

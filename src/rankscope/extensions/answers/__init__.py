@@ -1,6 +1,6 @@
-"""Answers that models write on tasks that are scored by likelihood alone: conversations and texts.
+"""Written answers on tasks that are scored by likelihood alone: conversations and texts.
 
-Nothing is scored by it and no decision rests on it: it is for people to read.
+They are for people to read: no score and no decision rests on them.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,8 @@ class AnswersAnalysis(Analysis[AnswersConfig]):
     runs_models = True
 
     def is_enabled(self, config: "StudyConfig") -> bool:
-        """Not beside given models, nor where shards of a model would have to write together."""
+        """Whether the analysis runs: not beside given models, nor if shards would have to write
+        together."""
         is_apt = bool(config.arms) and not config.given and config.train.devices == 1
         return is_apt and super().is_enabled(config)
 
@@ -60,7 +61,7 @@ class AnswersAnalysis(Analysis[AnswersConfig]):
         return {"max_new_tokens": self.max_new_tokens(study.config)} if is_own else {}
 
     def trial_seconds(self, costs: "CostModel", trial: "TrialSpec") -> float:
-        """Of one model's answers, each as long as it may be."""
+        """Estimate the seconds of one model's answers, each at its full length."""
         if not self.applies_to(costs.inputs, trial):
             return 0.0
         from rankscope.evaluate.scorers.scorer import ItemTokens

@@ -1,4 +1,4 @@
-"""Answers of the base and of the recommended arm, beside each other."""
+"""Answers of the base and of the recommended arm, side by side."""
 
 from collections import Counter
 
@@ -7,19 +7,20 @@ import pandas as pd
 from rankscope.extensions.answers.record import AnswersRecord, WrittenAnswer
 from rankscope.formatting import count, join_names
 from rankscope.report.charts.figure import Figure
-from rankscope.report.figures import SECTIONS, Section, register
+from rankscope.report.figures import Section, in_section
 from rankscope.report.study_view import StudyView
 
-SECTIONS["answers"] = Section(
+ANSWERS = Section(
+    "answers",
     2,
     "What the models wrote",
     "The first test items, whatever the models answered. The decision rests on scores alone.",
 )
 
 
-@register("answers", 10)
+@in_section("answers", 10)
 def draw_answers(view: StudyView, task: str) -> Figure | None:
-    """Answers of the base and of a trial of the arm that the answer names; None if none wrote."""
+    """Show answers of the base and of a trial of the answer's arm; None if no trial wrote any."""
     arm = view.focus(task)
     for trial in view.trials(arm) if arm else ():
         record = trial.analysis(AnswersRecord)

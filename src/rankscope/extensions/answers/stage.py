@@ -1,4 +1,4 @@
-"""Let the base and every trained model write answers to a few test items."""
+"""The stage in which the base and every trained model answer a few test items."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -39,7 +39,7 @@ class AnswersStage(Stage[TrialSpec, AnswersRecord]):
     def __init__(self, context: RunContext) -> None:
         super().__init__(context)
         self.of_base: dict[str, list[Generation]] = {}
-        """By training task; filled by :meth:`measure_base`."""
+        """Questions and the base's answers by training task; filled by :meth:`measure_base`."""
 
     def missing(self, group: Group) -> list[TrialSpec]:
         asked = [trial for trial in group if WRITTEN_ANSWERS.applies_to(self.context.study, trial)]
@@ -93,8 +93,11 @@ class AnswersStage(Stage[TrialSpec, AnswersRecord]):
 
 
 def questions(study: PreparedStudy, trained_on: str) -> list[tuple[LoadedTask, list[Asked]]]:
-    """Test items to answer, by task: the training task, or the parts of its mixture, then the
-    retention tasks whose scorer has no written answers itself."""
+    """List the test items to answer, by task.
+
+    They are those of the training task, or of the parts of its mixture, then those of the retention
+    tasks whose scorer has no written answers itself.
+    """
     data = study.data
     parts = data.tasks[trained_on].parts or (data.tasks[trained_on],)
     tasks = [(part, max(1, ITEMS // len(parts))) for part in parts if part.spec.scorer == "loss"]
@@ -110,7 +113,10 @@ def questions(study: PreparedStudy, trained_on: str) -> list[tuple[LoadedTask, l
 
 
 def _question(encoder: Encoder, task: str, item: Item) -> Asked:
-    """A plain text is to be continued from a beginning of whole words, half of it at most."""
+    """Make the question of an item; a plain text asks to be continued from its beginning.
+
+    That beginning is whole words, at most half of the text.
+    """
     prompt, gold = item.prompt or item.question, item.completion
     if item.answer is not None:
         gold = item.choices[item.answer]
@@ -128,8 +134,10 @@ def _question(encoder: Encoder, task: str, item: Item) -> Asked:
 def written(
     model: Base, study: PreparedStudy, trained_on: str, names: Sequence[str | None]
 ) -> list[list[Generation]]:
-    """By adapter of ``names``, which are attached to ``model`` (None: without), the answers to all
-    questions of a training task, in order."""
+    """Return the answers to all questions of a training task, in order, for each adapter.
+
+    The adapters of ``names`` are attached to ``model``; None is the model without one.
+    """
     encoder, most = study.data.encoder, WRITTEN_ANSWERS.max_new_tokens(study.config)
     found: list[list[Generation]] = [[] for _ in names]
     for task, asked in questions(study, trained_on):

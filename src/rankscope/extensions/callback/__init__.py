@@ -1,1 +1,1 @@
-"""Rankscope inside another trainer: a callback that watches what a model forgets."""
+"""Rankscope inside another trainer: a callback that watches a model's forgetting."""

@@ -1,8 +1,8 @@
 """A forgetting alarm for transformers' ``Trainer`` and the trainers of TRL.
 
-The trainer's model is never run itself: its modules have hooks, dropout, adapters to switch and a
-mode to restore. A second set of modules around the same weights in memory is run in its place, by
-the engine that scores studies, and an adapter goes there the way that ``rankscope eval`` takes it.
+The trainer's model itself never runs for this: its modules have hooks, dropout, adapters to switch
+and a mode to restore. A second set of modules around the same weights in memory runs in its place,
+in the engine that scores studies. An adapter goes there in the way of ``rankscope eval``.
 """
 
 import copy
@@ -33,13 +33,13 @@ from rankscope.errors import NotFiniteError, RankscopeError, UserError
 from rankscope.evaluate.evaluator import Evaluation, evaluate_task
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.formatting import amount, unit_of, with_interval
-from rankscope.models.adapters.folder import check_adapter_fits, load_adapter
+from rankscope.models.adapters.folder import load_adapter
 from rankscope.models.attention import varlen
 from rankscope.models.base import Base
+from rankscope.models.given import peft_type
 from rankscope.models.load import frozen_base, model_record
 from rankscope.models.parameters import model_on_meta
 from rankscope.models.quantize import check_quantize, is_quantized
-from rankscope.models.study_base import peft_type
 from rankscope.records import BASE, Estimate
 
 _PLACE, _MODEL = "ForgettingCallback", "the trainer's model"
@@ -49,18 +49,18 @@ class ForgettingCallback(TrainerCallback):
     """Scores retention tasks during training, logs the change against the base, and warns or stops.
 
     The base is the model with its adapters off; in full fine-tuning, the model as training begins.
-    Each task is scored on its test items as ``rankscope eval`` scores it, with products in the
-    dtype of the weights. The log has ``forgetting/TASK/score``, ``change`` (minus the base) and the
-    ends of its 95 % interval, ``low`` and ``high``, paired by items, in shares of 1 or nats per
-    token; ``base`` once; and ``forgetting/seconds``, the time that scoring took.
+    Each task is scored on its test items as in ``rankscope eval``, with products in the dtype of
+    the weights. The log has ``forgetting/TASK/score``, ``change`` (minus the base) and the ends of
+    its 95 % interval, ``low`` and ``high``, paired by items, in shares of 1 or nats per token. It
+    also has ``base`` once, and ``forgetting/seconds``, the time of the scoring.
 
-    The rule: a task is over the limit if its interval is wholly below ``-max_loss``, or if the
-    trained model's likelihoods are not finite. Then a warning is given, and training stops with
-    ``at_limit="stop"``. A change below ``-max_loss`` whose interval reaches above it may be chance
-    over the items: it warns, and never stops. The interval holds for one task at one step; of
-    many, each without such a loss, up to about one in forty is over the limit by chance.
+    A task is over the limit if its interval is wholly below ``-max_loss``, or if the trained
+    model's likelihoods are not finite. Then a warning is given, and with ``at_limit="stop"``
+    training stops. A change below ``-max_loss`` whose interval reaches above it may be chance over
+    the items: it warns, and never stops. The interval holds for one task at one step. Of many steps
+    without such a loss, up to about one in forty is over the limit by chance.
 
-    Losses, gradients, random numbers and the trainer's model stay as they are without it.
+    Losses, gradients, random numbers and the trainer's model stay as they would be without it.
 
     Args:
         tasks: named tasks, or tasks as in a study file.
@@ -137,12 +137,13 @@ class ForgettingCallback(TrainerCallback):
             warnings.warn(f"{_PLACE}: {text}", stacklevel=2)
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **given: Any) -> None:
-        """Score the model if it is time, and at the last step."""
+        """Score the model if a scoring is due, and at the last step."""
         if state.global_step % self.every == 0 or control.should_training_stop:
             self._watch(args, state, control, given["model"])
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **given: Any) -> None:
-        """Score the model unless its last step was, or the weights of the best one were loaded."""
+        """Score the model unless its last step was scored; loaded best weights are always
+        scored."""
         if state.global_step != self.scored_step or args.load_best_model_at_end:
             self._watch(args, state, control, given["model"])
 
@@ -170,7 +171,7 @@ class ForgettingCallback(TrainerCallback):
         control.should_training_stop |= any(alarms.values()) and self.at_limit == "stop"
 
     def _evaluate(self, model: Any, *, trained: bool) -> dict[str, Evaluation | str]:
-        """By task the evaluation of the model, or of its base; or why there is none."""
+        """Evaluate the model, or its base, by task; a text says why there is no evaluation."""
         tasks, found = self.data.tasks, dict[str, Evaluation | str]()
         if trained and not all(bool(p.isfinite().all()) for p in model.parameters()):
             return dict.fromkeys(tasks, "its weights are not finite")
@@ -187,7 +188,7 @@ class ForgettingCallback(TrainerCallback):
         return found
 
     def _log(self, args: Any, state: TrainerState, control: Any, start: float, logs: Any) -> None:
-        """Log as ``Trainer.log`` does: into the history, and to progress bar and trackers."""
+        """Log like ``Trainer.log``: into the history, and to progress bar and trackers."""
         logs |= {"forgetting/seconds": time.perf_counter() - start, "epoch": state.epoch or 0.0}
         state.log_history.append({**logs, "step": state.global_step})
         # A callback is given neither the trackers nor its trainer: look for them among its callers.
@@ -205,7 +206,7 @@ def _change(scored: Evaluation, base: Evaluation) -> Estimate:
 
 
 def live_base(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> Base:
-    """The model without adapters, in modules of its own around the same weights in memory.
+    """Put the model without adapters into separate modules around the same weights in memory.
 
     Raises UserError for a model that the engine cannot run: no causal language model, weights that
     processes share among them, or adapters without :class:`PeftModel`.
@@ -240,9 +241,10 @@ def live_base(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizer
 
 
 def _with_adapter(base: Base, model: PeftModel) -> tuple[Base, str | None]:
-    """The base with the active adapter, and its name there; None if it is a part of the model.
+    """Put the active adapter on the base, and return its name there.
 
-    The adapter goes through its files, so it is read, checked and scored as a stored one is.
+    The name is None if the adapter is a part of the model. The adapter goes through its files, so
+    it is read, checked and scored like a stored one.
     """
     name, *others = model.active_adapters
     config: Any = model.peft_config[name]
@@ -257,9 +259,8 @@ def _with_adapter(base: Base, model: PeftModel) -> tuple[Base, str | None]:
                 from rankscope.models.peft_backend.tuner import load_tuner  # takes a second
 
                 return load_tuner(base, place), None
-            adapter = load_adapter(place, name)
             shapes = {key: (of.out_features, of.in_features) for key, of in base.linears().items()}
-            check_adapter_fits(place, adapter, shapes)
+            adapter = load_adapter(place, name, shapes=shapes)
         except RankscopeError as error:
             raise UserError(f"adapter {name!r}", error.found, error.expected, error.do) from error
     base.multi_lora.attach(adapter.to(base.device))

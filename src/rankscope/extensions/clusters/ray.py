@@ -1,4 +1,4 @@
-"""Units as tasks of a Ray cluster, or of a Ray that is started on this machine.
+"""Units as tasks of a Ray cluster, or of a Ray that starts on this machine.
 
 A node that finds the unit's order under the driver's path works there. Any other node gets the
 folder through Ray's object store, works in a temporary copy and returns that copy, checkpoints
@@ -59,7 +59,7 @@ class RaySettings(ExecutorSettings):
 
 
 class _StopFlag:
-    """Lives in the cluster and is asked by every node whether the driver wants to stop."""
+    """Flag in the cluster, which tells every node whether the driver wants to stop."""
 
     def __init__(self) -> None:
         self.is_stopped = False
@@ -72,10 +72,10 @@ class _StopFlag:
 
 
 class RayExecutor:
-    """Runs each unit as a Ray task with ``train.devices`` GPUs, or CPUs for all of its threads, and
-    with the memory that it is planned to take.
+    """Runs each unit as a Ray task.
 
-    Ray places the tasks and runs those of lost nodes again.
+    A task gets ``train.devices`` GPUs, or CPUs for all of its threads, and the unit's planned
+    memory. Ray places the tasks, and runs those of lost nodes again.
     """
 
     name = "ray"
@@ -89,7 +89,7 @@ class RayExecutor:
             raise UserError("device", repr(device), why)
         self.ray, self.is_here = _connect_ray(address), address is None
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-        # A task that asks for more than any node has, of memory too, would wait for ever.
+        # A task that asks for more than any node has, memory included, would wait forever.
         most_cpus = int(max(node.get("CPU", 0) for node in nodes))
         self.threads = max(1, min(shared_threads((num_workers or 1) * width), most_cpus))
         most_gpus = int(max(node.get("GPU", 0) for node in nodes))
@@ -159,8 +159,10 @@ class RayExecutor:
 
 
 def _connect_ray(address: str | None) -> Any:
-    """Ray, connected to the cluster at ``address``, or started on this machine. Raises UserError:
-    Ray is not installed, or no cluster answers."""
+    """Connect Ray to the cluster at ``address``, or start it on this machine.
+
+    Raises UserError: Ray is not installed, or no cluster answers.
+    """
     place, do = "executor ray", ""
     if address is not None:
         place = f"executor.ray.address: {address}"
@@ -185,7 +187,7 @@ def _connect_ray(address: str | None) -> Any:
 def _run_on_node(
     folder: Path, order: str, files: bytes, threads: int, flag: Any
 ) -> tuple[int, bytes | None]:
-    """:func:`run_unit` on the node that Ray chose; ``flag`` is a handle of the _StopFlag."""
+    """Call :func:`run_unit` on the node that Ray chose; ``flag`` is a handle of the _StopFlag."""
     import ray
 
     next_question = 0.0
@@ -211,11 +213,11 @@ def run_unit(
     """Run one unit in its folder if this machine sees it, else in a temporary copy.
 
     Args:
-        folder: of the unit, on the driver's machine.
+        folder: the unit's folder on the driver's machine.
         order: content of its ``unit.json``, by which a node knows the folder.
         files: the folder as a tar archive, for nodes that do not see it.
-        threads: of the worker.
-        should_stop: whether the worker is to write a checkpoint and end.
+        threads: threads of the worker.
+        should_stop: whether the worker should write a checkpoint and end.
 
     Returns:
         Exit code of the worker, and the folder as a tar archive; None if the driver sees it.
@@ -241,7 +243,7 @@ def packed(folder: Path) -> bytes:
 
 
 def unpack(files: bytes, folder: Path) -> None:
-    """Write an archive's files into a folder; the seal last, as it vouches for the others."""
+    """Write an archive's files into a folder, the seal last, because it vouches for the others."""
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(fileobj=io.BytesIO(files)) as tar:
         members = sorted(tar.getmembers(), key=lambda member: member.name.endswith(SEAL))

@@ -1,6 +1,6 @@
 """Units as tasks of a SLURM array job, on nodes that share the study's folder with the driver.
 
-A task ends by itself before its time is up: the batch script passes SLURM's signal on to the
+A task ends by itself before its time is up. The batch script passes SLURM's signal on to the
 worker, which writes a checkpoint, and requeues the task. A driver that was closed leaves its jobs
 in the queue; the next one finds them by the job that is named in each unit's folder.
 """
@@ -47,14 +47,15 @@ SLURM_WORD = r"^[A-Za-z0-9][A-Za-z0-9_.:,=/-]*$"
 DEFAULT_MAX_ARRAY_SIZE = 1001
 JOB, EXIT_CODE, STOP = "slurm-job", "exit-code", "slurm-stop"
 PATIENCE_SECONDS = 600.0  # How long the queue may be silent, such as while its controller restarts
-FOLDER_SECONDS = 2.0  # How often the folders of units are looked at
+FOLDER_SECONDS = 2.0  # How often the folders of units are read
 QUEUE_SECONDS = 30.0
-"""How often SLURM's controller is asked at most, after some questions that follow a submission."""
+"""Longest pause between two questions to SLURM's controller, after some shorter ones that follow a
+submission."""
 CPUS_PER_DEVICE = 4  # Python, loading and decompositions: more would leave GPUs of a node idle
 LAUNCH_FAILED = "launch failed requeued held"
-"""Why a task waits that a node could not launch. SLURM holds it for good."""
+"""Reason of a waiting task that a node could not launch. SLURM holds it for good."""
 ALIVE = {"PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "STOPPED"}
-"""States of tasks that may still come to a result."""
+"""States of tasks that may still produce a result."""
 
 SCRIPT = """#!/bin/bash
 {options}
@@ -80,34 +81,34 @@ mv "$unit/{exit_code}.new" "$unit/{exit_code}"
 
 
 class SlurmSettings(ExecutorSettings):
-    """What is asked of SLURM for each unit."""
+    """Resources that SLURM is asked for, for each unit."""
 
     name = "slurm"
 
     partition: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
-    """By default the site's; as are the others."""
+    """Partition; by default the site's, like the other settings."""
     account: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
-    """Whom the time is charged to."""
+    """Account that the time is charged to."""
     warning: int = Field(2, ge=1)
     """Minutes before its limit at which a task is asked to write a checkpoint and end; SLURM may
     ask up to a minute earlier."""
     time: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
-    """Limit such as ``4:00:00``; a unit that needs longer continues in another turn."""
+    """Time limit, such as ``4:00:00``; a unit that needs longer continues in another turn."""
     gres: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
-    """Such as ``gpu:1``."""
+    """Generic resources, such as ``gpu:1``."""
     cpus: int | None = Field(None, ge=1)
-    """Processors of a unit, and threads of its worker; by default 4 for each of its devices, or as
-    many as ``OMP_NUM_THREADS`` says."""
+    """Processors of a unit, and threads of its worker; by default 4 for each of its devices, or the
+    number in ``OMP_NUM_THREADS``."""
     mem: Annotated[str, Field(pattern=SLURM_WORD)] | None = None
-    """Memory of a unit, such as ``64G``; by default what is planned, ``site`` asks for none."""
+    """Memory of a unit, such as ``64G``; by default the planned memory; ``site`` asks for none."""
     options: list[Annotated[str, Field(pattern=r"^--[ -~]+$")]] = []
     """Further lines after ``#SBATCH``, such as ``--constraint=a100``."""
     setup: list[PlainText] = []
     """Lines of the batch script before the worker starts, such as ``module load cuda``."""
     python: PlainText | None = None
-    """The interpreter on the nodes; by default the driver's own."""
+    """Interpreter on the nodes; by default the driver's own."""
     wrap: PlainText | None = None
-    """Before the worker's command, such as ``srun`` or ``apptainer exec --nv image.sif``."""
+    """Words before the worker's command, such as ``srun`` or ``apptainer exec --nv image.sif``."""
 
     @field_validator("time")
     @classmethod
@@ -173,7 +174,8 @@ class SlurmSettings(ExecutorSettings):
 
 @dataclass(slots=True)
 class _QueuedUnit:
-    """A unit, its future, its task in the queue, such as ``17_3``, and how often that was lost."""
+    """A unit, its future, its task in the queue, such as ``17_3``, and how often the task was
+    lost."""
 
     folder: Path
     future: Future[None] = field(default_factory=Future)
@@ -206,7 +208,7 @@ class SlurmExecutor:
         self.thread.start()
 
     def submit(self, folder: Path) -> Future[None]:
-        """Take a unit; those that come within a moment enter the queue together."""
+        """Take a unit; units that come within a moment enter the queue together."""
         (folder / EXIT_CODE).unlink(missing_ok=True)  # of a task that a driver stopped and left
         unit = _QueuedUnit(folder)
         with self.lock:
@@ -224,7 +226,7 @@ class SlurmExecutor:
         self.thread.join()
 
     def watch(self) -> None:
-        """Submit what is new and end the futures of units that ended, until the executor closes."""
+        """Submit new units and end the futures of units that ended, until the executor closes."""
         answered = time.monotonic()
         while not self.closed.wait(FOLDER_SECONDS):
             with self.lock:
@@ -290,8 +292,10 @@ class SlurmExecutor:
             unit.future.set_exception(Interrupted("unit", found, do=CONTINUES))
 
     def take_error(self, unit: _QueuedUnit, code: int, node: str) -> None:
-        """End the study with what a worker met, unless another node may have what this one lacks,
-        such as the model's folder: tasks that are submitted from now on keep off the node."""
+        """End the study with a worker's error, unless another node may have what this one lacks.
+
+        That may be the model's folder. Tasks that are submitted from now on then avoid the node.
+        """
         try:
             check_worker(code, unit.folder, node)
         except UserError as error:
@@ -305,7 +309,7 @@ class SlurmExecutor:
             unit.future.set_exception(error)
 
     def ask_queue(self, units: list[_QueuedUnit]) -> None:
-        """Find tasks that SLURM lost or could not launch, and those that a user canceled."""
+        """Find tasks that SLURM lost or could not launch, and tasks that a user canceled."""
         self.pause = min(2 * self.pause, QUEUE_SECONDS)
         self.next_question = time.monotonic() + self.pause
         asked = ("squeue", "--noheader", "--array", "--me", "--states=all", "--format=%i|%T|%r")
@@ -326,7 +330,7 @@ class SlurmExecutor:
                 self.lose(unit, "its task left the queue without a result")
 
     def forget(self, unit: _QueuedUnit) -> str:
-        """Forget the task of a unit, so that the unit is queued again; the task's id."""
+        """Forget the task of a unit, so that the unit is queued again; return the task's id."""
         job, unit.job = unit.job, ""
         (unit.folder / JOB).unlink(missing_ok=True)
         return job
@@ -371,7 +375,7 @@ class SlurmExecutor:
 
 
 def slurm(*command: str, stdin: str = "") -> str:
-    """What one of SLURM's commands prints. UserError if it fails."""
+    """Run one of SLURM's commands, and return its output. Raises UserError: it fails."""
     done = subprocess.run(command, input=stdin, capture_output=True, text=True)
     why = done.stderr.strip()
     has_ended = (command[0], done.returncode, why) == ("scancel", 1, "")  # A task that it names
@@ -383,13 +387,13 @@ def slurm(*command: str, stdin: str = "") -> str:
 
 @functools.cache
 def most_tasks() -> int:
-    """Of an array job, at this site."""
+    """Return the most tasks of an array job at this site."""
     limit = re.search(r"MaxArraySize\s*=\s*(\d+)", slurm("scontrol", "show", "config"))
     return max(1, int(limit[1])) if limit else DEFAULT_MAX_ARRAY_SIZE
 
 
 def _time_limit_minutes(time: str) -> float:
-    """Of SLURM's forms M, M:S, H:M:S, D-H, D-H:M and D-H:M:S; infinity for a word, and for 0."""
+    """Parse SLURM's times M, M:S, H:M:S, D-H, D-H:M and D-H:M:S; infinity for a word, and for 0."""
     days, _, rest = time.rpartition("-")
     parts = rest.split(":")
     if not all(part.isdecimal() for part in (days or "0", *parts)) or len(parts) > 3:

@@ -21,11 +21,12 @@ from rankscope.report.use_it import CONVERT_MODEL, SENTENCEPIECE, BaseSource, Us
 
 ADAPTER, BASE = "adapter.gguf", "base.gguf"
 INTERLEAVED = {"llama": "llama", "mistral": "llama", "granite": "granite", "smollm3": "smollm3"}
-"""transformers' model type -> llama.cpp's architecture, if llama.cpp rotates adjacent numbers of a
-head, while transformers rotates number i with number i + d / 2 of a head of d."""
+"""Maps transformers' model type to llama.cpp's architecture, for models whose rotary halves differ.
+llama.cpp rotates adjacent numbers of a head, while transformers rotates number i with number i + d
+/ 2 of a head of d."""
 HALVES = {name: name for name in ("gemma", "olmo2", "phi3", "qwen2", "qwen3")}
 HALVES |= {"gemma3_text": "gemma3"}
-"""The same, if both rotate halves."""
+"""Maps the types of models that both programs rotate in halves."""
 
 
 def write_gguf(
@@ -74,12 +75,13 @@ def write_gguf(
 
 
 def interleaved(b: Tensor, heads: int) -> Tensor:
-    """Rows i and i + d / 2 of each head of d rows, side by side; ``b`` is (heads * d, r)."""
+    """Put rows i and i + d / 2 of each head of d rows side by side; ``b`` is (heads * d, r)."""
     return b.reshape(heads, 2, -1, b.shape[1]).transpose(1, 2).reshape(b.shape).contiguous()
 
 
 def modelfile(study: StudyRecords, task: str, base: BaseSource) -> str:
-    """Ollama's ``Modelfile``, with the ends of answers and the system text that all rows share."""
+    """Write Ollama's ``Modelfile``, with ends of answers and the system text that all rows
+    share."""
     tokenizer = load_tokenizer(model_folder(study.config.model, weights=False))
     encoder = Encoder(tokenizer, study.model.prompt_format, None)
     stops = [str(tokenizer.convert_ids_to_tokens(i)) for i in sorted(encoder.stop_ids)]
@@ -97,7 +99,7 @@ def modelfile(study: StudyRecords, task: str, base: BaseSource) -> str:
 
 
 def quoted(text: str) -> str:
-    """A text as an instruction takes it. Raises UserError: it holds Ollama's mark of its end."""
+    """Quote a text for an instruction. Raises UserError: it holds Ollama's mark of its end."""
     if '"""' in text:
         do = "export the adapter without --format and write its Modelfile by hand"
         raise UserError("--format gguf", f'a text with """, {text[:60]!r}', "one without it", do)

@@ -27,8 +27,7 @@ from rankscope.data.tasks import LoadedTask
 from rankscope.errors import UserError, installed, reading
 from rankscope.evaluate.context_window import EncodedSplit, context_length
 from rankscope.evaluate.metrics import ModelScores
-from rankscope.evaluate.scorers import scorers
-from rankscope.evaluate.scorers.python_function import ALLOWED
+from rankscope.evaluate.scorers import ALLOWED, scorers
 from rankscope.evaluate.scorers.scorer import Scorer
 from rankscope.extensions.harness import PREFIX
 from rankscope.extensions.harness.task_files import check_task, is_yaml
@@ -49,7 +48,8 @@ ACCURACIES = frozenset({"acc", "acc_norm", "acc_bytes", "exact_match"})
 
 
 def harness_tasks(source: str) -> list[TaskConfig]:
-    """The task of ``lm_eval:NAME`` or ``lm_eval:FILE.yaml``, or every task of that group or tag."""
+    """List the task of ``lm_eval:NAME`` or ``lm_eval:FILE.yaml``, or every task of a group or
+    tag."""
     named = source.removeprefix(PREFIX)
     file = str(Path(named).expanduser().resolve()) if is_yaml(named) else None
     return [
@@ -59,8 +59,11 @@ def harness_tasks(source: str) -> list[TaskConfig]:
 
 
 def load_harness_task(config: TaskConfig, max_items: int | None) -> LoadedTask:
-    """Read one task of the harness with its documents; needs no model. Records call the split
-    ``test``: the harness scores a task's test split, or its validation split without one."""
+    """Read one task of the harness with its documents; needs no model.
+
+    Records call the split ``test``: the harness scores a task's test split, or its validation split
+    without one.
+    """
     name = config.name.removeprefix(PREFIX)
     tasks, files = _read(PREFIX + (config.source_file or name))
     if name not in tasks:
@@ -97,7 +100,7 @@ def load_harness_task(config: TaskConfig, max_items: int | None) -> LoadedTask:
 
 
 class _HarnessScorer(Scorer[None]):
-    """Prompts and answers of one task, by the harness; log p and generated texts, by Rankscope.
+    """Scores one task: the harness renders prompts and judges answers, Rankscope runs the models.
 
     The primary metric is the first of the task's ``metric_list``, under its first filter.
     """
@@ -106,8 +109,8 @@ class _HarnessScorer(Scorer[None]):
         self.name = name
         self.task = task
         self.sha256 = sha256
-        """Of files, documents and examples: all that scores depend on, model and tokenizer
-        excepted. If the task may run code, of the Python files in its folder too."""
+        """Hash of files, documents and examples, on which scores depend besides model and
+        tokenizer. If the task may run code, it covers the Python files in its folder, too."""
         metric, filter_name = next(iter(task._metric_fn_list)), task._filters[0].name
         self.metrics = {_full_name(metric, filter_name): ""}
         self.unit = "accuracy" if metric in ACCURACIES else None
@@ -170,7 +173,8 @@ def _allows_functions() -> bool:
 
 
 def _read(source: str) -> tuple[dict[str, Any], list[Path]]:
-    """The harness's tasks of a name or file, and the files that describe them, checked first."""
+    """Load the harness's tasks of a name or file, and the files that describe them, checked
+    first."""
     manager = _import_harness(source)
     named, files = check_task(manager, source.removeprefix(PREFIX), _allows_functions())
     place = f"task {PREFIX}{named}: cannot be loaded"
@@ -204,7 +208,7 @@ def _task_hash(task: Any, files: Sequence[Path]) -> str:
 
 
 def _import_harness(source: str) -> "TaskManager":
-    """The harness's index of tasks, empty for a file."""
+    """Return the harness's index of tasks, empty for a file."""
     with installed(f"task {source!r}", "lm-eval"):
         import lm_eval.evaluator  # noqa: F401
         from lm_eval.tasks import TaskManager
@@ -213,7 +217,7 @@ def _import_harness(source: str) -> "TaskManager":
 
 @contextmanager
 def _harness_seeds() -> Iterator[None]:
-    """Seed as the harness does, and restore every global generator afterwards."""
+    """Seed like the harness inside, and restore every global generator at the end."""
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         random.seed(SEEDS[0])
@@ -228,7 +232,7 @@ def _harness_seeds() -> Iterator[None]:
 
 @contextmanager
 def _sandboxed_templates() -> Iterator[None]:
-    """Let a task's templates read the document and nothing else of Python."""
+    """Let a task's templates read the document, and nothing else of Python, inside."""
     import lm_eval.utils as templates
     from jinja2.sandbox import SandboxedEnvironment
 
@@ -252,7 +256,8 @@ def _full_name(metric: str, filter_name: str) -> str:
 
 
 def _read_metrics(numbers: Mapping[str, Any]) -> dict[str, float]:
-    """Every metric without standard errors; ``acc,none`` becomes ``acc``, other filters stay."""
+    """Return every metric without standard errors; ``acc,none`` becomes ``acc``, other filters
+    stay."""
     metrics: dict[str, float] = {}
     for key, value in numbers.items():
         metric, comma, filter_name = key.partition(",")

@@ -1,7 +1,7 @@
-"""One model as lm-evaluation-harness sees it. Needs the package ``lm-eval``.
+"""One model as lm-evaluation-harness sees it; needs the package ``lm-eval``.
 
-The harness renders prompts and judges answers. Text becomes tokens as in the harness's ``HFLM``;
-Rankscope's engine scores or continues them.
+The harness renders prompts and judges answers. Text becomes tokens as in the harness's ``HFLM``,
+and Rankscope's engine scores or continues them.
 """
 
 from collections import defaultdict
@@ -52,7 +52,7 @@ class LmEvalModel(TemplateLM):  # type: ignore[misc]  # the package has no types
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Token ids; a text that begins with the BOS token in writing gets no second one."""
+        """Encode a text; if it begins with the BOS token in writing, it gets no second one."""
         options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
         bos = self.tokenizer.decode([self.prefix_token_id])
         if add_special_tokens is None and bos and string.startswith(str(bos)):
@@ -83,7 +83,7 @@ class LmEvalModel(TemplateLM):  # type: ignore[misc]  # the package has no types
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """(summed log p, whether greedy decoding writes it) of each continuation."""
+        """Return (summed log p, whether greedy decoding writes it) of each continuation."""
         by_prompt: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for number, (_, prompt, _) in enumerate(requests):
             by_prompt[tuple(prompt)].append(number)
@@ -108,7 +108,7 @@ class LmEvalModel(TemplateLM):  # type: ignore[misc]  # the package has no types
         return [pairs[number] for number in range(len(requests))]
 
     def check_lengths(self, lengths: Sequence[int]) -> None:
-        """Refuse rows longer than the context: cut, they would be other rows."""
+        """Refuse rows longer than the context: cut rows would be other rows."""
         too_long = [length for length in lengths if length > self.context]
         if too_long:
             raise UserError(
@@ -121,7 +121,7 @@ class LmEvalModel(TemplateLM):  # type: ignore[misc]  # the package has no types
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """log p of each whole text, in windows of the context if it is longer."""
+        """Return log p of each whole text, in windows of the context if it is longer."""
         windows: list[tuple[Any, list[int], list[int]]] = []
         counts = []
         for request in requests:
@@ -158,7 +158,7 @@ class LmEvalModel(TemplateLM):  # type: ignore[misc]  # the package has no types
 
 
 def _read_generation_settings(settings: dict[str, Any]) -> tuple[tuple[str, ...], int]:
-    """(stop strings, most new tokens) of a task's ``generation_kwargs``."""
+    """Return (stop strings, most new tokens) of a task's ``generation_kwargs``."""
     given = dict(settings)
     until = given.pop("until", None) or []
     stops = tuple(text for text in ([until] if isinstance(until, str) else until) if text)

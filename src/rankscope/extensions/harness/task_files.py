@@ -1,7 +1,7 @@
-"""Task files of lm-evaluation-harness, checked before anything in them can run.
+"""Checks of lm-evaluation-harness's task files, before anything in them can run.
 
-A YAML file is read as data. Functions that it names, metrics fetched from elsewhere, data sets with
-their own code and tasks that run what a model writes are refused.
+A YAML file is read as data. Refused are functions that it names, metrics fetched from elsewhere,
+data sets with their own code, and tasks that run a model's answers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,8 @@ def is_yaml(name: str) -> bool:
 
 
 def check_task(manager: "TaskManager", name: str, allow_functions: bool) -> tuple[str, list[Path]]:
-    """What to load for a name, and the files that describe it, after checking all of them."""
+    """Return what to load for a name, and the files that describe it, after checking all of
+    them."""
     if is_yaml(name):
         path = user_path(name).resolve()
         if not path.is_file():
@@ -83,7 +84,10 @@ def _member_names(members: Sequence[Any]) -> list[str]:
 def check_tags(
     path: Path, allow_functions: bool, seen: frozenset[Path] = frozenset()
 ) -> list[Path]:
-    """Read a YAML file and its includes as tagged nodes; construct nothing. The files read."""
+    """Read a YAML file and its includes as tagged nodes, without constructing anything.
+
+    Returns the files that were read.
+    """
     if path in seen:
         return []
     with reading(f"task file {path}", "a readable YAML file"):
@@ -113,7 +117,8 @@ def check_tags(
 
 
 def walk(root: Any) -> Iterator[Any]:
-    """Every YAML node, mapping and list below a root, each once: an alias may form a cycle."""
+    """Yield every YAML node, mapping and list below a root, each once: an alias may form a
+    cycle."""
     waiting, seen = [root], set()
     while waiting:
         part = waiting.pop()
@@ -132,8 +137,10 @@ def walk(root: Any) -> Iterator[Any]:
 
 
 def _check_configs(path: Path, allow_functions: bool) -> None:
-    """Refuse a task that fetches code, or runs what a model writes. A group's file may contain its
-    members, so every mapping of the file is checked."""
+    """Refuse a task that fetches code, or runs a model's answers.
+
+    A group's file may contain its members, so every mapping of the file is checked.
+    """
     from lm_eval.tasks._yaml_loader import load_yaml
 
     where = f"task file {path}"

@@ -1,4 +1,4 @@
-"""How training changed the attention heads: their importance, entropy, change and ablation."""
+"""Changes of the attention heads by training: importance, entropy, size of change, ablation."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -74,7 +74,7 @@ class HeadsAnalysis(Analysis[HeadsConfig]):
         return {"task": task, "items": heads.items, "ablate": sorted(set(heads.ablate))}
 
     def task_of(self, study: "PreparedStudy", trial: "TrialSpec") -> str:
-        """The task on whose items a trial's heads are measured."""
+        """Return the task on whose items a trial's heads are measured."""
         return self.settings(study.config).task or trial.task or study.task_records[0].name
 
     def trial_seconds(self, costs: "CostModel", trial: "TrialSpec") -> float:
@@ -85,9 +85,12 @@ class HeadsAnalysis(Analysis[HeadsConfig]):
         return sum(self._seconds(costs, task) for task in sorted(tasks))
 
     def _seconds(self, costs: "CostModel", task: str) -> float:
-        """Of measuring one model's heads: a forward and a backward pass; and on each task in
-        ``ablate`` the intact model, with logits after each layer, and every head and every whole
-        layer removed, from its own layer on."""
+        """Estimate the seconds of measuring one model's heads.
+
+        They are a forward and a backward pass. Each task in ``ablate`` adds the intact model, with
+        logits after each layer, and the removal of every head and every whole layer, from its own
+        layer on.
+        """
         heads = self.settings(costs.inputs.config)
         layers = sum(name.endswith(".o_proj") for name in costs.shapes.linear_shapes)
         removals = int(costs.inputs.base.config.get_text_config().num_attention_heads) + 1

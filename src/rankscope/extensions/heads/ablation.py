@@ -1,9 +1,9 @@
 """Exact ablation: set a head's output to zero and score the items again.
 
 :func:`zeroed` is the slow, obvious way: a context in which anything may be scored. :func:`ablate`
-gives the same numbers to rounding. What enters a layer does not depend on which of its heads is
-removed, so the intact model runs layer by layer, and every ablation begins at its own layer with
-what left the layer before. The states of one layer are kept at a time.
+gives the same numbers up to rounding. The input of a layer does not depend on which of its heads is
+removed. So the intact model runs layer by layer, and every ablation begins at its own layer with
+the output of the layer before. The states of one layer are kept at a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,7 +31,7 @@ def whole_layers(layout: HeadLayout) -> list[Ablation]:
 
 
 def zeroed(model: HeadModel, heads: Ablation) -> AbstractContextManager[None]:
-    """While inside, these heads contribute nothing: their part of o_proj's input is zero."""
+    """Let these heads contribute nothing inside: their part of o_proj's input is zero."""
 
     def zero(index: int, z: Tensor) -> Tensor:
         layer, chosen = model.layout[index], [head for at, head in heads if at == index]
@@ -47,7 +47,7 @@ def ablate(
 ) -> tuple[list[Floats], list[list[Floats]]]:
     """Score items under every ablation of one model.
 
-    Gives the scores of the intact model by item, then those of each ablation.
+    Returns the scores of the intact model by item, then those of each ablation.
     """
     base, name = model.base, model.adapter_name
     layers = [base.model.get_submodule(layer.layer) for layer in model.layout]
@@ -70,7 +70,7 @@ def ablate(
 
 @contextmanager
 def _leaving(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """The hidden states that leave a layer, (1, N, E), by pass; filled while inside."""
+    """Yield a list of the hidden states that leave a layer, (1, N, E), by pass; filled inside."""
     states: list[Tensor] = []
     hook = layer.register_forward_hook(lambda module, args, out: states.append(out))
     try:
@@ -81,7 +81,7 @@ def _leaving(layer: nn.Module) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def _skipped(layers: Sequence[nn.Module], states: Sequence[Tensor] = ()) -> Iterator[None]:
-    """While inside, passes skip the layers; the last one returns its kept output, if given."""
+    """Skip the layers in passes inside; the last one returns its kept output, if given."""
     again = iter(states)
     before = [vars(layer).get("forward") for layer in layers]
     try:

@@ -1,4 +1,4 @@
-"""Figures of the attention heads: what training did to each, and what removing it costs."""
+"""Figures of the attention heads: the change of each by training, and the cost of removing it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -25,10 +25,11 @@ from rankscope.report.charts.figure import (
 )
 from rankscope.report.charts.heat_map import Grid
 from rankscope.report.charts.rank_lines import Panel, rank_plot
-from rankscope.report.figures import SECTIONS, Section, register
+from rankscope.report.figures import Section, in_section
 from rankscope.report.table_formats import table
 
-SECTIONS["heads"] = Section(
+HEADS = Section(
+    "heads",
     60,
     "Attention heads",
     "What training did to each head of each layer, on the same items before and after.",
@@ -56,20 +57,23 @@ COSTS = {
     "score lost before": ("score_change_before", -1),
     "score lost after": ("score_change_after", -1),
 }
-"""Title -> column of ``head_ablations``, and its sign."""
+"""Maps a title to the column of ``head_ablations`` and its sign."""
 
 
 def _heads_of(
     models: AnalyzedModels,
 ) -> list[tuple[str, HeadsRecord, dict[str, pd.DataFrame]]]:
-    """Label, a record and the tables, means over seeds, of each model compared in detail."""
+    """Return label, a record and the tables (means over seeds) of each model compared in detail."""
     found = {m.label: seeds for m in models.models if (seeds := m.records(HeadsRecord))}
     shown = [label for label in models.best if label in found] or [*found][:1]
     return [(i, seeds[0], _mean_tables(seeds)) for i, seeds in found.items() if i in shown]
 
 
 def _mean_tables(seeds: Sequence[HeadsRecord]) -> dict[str, pd.DataFrame]:
-    """Seeds are scored on the same items, so the error of a mean is at most the mean error."""
+    """Average the tables of seeds.
+
+    Seeds are scored on the same items, so the error of a mean is at most the mean error.
+    """
     tables = head_tables([({}, record) for record in seeds])
     for name, found in tables.items():
         keys = [key for key in ("task", "items", "layer", "head") if key in found]
@@ -81,19 +85,19 @@ def _mean_tables(seeds: Sequence[HeadsRecord]) -> dict[str, pd.DataFrame]:
 
 
 def _by_head(table: pd.DataFrame, column: str) -> HeadValues:
-    """A column as (layers, heads); NaN if unknown, or if a layer has fewer heads."""
+    """Return a column as (layers, heads); NaN if unknown, or if a layer has fewer heads."""
     values: HeadValues = table.pivot(index="layer", columns="head", values=column).to_numpy(float)
     return values
 
 
 def _largest(values: HeadValues) -> tuple[int, int]:
-    """(layer, head) of the largest known value."""
+    """Return (layer, head) of the largest known value."""
     layer, head = np.unravel_index(int(np.nanargmax(values)), values.shape)
     return int(layer), int(head)
 
 
 def _head_text(values: HeadValues) -> str:
-    """The head with the largest value, such as ``layer 3 head 1``."""
+    """Name the head with the largest value, such as ``layer 3 head 1``."""
     return "layer {} head {}".format(*_largest(values))
 
 
@@ -102,13 +106,13 @@ def _most(values: HeadValues) -> str:
 
 
 def _grids(values: Mapping[str, HeadValues], signed: bool = False) -> dict[str, Grid]:
-    """Grids by entry of a drop-down; entries without a known value are left out."""
+    """Return grids by entry of a drop-down; entries without a known value are left out."""
     known = {entry: of_entry for entry, of_entry in values.items() if not np.isnan(of_entry).all()}
     return {entry: Grid(pd.DataFrame(of_entry), signed) for entry, of_entry in known.items()}
 
 
 def _head_quantities(tables: Mapping[str, pd.DataFrame]) -> dict[str, HeadValues]:
-    """What is known of the heads of one model, by its label in a drop-down."""
+    """Return the known quantities of one model's heads, by their labels in a drop-down."""
     heads, groups = tables["heads"], tables["kv_heads"]
     values = {}
     for title, module in MOVED.items():
@@ -124,8 +128,10 @@ def _head_quantities(tables: Mapping[str, pd.DataFrame]) -> dict[str, HeadValues
 
 
 def _removals(label: str, ablations: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """By task, what removing each head costs, then each layer, without a head, with all of its
-    heads removed; the columns are titles."""
+    """Yield by task what removing each head costs, then each layer, without a head.
+
+    A whole layer loses all of its heads. The columns are titles.
+    """
     for task, of_task in ablations.groupby("task", sort=False) if len(ablations) else ():
         table = of_task[["items", "layer", "head", "task"]].astype({"head": "Int64"})
         table.insert(1, "model", label)
@@ -135,14 +141,14 @@ def _removals(label: str, ablations: pd.DataFrame) -> Iterator[tuple[str, pd.Dat
 
 
 def _beyond_noise(costs: pd.DataFrame) -> str:
-    """How many costs changed by more than two standard errors."""
+    """Say how many costs changed by more than two standard errors."""
     tested = costs.dropna(subset=[COST_ERROR])
     changes = (tested[AFTER] - tested[BEFORE]).abs()
     return f"{int((changes > 2 * tested[COST_ERROR]).sum())} of {len(tested)}"
 
 
 def _noise_text(items: Sequence[int]) -> str:
-    """How many heads noise alone puts beyond two standard errors, by Student's t.
+    """Say how many heads noise alone puts beyond two standard errors, by Student's t.
 
     The fewest items count. One item has no standard error, so nothing is tested on it.
     """
@@ -153,7 +159,7 @@ def _noise_text(items: Sequence[int]) -> str:
 
 
 def _precision_note(dtype: str) -> str:
-    """The precision of the models, and its effect on small values."""
+    """State the precision of the models, and its effect on small values."""
     effect = ", whose rounding alone moves costs by hundredths of a nat"
     return f"The models ran in {dtype}{'' if dtype == 'float32' else effect}."
 
@@ -164,9 +170,9 @@ trained task: the head carries what was learned; an orange one on another task: 
 was lost there. The table ends with whole layers, which have no head number. {}"""
 
 
-@register("heads", 50, per="models")
+@in_section("heads", 50, per="models")
 def draw_heads_ablated(models: AnalyzedModels) -> Figure | None:
-    """Costs before, after and their difference, with a drop-down over models and tasks."""
+    """Draw costs before, after and their difference, with a drop-down over models and tasks."""
     with_heads = _heads_of(models)
     removals = dict(
         entry
@@ -205,9 +211,10 @@ change, orange is below the base, blue above it. A head carries the skill if rem
 tuned model more of the right answer than it costs the base. {}"""
 
 
-@register("heads", 10, per="models")
+@in_section("heads", 10, per="models")
 def draw_heads_compared(models: AnalyzedModels) -> Figure | None:
-    """A panel for each model, with a drop-down over quantities; None without records of heads."""
+    """Draw a panel for each model, with a drop-down over quantities; None without records of
+    heads."""
     with_heads = _heads_of(models)
     if not with_heads:
         return None
@@ -259,9 +266,9 @@ number is exp of the entropy of the shares: an update that is spread evenly over
 one in a single head counts 1. The table also counts the other kind of heads."""
 
 
-@register("heads", 15, per="models")
+@in_section("heads", 15, per="models")
 def draw_head_concentration(models: AnalyzedModels) -> Figure | None:
-    """Whether an update is in few heads or in all; None without adapters of several ranks."""
+    """Draw whether an update is in few heads or in all; None without adapters of several ranks."""
     found = [record for m in models.models for record in m.records(HeadsRecord)]
     kinds = {k: names for k, names in HEAD_KINDS.items() if any(r.energies(names) for r in found)}
     if not kinds:
@@ -298,10 +305,11 @@ def draw_head_concentration(models: AnalyzedModels) -> Figure | None:
 def _map_panels(
     panels: Mapping[str, Mapping[str, Grid]], entries: Sequence[str], scales: Sequence[str]
 ) -> Drawn:
-    """Maps of heads by layer in a row, with a drop-down over ``entries`` that changes all.
+    """Draw maps of heads by layer in a row, with a drop-down over ``entries`` that changes all.
 
-    panels: by title, maps by entry; an entry is absent if there is nothing to show.
-    scales: a name for each panel; panels with the same one share the end of the color scale.
+    Args:
+        panels: maps by title and entry; an entry is absent if there is nothing to show.
+        scales: a name for each panel; panels with the same one share the end of the color scale.
     """
     every = [
         (scale, entry, grid)

@@ -2,8 +2,9 @@
 
     H  query heads, K  key/value heads, G = H / K query heads per key/value head, D  head dim
 
-Query head h is rows h D to (h + 1) D of q_proj's weight and the same columns of o_proj's. Key/value
-head k is rows k D to (k + 1) D of k_proj's and v_proj's, and serves query heads k G to (k + 1) G.
+Query head h has rows h D to (h + 1) D of q_proj's weight and the same columns of o_proj's.
+Key/value head k has rows k D to (k + 1) D of k_proj's and v_proj's, and serves query heads k G to
+(k + 1) G.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -96,7 +97,7 @@ class HeadModel:
 
     @contextmanager
     def changed_inputs(self, changes: Mapping[int, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-        """While inside, what enters o_proj, z (..., H D), is changed; by layer."""
+        """Change the inputs of o_proj, z (..., H D), by layer, inside."""
         with ExitStack() as hooks:
             for index, change in changes.items():
 
@@ -142,7 +143,8 @@ def _attention_layer(
 
 
 def _inner_linear(module: nn.Module) -> nn.Linear | None:
-    """The linear layer inside what an adapter or a PEFT tuner put in its place."""
+    """Return the linear layer inside the module that an adapter or a PEFT tuner put in its
+    place."""
     inner: Any = module.linear if isinstance(module, MultiLoraLinear) else module
     if hasattr(inner, "get_base_layer"):
         inner = inner.get_base_layer()

@@ -1,4 +1,4 @@
-"""Heads of a model: importance to the loss, how widely they attend, how far training moved them.
+"""Measures of a model's heads: importance to the loss, spread of attention, size of change.
 
 Importance, from one backward pass:
 
@@ -7,26 +7,27 @@ Importance, from one backward pass:
 z is the input of o_proj, cut into heads. The product is summed over the tokens and the head dim of
 an example before the absolute value; the mean is over examples. L is the negative log-probability
 of the right answer, nats. z_h . dL/dz_h is the slope of L when z_h is scaled, so removing the head
-changes L by about its negative: to first order only, which fails where the loss is saturated.
+changes L by about its negative. That is a first-order estimate, which fails if the loss is
+saturated.
 
-A key/value head serves several query heads. Their *signed* values are summed first, since removing
-it removes them together.
+A key/value head serves several query heads. Their *signed* values are summed first, because
+removing it removes them together.
 
 Normalized entropy of the attention weights:
 
     -sum_j a_j ln a_j / ln(t + 1)        at position t, from 0, which sees t + 1 tokens
 
-averaged over positions from 1 on: 0 attends to one token, 1 to all equally. With a sliding window
-of w tokens a position sees min(t + 1, w). The fused attention that models run keeps no weights, so
-they are recomputed here from the queries and keys of a forward pass.
+It is averaged over positions from 1 on: 0 attends to one token, 1 to all equally. With a sliding
+window of w tokens a position sees min(t + 1, w). The fused attention of the models keeps no
+weights, so they are recomputed here from the queries and keys of a forward pass.
 
-How far training moved each head's slice of the attention matrices:
+Change of each head's slice of the attention matrices:
 
     query head h of q_proj (rows h):       |dW_h|_F^2 = tr[(B_h^T B_h)(A A^T)]
     key/value head of k_proj, v_proj:      the same
     head h of o_proj (columns h):          |dW_h|_F^2 = tr[(B^T B)(A_h A_h^T)]
 
-for dW = B A with the scaling in B, so dW is never formed for LoRA (docs/science.md, "Heads").
+Here dW = B A with the scaling in B, so dW is never formed for LoRA (docs/science.md, "Heads").
 DoRA's magnitude and full fine-tuning give a dense dW, which is cut into slices. Each value is also
 given relative to |W0_h|_F.
 """
@@ -59,24 +60,27 @@ from rankscope.extensions.heads.tasks import HeadTask
 from rankscope.models.attention.varlen import AttentionPlan
 from rankscope.models.base import Base, RowBatch
 from rankscope.models.checkpoint_reader import CheckpointReader
-from rankscope.models.low_rank_update import LowRankUpdate, adapter_update, to_float64
+from rankscope.models.low_rank_update import LowRankUpdate, to_float64
+from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.quantize import dense_weight
 
 
 def raw_importance(signed: Tensor, num_heads: int) -> Tensor:
-    """E_x |.| of a layer's heads, nats: all (H,), or of key/value heads (K,), from (X examples, H)
-    signed values, which are summed within a head first."""
+    """Return E_x |.| of a layer's heads, nats: all (H,), or those of key/value heads (K,).
+
+    The signed values (X examples, H) are summed within a head first.
+    """
     return signed.view(len(signed), num_heads, -1).sum(2).abs().mean(0)
 
 
 def unit_length(values: Tensor) -> Tensor:
-    """Divided by their l2 norm; zeros if all are zero."""
+    """Divide values by their l2 norm; zeros stay zeros."""
     norm = values.norm()
     return values / norm if float(norm) > 0 else torch.zeros_like(values)
 
 
 def head_importance(model: HeadModel, trees: Sequence[TokenTree]) -> tuple[Tensor, ...]:
-    """Signed first-order values by layer, (X examples, H): z_h . dL/dz_h in nats."""
+    """Return signed first-order values by layer, (X examples, H): z_h . dL/dz_h in nats."""
     rows = [tree.gold_row() for tree in trees]
     signed = tuple(torch.zeros(len(rows), layer.num_heads) for layer in model.layout)
     with model.base.multi_lora.dropout_off():
@@ -98,8 +102,10 @@ def head_importance(model: HeadModel, trees: Sequence[TokenTree]) -> tuple[Tenso
 def _gradient_hooks(
     model: HeadModel, batch: RowBatch
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """While inside, a backward pass collects z_h . dL/dz_h: by layer, (rows, H). Yields the first
-    layer's z, at which the backward pass ends, and the products."""
+    """Collect z_h . dL/dz_h of a backward pass inside, by layer, (rows, H).
+
+    Yields the first layer's z, at which the backward pass ends, and the products.
+    """
     first_z: list[Tensor] = []
     products = [torch.zeros(0)] * len(model.layout)
     num_rows = len(batch.lengths)
@@ -128,7 +134,7 @@ QUERIES_AT_ONCE = 256  # Queries of one row whose weights exist at the same time
 
 
 def row_entropy(q: Tensor, k: Tensor, scale: float, window: int | None) -> Tensor:
-    """Entropy summed over positions 1 to T - 1 of one row: q (H, T, D), k (K, T, D) -> (H,)."""
+    """Sum the entropy over positions 1 to T - 1 of one row: q (H, T, D), k (K, T, D) -> (H,)."""
     heads, length, _ = q.shape
     keys = k.float().repeat_interleave(heads // k.shape[0], 0)
     width = length if window is None else min(window, length)
@@ -148,8 +154,10 @@ def row_entropy(q: Tensor, k: Tensor, scale: float, window: int | None) -> Tenso
 def attention_entropy(
     model: HeadModel, trees: Sequence[TokenTree]
 ) -> list[tuple[float | None, ...]]:
-    """Mean entropy on the prompts and right answers of some items: by layer and query head; None if
-    no position sees two tokens."""
+    """Return the mean entropy on prompts and right answers of some items, by layer and query head.
+
+    It is None if no position sees two tokens.
+    """
     rows = [tree.gold_row() for tree in trees]
     sums = [torch.zeros(layer.num_heads, dtype=torch.float64) for layer in model.layout]
     num_positions = 0
@@ -187,8 +195,10 @@ Weights = Callable[[str], Tensor]  # Module path -> weight, (out, in)
 
 
 def head_norms(update: LowRankUpdate | Tensor, num_heads: int, by_columns: bool) -> Tensor:
-    """|W_h|_F of every head, (heads,) float64, of factors without forming B A. Heads are side by
-    side in the rows of a matrix (out, in), or ``by_columns`` (o_proj)."""
+    """Return |W_h|_F of every head, (heads,) float64; factors do not form B A.
+
+    Heads are side by side in the rows of a matrix (out, in), or ``by_columns`` (o_proj).
+    """
     if isinstance(update, LowRankUpdate):
         a, b = update.A, update.B
         # tr[(B_h^T B_h) M] with M = A A^T sums (B_h M) * B_h: row by row, then head by head.
@@ -204,8 +214,10 @@ def head_changes(
     base: Weights,
     update_of: Callable[[str, Tensor], LowRankUpdate | Tensor],
 ) -> tuple[HeadChange, ...]:
-    """Changes of the attention matrices among ``names``, layer by layer; ``update_of`` gives that
-    of a module from its W0."""
+    """Return the changes of the attention matrices among ``names``, layer by layer.
+
+    ``update_of`` returns a module's update, given its W0.
+    """
     chosen, changes = set(names), []
     for layer in layout:
         for module in PROJECTIONS:
@@ -228,19 +240,21 @@ def head_changes(
 
 
 def update_to(tuned: Weights) -> Callable[[str, Tensor], Tensor]:
-    """Updates from another full set of weights."""
+    """Make a function that returns updates from another full set of weights."""
     return lambda name, before: tuned(name).to(before.device, torch.float32) - before.float()
 
 
 _T = TypeVar("_T")
 Ablated = tuple[list[Floats], list[list[Floats]]]  # Scores of the intact model, by ablation
 Measurements = tuple[tuple[LayerHeads, ...], list[Ablated]]
-"""Of one model: its heads by layer, and ablations by task."""
+"""Results of one model: its heads by layer, and ablations by task."""
 
 
 def measure_heads(model: HeadModel, task: HeadTask, ablated_on: Sequence[HeadTask]) -> Measurements:
-    """Importance and entropy of every head on ``task``, and ablations of every head, and of every
-    layer, on each of ``ablated_on``."""
+    """Measure importance and entropy of every head on ``task``.
+
+    Every head, and every layer, is also ablated on each of ``ablated_on``.
+    """
     signed = head_importance(model, task.trees)
     entropy = attention_entropy(model, task.trees)
     layout = model.layout
@@ -264,7 +278,7 @@ def measure_heads(model: HeadModel, task: HeadTask, ablated_on: Sequence[HeadTas
 def ablation_record(
     layout: HeadLayout, task: HeadTask, base: Ablated, tuned: Ablated
 ) -> HeadAblation:
-    """What removing each head, then each layer, does to the base and to a tuned model."""
+    """Record the effect of removing each head, then each layer, on the base and a tuned model."""
 
     def by_layer(values: Sequence[_T]) -> tuple[tuple[_T, ...], ...]:
         remaining = iter(values)
@@ -303,7 +317,7 @@ def ablation_record(
 def trial_changes(
     model: HeadModel, base: Base, stored_base: Weights | None = None
 ) -> tuple[HeadChange, ...]:
-    """How far training moved each head; W0 is from ``stored_base``, or as loaded."""
+    """Measure how far training moved each head; W0 is from ``stored_base``, or as loaded."""
     layout, tuned, linears = model.layout, model.base, base.linears()
 
     def loaded_base(name: str) -> Tensor:
@@ -314,15 +328,16 @@ def trial_changes(
     before = stored_base or loaded_base
     if model.adapter_name is not None:
         adapter = tuned.multi_lora.adapters[model.adapter_name]
-        return head_changes(layout, adapter.a, before, partial(adapter_update, adapter))
+        update = partial(LoraMethod.of(adapter.method).update, adapter)
+        return head_changes(layout, adapter.a, before, update)
     # Read a full model from its file: in memory it may be bfloat16, which rounds by up to 1 part in
-    # 512, as much as training may have changed.
+    # 512. Training may have changed it as little.
     names = [layer.projection(module) for layer in layout for module in PROJECTIONS]
     return head_changes(layout, names, before, update_to(CheckpointReader(tuned.folder).weight))
 
 
 def added_cost(ablation: HeadAblation) -> tuple[tuple[float, ...], ...]:
-    """c_tuned - c_base, nats per item, by layer and head: what training made a head worth.
+    """Return c_tuned - c_base, nats per item, by layer and head: the worth of a head from training.
 
     Removing a head costs a model c = -(change of the gold answer's log-probability). Costs do not
     add up over heads, and small ones are noise: see ``HeadAblation.gold_difference_error``.
@@ -332,6 +347,6 @@ def added_cost(ablation: HeadAblation) -> tuple[tuple[float, ...], ...]:
 
 
 def lost_elsewhere(others: Sequence[HeadAblation]) -> tuple[tuple[float, ...], ...]:
-    """c_base - c_tuned, mean over tasks that were not trained, by layer and head."""
+    """Return c_base - c_tuned, mean over tasks that were not trained, by layer and head."""
     layers = zip(*map(added_cost, others), strict=True)
     return tuple(tuple(-fmean(costs) for costs in zip(*layer, strict=True)) for layer in layers)

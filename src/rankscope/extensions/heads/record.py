@@ -1,4 +1,4 @@
-"""How training changed the attention heads: size of the change, importance, entropy, ablation."""
+"""Records of how training changed the attention heads: change, importance, entropy, ablation."""
 
 from collections.abc import Sequence
 
@@ -26,8 +26,8 @@ class LayerHeads(Record):
 class HeadAblation(Record):
     """Each head removed on its own, before and after training, on one task.
 
-    Lists by layer, then by query head. Changes are those of the mean over items when the head's
-    output is set to zero: negative where it was of use.
+    Lists are by layer, then by query head. Changes are those of the mean over items when the head's
+    output is set to zero: negative for a useful head.
     """
 
     task: str
@@ -55,15 +55,17 @@ class HeadsRecord(AnalysisRecord):
     tuned: tuple[LayerHeads, ...]
     ablations: tuple[HeadAblation, ...] = ()  # By task, the training task first
     skill: tuple[tuple[float, ...], ...] = ()
-    """By layer and query head, nats per item that removing it costs the tuned model more than the
-    base, on the trained task; empty if it was not ablated on."""
+    """Nats per item that removing a head costs the tuned model more than the base, on the trained
+    task, by layer and query head. Empty if that task was not ablated on."""
     lost: tuple[tuple[float, ...], ...] = ()
-    """How much more removing it costs the base than the tuned model on the other tasks, mean over
-    tasks; empty without other tasks."""
+    """Nats per item that removing a head costs the base more than the tuned model, mean over the
+    other tasks. Empty without other tasks."""
 
     def energies(self, modules: Sequence[str]) -> list[float]:
-        """Sum over ``modules`` of |dW_h|_F^2, by layer and head; heads of unchanged modules are
-        left out."""
+        """Return the sum over ``modules`` of |dW_h|_F^2, by layer and head.
+
+        Heads of unchanged modules are left out.
+        """
         sums: dict[tuple[int, int], float] = {}
         for change in self.changes:
             for head, norm in enumerate(change.frobenius if change.module in modules else ()):

@@ -1,4 +1,4 @@
-"""Measure attention heads: the base's once per training task, then those of every trial."""
+"""The stage that measures attention heads: the base's once per training task, then each trial's."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,8 @@ from rankscope.run.stages import Stage
 
 
 class HeadsStage(Stage[TrialSpec, HeadsRecord]):
-    """Importance, entropy, change and ablation of the attention heads of trained trials."""
+    """Measures importance, entropy, change and ablation of the attention heads of trained
+    trials."""
 
     name = "heads"
 
@@ -34,7 +35,7 @@ class HeadsStage(Stage[TrialSpec, HeadsRecord]):
         super().__init__(context)
         self.settings = HEADS.settings(context.study.config)
         self.measured: dict[str, tuple[HeadTask, Measurements]] = {}
-        """By training task, the items and the base's heads; filled by :meth:`measure_base`."""
+        """Items and the base's heads by training task; filled by :meth:`measure_base`."""
         self.ablated_on: tuple[HeadTask, ...] = ()
 
     def measure_base(self) -> None:
@@ -67,7 +68,7 @@ class HeadsStage(Stage[TrialSpec, HeadsRecord]):
         return HeadModel(model, layout, adapter_name, batch_tokens)
 
     def note_ablations(self, layout: HeadLayout) -> None:
-        """Say how much is removed, and what is left out."""
+        """Note how much is removed, and what is left out."""
         tasks = [f"{count(len(task.trees), 'item')} of {task.name}" for task in self.ablated_on]
         note = self.context.reporter.note
         note(
@@ -100,7 +101,7 @@ class HeadsStage(Stage[TrialSpec, HeadsRecord]):
             yield self.measure(trial, model)
 
     def measure(self, trial: TrialSpec, tuned: Base) -> HeadsRecord:
-        """The heads of one trial, whose id is its adapter's name if it has one."""
+        """Measure the heads of one trial, whose id is its adapter's name if it has one."""
         started, base = time.perf_counter(), self.context.base
         study = self.context.study
         trained_on = trial.task or HEADS.task_of(study, trial)

@@ -18,11 +18,12 @@ BY_LAYER = {
     "gold_change_before": "base_layer_gold_change",
     "gold_change_after": "tuned_layer_gold_change",
 }
-"""Columns of ablations, and the fields of the record with the values."""
+"""Maps columns of ablations to the record's fields with the values."""
 
 
 def head_tables(models: Sequence[tuple[TableRow, HeadsRecord]]) -> dict[str, pd.DataFrame]:
-    """``heads``, ``kv_heads`` and ``head_ablations``; rows begin with their model's."""
+    """Return ``heads``, ``kv_heads`` and ``head_ablations``; rows begin with their model's
+    columns."""
     return {
         "heads": pd.DataFrame(row for m, h in models for row in _head_rows(m, h, True)),
         "kv_heads": pd.DataFrame(row for m, h in models for row in _head_rows(m, h, False)),
@@ -31,7 +32,8 @@ def head_tables(models: Sequence[tuple[TableRow, HeadsRecord]]) -> dict[str, pd.
 
 
 def _head_rows(model: TableRow, heads: HeadsRecord, is_query: bool) -> Iterator[TableRow]:
-    """One row per query head, or key/value head: the change of its slices, and its importance."""
+    """Yield one row per query head, or key/value head: the change of its slices, and its
+    importance."""
     modules = ("q_proj", "o_proj") if is_query else ("k_proj", "v_proj")
     fields = {"importance": "importance", "entropy": "entropy"}
     fields = fields if is_query else {"importance": "group_importance"}
@@ -56,7 +58,7 @@ def _head_rows(model: TableRow, heads: HeadsRecord, is_query: bool) -> Iterator[
 
 
 def _ablation_rows(model: TableRow, heads: HeadsRecord) -> Iterator[TableRow]:
-    """Rows by task and removed query head; those without a head are of whole layers."""
+    """Yield rows by task and removed query head; those without a head are of whole layers."""
     for ablation in heads.ablations:
         identity = {**model, "task": ablation.task, "items": ablation.items}
         for layer, errors in enumerate(ablation.gold_difference_error):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from rankscope.evaluate.context_window import EncodedSplit
 from rankscope.evaluate.evaluator import encode_split
 from rankscope.evaluate.metrics import first_best
 from rankscope.evaluate.scorers import get_scorer
+from rankscope.evaluate.scorers.scorer import Scorer
 from rankscope.evaluate.token_trees import Floats, TokenTree
 
 LOGPROB_PER_TOKEN = "logprob_per_token"  # Of the gold answer: score of items without options
@@ -24,7 +26,7 @@ class HeadTask:
     trees: tuple[TokenTree, ...]
 
     def scores(self, values: Sequence[Floats]) -> Floats:
-        """Primary score of every item, from the log-probabilities of its continuations."""
+        """Return the primary score of every item, from log-probabilities of its continuations."""
         if self.metric == LOGPROB_PER_TOKEN:
             counts = [len(tree.targets) for tree in self.trees]
             return np.array([v[0] / n for v, n in zip(values, counts, strict=True)])
@@ -34,7 +36,7 @@ class HeadTask:
         return np.array(hits, dtype=np.float64)
 
     def gold(self, values: Sequence[Floats]) -> Floats:
-        """Log-probability of every item's right answer, nats."""
+        """Return the log-probability of every item's right answer, nats."""
         return np.array([v[tree.gold] for v, tree in zip(values, self.trees, strict=True)])
 
 
@@ -45,9 +47,9 @@ def head_task(
     max_items: int,
     settings: EvaluateConfig,
 ) -> HeadTask:
-    """The first test items of a task, for a model with a context of ``context`` tokens.
+    """Prepare the first test items of a task, for a model with a context of ``context`` tokens.
 
-    Tasks answered by generating are scored by the likelihood of the gold answer, and so are
+    Tasks with generated answers are scored by the likelihood of the gold answer, and so are
     mixtures whose parts have different scorers.
     """
     first = replace(task, test=task.test[:max_items])
@@ -59,14 +61,14 @@ def head_task(
         encoded = encode_split(encoder, first, "test", context, settings)
         metric = scorer.default_metric
     else:
-        loss = get_scorer("loss")
+        loss = Scorer[Any].of("loss")
         encoded = encode_split(encoder, first, "test", context, settings, loss)
         metric = LOGPROB_PER_TOKEN
     return HeadTask(task.spec.name, metric, tuple(token_trees(encoded)))
 
 
 def token_trees(encoded: EncodedSplit) -> list[TokenTree]:
-    """Rows of text, or questions with the continuations that the primary metric compares."""
+    """Return rows of text, or questions with the continuations that the primary metric compares."""
     if isinstance(encoded.encoded[0][0], EncodedRow):
         return [TokenTree.of_row(row) for (row,) in encoded.encoded]
     trees = []
@@ -78,6 +80,6 @@ def token_trees(encoded: EncodedSplit) -> list[TokenTree]:
 
 
 def related_tasks(tasks: Mapping[str, LoadedTask], trained_on: str) -> frozenset[str]:
-    """The tasks that share items with a training task, itself included."""
+    """Return the tasks that share items with a training task, itself included."""
     parts = {n: {n, *(part.spec.name for part in task.parts)} for n, task in tasks.items()}
     return frozenset(name for name, names in parts.items() if names & parts[trained_on])

@@ -1,1 +1,1 @@
-"""Scores that were made elsewhere become a finished study: ``rankscope import``."""
+"""``rankscope import``: scores from elsewhere become a finished study."""

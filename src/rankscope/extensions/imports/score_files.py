@@ -1,8 +1,8 @@
-"""Tables of scores that other programs wrote, a row for each model, task and item.
+"""Tables of scores that other programs wrote, one row for each model, task and item.
 
-Read are CSV and Parquet, with a row for each score or for each model; samples of
-lm-evaluation-harness (``--log_samples``; from 0.4.7 on they name their filter and metrics); and
-results of the MetaMathQA comparison in PEFT's repository (``method_comparison``).
+The module reads CSV and Parquet with a row for each score or for each model. It reads samples of
+lm-evaluation-harness (``--log_samples``), which name their filter and metrics from 0.4.7 on. It
+also reads results of the MetaMathQA comparison in PEFT's repository (``method_comparison``).
 """
 
 import json
@@ -29,7 +29,7 @@ NUMERIC = ["seed", *OF_ARM[1:], "chance", "lower", *OF_MEAN, "score", "gold_logp
 NUMERIC += ["seconds", "memory"]
 SCORE_COLUMNS = [*MODEL, *ITEM, "method", *OF_TASK[:3], "subject", *NUMERIC[1:]]
 SINGLE = {**dict.fromkeys(OF_ARM, "arm"), **dict.fromkeys(OF_TASK, "task")}
-"""Columns that have one value for each value of another."""
+"""Maps a column to the one whose values determine its value."""
 CELL_RULES = {
     **dict.fromkeys(("arm", "task"), "a name in every row"),
     **dict.fromkeys(NUMERIC, "a finite number"),
@@ -41,14 +41,14 @@ CELL_RULES = {
 LARGEST = 2**53  # Of the numbers that are read
 MEAN = "mean"  # The only item of a table without items
 NO_NUMBER = ("nan", "-", "\N{EN DASH}", "\N{EM DASH}", "na", "n/a", "none", "null", BASE, "full")
-"""Cells that hold no number; base and full say of a rank what the method is."""
+"""Cells that hold no number; for a rank, ``base`` and ``full`` name the method."""
 CELLS = {"true": "1", "false": "0", **dict.fromkeys(NO_NUMBER, "")}
 COMMON_HEADERS = {"arm": "name", "rank": "r", "alpha": "lora_alpha", "lr": "learning_rate"}
 NOT_A_TASK = re.compile(
     r"(?i)unnamed.*|index|id|n|train_.*|(eval|val)_(loss|samples.*)|max_.*|.*_(rows|stderr|items)"
     r"|.*(epoch|step|batch|dropout|decay|warmup|time|hour|token|memory|param).*"
 )
-"""Columns of numbers beside scores that trainers write."""
+"""Matches columns of numbers that trainers write beside scores."""
 
 SAMPLES = re.compile(r"samples_(.+?)(_\d{4}-\d\d-\d\dT[\d.-]+)?\.jsonl")
 SEED = re.compile(r"[-_.]?seed[-_=]?(\d+)")
@@ -69,19 +69,20 @@ WIKIPEDIA = {"task": "wikipedia", "role": "retention", "unit": "log_probability"
 
 
 def plain_name(text: str) -> str:
-    """A text as the name of a task or study."""
+    """Turn a text into the name of a task or study."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-_.")[:64]
 
 
 def read_scores(
     source: Path, columns: Mapping[str, str], base: str, task: str | None, said: Said
 ) -> pd.DataFrame:
-    """``SCORE_COLUMNS`` as numbers and texts, in the rows that can be used, whatever their order;
-    blank texts are empty, blank numbers NaN.
+    """Read ``SCORE_COLUMNS`` as numbers and texts, from the usable rows, in any order.
+
+    Blank texts are empty, blank numbers NaN.
 
     Args:
-        columns: our name -> the source's.
-        base: as of ``import_scores``.
+        columns: maps our name to the source's.
+        base: as in ``import_scores``.
         task: the column of the training task in a table with a row for each model.
     """
     known, samples = SCORE_COLUMNS, sorted(source.rglob("samples_*.jsonl"))
@@ -192,14 +193,14 @@ def _read_table(
 
 
 def _is_task(column: pd.Series) -> bool:
-    """Whether most cells are numbers, of no setting."""
+    """Whether most cells are numbers, and the column is no setting."""
     texts = column.astype(str).str.strip().str.lower()
     numbers = pd.to_numeric(texts[~texts.isin(["", *NO_NUMBER])], errors="coerce")
     return bool(numbers.notna().mean() > 0.5) and not NOT_A_TASK.fullmatch(str(column.name))
 
 
 def _read_harness(folder: Path, files: list[Path], wanted: str | None, said: Said) -> pd.DataFrame:
-    """A model for each folder in ``folder``; ``seed1`` in a folder's name is its seed."""
+    """Read samples, one model for each folder in ``folder``; ``seed1`` in its name is its seed."""
     newest, directions = dict[tuple[str, str, str], Path](), dict[tuple[Path, str], Any]()
     for file in sorted(folder.rglob("results_*.json")):
         with reading(file, "results of lm-evaluation-harness"):
@@ -216,7 +217,7 @@ def _read_harness(folder: Path, files: list[Path], wanted: str | None, said: Sai
     for (arm, number, task), file in newest.items():
         with reading(file, "samples of lm-evaluation-harness 0.4.7 or later"):
             lines = [json.loads(line) for line in file.read_text("utf-8").split("\n") if line]
-            # As the harness calls a metric of the answers that a filter leaves.
+            # The harness's own name for a metric of the answers that a filter leaves.
             keys = [(name, line["filter"]) for line in lines for name in line["metrics"]]
             known = {key: max(order.get(key[0], -1), order.get(",".join(key), -1)) for key in keys}
             metric, kept = max(known, key=known.__getitem__)
@@ -234,8 +235,10 @@ def _read_harness(folder: Path, files: list[Path], wanted: str | None, said: Sai
 
 
 def _read_peft(files: Sequence[Path]) -> pd.DataFrame:
-    """The last run of every experiment that succeeded. Of the loss on Wikipedia the rise alone is
-    recorded, so the base has a score of 0 there."""
+    """Read the last successful run of every experiment.
+
+    Only the rise of the loss on Wikipedia is recorded, so the base has a score of 0 there.
+    """
     with reading(files[0].parent, "results as PEFT's comparison writes them"):
         runs = pd.json_normalize([read_json_object(file) for file in files])
         runs = runs[runs["train_info.status"] == "success"].sort_values("run_info.created_at")

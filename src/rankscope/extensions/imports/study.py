@@ -1,6 +1,6 @@
-"""``rankscope import``: scores that were made elsewhere become the folder of a finished study.
+"""``rankscope import``: scores from elsewhere become the folder of a finished study.
 
-It has no weights; otherwise it is read as any other. docs/data.md says what is read.
+It has no weights; otherwise it reads like any other. docs/data.md lists the formats.
 """
 
 import math
@@ -27,8 +27,8 @@ from rankscope.extensions.imports.score_files import (
 from rankscope.filesystem import check_taken, folder_in_one_step
 from rankscope.formatting import count, join_names
 from rankscope.hashing import canonical_json, sha256_json
+from rankscope.models.given import trial_of_given
 from rankscope.models.methods import all_methods
-from rankscope.models.study_base import trial_of_given
 from rankscope.records import (
     BASE,
     EvalRecord,
@@ -40,7 +40,7 @@ from rankscope.records import (
     TrialSpec,
     write_items,
 )
-from rankscope.run.given import given_record
+from rankscope.run.given import given_record, store_finished
 from rankscope.run.versions import provenance
 from rankscope.store import Artifact, Ledger, items_path
 
@@ -64,10 +64,10 @@ def import_scores(
     Args:
         columns: ``NAME=COLUMN``, our name of a column and the source's.
         base: the arm that is the untuned model, or its mean scores: ``TASK=SCORE,TASK=SCORE``.
-        options: ``task``, which the arms were trained on, or None for the only one; ``unit`` of all
-            scores, or None to recognize each task's; names by commas, or "none": ``retention``,
-            tasks, or None for all others; ``lower``, metrics or tasks that are better if lower, or
-            None to refuse metrics of unknown direction.
+        options: ``task`` is the arms' training task; None takes the only one. ``unit`` is that of
+            all scores; None recognizes each task's. ``retention`` and ``lower`` are names by
+            commas, or "none". ``retention`` names tasks; None takes all others. ``lower`` names
+            metrics or tasks that are better if lower; None refuses metrics of unknown direction.
 
     Raises:
         UserError: every fault of the scores; nothing is written then.
@@ -90,7 +90,7 @@ def import_scores(
 
 
 def _matched(table: pd.DataFrame, said: Said) -> pd.DataFrame:
-    """Scores of every model on the items that the base has."""
+    """Keep the scores of every model on the items that the base has."""
     models, kept = {*table.set_index(MODEL).index}, [table[:0]]
     if not {BASE} < {*table["arm"]}:
         do = "name the base with --base NAME, or give its means: --base TASK=SCORE"
@@ -122,7 +122,7 @@ def _names(options: Options, key: str) -> set[str]:
 
 
 def _roles(table: pd.DataFrame, options: Options, said: Said) -> dict[str, str]:
-    """Roles of the tasks by name."""
+    """Return the roles of the tasks by name."""
     stated = table.groupby("task")["role"].max()
     kept = _names(options, "retention") or {*stated[stated == "retention"].index}
     free = [name for name, role in stated.items() if not role and name not in kept]
@@ -144,7 +144,8 @@ def _roles(table: pd.DataFrame, options: Options, said: Said) -> dict[str, str]:
 
 
 def _scaled(part: pd.DataFrame, options: Options, said: Said) -> pd.DataFrame:
-    """Scores of one task in its unit: of percentages the shares, of losses the negative."""
+    """Convert the scores of one task to its unit: percentages to shares, losses to their
+    negative."""
     task, metric, unit, stated = (part[name].max() for name in ("task", "metric", "unit", "lower"))
     name, unit, scores = metric.partition(",")[0], options.get("unit") or unit, part["score"]
     called = task if name.lower() == "score" else name
@@ -199,7 +200,7 @@ def _task(part: pd.DataFrame, roles: Mapping[str, str], source: str) -> TaskReco
 
 
 def _point(arm: pd.Series) -> dict[str, Any]:
-    """Method and settings of an arm as fields of its trials."""
+    """Return method and settings of an arm as fields of its trials."""
     known = {method.name: method for method in all_methods() if not method.takes_settings}
     rank = int(arm["rank"]) if arm["rank"] >= 1 else None
     name = "full" if arm["method"].startswith("full") else arm["method"]
@@ -216,8 +217,11 @@ def _point(arm: pd.Series) -> dict[str, Any]:
 def _trials(
     table: pd.DataFrame, task: str, notes: list[str]
 ) -> dict[tuple[str, int], tuple[TrialSpec, TrainRecord]]:
-    """By arm and seed. An arm whose settings tell it from all others is a point of the grid; any
-    other goes by its name."""
+    """Make trials by arm and seed.
+
+    An arm whose settings tell it from all others is a point of the grid; any other goes by its
+    name.
+    """
     tuned, trials = table[table["arm"] != BASE], {}
     arms = dict(tuned.groupby("arm", sort=False)[OF_ARM].max().iterrows())
     points = {name: _point(arm) for name, arm in arms.items()}
@@ -255,7 +259,6 @@ def _write(
     trials: Mapping[tuple[str, int], tuple[TrialSpec, TrainRecord]],
     notes: Sequence[str],
 ) -> None:
-    specs = [spec for spec, _ in trials.values()]
     full = [train.trainable_parameters for spec, train in trials.values() if spec.is_full]
     model = {
         **dict.fromkeys(("architecture", "dtype", "device"), "unknown"),
@@ -273,8 +276,6 @@ def _write(
     with folder_in_one_step(out) as folder, Ledger.open(folder, write=True) as ledger:
         ledger.put_study(name, config, ModelRecord.model_validate(model), tasks, provenance())
         ledger.put_notes(notes)
-        ledger.put_trials(specs)
-        ledger.commit([train for _, train in trials.values()])
         records, artifacts = list[EvalRecord](), list[Artifact]()
         with ledger.stage() as staged:
             for (arm, seed, task, split), part in table.groupby([*MODEL, *ITEM[:2]], sort=False):
@@ -283,8 +284,7 @@ def _write(
                 write_items(staged / "items.parquet", _items(part))
                 place = items_path(trial_id, task, split)
                 artifacts += ledger.publish(staged / "items.parquet", place)
-        ledger.commit(records, artifacts)
-        ledger.finish_trials([spec.trial_id for spec in specs])
+        store_finished(ledger, [*trials.values()], records, artifacts)
 
 
 def _record(part: pd.DataFrame, key: Mapping[str, str]) -> EvalRecord:

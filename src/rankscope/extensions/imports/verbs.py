@@ -1,4 +1,4 @@
-"""The verb for scores that were made elsewhere: ``import``."""
+"""The verb ``import``, for scores from elsewhere."""
 
 from pathlib import Path
 from typing import Annotated, Literal

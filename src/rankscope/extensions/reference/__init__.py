@@ -1,1 +1,1 @@
-"""What the base gives to pairs of answers: computed once per study, before any training."""
+"""The base's log-probabilities of pairs of answers, computed once per study before any training."""

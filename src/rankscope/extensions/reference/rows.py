@@ -1,4 +1,4 @@
-"""Compute the base's log-probabilities of pairs, and store them in rows and items."""
+"""The stage that computes the base's log-probabilities of pairs, for rows and items."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -19,19 +19,20 @@ from rankscope.models.base import Base
 from rankscope.records import Split
 from rankscope.run.prepared import SPLITS, PreparedStudy
 from rankscope.run.stages import RowsStage
+from rankscope.train.objectives.objective import objective_of
 
 Margins = Callable[[Base], list[float]]
 
 
 class ReferenceStage(RowsStage[Margins]):
-    """Log p of the preferred answer of each pair less that of the other, under the bare base."""
+    """Computes log p of each pair's preferred answer minus the other's, under the bare base."""
 
     name = "reference"
 
     def wanted(self) -> dict[str, Margins]:
         study = self.context.study
         data, wanted = study.data, dict[str, Margins]()
-        if any(objective.needs_reference for objective in study.config.objectives()):
+        if any(objective_of(text).needs_reference for text in study.config.objectives()):
             from rankscope.train.objectives.dpo import reference_margins
 
             compute = partial(reference_margins, batch_tokens=study.config.train.batch_tokens)
@@ -93,7 +94,7 @@ def _of_items(study: PreparedStudy, task: LoadedTask, split: Split) -> str:
 
 
 def _pair_splits(study: PreparedStudy) -> list[tuple[LoadedTask, Split]]:
-    """The splits that are scored against the base."""
+    """Return the splits that are scored against the base."""
     tasks = study.data.tasks.values()
     return [
         (task, split)
@@ -105,7 +106,10 @@ def _pair_splits(study: PreparedStudy) -> list[tuple[LoadedTask, Split]]:
 
 
 def _item_margins(study: PreparedStudy, task: LoadedTask, split: Split, base: Base) -> list[float]:
-    """In the passes of scoring, so that a model that changes nothing scores exactly .5."""
+    """Compute the margins in the passes of scoring.
+
+    A model that changes nothing then scores exactly 0.5.
+    """
     longest, settings = context_length(base.model.config), study.config.evaluate
     encoded = encode_split(study.data.encoder, task, split, longest, settings)
     questions = [question for of_item in encoded.encoded for question in of_item]

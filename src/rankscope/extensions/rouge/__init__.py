@@ -1,4 +1,4 @@
-"""Generated answers by their longest common subsequence of words with the gold answer."""
+"""Scorer of generated answers by their longest common subsequence of words with the gold answer."""
 
 import re
 from collections import defaultdict
@@ -12,7 +12,8 @@ from rankscope.evaluate.scorers.generation import GenerationScorer, Judgment
 
 
 class RougeScorer(GenerationScorer):
-    """ROUGE-L: F1 of the longest common subsequence of words, case and punctuation aside."""
+    """Scores by ROUGE-L: F1 of the longest common subsequence of words, case and punctuation
+    aside."""
 
     name = "rouge"
     summary = "greedy generation; ROUGE-L, the F1 of the longest common subsequence of words"
@@ -25,15 +26,20 @@ class RougeScorer(GenerationScorer):
 
 
 def rouge_l(answer: str, gold: str) -> float:
-    """F1 of the longest common subsequence of words (Lin 2004), 0 to 1; words as in the package
-    rouge-score, but of every alphabet."""
+    """Return F1 of the longest common subsequence of words (Lin 2004), 0 to 1.
+
+    Words are those of the package rouge-score, but in every alphabet.
+    """
     written, expected = (re.findall(r"[^\W_]+", text.lower()) for text in (answer, gold))
     common = longest_common_subsequence(written, expected)
     return 2 * common / (len(written) + len(expected)) if common else 0.0
 
 
 def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
-    """Its length, by operations on numbers with a bit per word of ``second`` (Hyyro 2004)."""
+    """Return the subsequence's length, by operations on numbers with a bit per word of ``second``.
+
+    The method is Hyyro's (2004).
+    """
     places = defaultdict(list)
     for place, word in enumerate(second):
         places[word].append(place)

@@ -1,8 +1,8 @@
-"""How training changed the weight matrices: their spectra before and after.
+"""Changes of the weight matrices by training: their spectra before and after.
 
-Read ``record`` (what is measured), ``spectra`` (of one matrix), then ``leading_vectors`` with
-``subspace_iteration`` (how, without decomposing W).
-``stage`` and ``stored_models`` call these for models in memory and on disk.
+Read ``record`` (the measures), ``spectra`` (of one matrix), then ``leading_vectors`` with
+``subspace_iteration`` (the computation, without decomposing W). ``stage`` and ``stored_models``
+call these for models in memory and on disk.
 """
 
 from collections.abc import Collection, Sequence
@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 
 DECOMPOSITION = 30  # Operations of a singular value decomposition of (m, n), times m n min(m, n)
 CPU_RATE, CUDA_RATE = 2e11, 5e11
-"""Operations per second of one. Two cores of an EPYC reach 1.7e11 in matrices of 576 and 2.2e11 in
-those of 4096; that of a GPU is assumed."""
+"""Operations per second of a decomposition. Two cores of an EPYC reach 1.7e11 in matrices of 576
+and 2.2e11 in matrices of 4096; a GPU's rate is assumed."""
 UPDATED_VECTORS = 0.25
-"""Of that, to update 500 leading vectors of 4096 by a low-rank change; see LOG.md, "spectra"."""
+"""Share of these operations that updates 500 leading vectors of 4096 by a low-rank change; see
+LOG.md, "spectra"."""
 
 
 class SpectraConfig(ConfigSection):
@@ -78,12 +79,15 @@ class SpectraAnalysis(Analysis[SpectraConfig]):
         }
 
     def trial_seconds(self, costs: "CostModel", trial: "TrialSpec") -> float:
-        """Of comparing a trial's matrices with the base's; shards share full fine-tuning's."""
-        from rankscope.models.methods import get_lora_method
+        """Estimate the seconds of comparing a trial's matrices with the base's.
+
+        Shards share those of full fine-tuning.
+        """
+        from rankscope.models.methods import get_method
         from rankscope.models.parameters import target_shapes
 
         low_rank = trial.peft is None and not trial.is_full
-        low_rank = low_rank and get_lora_method(trial.method).delta_is_low_rank
+        low_rank = low_rank and get_method(trial.method).delta_is_low_rank
         names = trial.targets if low_rank else sorted(costs.compared)
         shapes = target_shapes(costs.shapes, names).values() if names else ()
         large = [shape for shape in shapes if low_rank and min(shape) >= 1024]
@@ -93,7 +97,7 @@ class SpectraAnalysis(Analysis[SpectraConfig]):
         return seconds / costs.inputs.config.train.devices if is_shared else seconds
 
     def base_seconds(self, costs: "CostModel") -> float:
-        """Of decomposing the base's matrices, if no cache holds them."""
+        """Estimate the seconds of decomposing the base's matrices, if no cache holds them."""
         return _decompositions(costs, costs.compared.values())
 
     def tables(self, models: Sequence[tuple[dict[str, object], Any]]) -> "dict[str, pd.DataFrame]":

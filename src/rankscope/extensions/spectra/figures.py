@@ -28,12 +28,13 @@ from rankscope.report.charts.heat_map import Grid, heat_map, pivot
 from rankscope.report.charts.rank_lines import Panel, Reference, rank_plot
 from rankscope.report.charts.scatter import Path, plane_plot
 from rankscope.report.columns import Column, interval_cells
-from rankscope.report.figures import SECTIONS, Section, register
+from rankscope.report.figures import Section, in_section
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import DASHES, MUTED, SYMBOLS
 from rankscope.report.table_formats import shown, table
 
-SECTIONS["weights"] = Section(
+WEIGHTS = Section(
+    "weights",
     50,
     "Inside the weights",
     "W0 is a base weight matrix, dW what training added to it, and W = W0 + dW.",
@@ -59,7 +60,7 @@ MATRIX_COLUMNS: Mapping[str, Callable[[MatrixSpectrum], float]] = {
     "chance of the right subspace": lambda m: m.chance_subspace[1],
     "ill-conditioned vectors": lambda m: m.ill_conditioned,
 }
-"""What is shown of one matrix; similarities are means of left and right vectors."""
+"""Shown measures of one matrix; similarities are means of left and right vectors."""
 
 
 def total_norm(spectra: SpectraRecord) -> float | None:
@@ -67,19 +68,20 @@ def total_norm(spectra: SpectraRecord) -> float | None:
 
 
 def mean_over_matrices(column: str) -> Measure:
-    """The mean of one of ``MATRIX_COLUMNS`` over the matrices of a trial."""
+    """Make the mean of one of ``MATRIX_COLUMNS`` over the matrices of a trial."""
     value = MATRIX_COLUMNS[column]
     return lambda spectra: fmean(map(value, spectra.matrices)) if spectra.matrices else None
 
 
 def _shown(models: AnalyzedModels) -> list[AnalyzedModel]:
-    """The focus models with analyzed matrices."""
+    """Return the focus models with analyzed matrices."""
     focus = [model for model in models.models if model.label in models.focus]
     return [m for m in focus if any(s.matrices for s in m.records(SpectraRecord))]
 
 
 def _matrices(models: AnalyzedModels) -> pd.DataFrame:
-    """One row per shown model and matrix, means over seeds; layer -1 is outside the layers."""
+    """Return one row per shown model and matrix, means over seeds; layer -1 is outside the
+    layers."""
     rows = [
         {
             "model": model.label,
@@ -99,7 +101,7 @@ def _matrices(models: AnalyzedModels) -> pd.DataFrame:
 
 
 def norm_growth(models: AnalyzedModels) -> NormGrowth | None:
-    """The fit of the norm over the ranks of the focus line, or of given models that are alike."""
+    """Fit the norm over the ranks of the focus line, or of given models that are alike."""
     if models.place is None:
         return growth_of_given([trial for model in models.models for trial in model.trials])
     ranks = {point.arm: point.rank for point in models.rank_axis.focus_points}
@@ -113,9 +115,9 @@ NORM, MEAN_SIZE = "|dW|_F over all matrices", f"mean of {RELATIVE}"
 _NORMS: dict[str, Measure] = {NORM: total_norm, MEAN_SIZE: mean_over_matrices(RELATIVE)}
 
 
-@register("weights", 10, per="models")
+@in_section("weights", 10, per="models")
 def draw_update_norm(models: AnalyzedModels) -> Figure | None:
-    """The norm with its fit; the table also has it relative to the base."""
+    """Draw the norm with its fit; the table also has it relative to the base."""
     frame, rank_axis = models.over_seeds(SpectraRecord, _NORMS), models.rank_axis
     if not rank_axis.lines and (len(frame) or models.place is None):
         return None
@@ -175,10 +177,12 @@ rank, in the table: |dW|_F² over the largest singular value squared. Both are a
 dW: r for LoRA, 2r for PiSSA, the smaller side of the matrix for DoRA and full fine-tuning."""
 
 
-@register("weights", 15)
+@in_section("weights", 15)
 def draw_objectives(view: StudyView, task: str) -> Figure | None:
-    """What arms of different objectives learned and forgot, against how far they moved; None if all
-    have one objective."""
+    """Draw gain and retention of arms with different objectives, against how far they moved.
+
+    None if all have one objective.
+    """
     default, named = view.study.config.train.objective, dict[str, list[ArmSummary]]()
     for arm in view.arms(task):
         if arm.trains and (trials := view.trials(arm)):
@@ -251,9 +255,9 @@ def _spectra(trials: Sequence[TrialRecords]) -> list[SpectraRecord]:
     return [record for trial in trials if (record := trial.analysis(SpectraRecord)) is not None]
 
 
-@register("weights", 20, per="models")
+@in_section("weights", 20, per="models")
 def draw_effective_rank(models: AnalyzedModels) -> Figure | None:
-    """Effective rank; the table also has stable rank. None without analyzed matrices."""
+    """Draw effective rank; the table also has stable rank. None without analyzed matrices."""
     title, effective = next(iter(_DIRECTIONS.items()))
     values = models.by_rank(SpectraRecord, effective, preposition="of")
     full = models.full(SpectraRecord, effective)
@@ -275,15 +279,15 @@ DEFINITIONS = {
     "best match, mean of max |C_ij|": ("max-matched similarity", "chance, max-matched"),
     "same index, mean of |C_ii|": ("index-matched similarity", "chance, index-matched"),
 }
-"""Similarity, and that of unrelated vectors, by title; the first is drawn."""
+"""Columns of a similarity, and of that of unrelated vectors, by title; the first is drawn."""
 _SIMILAR = """1 is unchanged. Means over matrices, left and right vectors; C holds the cosines \
 between the leading singular vectors of W0 and of W. Dotted: the value of unrelated vectors, k/d. \
 The table has two further definitions, matched by best partner and by index."""
 
 
-@register("weights", 30, per="models")
+@in_section("weights", 30, per="models")
 def draw_similarity(models: AnalyzedModels) -> Figure | None:
-    """Subspace similarity with its chance level; None without analyzed matrices."""
+    """Draw subspace similarity with its chance level; None without analyzed matrices."""
     measures = {title: mean_over_matrices(column) for title, (column, _) in DEFINITIONS.items()}
     measures |= {
         f"unrelated vectors, {title}": mean_over_matrices(chance)
@@ -319,9 +323,9 @@ coefficient over matrices (0: even). The matrices of full fine-tuning are those 
 the study change, if it has any."""
 
 
-@register("weights", 45, per="models")
+@in_section("weights", 45, per="models")
 def draw_concentration(models: AnalyzedModels) -> Figure | None:
-    """Whether an update is in few places or spread out; None without analyzed matrices."""
+    """Draw whether an update is in few places or spread out; None without analyzed matrices."""
 
     def effective(name: str) -> Measure:
         return lambda s: effective_number(s.energies(PARTS[name])) if s.matrices else None
@@ -348,9 +352,9 @@ def draw_concentration(models: AnalyzedModels) -> Figure | None:
     )
 
 
-@register("weights", 50, per="models")
+@in_section("weights", 50, per="models")
 def draw_modules(models: AnalyzedModels) -> Figure | None:
-    """The relative size of the update; the table has the other measures."""
+    """Draw the relative size of the update; the table has the other measures."""
     matrices = _matrices(models)
     if matrices.empty:
         return None
@@ -378,7 +382,7 @@ MAPPED = {
     "subspace similarity": "leading singular vectors kept",
     "intruders": "intruder dimensions",
 }
-"""In the words of the drop-down, by column."""
+"""Words of the drop-down, by column."""
 MAX_LAYERS_WITH_VALUES = 12  # With more, colors and their scale instead of values in the cells
 _MAPPING = """The size is the Frobenius norm of the update over that of the base weight. Effective \
 rank: exp of the entropy of the shares of dW's singular values; at most its rank. Vectors kept: \
@@ -387,9 +391,9 @@ and in the table. Intruders: leading left vectors of W that resemble no single v
 (Shuttleworth et al., 2410.21228); they show that a change is spread out, they are not a verdict."""
 
 
-@register("weights", 60, per="models")
+@in_section("weights", 60, per="models")
 def draw_weight_maps(models: AnalyzedModels) -> Figure | None:
-    """A drop-down over measures and models; None without analyzed matrices."""
+    """Draw maps with a drop-down over measures and models; None without analyzed matrices."""
     matrices = _matrices(models)
     if matrices.empty:
         return None

@@ -1,7 +1,8 @@
 """``inspect``: a study of given models whose analyses read stored weights, or run the models.
 
-Spectra need no model in memory: adapters and checkpoints are read one matrix at a time, of any
-architecture with linear layers, quantized ones too. Other analyses run the models, as a study does.
+Spectra need no model in memory. Adapters and checkpoints are read one matrix at a time, for any
+architecture with linear layers, quantized ones included. Other analyses run the models, like a
+study.
 """
 
 import time
@@ -11,22 +12,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rankscope.analyses import all_analyses, enabled_analyses
-from rankscope.config.loader import dump_study, study_values
 from rankscope.config.study import StudyConfig
 from rankscope.device import choose_device, keep_freed_memory
 from rankscope.errors import UserError
 from rankscope.extensions.spectra import SPECTRA
 from rankscope.extensions.spectra.stored_models import StoredTunedModel, stored_spectra
-from rankscope.filesystem import replace_text, user_path
+from rankscope.filesystem import user_path
 from rankscope.hashing import weights_sha256
 from rankscope.models.checkpoint_reader import CheckpointReader
-from rankscope.models.model_folder import shapes_folder
-from rankscope.models.study_base import (
+from rankscope.models.given import (
     check_distinct,
     given_names,
     given_trial,
     num_trained_parameters,
 )
+from rankscope.models.model_folder import shapes_folder
 from rankscope.progress import ProgressReporter
 from rankscope.records import (
     AS_STORED,
@@ -38,10 +38,10 @@ from rankscope.records import (
 )
 from rankscope.report.analysis_tables import TableRow, analysis_tables
 from rankscope.report.table_formats import write_tables
-from rankscope.run.given import given_record
+from rankscope.run.begin import store_study
+from rankscope.run.given import given_record, store_finished
 from rankscope.run.outputs import write_outputs
 from rankscope.run.study import Study
-from rankscope.run.versions import provenance
 from rankscope.store import Ledger
 from rankscope.tools.evaluate import given_study
 
@@ -58,15 +58,15 @@ def inspect(
     """Compare adapters and checkpoints with their base, without training.
 
     Args:
-        base: a model folder, ``pocket``, a fetched model's name, or a hub id.
+        base: a model folder, ``pocket`` or a hub id.
         tuned: folders of PEFT adapters or full checkpoints; they share the base's decompositions.
         settings: keys of a study file, such as ``analyze`` and ``device``.
-        out: a folder for the study, its page and its tables. Of an earlier inspection, it keeps
-            the base and whether models run: analyses that run them need another folder than those
-            of stored weights.
+        out: a folder for the study, its page and its tables. An earlier inspection in it must have
+            the same base. Analyses that run models need another folder than those of stored
+            weights.
         any_base: accept adapters that record another base.
 
-    Raises UserError for what cannot be used, IntegrityError for damaged weights.
+    Raises UserError for unusable input, IntegrityError for damaged weights.
     """
     reporter = reporter or ProgressReporter()
     folders = [tuned] if isinstance(tuned, str | Path) else tuned
@@ -95,7 +95,8 @@ def inspect(
 def _inspect_stored(
     base: str, config: StudyConfig, out: Path, reporter: ProgressReporter
 ) -> StudyRecords:
-    """Spectra of the given models, one matrix in memory at a time, into the study in ``out``."""
+    """Write spectra of the given models, one matrix in memory at a time, into the study in
+    ``out``."""
     keep_freed_memory()
     begun = time.monotonic()
     stored_base = CheckpointReader(shapes_folder(base))
@@ -105,7 +106,7 @@ def _inspect_stored(
     models = [StoredTunedModel.open(f, name) for f, name in zip(folders, names, strict=True)]
     sha256 = weights_sha256(stored_base.folder)
     trials = [
-        given_trial(of, model.name, stored_base.folder, sha256, model.settings)
+        given_trial(of, model.name, stored_base.folder, sha256, model.settings, model.adapter)
         for model, of in zip(models, given, strict=True)
     ]
     check_distinct(trials)
@@ -117,18 +118,13 @@ def _inspect_stored(
             found = f"a study that trains {others[0].label}"
             raise UserError(f"--out {out}", found, "a new folder, or one of inspect's", "name one")
         record = _model_record(base, stored_base, sha256)
-        ledger.put_study(config.name, study_values(config), record, [], provenance())
-        replace_text(out / "study.resolved.yaml", dump_study(config))
         note = "the base is quantized by bitsandbytes: its numbers are compared"
-        ledger.put_notes([note] if stored_base.is_quantized else [])
-        ledger.put_trials(trials)
-        ids = [trial.trial_id for trial in trials]
-        ledger.repeat_trials(ids)
+        store_study(ledger, config, record, [], [note] if stored_base.is_quantized else [])
         of_base = record.num_parameters
-        ledger.commit([given_record(t, num_trained_parameters(t, of_base)) for t in trials])
-        named = zip(models, ids, strict=True)
-        ledger.commit([spectra[m.name].model_copy(update={"trial_id": i}) for m, i in named])
-        ledger.finish_trials(ids)
+        trained = [(t, given_record(t, num_trained_parameters(t, of_base))) for t in trials]
+        named = {m.name: {"trial_id": t.trial_id} for m, t in zip(models, trials, strict=True)}
+        records = [spectra[name].model_copy(update=own) for name, own in named.items()]
+        store_finished(ledger, trained, records)
         ledger.add_seconds(time.monotonic() - begun)
         return ledger.load()
 
@@ -150,7 +146,7 @@ def _model_record(label: str, base: CheckpointReader, sha256: str) -> ModelRecor
 
 
 def write_analyses(study: StudyRecords, folder: Path) -> None:
-    """Write a Parquet file per table of each analysis that found something."""
+    """Write a Parquet file per table of each analysis with results."""
     rows: list[tuple[TableRow, AnalysisRecord]] = []
     for trial in study.trials:
         spec, scaling = trial.spec, None if trial.spec.rank is None else trial.spec.scaling
@@ -160,7 +156,7 @@ def write_analyses(study: StudyRecords, folder: Path) -> None:
 
 
 def unfinished(study: StudyRecords) -> list[str]:
-    """One sentence per given model that failed, or that lacks an analysis which is enabled."""
+    """Write one sentence per given model that failed, or that lacks an enabled analysis."""
     kinds = [(a.name, kind) for a in enabled_analyses(study.config) if (kind := a.record_type())]
     return failures(study) + [
         f"{trial.spec.arm_label}: no {name}, as the analysis did not finish"
@@ -171,7 +167,7 @@ def unfinished(study: StudyRecords) -> list[str]:
 
 
 def inspection_json(study: StudyRecords) -> dict[str, object]:
-    """What ``inspect --json`` prints."""
+    """Return the JSON document of ``inspect --json``."""
     analyses = all_analyses()
     return {
         "base": study.model.label,

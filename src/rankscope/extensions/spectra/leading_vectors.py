@@ -1,12 +1,12 @@
 """The leading singular vectors of a tuned matrix W = W0 + dW, as cosines to those of W0.
 
-All measures of W need only its leading singular values and the cosines of its leading vectors to
+All measures of W need only its leading singular values, and the cosines of its leading vectors to
 every singular vector of W0. For a low-rank update both come from W0's cached decomposition, without
 decomposing W: in the singular basis of W0, the tuned weight is a diagonal plus low rank.
 
 With W0 = U0 S V0^T and W = W0 + B A, the matrix U0^T W V0 is diag(S) + (U0^T B)(A V0). If W0 is not
 square, one side of the update has a part outside the span of the base's vectors; a QR decomposition
-of that part adds its rows. A product with this matrix costs O(d + d r) per vector, and its singular
+of that part adds its rows. A product with this matrix costs O(d + d r) per vector. Its singular
 vectors *are* the cosines to every singular vector of W0.
 
 Shapes: m = out, n = in, d = min(m, n), k = leading vectors wanted, r = rank, e <= r = directions
@@ -46,13 +46,13 @@ class DiagonalPlusLowRank:
     is_transposed: bool  # K represents W^T: its left vectors are W's right vectors
 
     def apply(self, x: Tensor) -> Tensor:
-        """K x, (d, b) -> (d + e, b)."""
+        """Return K x, (d, b) -> (d + e, b)."""
         low = self.Q.mT @ x
         inside = torch.addmm(self.S * x, self.P, low)
         return torch.cat([inside, self.R @ low]) if len(self.R) else inside
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """K^T y, (d + e, b) -> (d, b)."""
+        """Return K^T y, (d + e, b) -> (d, b)."""
         d = len(self.S)
         low = self.P.mT @ y[:d]
         if len(self.R):
@@ -64,7 +64,7 @@ class DiagonalPlusLowRank:
         return torch.cat([inside, self.R @ self.Q.mT])
 
     def gram(self) -> "_DiagonalPlusLowRankGram":
-        """K^T K = S^2 + Z M Z^T with Z = [S P, Q] and M = [0, 1; 1, P^T P + R^T R]."""
+        """Return K^T K = S^2 + Z M Z^T with Z = [S P, Q] and M = [0, 1; 1, P^T P + R^T R]."""
         identity = torch.eye(self.P.shape[1], dtype=self.P.dtype, device=self.P.device)
         inner = self.P.mT @ self.P + self.R.mT @ self.R
         upper = torch.cat([torch.zeros_like(identity), identity], dim=1)
@@ -73,10 +73,10 @@ class DiagonalPlusLowRank:
         return _DiagonalPlusLowRankGram(self.S**2, Z, middle)
 
     def start(self, count: int) -> Tensor:
-        """Orthonormal vectors to start an iteration from, (d, b).
+        """Return orthonormal vectors to start an iteration from, (d, b).
 
-        e_1 .. e_count, the base's own leading vectors, then the part of Q that they do not span:
-        without it a direction that the update adds may be missed.
+        They are e_1 .. e_count, the base's own leading vectors, then the part of Q that they do not
+        span. Without that part, a direction that the update adds may be missed.
         """
         d = len(self.S)
         count = min(count, d)
@@ -88,11 +88,11 @@ class DiagonalPlusLowRank:
         return start
 
     def count_above(self, value: float) -> int:
-        """How many singular values of K exceed ``value``, exactly, by inertia.
+        """Count the singular values of K that exceed ``value``, exactly, by inertia.
 
         With t = value^2, K^T K - t I = (S^2 - t) + Z M Z^T, see :meth:`gram`. By Haynsworth's
         additivity of inertia it has as many positive eigenvalues as S^2 - t, plus those of -M^-1 -
-        Z^T (S^2 - t)^-1 Z, less those of -M^-1, which are r.
+        Z^T (S^2 - t)^-1 Z, minus those of -M^-1, which are r.
         """
         s, p, q, r = (to_float64(t) for t in (self.S, self.P, self.Q, self.R))
         shifted = s**2 - value**2
@@ -121,7 +121,7 @@ class _DiagonalPlusLowRankGram:
     def step(
         self, x: Tensor, before: Tensor, factor: float, shift: float, weight: float = 0.0
     ) -> Tensor:
-        """factor (G - shift) x - weight before; (d, b) each."""
+        """Return factor (G - shift) x - weight before; (d, b) each."""
         out = x * (factor * (self.D - shift))
         if weight:
             out.sub_(before, alpha=weight)
@@ -133,7 +133,7 @@ class _DiagonalPlusLowRankGram:
 
 
 def to_base_basis(base: SVD, update: LowRankUpdate) -> DiagonalPlusLowRank:
-    """W0 + B A in the singular basis of W0, float64, for an update without a gain."""
+    """Write W0 + B A in the singular basis of W0, float64, for an update without a gain."""
     m, n = len(base.U), len(base.V)
     u, s, v = (to_float64(t) for t in base)
     A, B = to_float64(update.A), to_float64(update.B)
@@ -146,8 +146,10 @@ def to_base_basis(base: SVD, update: LowRankUpdate) -> DiagonalPlusLowRank:
 
 
 def low_rank_leading_vectors(base: SVD, update: LowRankUpdate, k: int) -> Triples:
-    """The ``k`` leading triples of W0 + B A, from W0's decomposition alone; vectors are cosines to
-    every vector of W0, (d, k)."""
+    """Find the ``k`` leading triples of W0 + B A, from W0's decomposition alone.
+
+    Vectors are cosines to every vector of W0, (d, k).
+    """
     matrix = to_base_basis(base, update)
     d = len(base.S)
     triples = None
@@ -163,7 +165,7 @@ def low_rank_leading_vectors(base: SVD, update: LowRankUpdate, k: int) -> Triple
 
 
 def _iterate_and_count(matrix: DiagonalPlusLowRank, k: int) -> Triples | None:
-    """The leading triples of ``matrix``, certified complete; None if that fails."""
+    """Iterate to the leading triples of ``matrix``, certified complete; None if that fails."""
     try:
         triples = leading_triples(matrix, matrix.start(k + max(16, k // 5)), k, TOLERANCE)
     except NotConvergedError:
@@ -174,10 +176,10 @@ def _iterate_and_count(matrix: DiagonalPlusLowRank, k: int) -> Triples | None:
 
 
 def countable(triples: Triples) -> tuple[int, float]:
-    """How many triples can be counted, and a value that so many singular values exceed.
+    """Return how many triples can be counted, and a value that so many singular values exceed.
 
-    All k, if values k and k + 1 are separate. If both are in one cluster, rounding may split it
-    anywhere: then only the triples above the cluster, which may be none.
+    All k can be counted if values k and k + 1 are separate. If both are in one cluster, rounding
+    may split it anywhere. Then only the triples above the cluster count, and there may be none.
     """
     values = [*triples.S.tolist(), triples.next_value]
     max_gap = CLUSTER * values[0]
@@ -191,7 +193,7 @@ def countable(triples: Triples) -> tuple[int, float]:
 
 @dataclass(frozen=True, slots=True)
 class DenseMatrix:
-    """A dense W (m, n) as an operator, and W^T W (never formed), less deflated vectors."""
+    """A dense W (m, n) as an operator, and W^T W (never formed), minus deflated vectors."""
 
     W: Tensor
     vectors: Tensor | None = None  # deflated, (n, e)
@@ -223,11 +225,10 @@ class DenseMatrix:
 
 
 def _dense_triples(base: SVD, tuned: Tensor, k: int) -> Triples:
-    """The leading triples of a dense matrix, by an iteration if it is large, or by a full
-    decomposition.
+    """Find the leading triples of a dense matrix.
 
-    The iteration starts from W0's leading right vectors, and from random ones, which share a part
-    with any direction, new ones too.
+    A large matrix is iterated, a smaller one decomposed. The iteration starts from W0's leading
+    right vectors, and from random ones, which share a part with any direction, new ones included.
     """
     smallest, share = DENSE_ITERATE_IF
     if len(base.S) >= smallest and share * k <= len(base.S):
@@ -242,8 +243,10 @@ def _dense_triples(base: SVD, tuned: Tensor, k: int) -> Triples:
 
 
 def dense_leading_vectors(base: SVD, tuned: Tensor, k: int) -> Triples:
-    """The ``k`` leading triples of a dense tuned weight (m, n); vectors are cosines to every vector
-    of W0, (d, k)."""
+    """Find the ``k`` leading triples of a dense tuned weight (m, n).
+
+    Vectors are cosines to every vector of W0, (d, k).
+    """
     triples = _dense_triples(base, tuned, k)
     u, v = triples.U.to(base.U), triples.V.to(base.V)
     return replace(triples, U=base.U.mT @ u, V=base.V.mT @ v)

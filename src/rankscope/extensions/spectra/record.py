@@ -1,4 +1,4 @@
-"""How training changed the weight matrices, and how the size of the update grows with the rank."""
+"""Records of how training changed the weight matrices, and of the update's growth with the rank."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,14 +6,16 @@ from functools import cache
 from statistics import fmean, linear_regression
 from typing import Any
 
-from rankscope.models.methods import get_lora_method
+from rankscope.models.methods import get_method
 from rankscope.records import AnalysisRecord, Record, TrialRecords
 
 
 @cache
 def _expected_largest(count: int) -> float:
-    """Expected largest of ``count`` independent |standard normal| values, by the trapezoid rule:
-    the integral over x > 0 of 1 - P(|z| < x)^count."""
+    """Return the expected largest of ``count`` independent |standard normal| values.
+
+    It is the integral over x > 0 of 1 - P(|z| < x)^count, by the trapezoid rule.
+    """
     step = 0.01
     return step * (
         0.5 + sum(1 - math.erf(i * step / math.sqrt(2)) ** count for i in range(1, 1000))
@@ -21,8 +23,11 @@ def _expected_largest(count: int) -> float:
 
 
 def chance_levels(k: int, shape: tuple[int, int]) -> dict[str, Any]:
-    """Expected similarities of k unrelated vectors, left and right: mean |cosine| in m
-    dimensions, sqrt(2 / (pi m)) for large m; the largest of k; and k/m of two spans."""
+    """Return expected similarities of k unrelated vectors, left and right.
+
+    They are the mean |cosine| in m dimensions, sqrt(2 / (pi m)) for large m; the largest of k; and
+    k/m for two spans.
+    """
     largest = _expected_largest(k)
     return {
         "chance_index": tuple(math.sqrt(2 / (math.pi * size)) for size in shape),
@@ -77,7 +82,7 @@ class SpectraRecord(AnalysisRecord):
         return sum(m.intruders for m in self.matrices)
 
     def energies(self, part: Callable[[MatrixSpectrum], object]) -> list[float]:
-        """|dW|_F^2 by part of the model: matrices with the same value of ``part`` are added."""
+        """Sum |dW|_F^2 by part of the model: matrices with the same value of ``part`` are added."""
         sums: dict[object, float] = {}
         for matrix in self.matrices:
             sums[part(matrix)] = sums.get(part(matrix), 0.0) + matrix.frobenius**2
@@ -101,8 +106,11 @@ class NormGrowth(Record):
 
     @classmethod
     def fit(cls, ranks: Sequence[int], norms: Sequence[float]) -> "NormGrowth | None":
-        """Fit both, with the residual of each, to |dW|_F of adapters trained alike but for the
-        rank; None with fewer than three different ranks, or if an update is zero."""
+        """Fit both laws, with the residual of each, to |dW|_F of adapters that differ only in the
+        rank.
+
+        None with fewer than three different ranks, or if an update is zero.
+        """
         if len(set(ranks)) < FEWEST_RANKS or min(norms) <= 0:
             return None
         x = [math.log(rank) for rank in ranks]
@@ -123,14 +131,16 @@ class NormGrowth(Record):
 
 
 def growth_of_given(trials: Sequence[TrialRecords]) -> NormGrowth | None:
-    """The fit over the largest set of adapters of one kind on the same matrices, of one rank each,
-    with the same scaling or alpha."""
+    """Fit the growth over the largest set of comparable adapters.
+
+    They have one kind, the same matrices, one rank each, and the same scaling or alpha.
+    """
     groups: dict[tuple[object, ...], list[tuple[int, float]]] = {}
     for trial in trials:
         spec, spectra = trial.spec, trial.analysis(SpectraRecord)
         if spec.rank is None or spec.alpha is None or spectra is None:
             continue
-        if get_lora_method(spec.method).delta_is_low_rank and not _has_one_rank(spectra, spec.rank):
+        if get_method(spec.method).delta_is_low_rank and not _has_one_rank(spectra, spec.rank):
             continue
         names = tuple(matrix.name for matrix in spectra.matrices)
         for rule, value in (("scaling", spec.scaling), ("alpha", spec.alpha)):
@@ -143,8 +153,11 @@ def growth_of_given(trials: Sequence[TrialRecords]) -> NormGrowth | None:
 
 
 def _has_one_rank(spectra: SpectraRecord, rank: int) -> bool:
-    """Whether all updates have as many singular values beyond rounding, or ``rank`` as far as the
-    matrix has and a record stores as many; PEFT's ``rank_pattern`` gives matrices others."""
+    """Whether all updates have equally many singular values beyond rounding.
+
+    It also holds if each has ``rank`` of them, as far as the matrix has and a record stores as
+    many. PEFT's ``rank_pattern`` gives matrices other ranks.
+    """
     found = [
         (sum(s > 1e-6 * m.singular_values[0] for s in m.singular_values), m.shape)
         for m in spectra.matrices

@@ -1,5 +1,7 @@
-"""``shrink``: write a smaller or weaker version of an adapter, or the leading part of a fully
-fine-tuned model's update, as an ordinary PEFT adapter."""
+"""``shrink``: a smaller or weaker version of an adapter, as an ordinary PEFT adapter.
+
+It also extracts the leading part of a fully fine-tuned model's update.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,21 +18,14 @@ from rankscope.errors import UserError, reading
 from rankscope.extensions.spectra.stored_models import StoredTunedModel, check_full
 from rankscope.filesystem import check_taken, folder_in_one_step
 from rankscope.hashing import weights_sha256
-from rankscope.models.adapters.folder import (
-    base_weight_copies,
-    check_adapter_fits,
-    recorded_base,
-    rewrite,
-    save_adapter,
-)
-from rankscope.models.adapters.settings import read_adapter_config
+from rankscope.models.adapters.folder import check_fits, rewrite, save_adapter
 from rankscope.models.checkpoint_reader import CheckpointReader
+from rankscope.models.given import recorded_other_base
 from rankscope.models.lora import Adapter, adapter_of
 from rankscope.models.low_rank_update import LowRankUpdate, StoredFactors
 from rankscope.models.methods import get_method
 from rankscope.models.model_folder import shapes_folder
 from rankscope.models.scaling import layer_index, module_kind
-from rankscope.models.study_base import recorded_other_base
 from rankscope.models.svd_cache import decomposition_device
 from rankscope.records import ModelRecord, Record
 from rankscope.report.charts.heat_map import heat_map_svg, pivot
@@ -55,7 +50,7 @@ class AdapterChange(Record):
     matrices: tuple[MatrixChange, ...]
     left_out: dict[str, float] = {}
     """Changed parameters that no adapter on linear layers holds, with their shares of the whole
-    update's energy |dW|_F^2; only of a full checkpoint."""
+    update's energy |dW|_F^2; only for a full checkpoint."""
     parameters: int = 0  # Of the adapter
     uniform: tuple[int, int, float] | None = None
     """The largest rank for all matrices within the same budget, its parameters, and the share of
@@ -63,7 +58,7 @@ class AdapterChange(Record):
 
     @property
     def frobenius(self) -> float:
-        """|dW|_F of the adapter as it was, all matrices together."""
+        """|dW|_F of the original adapter, all matrices together."""
         return math.sqrt(sum(m.frobenius_before**2 for m in self.matrices))
 
     @property
@@ -73,7 +68,7 @@ class AdapterChange(Record):
 
     @property
     def kept(self) -> float:
-        """Share of |dW|_F^2 of these matrices that is kept."""
+        """Share of these matrices' |dW|_F^2 that is kept."""
         return 1 - (self.error / self.frobenius) ** 2 if self.frobenius else 1.0
 
 
@@ -95,8 +90,10 @@ class SourceAdapter:
         any_base: bool = False,
         accepts_full: bool = False,
     ) -> "SourceAdapter":
-        """Read an adapter, or the names in a full checkpoint and the size of its update;
-        ``any_base`` accepts one that is of another base."""
+        """Read an adapter, or the names in a full checkpoint and the size of its update.
+
+        ``any_base`` accepts one of another base.
+        """
         tuned = StoredTunedModel.open(folder, folder.name)
         if tuned.adapter is None:
             if not accepts_full:
@@ -113,18 +110,18 @@ class SourceAdapter:
         if base is None and get_method(tuned.kind).delta_needs_base:
             found = f"an update of {tuned.kind}, which depends on the base"
             raise UserError(f"adapter {folder}", found, do=GIVE_BASE)
-        if base is None and base_weight_copies(folder):
+        if base is None and tuned.adapter.copies:
             found = "a copy of the output head, which has to equal the base's"
             raise UserError(f"adapter {folder}", found, do=GIVE_BASE)
         reader = None if base is None else CheckpointReader(shapes_folder(str(base)))
         if reader is not None:
-            sha256 = weights_sha256(reader.folder) if recorded_base(folder) else ""
-            recorded_other_base(folder, reader.folder, sha256, force=any_base)
-            check_adapter_fits(folder, tuned.adapter, reader.shapes)
+            sha256 = weights_sha256(reader.folder) if tuned.adapter.base_sha256 else ""
+            recorded_other_base(folder, tuned.adapter, reader.folder, sha256, force=any_base)
+            check_fits(folder, tuned.adapter, reader.shapes)
         return cls(folder, tuned, tuned.adapter, reader, list(tuned.adapter.a))
 
     def weight(self, name: str) -> Tensor:
-        """W0 of a module."""
+        """Return W0 of a module."""
         assert self.base is not None
         if self.tuned.model is not None:  # its decompositions are worth a GPU
             return self.base.weight(name, decomposition_device(choose_device("auto")))
@@ -135,11 +132,12 @@ class SourceAdapter:
 
 
 Edit = Callable[[str, LowRankUpdate], Sequence[LowRankUpdate]]
-"""(module, its update) -> the new update, by folder to write."""
+"""Function from (module, its update) to the new update for each folder to write."""
 
 
 def truncate(source: SourceAdapter, out: Path, ranks: Sequence[int]) -> list[AdapterChange]:
-    """Write the nearest adapter of each rank: in ``out``, or of several ranks in ``out/r8``."""
+    """Write the nearest adapter of each rank: in ``out``, or several ranks in ``out/r8`` and so
+    on."""
     if min(ranks) < 1:
         raise UserError(f"--rank {min(ranks)}", expected="at least 1")
     if source.tuned.model is not None and source.base is not None:
@@ -154,9 +152,9 @@ def truncate(source: SourceAdapter, out: Path, ranks: Sequence[int]) -> list[Ada
 
 
 def allot(source: SourceAdapter, out: Path, parameters: int) -> list[AdapterChange]:
-    """Write an adapter of at most so many parameters, its ranks where they keep the most energy.
+    """Write an adapter within a budget of parameters, with ranks that keep the most energy.
 
-    Of a DoRA adapter the energy is that of its low-rank part.
+    The energy of a DoRA adapter is that of its low-rank part.
     """
     values, costs = {}, {}
     for name in source.names:
@@ -186,11 +184,12 @@ def allot(source: SourceAdapter, out: Path, parameters: int) -> list[AdapterChan
 def allotted_ranks(
     values: Mapping[str, Sequence[float]], costs: Mapping[str, int], parameters: int
 ) -> dict[str, int]:
-    """Rank 1 for every matrix, then rank by rank where the next singular value has the most energy
-    for the parameters that it costs, as long as they fit.
+    """Allot ranks: 1 for every matrix, then one by one, as long as the parameters fit.
+
+    Each step takes the singular value with the most energy per parameter that it costs.
 
     Args:
-        values: by matrix, its update's singular values, largest first.
+        values: singular values of each matrix's update, largest first.
         costs: parameters of a rank, in + out.
     """
     left = parameters - sum(costs.values())
@@ -220,12 +219,15 @@ def scale(source: SourceAdapter, out: Path, factor: float) -> list[AdapterChange
 def _write_edited(
     source: SourceAdapter, actions: Mapping[Path, str], edit: Edit
 ) -> list[AdapterChange]:
-    """Write the adapters that ``edit`` makes, by folder; modules of an adapter that it leaves alone
-    keep their bytes. One matrix is in memory at a time, and the factors to be written."""
+    """Write the adapters that ``edit`` makes, by folder.
+
+    Unchanged modules of an adapter keep their bytes. Memory holds one matrix at a time, and the
+    factors to write.
+    """
     for out in actions:
         check_taken(out)
     is_full = source.tuned.model is not None
-    settings = None if is_full else read_adapter_config(source.folder, readable=True)
+    settings = source.tuned.adapter.settings if source.tuned.adapter else None
 
     def stored(name: str, update: LowRankUpdate) -> StoredFactors:
         a, b, m = update.to_stored(settings.scaling_of(name) if settings else 1.0)

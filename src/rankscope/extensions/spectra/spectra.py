@@ -1,7 +1,8 @@
-"""What training did to a weight matrix: norm, spectrum and singular vectors of W0 and W = W0 + dW.
+"""Changes of one weight matrix by training: norm, spectrum and singular vectors.
 
-Definitions and sources: docs/science.md, "Spectra". Everything is computed in float32 or better
-whatever the weights' dtype, spectra of dW in float64.
+W0 is the base's matrix, and W = W0 + dW the trained one. Definitions and sources: docs/science.md,
+"Spectra". Everything is computed in float32 or better, whatever the weights' dtype, and spectra of
+dW in float64.
 
 Shapes: m = out, n = in, d = min(m, n), r = rank, k = leading vectors compared.
 """
@@ -30,7 +31,8 @@ from rankscope.extensions.spectra.subspace_iteration import Triples
 from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.lora import Adapter
-from rankscope.models.low_rank_update import LowRankUpdate, adapter_update, to_float64
+from rankscope.models.low_rank_update import LowRankUpdate, to_float64
+from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.quantize import dense_weight
 from rankscope.models.scaling import layer_index
 from rankscope.models.svd_cache import (
@@ -45,7 +47,8 @@ PAPER_TOP_K = 500  # Vectors compared in arXiv 2512.15634
 
 
 def effective_rank(singular_values: Tensor) -> float:
-    """exp(-sum p ln p), p = sigma / sum(sigma) (Roy & Vetterli 2007); 0 for a zero matrix."""
+    """Return exp(-sum p ln p), p = sigma / sum(sigma) (Roy & Vetterli 2007); 0 for a zero
+    matrix."""
     sigma = to_float64(singular_values)
     total = float(sigma.sum())
     if total == 0:
@@ -54,7 +57,7 @@ def effective_rank(singular_values: Tensor) -> float:
 
 
 def stable_rank(singular_values: Tensor) -> float:
-    """|dW|_F^2 / sigma_1^2 (Rudelson & Vershynin 2007); 0 for a zero matrix."""
+    """Return |dW|_F^2 / sigma_1^2 (Rudelson & Vershynin 2007); 0 for a zero matrix."""
     sigma = to_float64(singular_values)
     if sigma.numel() == 0 or float(sigma.max()) == 0:
         return 0.0
@@ -62,22 +65,22 @@ def stable_rank(singular_values: Tensor) -> float:
 
 
 def default_top_k(shape: tuple[int, int]) -> int:
-    """min(500, d / 4), at least 1. Comparing most of d vectors finds similarity in any matrix."""
+    """Return min(500, d / 4), at least 1: comparing most of d vectors finds similarity anywhere."""
     return max(1, min(PAPER_TOP_K, min(shape) // 4))
 
 
 def num_compared_vectors(shape: tuple[int, int], settings: SpectraConfig) -> int:
-    """How many leading vectors of a matrix are compared: ``top_k`` or the default, at most d."""
+    """Count the leading vectors of a matrix to compare: ``top_k`` or the default, at most d."""
     return min(settings.top_k or default_top_k(shape), *shape)
 
 
 def similarity_from_cosines(left: Tensor, right: Tensor) -> dict[str, Any]:
-    """Compare the first k singular vectors of W0 and W: fields of a record, left and right.
+    """Compare the first k singular vectors of W0 and W; return fields of a record, left and right.
 
-    C = U_k^T U~_k (k, k) is ``left``, and ``right`` the same of right vectors. arXiv 2512.15634
-    compares k = 500 without naming the definition: vectors matched by position, mean_i |C_ii|; each
-    vector with its closest of W0's, mean_j max_i |C_ij|; or the spans, |C|_F^2 / k, which cannot
-    fall below (2k - d) / k.
+    C = U_k^T U~_k (k, k) is ``left``, and ``right`` the cosines of right vectors. arXiv 2512.15634
+    compares k = 500 without naming the definition, so all three are computed: vectors matched by
+    position, mean_i |C_ii|; each vector with its closest of W0's, mean_j max_i |C_ij|; or the
+    spans, |C|_F^2 / k, which cannot fall below (2k - d) / k.
     """
     k = len(left)
     cosines = [left.abs(), right.abs()]
@@ -108,15 +111,15 @@ def spectra_record(
 def adapter_spectrum(
     name: str, weight: Tensor, adapter: Adapter, settings: SpectraConfig, svds: SvdCache
 ) -> MatrixSpectrum:
-    """Spectra of one matrix of an adapter; ``weight`` is W0 (m, n)."""
-    update = adapter_update(adapter, name, weight)
+    """Measure one matrix of an adapter; ``weight`` is W0 (m, n)."""
+    update = LoraMethod.of(adapter.method).update(adapter, name, weight)
     return _matrix_spectrum(name, weight, update, settings, svds)
 
 
 def full_spectrum(
     name: str, weight: Tensor, tuned: Tensor, settings: SpectraConfig, svds: SvdCache
 ) -> MatrixSpectrum:
-    """Spectra of one matrix that was trained itself: W0 and W, (m, n) each."""
+    """Measure one matrix that was trained itself, given W0 and W, (m, n) each."""
     if weight.ndim != 2 or tuned.shape != weight.shape:
         raise UserError(
             name,
@@ -128,10 +131,10 @@ def full_spectrum(
 
 
 def _dense_singular_values(delta: Tensor) -> Tensor:
-    """Singular values of a dense float64 matrix (m, n), largest first, (d,).
+    """Return the singular values of a dense float64 matrix (m, n), largest first, (d,).
 
-    By the Gram matrix of the shorter side, at a third of the cost. Values below 1e-8 of the largest
-    are lost in rounding, which is below what any measure here resolves.
+    They come from the Gram matrix of the shorter side, at a third of the cost. Values below 1e-8 of
+    the largest are lost in rounding, which is below the resolution of any measure here.
     """
     small = delta.mT @ delta if delta.shape[0] >= delta.shape[1] else delta @ delta.mT
     values: Tensor = torch.linalg.eigvalsh(small).flip(0).clamp_min(0).sqrt()
@@ -145,8 +148,10 @@ def _matrix_spectrum(
     settings: SpectraConfig,
     svds: SvdCache,
 ) -> MatrixSpectrum:
-    """All measures of one matrix, from so many leading vectors of W as are compared or examined;
-    an update of full rank is dense, (m, n) float64."""
+    """Compute all measures of one matrix; an update of full rank is dense, (m, n) float64.
+
+    The leading vectors of W are as many as are compared or examined.
+    """
     base, shape = svds.of(name, weight), (int(weight.shape[0]), int(weight.shape[1]))
     k, examined = num_compared_vectors(shape, settings), min(settings.intruder_k, *shape)
     count = max(k, examined)
@@ -192,8 +197,8 @@ def _matrix_spectrum(
 def check_spectra_settings(settings: SpectraConfig, shapes: Mapping[str, tuple[int, int]]) -> None:
     """Refuse more vectors than a matrix has.
 
-    All singular vectors of a matrix span the same space whatever training did, so they would
-    compare as equal. The default of ``intruder_k`` is cut to what each matrix has.
+    All singular vectors of a matrix span the same space, whatever training did, so they would
+    compare as equal. The default of ``intruder_k`` is cut to each matrix's number.
     """
     has_default = settings.intruder_k == SpectraConfig().intruder_k
     counts = {"top_k": settings.top_k, "intruder_k": None if has_default else settings.intruder_k}
@@ -215,8 +220,11 @@ def full_spectra(
     settings: SpectraConfig,
     svds: SvdCache | None = None,
 ) -> list[MatrixSpectrum]:
-    """Spectra of the fully fine-tuned model in ``folder``. Several shards call this alike: each
-    reads and decomposes its part of the matrices, and returns the spectra of all."""
+    """Measure the fully fine-tuned model in ``folder``.
+
+    Several shards make this call together: each reads and decomposes its part of the matrices, and
+    returns the spectra of all.
+    """
     shards, device, linears = base.shards, decomposition_device(base.device), base.linears()
     svds = svds or SvdCache(max_bytes=0, folder=svd_cache_folder())
     # Read the stored float32: bfloat16 rounds a weight by up to 1 part in 512, as much as a small
@@ -245,8 +253,10 @@ def analyze_trial(
     settings: SpectraConfig,
     svds: SvdCache,
 ) -> SpectraRecord:
-    """Spectra of a trial's adapter, PEFT tuner or, in ``matrix_names``, fully fine-tuned model.
-    ``tuned`` is the base with the trial's adapter attached, or the trial's own model."""
+    """Measure a trial's adapter, PEFT tuner or, in ``matrix_names``, fully fine-tuned model.
+
+    ``tuned`` is the base with the trial's adapter attached, or the trial's own model.
+    """
     started = time.perf_counter()
     device, linears = decomposition_device(base.device), base.linears()
 
@@ -272,9 +282,10 @@ def analyze_trial(
 
 # --- intruder dimensions: leading vectors of W that resemble none of W0 (arXiv 2410.21228)
 
-# Left vector y_j is one if max_i |cos(y_j, x_i)| < epsilon over ALL left vectors x_i of W0. One
-# that is spread evenly over more than 1 / epsilon^2 of them is one too: the word means "no single
-# old direction", not "outside their span". Counts saturate at k, so the energy share is reported.
+# Left vector y_j is one if max_i |cos(y_j, x_i)| < epsilon over ALL left vectors x_i of W0. A
+# vector that is spread evenly over more than 1 / epsilon^2 of them is one, too: the word means "no
+# single old direction", not "outside their span". Counts saturate at k, so the energy share is
+# reported.
 
 Intruders = tuple[tuple[int, ...], tuple[float, ...], float]
 """Indices among the k vectors, from 0, largest singular value first; max_i |cos(y_j, x_i)| of each
@@ -282,8 +293,10 @@ of the k vectors; and the intruders' energy, sum sigma^2 over that of all k vect
 
 
 def intruders_among(cosines: Tensor, S: Tensor, epsilon: float) -> Intruders:
-    """The intruders among k leading left vectors of W. ``cosines`` (d0, k) are to ALL left vectors
-    of W0; ``S`` (k,) are singular values of W."""
+    """Find the intruders among k leading left vectors of W.
+
+    ``cosines`` (d0, k) are to ALL left vectors of W0; ``S`` (k,) are singular values of W.
+    """
     max_cosine = cosines.abs().max(dim=0).values
     is_intruder = max_cosine < epsilon
     squared = S.cpu().double() ** 2

@@ -1,7 +1,7 @@
-"""Compare the singular values and vectors of trained matrices with the base's.
+"""The stage that compares singular values and vectors of trained matrices with the base's.
 
-For a fully fine-tuned model, the matrices are those that the study's adapters change or, if the
-study has no adapters, all linear layers but the output head.
+For a fully fine-tuned model, the matrices are those that the study's adapters change. If the study
+has no adapters, they are all linear layers but the output head.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Tuned models on disk, adapters and full checkpoints: open them and analyze single matrices."""
+"""Tuned models on disk, adapters and full checkpoints, and the analysis of single matrices."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -17,13 +17,13 @@ from rankscope.extensions.spectra.spectra import (
     full_spectrum,
     spectra_record,
 )
-from rankscope.models.adapters.folder import check_adapter_fits, load_adapter
+from rankscope.models.adapters.folder import check_fits, load_adapter
 from rankscope.models.adapters.settings import CONFIG
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate, to_float64
-from rankscope.models.methods import get_lora_method, get_method
-from rankscope.models.methods.full import FullMethod
+from rankscope.models.methods import FULL, get_method
+from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.svd_cache import SvdCache, decomposition_device, svd, svd_cache_folder
 from rankscope.progress import ProgressReporter
 from rankscope.records import TrialSpec
@@ -40,7 +40,7 @@ class StoredTunedModel:
     @classmethod
     def open(cls, folder: Path, name: str) -> "StoredTunedModel":
         if not (folder / CONFIG).is_file() and (folder / "config.json").is_file():
-            return cls(name, folder, FullMethod.name, model=CheckpointReader(folder))
+            return cls(name, folder, FULL, model=CheckpointReader(folder))
         adapter = load_adapter(folder, name, readable=True)
         return cls(name, folder, adapter.method, adapter=adapter)
 
@@ -51,7 +51,7 @@ class StoredTunedModel:
             return {"method": self.kind, "targets": ()}
         rank = self.adapter.rank
         targets = sorted({name.rpartition(".")[2] for name in self.adapter.a})
-        alpha = self.adapter.scaling * get_lora_method(self.kind).rank_scale(rank)
+        alpha = self.adapter.scaling * get_method(self.kind).rank_scale(rank)
         return {"method": self.kind, "rank": rank, "alpha": alpha, "targets": tuple(targets)}
 
     def subtract_initial_factors(self, name: str, weight: Tensor | None) -> None:
@@ -61,7 +61,7 @@ class StoredTunedModel:
             return
         assert weight is not None
         if name not in adapter.initial_factors:
-            method = get_lora_method(self.kind)
+            method = LoraMethod.of(self.kind)
             adapter.initial_factors[name] = method.initial_factors_of(adapter, name, svd(weight))
 
     def spectrum(
@@ -75,7 +75,7 @@ class StoredTunedModel:
         return adapter_spectrum(name, weight, self.adapter, settings, svds)
 
     def update(self, name: str, weight: Tensor | None) -> LowRankUpdate:
-        """The update of one module; but for plain LoRA it needs the base's ``weight``."""
+        """Return the update of one module; plain LoRA needs no ``weight`` of the base."""
         if self.model is not None:
             assert weight is not None
             tuned = to_float64(self.model.weight(name, weight.device))
@@ -88,10 +88,10 @@ class StoredTunedModel:
 def matrices_to_compare(
     base: CheckpointReader, models: Iterable[StoredTunedModel]
 ) -> dict[str, list[StoredTunedModel]]:
-    """Matrices in the base's order, each with the tuned models to analyze on it.
+    """List matrices in the base's order, each with the tuned models to analyze on it.
 
-    Adapters are analyzed on the matrices they change, full checkpoints on those that any adapter
-    changes, or without an adapter on all linear layers but the output head.
+    Adapters are analyzed on the matrices they change. Full checkpoints are analyzed on those that
+    any adapter changes; without an adapter, on all linear layers but the output head.
     """
     changed: dict[str, list[StoredTunedModel]] = {}
     full = []
@@ -99,7 +99,7 @@ def matrices_to_compare(
         if model.adapter is None:
             full.append(model)
             continue
-        check_adapter_fits(model.folder, model.adapter, base.shapes)
+        check_fits(model.folder, model.adapter, base.shapes)
         for name in model.adapter.a:
             changed.setdefault(name, []).append(model)
     names = list(changed) or list(base.layers)
@@ -115,8 +115,10 @@ def stored_spectra(
     device: torch.device,
     reporter: ProgressReporter,
 ) -> dict[str, SpectraRecord]:
-    """Spectra of every tuned model by name, matrix by matrix for all models together, so that
-    memory holds one matrix with its decomposition."""
+    """Measure every tuned model, matrix by matrix for all models together.
+
+    Memory thus holds one matrix with its decomposition. Returns the spectra by model name.
+    """
     compared = matrices_to_compare(base, models)
     shapes = {name: base.shape(name) for name in compared}
     check_spectra_settings(settings, shapes)
@@ -148,8 +150,10 @@ def given_spectra(
     svds: SvdCache,
     device: torch.device,
 ) -> SpectraRecord:
-    """Spectra of a given model of a study, from stored weights: its adapter's matrices, or
-    ``matrix_names`` of a checkpoint."""
+    """Measure a given model of a study from stored weights.
+
+    The matrices are its adapter's, or ``matrix_names`` of a checkpoint.
+    """
     assert trial.given is not None
     started, place = time.perf_counter(), decomposition_device(device)
     model = StoredTunedModel.open(Path(trial.given.folder), trial.trial_id)
@@ -164,8 +168,9 @@ def check_full(
     """Check that a full checkpoint is a training of ``base``, tensor by tensor.
 
     Returns the changed parameters that no adapter on linear layers holds, with their shares of the
-    energy |dW|_F^2. ``any_base`` accepts an update that is larger than the base. A training that
-    began at the base rounded to bfloat16 is closer to that: ``base`` then reads its weights so.
+    energy |dW|_F^2. ``any_base`` accepts an update that is larger than the base. A training may
+    have begun at the base rounded to bfloat16. If the checkpoint is closer to that, ``base`` then
+    rounds the weights that it reads.
     """
     place, models = f"full checkpoint {tuned.folder}", (base.model, tuned.model)
     of_base = f"a training of {base.folder}"

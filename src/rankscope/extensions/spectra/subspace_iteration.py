@@ -1,10 +1,10 @@
 """Leading singular vectors by Chebyshev-filtered subspace iteration, with certified residuals.
 
-A full decomposition of an (m, n) matrix costs O(m n d) however few vectors are wanted. This costs a
-few dozen products with a block of slightly more than k vectors, which are cheap for a diagonal plus
-low-rank matrix. Method: Zhou, Saad, Tiago & Chelikowsky 2006 (J. Comput. Phys. 219), on K^T K.
-Every sweep multiplies the block by a Chebyshev polynomial that amplifies the leading end of the
-spectrum, then solves the small problem within the block's span (Rayleigh-Ritz).
+A full decomposition of an (m, n) matrix costs O(m n d), however few vectors are wanted. This costs
+a few dozen products with a block of slightly more than k vectors, which are cheap for a diagonal
+plus low-rank matrix. The method is that of Zhou, Saad, Tiago & Chelikowsky 2006 (J. Comput. Phys.
+219), on K^T K. Every sweep multiplies the block by a Chebyshev polynomial that amplifies the
+leading end of the spectrum, then solves the small problem within the block's span (Rayleigh-Ritz).
 
 Shapes: K (m, n) with m >= n, G = K^T K, b = vectors in the block, k = triples wanted.
 """
@@ -25,29 +25,32 @@ ROTATION = 0.01  # Sine of the angle of rounding from which a vector is ill-cond
 
 
 class Gram(Protocol):
-    """G = K^T K, (n, n). A whole step of the recurrence is one method: for thin blocks memory
-    traffic costs as much as products."""
+    """G = K^T K, (n, n).
+
+    A whole step of the recurrence is one method, because for thin blocks memory traffic costs as
+    much as products.
+    """
 
     def step(
         self, x: Tensor, before: Tensor, factor: float, shift: float, weight: float = 0.0
     ) -> Tensor:
-        """factor (G - shift) x - weight before; (n, b) each."""
+        """Return factor (G - shift) x - weight before; (n, b) each."""
 
     def deflate(self, vectors: Tensor, values: Tensor) -> "Gram":
-        """G - sum of values_i v_i v_i^T: ``vectors`` (n, e), ``values`` (e,)."""
+        """Return G - sum of values_i v_i v_i^T: ``vectors`` (n, e), ``values`` (e,)."""
 
 
 class _Operator(Protocol):
-    """A matrix K (m, n), known by its products alone."""
+    """A matrix K (m, n), known only by its products."""
 
     def apply(self, x: Tensor) -> Tensor:
-        """K x, (n, b) -> (m, b)."""
+        """Return K x, (n, b) -> (m, b)."""
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """K^T y, (m, b) -> (n, b)."""
+        """Return K^T y, (m, b) -> (n, b)."""
 
     def gram(self) -> Gram:
-        """K^T K."""
+        """Return K^T K."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,28 +64,30 @@ class Triples:
     S: Tensor  # Singular values, (k,)
     V: Tensor  # Right, (n, k); cosines (d, k)
     residuals: Tensor
-    """|K^T u - sigma v|, (k,). K has a singular value within this distance of sigma (Weyl), since
-    K v = sigma u holds to rounding."""
+    """|K^T u - sigma v|, (k,). K has a singular value within this distance of sigma (Weyl), because
+    K v = sigma u holds up to rounding."""
     next_value: float  # Estimate of singular value k + 1
 
     @classmethod
     def from_svd(cls, u: Tensor, s: Tensor, v: Tensor, k: int) -> "Triples":
-        """The first ``k`` triples of a full decomposition: residual 0."""
+        """Take the first ``k`` triples of a full decomposition, with residual 0."""
         next_value = float(s[k]) if len(s) > k else 0.0
         return cls(u[:, :k], s[:k], v[:, :k], torch.zeros_like(s[:k]), next_value)
 
     @property
     def residual(self) -> float:
-        """The largest over the largest singular value; 0 for a full decomposition."""
+        """Largest residual over the largest singular value; 0 for a full decomposition."""
         top = float(self.S[0]) if len(self.S) else 0.0
         return float(self.residuals.max()) / top if top else 0.0
 
     @property
     def ill_conditioned(self) -> int:
-        """Vectors that rounding K to float32 may turn by more than a sine of :data:`ROTATION`.
+        """Number of vectors that rounding K to float32 may turn by more than a sine of
+        :data:`ROTATION`.
 
-        Davis & Kahan 1970: the sine is at most the perturbation, here 2^-23 of the largest value
-        plus the triple's residual, over the distance to the nearest other singular value.
+        Davis & Kahan 1970: the sine is at most the perturbation over the distance to the nearest
+        other singular value. The perturbation here is 2^-23 of the largest value plus the triple's
+        residual.
         """
         s = to_float64(self.S)
         below = torch.cat([s[1:], s.new_tensor([self.next_value])])
@@ -123,8 +128,11 @@ def leading_triples(
 
 
 def _rayleigh_ritz(operator: _Operator, basis: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The best ``size`` triples within the span of ``basis``: SVD of K basis by its Gram matrix. In
-    float64 the Gram matrix resolves values down to 1e-8 of the largest."""
+    """Find the best ``size`` triples within the span of ``basis``: SVD of K basis by its Gram
+    matrix.
+
+    In float64 the Gram matrix resolves values down to 1e-8 of the largest.
+    """
     image = operator.apply(basis)
     image64 = to_float64(image)
     values, vectors = torch.linalg.eigh(image64.mT @ image64)
@@ -139,8 +147,8 @@ def _chebyshev_filter(
 ) -> Tensor:
     """Multiply the block by a Chebyshev polynomial in G, small on [0, cut] and growing above.
 
-    ``block`` are the singular values (b,) and right vectors (n, b) of the last sweep. The degree
-    brings vector k within the tolerance, ``log_reduction`` below, limited so that the largest
+    ``block`` holds the singular values (b,) and right vectors (n, b) of the last sweep. The degree
+    brings vector k within the tolerance, ``log_reduction`` below. It is limited so that the largest
     values do not drown the others in rounding error. Values far above the rest are deflated first.
     """
     sigma, v = block
@@ -169,7 +177,7 @@ def _chebyshev_filter(
 
 
 def _num_outliers(values: Tensor, cut: float, max_log_growth: float) -> int:
-    """How many leading values of G to deflate so that a useful degree fits the growth limit."""
+    """Count the leading values of G to deflate, so that a useful degree fits the growth limit."""
     useful_degree = 12
     smallest = log_growth(float(values[-1]), cut)
     for count, value in enumerate(values.tolist()):
@@ -179,13 +187,15 @@ def _num_outliers(values: Tensor, cut: float, max_log_growth: float) -> int:
 
 
 def log_growth(value: float, cut: float) -> float:
-    """Logarithm, per degree, of a Chebyshev polynomial on [0, cut] at ``value`` above ``cut``."""
+    """Return the log per degree of a Chebyshev polynomial on [0, cut] at ``value`` above cut."""
     return math.acosh(max(1.0, 2 * value / max(cut, 1e-300) - 1))
 
 
 def _chebyshev(gram: Gram, x: Tensor, cut: float, top: float, degree: int) -> Tensor:
-    """T_degree(G) x with [0, cut] mapped to [-1, 1], scaled to 1 at ``top``. The scaled three-term
-    recurrence of Zhou et al. 2006, algorithm 3.2, which cannot overflow."""
+    """Return T_degree(G) x with [0, cut] mapped to [-1, 1], scaled to 1 at ``top``.
+
+    The scaled three-term recurrence of Zhou et al. 2006, algorithm 3.2, cannot overflow.
+    """
     half = cut / 2
     sigma = first_sigma = half / max(top - half, 1e-300)
     before = x
@@ -198,7 +208,7 @@ def _chebyshev(gram: Gram, x: Tensor, cut: float, top: float, degree: int) -> Te
 
 
 def orthonormal(block: Tensor) -> Tensor:
-    """An orthonormal basis of the columns' span; columns are scaled to length 1 first."""
+    """Return an orthonormal basis of the columns' span; columns are scaled to length 1 first."""
     scaled = block / torch.linalg.vector_norm(block, dim=0).clamp_min(1e-300)
     q: Tensor = torch.linalg.qr(scaled).Q
     return q

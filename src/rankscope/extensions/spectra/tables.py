@@ -38,7 +38,7 @@ AVERAGED = (
 
 
 def spectra_tables(models: Sequence[tuple[TableRow, SpectraRecord]]) -> dict[str, pd.DataFrame]:
-    """``matrices``, ``layers`` and ``modules``; rows begin with the columns of their model."""
+    """Return ``matrices``, ``layers`` and ``modules``; rows begin with their model's columns."""
     rows = [model | matrix_row(matrix) for model, found in models for matrix in found.matrices]
     if not rows:
         return {}
@@ -51,7 +51,7 @@ def spectra_tables(models: Sequence[tuple[TableRow, SpectraRecord]]) -> dict[str
 
 
 def matrix_row(matrix: MatrixSpectrum) -> TableRow:
-    """The fields of a matrix; each pair (left, right) as two columns."""
+    """Return the fields of a matrix; each pair (left, right) has two columns."""
     row: TableRow = {"out": matrix.shape[0], "in": matrix.shape[1]}
     row |= matrix.model_dump(exclude={"schema_version", "shape", *SIDED})
     for name in SIDED:
@@ -60,7 +60,8 @@ def matrix_row(matrix: MatrixSpectrum) -> TableRow:
 
 
 def _summed(matrices: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """One row per value of ``keys``: norms add in squares, counts add, the rest are means."""
+    """Return one row per value of ``keys``: norms add in squares, counts add, the rest are
+    means."""
     squares = matrices.assign(frobenius=matrices["frobenius"] ** 2, matrices=1)
     sums = dict.fromkeys(("matrices", "frobenius", "intruders", "ill_conditioned"), "sum")
     groups = squares.groupby(keys, sort=False, dropna=False)
@@ -82,7 +83,7 @@ MODULE_TITLES = {
 
 
 def inspection_tables(study: StudyRecords) -> RenderableType:
-    """A row per given model, then each model by module, and notes."""
+    """Show a row per given model, then each model by module, and notes."""
     found = [(t, s) for t in study.trials if (s := t.analysis(SpectraRecord)) and s.matrices]
     tables = [_models(study.model.label, found)] if found else []
     tables += [_modules(trial.spec.arm_label, spectra) for trial, spectra in found]
@@ -95,7 +96,7 @@ def inspection_tables(study: StudyRecords) -> RenderableType:
 
 
 def _notes(found: Sequence[tuple[TrialRecords, SpectraRecord]]) -> Iterator[str]:
-    """What stands out, how to read the tables, growth with rank, uncertain vectors."""
+    """Yield striking values, the meaning of the tables, growth with rank, and uncertain vectors."""
     for trial, spectra in found:
         yield _largest_update(trial.spec.arm_label, spectra)
     yield (
@@ -157,7 +158,8 @@ def _modules(label: str, spectra: SpectraRecord) -> Table:
 
 
 def changes_tables(changes: Sequence["AdapterChange"]) -> RenderableType:
-    """List what ``shrink`` changed: per adapter, a row per kind of matrix and one of the whole."""
+    """List the changes of ``shrink``: per adapter, a row per kind of matrix and one of the
+    whole."""
     return Group(*(part for change in changes for part in _change(change)))
 
 
@@ -191,7 +193,7 @@ def _change(change: "AdapterChange") -> Iterator[RenderableType]:
 
 
 def _kind_row(kind: str, matrices: Sequence["MatrixChange"]) -> dict[str, object]:
-    """The matrices of one kind, over all layers; norms are of all of them together."""
+    """Return a row for the matrices of one kind over all layers, with their joint norms."""
     before, after, error = (
         hypot(*(getattr(matrix, name) for matrix in matrices))
         for name in ("frobenius_before", "frobenius_after", "error")

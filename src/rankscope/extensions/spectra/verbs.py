@@ -20,9 +20,7 @@ ShrunkBase = Annotated[str | None, Option(help="The base; for a model, DoRA and 
 
 @verb("inspect", "Reading {base} ...")
 def _inspect_command(
-    base: Annotated[
-        str, Argument(metavar="BASE", help="Model folder, hub id, 'pocket' or fetched name.")
-    ],
+    base: Annotated[str, Argument(metavar="BASE", help="Model folder, hub id or 'pocket'.")],
     tuned: Annotated[
         list[Path], Argument(metavar="TUNED...", help="PEFT adapters or full checkpoints.")
     ],

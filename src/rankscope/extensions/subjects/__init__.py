@@ -1,1 +1,1 @@
-"""Changes by subject: which groups of a task's test items got better by training, which worse."""
+"""Changes by subject: the groups of a task's test items that training made better or worse."""

@@ -1,8 +1,7 @@
 """Changes by subject: a map per tested task, arms side by side, and a table.
 
-The intervals of an arm on one tested task hold for all of its subjects at once (Bonferroni), so the
-subject that is picked after looking at all of them is covered too, however subjects depend on each
-other.
+The intervals of an arm on one tested task hold for all of its subjects at once (Bonferroni). So a
+subject picked after looking at all of them is covered, too, however subjects depend on each other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,10 +25,10 @@ from rankscope.records import (
 )
 from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.heat_map import change_grid, heat_map
-from rankscope.report.figures import register
+from rankscope.report.figures import in_section
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import shown, table
-from rankscope.report.tables import TABLES, change_cells, columns_of
+from rankscope.report.tables import ScoreTable, change_cells, columns_of
 
 MAX_SUBJECTS = 60  # Subjects drawn, those with the lowest changes; all of them are in the table
 MOST_ARMS = 16  # Largest number of arms per training task, to keep the figure readable
@@ -40,16 +39,16 @@ are wider than those of single comparisons. Each arm has the learning rate chose
 are ordered by the mean over arms, lowest on top."""
 
 SubjectChanges = dict[tuple[str, str, str], Estimate]
-"""By arm, tested task and subject: the change on the subject's test items. Intervals hold at once
-for the arm's subjects of one task."""
+"""Change on a subject's test items, by (arm, tested task, subject). Intervals hold at once for the
+arm's subjects of one task."""
 
 
 def subject_changes(study: StudyRecords, advice: TaskAdvice) -> SubjectChanges:
-    """Changes of the arms that the advice names or compares, each at its chosen learning rate, on
-    the training task and then on every task that they were not trained on.
+    """Return the changes of arms that the advice names or compares, at their chosen learning rates.
 
-    Items without a subject are skipped, and so are tasks with fewer than two subjects or fewer than
-    two items a subject.
+    They are on the training task, then on every task that the arms were not trained on. Items
+    without a subject are skipped. So are tasks with fewer than two subjects or fewer than two items
+    a subject.
     """
     labels = {advice.subject_label, advice.best_full_label, advice.best_lora_label}
     labels |= {label for c in advice.comparisons for label in (c.first_label, c.second_label)}
@@ -81,7 +80,7 @@ def _changes_on(study: StudyRecords, arm: Sequence[TrialRecords], task: str) -> 
 
 
 def _by_subject(scores: ItemScores) -> dict[str, ItemScores]:
-    """Subject -> the scores of its items, without subject labels."""
+    """Group the scores of items by subject, without subject labels."""
     places: dict[str, list[int]] = {}
     for place, subject in enumerate(scores.subjects):
         if subject is not None:
@@ -98,7 +97,7 @@ def _by_subject(scores: ItemScores) -> dict[str, ItemScores]:
 
 
 def _table(view: StudyView, by_task: Mapping[str, SubjectChanges]) -> pd.DataFrame:
-    """A row per training task, arm, tested task and subject."""
+    """Return a row per training task, arm, tested task and subject."""
     rows = [
         {"trained_on": task, "arm": label, "tested_on": tested, "subject": subject}
         | change_cells(change, view.unit(tested))
@@ -108,17 +107,15 @@ def _table(view: StudyView, by_task: Mapping[str, SubjectChanges]) -> pd.DataFra
     return table(rows, columns_of(view, "change"))
 
 
-def subjects_table(view: StudyView) -> pd.DataFrame:
+@ScoreTable
+def subjects(view: StudyView) -> pd.DataFrame:
     advice = view.recommendation.advice
     return _table(view, {a.task: subject_changes(view.study, a) for a in advice})
 
 
-TABLES["subjects"] = subjects_table
-
-
-@register("transfer", 20)
+@in_section("transfer", 20)
 def draw_subjects(view: StudyView, task: str) -> Figure | None:
-    """Subjects of the tasks that arms trained on ``task`` were tested on; None without any."""
+    """Draw the subjects of tasks that arms trained on ``task`` were tested on; None without any."""
     return changes_figure(view, task, subject_changes(view.study, view.advice(task)))
 
 
@@ -148,7 +145,7 @@ def changes_figure(view: StudyView, task: str, changes: SubjectChanges) -> Figur
 
 
 def _finding(view: StudyView, label: str, changes: SubjectChanges) -> str:
-    """For every tested task, the arm's best and worst subject of those clear of zero."""
+    """Name the arm's best and worst subject clear of zero, for every tested task."""
     texts = [label]
     for test in dict.fromkeys(tested for arm, tested, _ in changes if arm == label):
         of_test = {

@@ -1,8 +1,8 @@
 """A study in an experiment tracker while it runs: ``rankscope run --track NAME``.
 
 The process that runs the study reads the ledger between two signs of progress, so it does not
-matter where trials train. ``OUT/tracked.jsonl`` names what was sent: a study that continues sends
-only the rest. After a kill it may send what it was sending again.
+matter where trials train. ``OUT/tracked.jsonl`` names what was sent, and a study that continues
+sends only the rest. After a kill it may repeat the last message.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ class _TrackedRun(NamedTuple):
 
 
 class Tracker(ProgressReporter):
-    """Passes progress on, and sends what the ledger has gained since."""
+    """Passes progress on, and sends new entries of the ledger."""
 
     SECONDS = 10.0  # Least time between two looks at the ledger
     LOOKS = 0.05  # Most of a study's time that looks take
@@ -52,8 +52,10 @@ class Tracker(ProgressReporter):
         self.sent = {key for event in events for key in event["sent"]}
 
     def write(self, run: _TrackedRun, points: History, status: str) -> None:
-        """Add points to a run, which may not exist yet, and return once they are stored; with a
-        status, end it."""
+        """Add points to a run, which may not exist yet; with a status, end it.
+
+        The call returns once the points are stored.
+        """
         raise NotImplementedError
 
     def stage(self, name: str, total: int) -> None:
@@ -78,7 +80,7 @@ class Tracker(ProgressReporter):
         self.look(is_last=True)
 
     def look(self, *, is_last: bool = False) -> None:
-        """Send what is new. A tracker that fails is noted and asked no more."""
+        """Send new entries. A tracker that fails is noted and not asked again."""
         begun = time.monotonic()
         if self.is_broken or (begun < self.next_look and not is_last):
             return
@@ -98,7 +100,7 @@ class Tracker(ProgressReporter):
         self.next_look = now + max(self.SECONDS, (now - begun) / self.LOOKS)
 
     def send(self, study: "StudyRecords", trial: "TrialRecords", scores: dict[str, float]) -> None:
-        """Send those pieces of a trial that were not sent before."""
+        """Send the pieces of a trial that were not sent before."""
         from rankscope.records import FAILED
 
         spec, losses = trial.spec, trial.train.losses if trial.train else ()

@@ -1,8 +1,8 @@
-"""Files of other trainers as plain values that know their place in the text, so that a value can be
-replaced or added and every other character stays.
+"""Files of other trainers as plain values with their places in the text.
 
-Python is read by ``ast`` and never run: a value is a literal, or a name that one literal is
-assigned to, once and at top level. Any other expression is ``computed``.
+A value can be replaced or added, and every other character stays. Python is read by ``ast`` and
+never run: a value is a literal, or a name that one literal is assigned to, once and at top level.
+Any other expression is ``computed``.
 """
 
 import ast
@@ -28,26 +28,28 @@ NOT_CODE = ("%%bash", "%%sh", "%%html", "%%writefile", "%%javascript")
 
 @dataclass
 class TrainerDocument:
-    """The text of a file, in a notebook of each cell of code, and the values in it."""
+    """The text of a file, or of each code cell of a notebook, and the values in it."""
 
     path: Path  # As given; a folder for an adapter
     texts: list[str]
     style: Style
     values: dict[str, Any] = field(default_factory=dict)
-    """By key, in Python by ``Call.argument``."""
+    """Values by key; in Python the key is ``Call.argument``."""
     computed: dict[str, str] = field(default_factory=dict)  # Key -> expression
     spans: dict[str, Span] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)  # Cells that are no Python
     called: set[str] = field(default_factory=set)  # Last names of all calls
 
     def patched(self, changes: Mapping[str, Any]) -> str:
-        """The file with other values of some keys. Raises UserError: a missing key of a call that
-        is not there."""
+        """Write the file with other values of some keys.
+
+        Raises UserError: a missing key belongs to a call that the file lacks.
+        """
         texts = with_changes(self.texts, self.spans, self.style, changes)
         return self._notebook(texts) if self.path.suffix == ".ipynb" else texts[0]
 
     def _notebook(self, texts: list[str]) -> str:
-        """The notebook with the sources of the changed cells written again, in its own layout."""
+        """Write the notebook with the sources of the changed cells, in its own layout."""
         raw, decoder = self.path.read_bytes().decode("utf-8"), json.JSONDecoder()
         plain = raw.isascii()
         decoder.parse_string = _placed  # type: ignore[attr-defined]
@@ -66,15 +68,15 @@ class TrainerDocument:
 
 
 def _placed(text: str, start: int, strict: bool) -> tuple[tuple[str, int, int], int]:
-    """A text of JSON with the places of its quotes, in place of the text."""
+    """Scan a text of JSON, and return it with the places of its quotes."""
     value, end = scanstring(text, start, strict)
     return (value, start - 1, end), end
 
 
 def read_document(path: Path, calls: Mapping[str, Sequence[str]]) -> TrainerDocument:
-    """The values of a file, or of an adapter's folder.
+    """Read the values of a file, or of an adapter's folder.
 
-    ``calls``: the calls of Python to read, with the names of their positional arguments. Raises
+    ``calls`` are the calls of Python to read, with the names of their positional arguments. Raises
     UserError: no such file, another kind of file, or one that cannot be parsed.
     """
     file = path / "adapter_config.json" if path.is_dir() else path
@@ -135,7 +137,7 @@ def _read_code(path: Path, cells: list[str], calls: Mapping[str, Sequence[str]])
 
 
 def _without_magics(source: str) -> str:
-    """Lines of IPython as an expression of the same length, so that places stay."""
+    """Replace lines of IPython by an expression of the same length, so that places stay."""
     lines, continued = [], False
     for line in source.split("\n"):
         code = line.lstrip()
@@ -149,7 +151,7 @@ def _without_magics(source: str) -> str:
 
 
 def _constants(trees: Sequence[ast.Module]) -> dict[str, ast.expr]:
-    """Names that are assigned once, at top level, with what is assigned to them."""
+    """Return names that are assigned once, at top level, with their assigned expressions."""
     nodes = [node for tree in trees for node in ast.walk(tree)]
     names = [node for node in nodes if isinstance(node, ast.Name)]
     stored = Counter(name.id for name in names if not isinstance(name.ctx, ast.Load))
@@ -164,7 +166,8 @@ def _constants(trees: Sequence[ast.Module]) -> dict[str, ast.expr]:
 def _arguments(
     node: ast.AST, calls: Mapping[str, Sequence[str]]
 ) -> Iterator[tuple[str, str, ast.expr | ast.keyword]]:
-    """(call, argument, its code) in the order of the code, without what follows ``if False``."""
+    """Yield (call, argument, its code) in the order of the code, without code below
+    ``if False``."""
     if isinstance(node, ast.If) and isinstance(node.test, ast.Constant) and not node.test.value:
         for other in node.orelse:
             yield from _arguments(other, calls)
@@ -179,7 +182,7 @@ def _arguments(
 
 
 def _code_span(node: ast.expr | ast.keyword, source: str) -> tuple[int, int]:
-    """Places of an expression in characters; ``ast`` counts bytes of a line."""
+    """Return the places of an expression in characters; ``ast`` counts bytes of a line."""
     lines = source.split("\n")
 
     def place(line: int, column: int) -> int:

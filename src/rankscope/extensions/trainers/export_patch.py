@@ -9,15 +9,14 @@ from rankscope.cli.terminal import Reply, print_line, print_message
 from rankscope.errors import UserError
 from rankscope.extensions.trainers.files import TrainerFile, read_trainer_file
 from rankscope.filesystem import check_outside, replace_bytes
-from rankscope.models.fetch import KNOWN_MODELS
 from rankscope.records import StudyRecords, TrialSpec
 from rankscope.report.study_view import StudyView
 from rankscope.store import Ledger
 from rankscope.tools.export import choose_trial
 
-LORA = ("rank", "alpha", "targets", "dropout")
+ADAPTER_FACTS = ("rank", "alpha", "targets", "dropout")
 KEPT = ("batch_size", "gradient_accumulation", "schedule", "weight_decay", "max_length")
-"""Settings of a run, besides its length, that stay as the file has them; so do those of an arm."""
+"""Settings of a run, besides its length, that stay as in the file, like the next ones of an arm."""
 AXES = ("lr_ratio", "rows", "replay", "kl_to_base", "early_stop", "init_from")
 
 
@@ -26,13 +25,14 @@ def patched(
 ) -> Reply:
     """Write another trainer's file with the rank, alpha, targets, dropout and rate of a trial.
 
-    Only the rate is written for a fully fine-tuned model. All else stays. The reply has the
-    trial, the new file, the unified diff, and notes on what the study did otherwise.
+    For a fully fine-tuned model only the rate is written. Everything else stays. The reply has the
+    trial, the new file, the unified diff, and notes on other differences of the study.
 
     Args:
-        folder: of the study. file: the file that ``init --from`` read, or one like it.
+        folder: the study's folder.
+        file: the file that ``init --from`` read, or one like it.
         out: a new file, or a folder for one of the same name.
-        label, task, best_lora: the trial, as ``choose_trial`` takes them.
+        label: with ``task`` and ``best_lora``, the trial, as in ``choose_trial``.
 
     Raises:
         UserError: a setting that the file computes or that its trainer does not have, another
@@ -64,7 +64,7 @@ def patched(
 
 
 def _changes(run: TrainerFile, study: StudyRecords, spec: TrialSpec) -> dict[str, Any]:
-    """The keys of the file that lack the trial's values, with those."""
+    """Return the keys of the file that lack the trial's values, with those values."""
     file, rule, lora = run.document.path, "a file with the settings of a run", not spec.is_full
     if file.is_dir() or run.name == "PEFT":
         raise UserError(file, "a stored adapter", rule)
@@ -88,9 +88,7 @@ def _changes(run: TrainerFile, study: StudyRecords, spec: TrialSpec) -> dict[str
 
 def _other_origin(run: TrainerFile, study: StudyRecords, spec: TrialSpec) -> list[str]:
     """Warnings that a study of another base or of other rows was made from another file."""
-    base, tasks = study.config.model, study.config.evaluation_tasks()
-    known = KNOWN_MODELS.get(str(base.cached))
-    ours = _place(run, base.hub or (known.hub if known else base.label))
+    tasks, ours = study.config.evaluation_tasks(), _place(run, study.config.model.label)
     theirs = _place(run, run.facts.get("model", "no base"))
     parts = [tasks[name] for name in tasks[spec.task].mixture or [spec.task]]
     rows = [_place(run, t.train or t.path or t.hub or t.name) for t in parts]
@@ -103,13 +101,13 @@ def _other_origin(run: TrainerFile, study: StudyRecords, spec: TrialSpec) -> lis
 
 
 def _place(run: TrainerFile, name: str) -> str:
-    """The whole path of a file or folder, or a hub id as it is."""
+    """Return the whole path of a file or folder; a hub id is unchanged."""
     place = run.path_of(name)
     return name if place is None else str(place.resolve())
 
 
 def _left(run: TrainerFile, study: StudyRecords, spec: TrialSpec) -> list[str]:
-    """What the study had otherwise and the file keeps, and why."""
+    """List the study's settings that differ and that the file keeps, with reasons."""
     train, facts = study.config.train, run.facts
     had = {name: getattr(train, name) for name in KEPT} | spec.overrides
     had |= {"warmup": had.pop("warmup_fraction", None)}
@@ -124,7 +122,7 @@ def _left(run: TrainerFile, study: StudyRecords, spec: TrialSpec) -> list[str]:
     ]
     why = "export writes rank, alpha, targets, dropout and rate; a study's length is what it could"
     found += [f"these stay: {why} afford"] * bool(found)
-    keys = [run.sources[fact] for fact in ("adapter", *LORA) if fact in run.sources]
+    keys = [run.sources[fact] for fact in ("adapter", *ADAPTER_FACTS) if fact in run.sources]
     if spec.is_full and keys:
         found.append(f"the LoRA keys are left, remove them to train in full: {', '.join(keys)}")
     return found

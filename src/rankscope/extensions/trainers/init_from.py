@@ -1,7 +1,7 @@
 """``rankscope init --from``: a study around the run that another trainer's file describes.
 
-The study file begins with a table of the keys of the file that have a value, those that a study has
-no place for included. Like ``new_study``, it needs no torch.
+The study file begins with a table of the file's keys that have a value, including keys without a
+place in a study. Like ``new_study``, it needs no torch.
 """
 
 import hashlib
@@ -35,15 +35,16 @@ HEAD_WIDTH = 98
 def study_of_trainer_file(
     path: Path, file: Path, model: str | None, data: Path | None
 ) -> DescribedRun:
-    """A study of the run that another trainer's file describes.
+    """Make a study of the run that another trainer's file describes.
 
     Args:
         path: the file, or an adapter's folder.
-        file: the study file to be, which relative paths start from.
-        model, data: the base and the rows in place of those of the file.
+        file: the future study file, which relative paths start from.
+        model: the base, in place of the file's.
+        data: the rows, in place of the file's.
 
     Raises:
-        UserError: all that keeps a study from being made.
+        UserError: every reason why no study can be made.
     """
     run = read_trainer_file(path)
     given = {name for name, value in (("model", model), ("rows", data)) if value}
@@ -80,7 +81,7 @@ def study_of_trainer_file(
 
 
 def _base(run: TrainerFile, model: str | None, file: Path) -> dict[str, Any]:
-    """The keys of ``model``; none if the file has no base."""
+    """Return the keys of ``model``; none if the file has no base."""
     if model is None and (name := run.facts.get("model")):
         place = run.path_of(name)
         if place is None or not place.is_dir():
@@ -93,7 +94,8 @@ def _base(run: TrainerFile, model: str | None, file: Path) -> dict[str, Any]:
 def _part(
     run: TrainerFile, data_set: Mapping[str, Any], file: Path, faults: list[str]
 ) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """(keys of the task, first row, lines about them); the last line is a fault of the rows."""
+    """Return (keys of the task, first row, lines about them); the last line is a fault of the
+    rows."""
     name, keys = str(data_set["path"]), dict(data_set.get("keys", {}))
     notes, wordings = [*data_set.get("notes", ())], data_set.get("wordings")
     first: dict[str, Any] = {"plain words": data_set.get("plain", False)}
@@ -171,7 +173,7 @@ def _assembled(
 
 
 def _arm(run: TrainerFile) -> dict[str, Any]:
-    """The arm around theirs: its rank and rate are in the middle."""
+    """Return an arm whose grid has the run's rank and rate in the middle."""
     facts, rank = run.facts, run.facts["rank"]
     alpha, method = resolved_alpha(facts["alpha"], rank), run.methods[0]
     ranks = sorted({max(1, rank // 4), rank, max(rank, min(4 * rank, MAX_RANK))})
@@ -194,7 +196,7 @@ def _train(run: TrainerFile, warmup: float, labels: str) -> dict[str, Any]:
 
 
 def _warmup(run: TrainerFile, num_rows: int, notes: list[str]) -> float:
-    """Warm-up as a share of the steps of their run."""
+    """Return warm-up as a share of the steps of the run."""
     facts = run.facts
     if run.values.get(run.sources.get("schedule", "")) == "constant":
         return 0.0  # in transformers, a schedule without warm-up
@@ -211,7 +213,7 @@ def _warmup(run: TrainerFile, num_rows: int, notes: list[str]) -> float:
 
 
 def _table(run: TrainerFile, notes: list[str]) -> str:
-    """The head of the study file: every key, and where it went."""
+    """Write the head of the study file: every key, and its place in the study."""
     path = run.document.path
     content = path.read_bytes() if path.is_file() else (path / "adapter_config.json").read_bytes()
     lines = [f"Made from {path}, a file of {run.name} (sha256 "

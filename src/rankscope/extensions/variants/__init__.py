@@ -1,4 +1,4 @@
-"""What trained models score if their update is scaled down or truncated, without training."""
+"""Scores of trained models whose update is scaled down or truncated, without training."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -22,9 +22,10 @@ class VariantsConfig(ConfigSection):
     scales: ZeroOrMore[Scale] = []
     """Evaluate every trial again with its whole update scaled by each: W0 + scale (W - W0)."""
     truncated_ranks: ZeroOrMore[Annotated[int, Field(ge=1)]] = []
-    """Evaluate the adapters of the largest rank again (of those that differ in rank, learning rate
-    and alpha alone), and every fully fine-tuned model as an adapter on its linear layers: every
-    matrix truncated to each of these ranks by its singular values."""
+    """Evaluate updates again with every matrix truncated to each of these ranks by its singular
+    values. It covers the adapters of the largest rank among those that differ only in rank,
+    learning rate and alpha. It also covers every fully fine-tuned model, as an adapter on its
+    linear layers."""
 
 
 class VariantsAnalysis(Analysis[VariantsConfig]):
@@ -42,7 +43,7 @@ class VariantsAnalysis(Analysis[VariantsConfig]):
         return "variants of full fine-tuning" if any(trial.is_full for trial in trials) else ""
 
     def variants(self, study: "PreparedStudy", trial: "TrialSpec") -> "list[Variant]":
-        """The variants of a trial to score; none for a method of the PEFT library."""
+        """Return the variants of a trial to score; none for a method of the PEFT library."""
         from rankscope.records import Variant
 
         own = self.settings(study.config)
@@ -57,7 +58,8 @@ class VariantsAnalysis(Analysis[VariantsConfig]):
         return list(dict.fromkeys(variants)) if trial.peft is None else []
 
     def wanted_evals(self, study: "PreparedStudy", trial: "TrialSpec") -> "list[EvalKey]":
-        """In-domain and retention tasks, on the splits that the trial is scored on."""
+        """Return the variants' in-domain and retention scores, on the splits of the trial
+        itself."""
         tasks = set(study.curve_tasks(trial.task))
         return [
             (variant, task, split)

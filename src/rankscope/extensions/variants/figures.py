@@ -1,4 +1,4 @@
-"""Figures of scaled variants: arms from the base to what was trained, mitigations beside them."""
+"""Figures of scaled variants: arms from the base to the trained model, with mitigations."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,11 +13,12 @@ from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.interval_rows import interval_rows
 from rankscope.report.charts.scatter import Path, paths_from_base
 from rankscope.report.columns import Column, interval_cells
-from rankscope.report.figures import SECTIONS, Section, register
+from rankscope.report.figures import Section, in_section
 from rankscope.report.study_view import StudyView, retention_text
 from rankscope.report.table_formats import shown, table
 
-SECTIONS["mitigation"] = Section(
+MITIGATION = Section(
+    "mitigation",
     20,
     "Forgetting less",
     "What remains when an update is scaled down, and how other mitigations compare with that.",
@@ -33,9 +34,9 @@ none. If a mitigation learned more than the plain arm does at any scale, the pla
 with the difference."""
 
 
-@register("mitigation", 10)
+@in_section("mitigation", 10)
 def draw_scaled_variants(view: StudyView, task: str) -> Figure | None:
-    """The scaling curves of one training task; None if the study has none."""
+    """Draw the scaling curves of one training task; None if the study has none."""
     curves = {
         label: points
         for label, points in scaling_curves(view.whole, task).items()
@@ -94,9 +95,9 @@ def _scaled_finding(view: StudyView, task: str, curves: Mapping[str, Sequence[Sc
     return f"{label} as trained: {text(trained.gain, trained.forgetting)}. {best}"
 
 
-@register("mitigation", 20)
+@in_section("mitigation", 20)
 def draw_mitigation(view: StudyView, task: str) -> Figure | None:
-    """The comparisons of one training task; None if there are none."""
+    """Draw the comparisons of one training task; None if there are none."""
     compared = compare_mitigations(view.whole, task)
     return comparisons_figure(view, task, [c for c in compared if view.arm(task, c.plain)])
 

@@ -1,16 +1,18 @@
 """Mitigations of forgetting, compared at an equal in-domain score.
 
-Scaling a trained update down, W0 + f (W - W0), needs no training and forgets less as f goes to 0,
+Scaling a trained update down, W0 + f (W - W0), needs no training, and forgets less as f goes to 0,
 the base. A mitigation therefore has to forget less than the plain arm scaled to the *same* gain.
-Gain and forgetting are interpolated linearly between strengths; if a curve reaches a gain more than
-once, its least forgetting counts. If a mitigated seed gains more than the plain arm at any
-strength, it is compared with the plain arm at its largest gain, which favors the plain arm;
+
+Gain and forgetting are interpolated linearly between strengths. If a curve reaches a gain more than
+once, its least forgetting counts. A mitigated seed may gain more than the plain arm at any
+strength. It is then compared with the plain arm at its largest gain, which favors the plain arm:
 dropping the seed would select by the result.
 
 The baseline's scores are the same mixture of the scores at two strengths, item by item, so a
 difference gets an interval over seeds and items like any other (``statistics/``). The gain is
-itself measured on items: an error d in it moves the difference by the slope of the curve times d,
-so the in-domain items enter with that weight (delta method)."""
+itself measured on items. An error d in it moves the difference by the slope of the curve times d,
+so the in-domain items enter with that weight (delta method).
+"""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -37,7 +39,7 @@ from rankscope.records import (
 )
 
 Strengths = Mapping[str, Sequence[float]]
-"""By trial id, the rising strengths at which the trial was scored, without 0 and 1."""
+"""Rising strengths at which a trial was scored, without 0 and 1, by trial id."""
 ScaledModel = tuple[ScoredModel, float, float]
 """A model with its gain and its forgetting."""
 
@@ -63,16 +65,18 @@ class MitigationComparison(NamedTuple):
     difference: Estimate
     """Forgetting minus baseline; negative is better than scaling. No interval below three seeds."""
     beyond: int
-    """Seeds whose gain the plain arm reaches at no strength. Their baseline is its forgetting at
-    its largest gain, which favors the plain arm."""
+    """Number of seeds whose gain the plain arm reaches at no strength. Their baseline is its
+    forgetting at its largest gain, which favors the plain arm."""
 
 
 # --- scaling curves -----------------------------------------------------------------------------
 
 
 def scaling_curves(study: StudyRecords, task: str) -> dict[str, list[ScaledPoint]]:
-    """Each arm from the base to the trained model. Empty if the study scored no scaled variant or
-    has no retention task."""
+    """Return each arm's curve from the base to the trained model.
+
+    It is empty if the study scored no scaled variant or has no retention task.
+    """
     strengths, curves = _scored_strengths(study), dict[str, list[ScaledPoint]]()
     if not strengths:
         return curves
@@ -109,8 +113,10 @@ def _scored_strengths(study: StudyRecords) -> Strengths:
 def _scaling_curve(
     study: StudyRecords, strengths: Strengths, trial: TrialSpec
 ) -> dict[float, ScaledModel]:
-    """A trial's models by rising strength, the base at 0 and the trial itself at 1; empty without
-    variants."""
+    """Return a trial's models by rising strength, the base at 0 and the trial itself at 1.
+
+    It is empty without variants.
+    """
     scaled = strengths.get(trial.trial_id, ())
     models: dict[float, ScoredModel] = {s: Variant(trial.trial_id, "scale", s) for s in scaled}
     models[1.0] = trial.trial_id
@@ -127,7 +133,8 @@ def _scaling_curve(
 def _gain_and_forgetting(
     study: StudyRecords, task: str, model: ScoredModel
 ) -> tuple[float, float] | None:
-    """Gain on ``task`` and mean forgetting on the retention tasks; None if a score is missing."""
+    """Return gain on ``task`` and mean forgetting on the retention tasks; None if a score is
+    missing."""
     gain = _change(study, model, task, "test")
     kept = [_change(study, model, t.name, "test") for t in retention_tasks(study, task)]
     known = [-change for change in kept if change is not None]
@@ -137,14 +144,14 @@ def _gain_and_forgetting(
 
 
 def _net_gain(study: StudyRecords, parts: Sequence[Part], model: ScoredModel) -> float:
-    """Net gain by the study's weights on the validation split; minus infinity without a score."""
+    """Return net gain by the study's weights on validation; minus infinity without a score."""
     changes = [_change(study, model, p.task, "validation") for p in parts]
     known = [p.weight * c for p, c in zip(parts, changes, strict=True) if c is not None]
     return sum(known) if len(known) == len(parts) else -np.inf
 
 
 def _change(study: StudyRecords, model: ScoredModel, task: str, split: Split) -> float | None:
-    """Mean score minus the base's on their common items; None without any."""
+    """Return the mean score minus the base's on their common items; None without any."""
     base, tuned = (scores_of_models(study, [m], task, split) for m in (BASE, model))
     pair = align_scores(tuned, base, trained=False)
     return None if pair is None else float(pair.item_means.mean())
@@ -154,7 +161,7 @@ def _change(study: StudyRecords, model: ScoredModel, task: str, split: Split) ->
 
 
 def compare_mitigations(study: StudyRecords, task: str) -> list[MitigationComparison]:
-    """Mitigated arms against their plain arms; empty without scaling curves of plain arms."""
+    """Compare mitigated arms with their plain arms; empty without scaling curves of plain arms."""
     strengths = _scored_strengths(study)
     trials = [t for t in finished_trials(study.trials) if t.spec.task == task] if strengths else []
     plain = {(_plain_arm(t), t.spec.seed): t.spec for t in trials if not _is_mitigated(t)}
@@ -178,7 +185,8 @@ def _plain_arm(trial: TrialRecords) -> tuple[object, ...]:
 
 
 class Crossing(NamedTuple):
-    """Where a curve reaches a gain: ``share`` of the way from one of its models to another."""
+    """Point where a curve reaches a gain: ``share`` of the way from one of its models to
+    another."""
 
     first: ScaledModel
     second: ScaledModel
@@ -191,7 +199,7 @@ class Crossing(NamedTuple):
 
 
 def crossing_at(curve: Sequence[ScaledModel], gain: float) -> Crossing:
-    """Where a piecewise linear curve reaches ``gain`` with the least forgetting.
+    """Find where a piecewise linear curve reaches ``gain`` with the least forgetting.
 
     A gain outside the curve is moved to its nearest end.
     """
@@ -208,8 +216,7 @@ def crossing_at(curve: Sequence[ScaledModel], gain: float) -> Crossing:
 def _comparison(
     study: StudyRecords, strengths: Strengths, label: str, pairs: Sequence[tuple[str, TrialSpec]]
 ) -> MitigationComparison | None:
-    """Compare (model, plain trial) of every seed; None without scaling curves of the plain
-    trials."""
+    """Compare (model, plain trial) of every seed; None without scaling curves of plain trials."""
     matches, beyond = list[tuple[ScaledModel, Crossing]](), 0
     for model, trial in pairs:
         curve = _scaling_curve(study, strengths, trial)
@@ -235,10 +242,9 @@ def _comparison(
 def _difference_over_seeds(
     study: StudyRecords, task: str, matches: Sequence[tuple[ScaledModel, Crossing]]
 ) -> Estimate:
-    """Mean difference over seeds and retention tasks on the test split.
+    """Return the mean difference over seeds and retention tasks on the test split.
 
-    The interval is None with fewer than ``FEWEST_SEEDS`` seeds, or if neither seeds nor items
-    vary.
+    The interval is None with fewer than ``FEWEST_SEEDS`` seeds, or if neither seeds nor items vary.
     """
     retained = [t.name for t in retention_tasks(study, task)]
     slopes = [crossing.slope for _, crossing in matches]
@@ -263,7 +269,7 @@ def _task_difference(
     matches: Sequence[tuple[ScaledModel, Crossing]],
     slopes: Sequence[float] | None = None,
 ) -> Comparison | None:
-    """Mixture minus model, (seeds, items). With ``slopes``: times the slope, centered per seed."""
+    """Return mixture minus model, (seeds, items); ``slopes`` multiply it, centered per seed."""
     crossings = [crossing for _, crossing in matches]
     models = [found for found, _ in matches]
     models += [c.first for c in crossings] + [c.second for c in crossings]

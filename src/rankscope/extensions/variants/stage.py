@@ -1,5 +1,7 @@
-"""Variants of trained trials: the same weights, scaled without training, to be scored again, each
-under a model id of its own."""
+"""The stage that scores variants of trained trials, each under its own model id.
+
+A variant has the same weights, scaled or truncated without training.
+"""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -25,8 +27,11 @@ class VariantsStage(EvaluateStage):
     name = "variants"
 
     def missing(self, group: Group) -> list[EvalBatch]:
-        """Variants that are adapters are scored together. A full model scaled down is a copy of
-        the whole model, so each gets batches of its own; cut to a rank, it is an adapter."""
+        """Return batches of the missing variants.
+
+        Variants that are adapters are scored together. A full model scaled down is a copy of the
+        whole model, so each gets its own batches. Cut to a rank, it is an adapter.
+        """
         study, batches = self.context.study, list[EvalBatch]()
         wanted = [key for trial in group for key in VARIANTS.wanted_evals(study, trial)]
         variants: dict[str | None, ScoredModel] = {str(model): model for model, _, _ in wanted}
@@ -61,8 +66,11 @@ class VariantsStage(EvaluateStage):
             model.multi_lora.attach(self.adapter_variant(adapter, variant, model))
 
     def attach_truncations(self, tuned: Base, variants: Sequence[Variant]) -> None:
-        """Attach the truncations of a fully fine-tuned model to the base: adapters on every linear
-        layer but the output head, as ``shrink`` writes them. All else stays as in the base."""
+        """Attach the truncations of a fully fine-tuned model to the base.
+
+        They are adapters on every linear layer but the output head, like those of ``shrink``.
+        Everything else stays as in the base.
+        """
         base, stored = self.context.base, CheckpointReader(tuned.folder)
         ranks = [round(variant.strength) for variant in variants]
         factors: list[dict[str, tuple[Tensor, Tensor]]] = [{} for _ in ranks]
@@ -77,7 +85,7 @@ class VariantsStage(EvaluateStage):
             base.multi_lora.attach(adapter_of(str(variant), own).to(base.device))
 
     def adapter_variant(self, adapter: Adapter, variant: Variant, base: Base) -> Adapter:
-        """An adapter's update scaled, or truncated."""
+        """Scale or truncate an adapter's update."""
         name = str(variant)
         linears, device = base.linears(), decomposition_device(base.device)
         if variant.kind == "scale":

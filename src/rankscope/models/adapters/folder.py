@@ -33,7 +33,7 @@ from rankscope.models.adapters.settings import (
 )
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import StoredFactors
-from rankscope.models.methods import get_lora_method
+from rankscope.models.methods import get_method
 from rankscope.records import ModelRecord
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def write_adapter_files(folder: Path, tensors: Mapping[str, Tensor], base: Model
 
 
 def _write_tensors(folder: Path, tensors: Mapping[str, Tensor], base_sha256: str | None) -> None:
-    """Without further metadata: safetensors writes several in an order that changes."""
+    """Write tensors with one metadata entry, because safetensors writes several in a random
+    order."""
     stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     metadata = {"format": "pt"} if base_sha256 is None else {BASE_HASH: base_sha256}
     (folder / WEIGHTS).write_bytes(save(stored, metadata=metadata))
@@ -80,7 +81,7 @@ def _tensors_of(module: str, factors: StoredFactors) -> dict[str, Tensor]:
 
 
 def _lora_config(adapter: Adapter, base: ModelRecord) -> "LoraConfig":
-    """PEFT's configuration of an adapter, which gives every module the adapter's scaling.
+    """Make PEFT's configuration of an adapter; it gives every module the adapter's scaling.
 
     Ranks differ between modules with EVA, and in a continued adapter that had different ones. An
     adapter that subtracts its initialization (PiSSA) is stored as B A - B0 A0: plain LoRA of twice
@@ -88,7 +89,7 @@ def _lora_config(adapter: Adapter, base: ModelRecord) -> "LoraConfig":
     """
     from peft import LoraConfig, TaskType
 
-    method = get_lora_method(adapter.method)
+    method = get_method(adapter.method)
     double = 2 if adapter.initial_factors else 1
     ranks = {name: len(a) for name, a in adapter.a.items() if len(a) != adapter.rank}
     per_rank = adapter.alpha / method.rank_scale(adapter.rank)
@@ -101,7 +102,7 @@ def _lora_config(adapter: Adapter, base: ModelRecord) -> "LoraConfig":
         rank_pattern=ranks,
         alpha_pattern={name: _as_whole(alpha) for name, alpha in alphas.items()},
         lora_dropout=adapter.dropout,
-        # PEFT would give an adapter to a target without one.
+        # PEFT would give an adapter to a target that has none.
         target_modules=list(adapter.targets) if method.fills_targets else sorted(adapter.a),
         bias="none",
         inference_mode=True,
@@ -110,7 +111,7 @@ def _lora_config(adapter: Adapter, base: ModelRecord) -> "LoraConfig":
 
 
 def _as_whole(alpha: float) -> Any:
-    """Alpha as an integer, PEFT's type, if it is whole; PEFT accepts any number."""
+    """Turn a whole alpha into an integer, PEFT's type; PEFT accepts any number."""
     return int(alpha) if alpha == int(alpha) else alpha
 
 
@@ -121,33 +122,35 @@ def load_adapter(
     folder: Path,
     name: str,
     base: ModelRecord | None = None,
+    shapes: Mapping[str, tuple[int, int]] | None = None,
     *,
     readable: bool = False,
 ) -> Adapter:
-    """Read a LoRA or DoRA adapter that PEFT or Rankscope wrote, strictly.
+    """Read a LoRA or DoRA adapter that PEFT or Rankscope wrote, strictly, and once.
 
     If PEFT's ``alpha_pattern`` gives a module another scaling, its B absorbs the difference. An
-    adapter whose recorded base is not ``base`` is refused. ``readable`` accepts one that cannot be
+    adapter whose recorded base is not ``base`` is refused, and one that does not fit ``shapes``:
+    (out, in) of a model's linear layers. ``readable`` accepts one that cannot be
     continued: its start was a part of the base, or it holds PEFT's copy of an output head, which
     the caller compares with the base's.
 
     Raises UserError for an adapter that cannot be used, IntegrityError for a damaged one. A module
-    without both A and B is noticed by :func:`check_adapter_fits`, which knows the base's layers.
+    without both A and B is only noticed beside ``shapes``.
     """
     settings = read_adapter_config(folder, readable=readable)
     path = weights_file(folder)
     tensors, metadata = read_weights(path)
     if base is not None:
         check_same_base(folder, metadata.get(BASE_HASH), base.sha256)
-    # What the adapter started as is missing in the copy of the head, too.
-    subtracts = get_lora_method(settings.method_name).init_is_part_of_base
+    # A copy of the head also lacks the start that the adapter subtracts.
+    subtracts = get_method(settings.method_name).init_is_part_of_base
     a, b, magnitude = _parts_of(tensors, path, readable and not subtracts).values()
     _check_parts(a, b, magnitude, settings, path)
     for module, factor in b.items():
         ratio = settings.scaling_of(module) / settings.scaling
         if not math.isclose(ratio, 1, rel_tol=1e-9):  # beyond the rounding of alpha itself
             factor.mul_(ratio)
-    return Adapter(
+    adapter = Adapter(
         name=name,
         rank=settings.r,
         alpha=settings.lora_alpha,
@@ -157,20 +160,21 @@ def load_adapter(
         a=a,
         b=b,
         magnitude=magnitude,
+        settings=settings,
+        base_sha256=metadata.get(BASE_HASH),
+        copies=tuple(key for key in tensors if _is_copy(key, tensors)),
     )
+    if shapes is not None:
+        check_fits(folder, adapter, shapes)
+    return adapter
 
 
-def check_adapter_fits(
-    folder: Path,
-    adapter: Adapter,
-    shapes: Mapping[str, tuple[int, int]],
-) -> None:
+def check_fits(folder: Path, adapter: Adapter, shapes: Mapping[str, tuple[int, int]]) -> None:
     """Check that an adapter changes linear layers of a model, in the same shapes, and all of those
     that its configuration names.
 
-    ``shapes``: (out, in) of the model's layers. Raises UserError for an adapter of another model,
-    IntegrityError for one that is not whole: PEFT would leave a missing layer as in the base, and
-    another one out.
+    Raises UserError for an adapter of another model, IntegrityError for one that is not whole: PEFT
+    would leave a missing layer as in the base, and another one out.
     """
     place, do = f"adapter {folder}", "give an adapter of this model"
     for name, a in adapter.a.items():
@@ -182,7 +186,8 @@ def check_adapter_fits(
         if shape != expected:
             found = f"{name!r} with (out, in) = {shape}"
             raise UserError(place, found, f"{expected} as in this model", do)
-    settings = read_adapter_config(folder, readable=True)
+    settings = adapter.settings
+    assert settings is not None
     if settings.target_modules in (None, "all-linear"):
         return
     named = {name for name in shapes if settings.is_target(name)}
@@ -195,7 +200,7 @@ def check_adapter_fits(
 
 @contextmanager
 def opened_weights(path: Path) -> Iterator[Any]:
-    """An opened safetensors file; IntegrityError for whatever safetensors cannot read."""
+    """Open a safetensors file; raise IntegrityError for anything that safetensors cannot read."""
     with (
         reading(path, "a readable safetensors file", IntegrityError, RECOPY),
         safe_open(path, "pt") as file,
@@ -204,7 +209,10 @@ def opened_weights(path: Path) -> Iterator[Any]:
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file, all finite, and its metadata; mlx-lm's as PEFT's."""
+    """Read the tensors of a safetensors file, all finite, and its metadata.
+
+    Tensors of mlx-lm get PEFT's names and layout.
+    """
     with opened_weights(path) as file:
         metadata = dict(file.metadata() or {})
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -219,7 +227,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _parts_of(
     tensors: Mapping[str, Tensor], path: Path, has_copies: bool
 ) -> dict[str, dict[str, nn.Parameter]]:
-    """A, B and m by module path, float32: ``base_model.model.x.lora_A.weight`` is A of ``x``."""
+    """Return A, B and m by module path, float32: ``base_model.model.x.lora_A.weight`` is A of
+    ``x``."""
     parts: dict[str, dict[str, nn.Parameter]] = {ending: {} for ending in ENDINGS}
     for key, tensor in tensors.items():
         ending = next((ending for ending in ENDINGS if key.endswith(ending)), None)
@@ -250,7 +259,7 @@ def check_same_base(folder: Path, recorded: str | None, base_sha256: str) -> Non
 
 
 def recorded_base(folder: Path) -> str | None:
-    """Recorded hash of an adapter's base; PEFT itself records none."""
+    """Return the recorded hash of an adapter's base; PEFT itself records none."""
     with opened_weights(weights_file(folder)) as file:
         recorded: str | None = (file.metadata() or {}).get(BASE_HASH)
     return recorded
@@ -262,18 +271,12 @@ def adapter_sha256(folder: Path) -> str:
 
 
 def _is_copy(key: str, keys: Collection[str]) -> bool:
-    """Whether a tensor is an output head's own weight, which PEFT writes beside its A and B and
-    loads in place of the base's. The two are equal unless somebody trained it."""
+    """Whether a tensor is a copy of an output head's own weight.
+
+    PEFT writes it beside the head's A and B, and loads it in place of the base's. The two are equal
+    unless somebody trained the copy.
+    """
     return key.endswith(COPY) and f"{key.removesuffix(COPY)}.lora_A.weight" in keys
-
-
-def base_weight_copies(folder: Path) -> dict[str, Tensor]:
-    tensors, _ = read_weights(weights_file(folder))
-    return {
-        key.removeprefix(MODULE_PREFIX).removesuffix(COPY): tensor
-        for key, tensor in tensors.items()
-        if _is_copy(key, tensors)
-    }
 
 
 def _check_parts(
@@ -283,8 +286,10 @@ def _check_parts(
     settings: AdapterSettings,
     path: Path,
 ) -> None:
-    """Check that every module has an A (r, in) and a B (out, r) of its rank, and an m (out,) if the
-    settings say so."""
+    """Check that every module has an A (r, in) and a B (out, r) of its rank.
+
+    Each module must also have an m (out,) if the settings say so.
+    """
     wanted = b.keys() if settings.has_magnitude else set[str]()
     odd = (a.keys() ^ b.keys()) | (magnitude.keys() ^ wanted)
     names = {"lora_A": a, "lora_B": b, "magnitude": magnitude}
@@ -310,11 +315,10 @@ def _check_parts(
 
 
 def rewrite(source: Path, out: Path, changed: Mapping[str, StoredFactors], card: str) -> None:
-    """Write the adapter of ``source`` to ``out``, in one step, with the modules of ``changed``
-    replaced.
+    """Write the adapter of ``source`` to ``out`` in one step, with some modules replaced.
 
-    All else keeps its bytes: tensors their dtype, alphas their spelling. Ranks and alphas that
-    differ from the adapter's own go into PEFT's ``rank_pattern`` and ``alpha_pattern``.
+    Everything else keeps its bytes: tensors their dtype, alphas their spelling. Ranks and alphas
+    that differ from the adapter's own go into PEFT's ``rank_pattern`` and ``alpha_pattern``.
     """
     check_taken(out)
     with folder_in_one_step(out) as folder:
@@ -333,7 +337,7 @@ def rewrite(source: Path, out: Path, changed: Mapping[str, StoredFactors], card:
 
 
 def _changed_settings(settings: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """``adapter_config.json`` for the ranks of ``tensors``; every scaling stays."""
+    """Make ``adapter_config.json`` for the ranks of ``tensors``; every scaling stays."""
     before = AdapterSettings.model_validate(settings)
     ranks = {
         key.removeprefix(MODULE_PREFIX).removesuffix(ENDINGS[0]): len(tensor)

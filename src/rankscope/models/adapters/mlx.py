@@ -1,7 +1,7 @@
 """Adapters of mlx-lm, read as if PEFT had written them.
 
-A folder of mlx-lm holds ``adapters.safetensors`` and an ``adapter_config.json`` of other fields
-than PEFT's. All modules have the same rank and the same ``scale``, alpha / r. Source:
+A folder of mlx-lm holds ``adapters.safetensors`` and an ``adapter_config.json`` whose fields differ
+from PEFT's. All modules have the same rank and the same ``scale``, alpha / r. Source:
 ``tuner/utils.py``, ``lora.py`` and ``dora.py`` of mlx-lm 0.32.
 """
 
@@ -19,7 +19,7 @@ MLX_PARTS = {
     "lora_b": "lora_B.weight",  # (r, out), which PEFT stores as (out, r)
     "m": "lora_magnitude_vector",  # (out,) in both
 }
-"""End of a tensor's name in mlx-lm, and in PEFT."""
+"""Maps the end of a tensor's name in mlx-lm to its end in PEFT."""
 
 
 def is_mlx_config(config: Mapping[str, Any]) -> bool:
@@ -27,10 +27,10 @@ def is_mlx_config(config: Mapping[str, Any]) -> bool:
 
 
 def config_as_peft(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """PEFT's ``adapter_config.json`` in place of mlx-lm's, which was read from ``path``.
+    """Make PEFT's ``adapter_config.json`` from mlx-lm's, which was read from ``path``.
 
-    It names no target modules, as mlx-lm counts layers from the last one of a model that only the
-    reader knows. Raises UserError: a model that was fully fine-tuned, or a config without a rank.
+    It names no target modules: mlx-lm counts layers from the last one, and only the caller knows
+    the model. Raises UserError: the model was fully fine-tuned, or the config has no rank.
     """
     kind = config.get("fine_tune_type", "lora")
     if kind not in ("lora", "dora"):
@@ -50,7 +50,8 @@ def config_as_peft(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tensors_as_peft(path: Path, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """mlx-lm's tensors under PEFT's names, which begin with ``prefix``, and in PEFT's layout."""
+    """Put mlx-lm's tensors under PEFT's names, which begin with ``prefix``, and in PEFT's
+    layout."""
     renamed = {}
     for key, tensor in tensors.items():
         module, _, part = key.rpartition(".")

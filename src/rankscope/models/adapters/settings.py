@@ -1,4 +1,4 @@
-"""What ``adapter_config.json`` says about A and B, and which adapters are readable."""
+"""The settings in ``adapter_config.json`` that give A and B their meaning, and their check."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -10,23 +10,23 @@ from rankscope.config.patterns import compile_pattern
 from rankscope.errors import UserError, reading
 from rankscope.filesystem import read_json_object
 from rankscope.models.adapters.mlx import MLX_WEIGHTS, config_as_peft, is_mlx_config
-from rankscope.models.methods import get_lora_method, lora_methods
-from rankscope.models.methods.lora import LoraMethod
+from rankscope.models.methods import LORA, MethodKind, all_methods, get_method
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
-_INITS = {method.peft_init: method for method in lora_methods() if method.peft_init}
+_INITS = {method.peft_init: method for method in all_methods() if method.peft_init}
 PLAIN_INITS = (
     *(True, False, "gaussian", "orthogonal"),
     *(name for name, method in _INITS.items() if not method.init_is_part_of_base),
 )
-"""Initializations that leave the base as it is; OLoRA, CorDA and LoftQ change it."""
+"""Initializations that leave the base unchanged; OLoRA, CorDA and LoftQ change it."""
 READABLE_INITS = (*PLAIN_INITS, *(_INITS.keys() - set(PLAIN_INITS)))
-"""Also those that change the base by a function of its weights: W - W0 can be computed again."""
+"""Adds initializations that change the base by a function of its weights, so that W - W0 can be
+computed again."""
 PATH_SECONDS = 0.1
-"""Processor time of one match of a regular expression, which takes microseconds unless it is slow
-by construction."""
+"""Processor time for one match of a regular expression. A match takes microseconds unless the
+expression is slow by construction."""
 
 CONVERSION = "PEFT's path_initial_model_for_weight_conversion"
 
@@ -35,7 +35,7 @@ StoredAlpha = Annotated[float, Field(ge=1e-9, le=1e9)]  # Over a rank neither 0 
 
 
 class AdapterSettings(BaseModel):
-    """The part of ``adapter_config.json`` that gives the stored A and B their meaning."""
+    """The fields of ``adapter_config.json`` that give the stored A and B their meaning."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -52,15 +52,15 @@ class AdapterSettings(BaseModel):
 
     @property
     def flags(self) -> list[str]:
-        """Set fields by which PEFT marks a method, such as ``use_rslora``."""
+        """Set fields with which PEFT marks a method, such as ``use_rslora``."""
         return [name for name in _method_fields() if getattr(self, name, False)]
 
-    def _marked(self, function: str) -> LoraMethod:
-        """The marked method that has an own ``function``; LoRA if none has."""
-        plain = get_lora_method(LoraMethod.name)
-        marked = (m for m in lora_methods() if not m.peft_fields.keys().isdisjoint(self.flags))
-        own = (m for m in marked if getattr(type(m), function) is not getattr(LoraMethod, function))
-        return next(own, plain)
+    def _marked(self, function: str) -> MethodKind:
+        """Return the marked method that has its own ``function``; LoRA if none has."""
+        plain = get_method(LORA)
+        marked = (m for m in all_methods() if not m.peft_fields.keys().isdisjoint(self.flags))
+        usual = getattr(type(plain), function)
+        return next((m for m in marked if getattr(type(m), function) is not usual), plain)
 
     def rank_scale(self, rank: int) -> float:
         return self._marked("rank_scale").rank_scale(rank)
@@ -75,9 +75,9 @@ class AdapterSettings(BaseModel):
         return self.lora_alpha / self.rank_scale(self.r)
 
     @property
-    def methods(self) -> tuple[LoraMethod, ...]:
+    def methods(self) -> tuple[MethodKind, ...]:
         """The registered methods that write such a configuration."""
-        return tuple(m for m in lora_methods() if [*m.peft_fields] == self.flags)
+        return tuple(m for m in all_methods() if [*m.peft_fields] == self.flags)
 
     @property
     def method_name(self) -> str:
@@ -98,7 +98,10 @@ class AdapterSettings(BaseModel):
         return self.alpha_of(module) / self.rank_scale(self.rank_of(module))
 
     def pattern_key(self, patterns: Collection[str], module: str) -> str:
-        """The first key of a pattern that matches a module's path or its last parts, as in PEFT."""
+        """Return the first key that matches a module's path or its last parts, as in PEFT.
+
+        The module itself stands for its pattern if no key matches.
+        """
         return next((key for key in patterns if self.match(rf"(.*\.)?({key})", module)), module)
 
     def is_target(self, module: str) -> bool:
@@ -114,7 +117,8 @@ class AdapterSettings(BaseModel):
         return match is not None and int(match["layer"]) in as_list(layers)
 
     def names(self, modules: list[str] | str | None, module: str) -> bool:
-        """Whether a regular expression, or a list of paths and their last parts, names a module."""
+        """Whether a regular expression, or a list of paths and last parts of paths, names a
+        module."""
         if isinstance(modules, str):
             return self.match(modules, module) is not None
         return any(module == name or module.endswith(f".{name}") for name in modules or ())
@@ -126,8 +130,8 @@ class AdapterSettings(BaseModel):
 def match_pattern(folder: Path, pattern: str, module: str) -> Any:
     """Match a regular expression of an adapter's configuration with a module's whole path.
 
-    Raises UserError for an expression that is none, or that is slow by construction: the file may
-    come from anybody.
+    Raises UserError: the expression is invalid, or slow by construction; the file may come from
+    anybody.
     """
     expected = f"a regular expression that takes {PATH_SECONDS} s at most on {module!r}"
     with reading(f"adapter {folder}: {CONFIG}: {pattern!r}", expected, do="write the names out"):
@@ -147,27 +151,27 @@ HARMLESS = frozenset(
         *("rank_pattern", "revision", "target_modules", "task_type"),
     }
 )
-"""Settings that are read, or that do not change the meaning of A and B."""
+"""Settings that are read, or that leave the meaning of A and B unchanged."""
 
 
 def _method_fields() -> list[str]:
-    return sorted({name for method in lora_methods() for name in method.peft_fields})
+    return sorted({name for method in all_methods() for name in method.peft_fields})
 
 
 def weights_file(folder: Path) -> Path:
-    """PEFT's file of an adapter's weights, or mlx-lm's if there is no other."""
+    """Return PEFT's file of an adapter's weights, or mlx-lm's if only that exists."""
     files = [folder / WEIGHTS, folder / MLX_WEIGHTS]
     return next((file for file in files if file.is_file()), files[0])
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """An ``adapter_config.json`` in PEFT's terms, whichever of PEFT and mlx-lm wrote it."""
+    """Read an ``adapter_config.json`` in PEFT's terms, whether PEFT or mlx-lm wrote it."""
     config = read_json_object(path)
     return config_as_peft(path, config) if is_mlx_config(config) else config
 
 
 def read_settings(path: Path) -> AdapterSettings:
-    """An ``adapter_config.json`` by itself, whatever its initialization."""
+    """Read the settings in an ``adapter_config.json``, whatever its initialization."""
     config = read_config(path)
     folder = path.parent
     if config.get("peft_type") != "LORA":
@@ -179,8 +183,10 @@ def read_settings(path: Path) -> AdapterSettings:
 
 
 def read_adapter_config(folder: Path, *, readable: bool = False) -> AdapterSettings:
-    """``adapter_config.json`` of a LoRA adapter that leaves the base as it is, or, with
-    ``readable``, one whose start is computed from the base's weights."""
+    """Read ``adapter_config.json`` of a LoRA adapter that leaves the base unchanged.
+
+    With ``readable``, an adapter whose start is computed from the base's weights is accepted, too.
+    """
     if not weights_file(folder).is_file():
         if (folder / "adapter_model.bin").is_file():
             found = "adapter_model.bin, a pickle, which can run code when loaded"
@@ -196,7 +202,7 @@ def read_adapter_config(folder: Path, *, readable: bool = False) -> AdapterSetti
         found = f"init_lora_weights {init!r}, which changes the base's weights"
         expected = f"one of {', '.join(map(str, inits))}, whose A and B fit the plain base"
         raise UserError(f"adapter {folder}", found, expected, f"convert it with {CONVERSION}")
-    if settings.has_magnitude and get_lora_method(settings.method_name).init_is_part_of_base:
+    if settings.has_magnitude and get_method(settings.method_name).init_is_part_of_base:
         found = f"{settings.flags[0]} with init_lora_weights {init!r}"
         expected = "one or the other, as its norms are those of a base without that start"
         raise UserError(f"adapter {folder}", found, expected, f"convert it with {CONVERSION}")

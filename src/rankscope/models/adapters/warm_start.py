@@ -1,24 +1,17 @@
-"""What an arm takes from adapters on disk, read before anything runs: one to continue
-(``init_from``), or its ranks by module (``rank_pattern``)."""
+"""Settings that an arm takes from adapters on disk, read before anything runs.
+
+An arm continues an adapter (``init_from``), or takes its ranks by module (``rank_pattern``).
+"""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from rankscope.config.arm import ArmConfig, resolved_alpha
-from rankscope.config.study import StudyConfig
 from rankscope.errors import UserError
 from rankscope.formatting import join_names
-from rankscope.models.adapters.folder import (
-    adapter_sha256,
-    check_adapter_fits,
-    load_adapter,
-    recorded_base,
-)
-from rankscope.models.adapters.settings import (
-    AdapterSettings,
-    read_adapter_config,
-    read_settings,
-)
+from rankscope.models.adapters.folder import adapter_sha256, load_adapter
+from rankscope.models.adapters.settings import read_settings
 from rankscope.models.lora import Adapter
 from rankscope.models.parameters import Architecture, target_shapes
 
@@ -26,31 +19,34 @@ MAX_SHOWN_TARGETS = 4  # Module names shown in a message
 
 
 def resolve_adapters(
-    config: StudyConfig, shapes: Architecture
-) -> tuple[StudyConfig, dict[str, tuple[str, str | None]]]:
-    """Fill in what arms take from files of adapters: every target's rank by module path, with
-    ``rank`` as the one of as many parameters (``rank_pattern``); method, rank, alpha and targets
-    (``init_from``).
+    arms: Sequence[ArmConfig], shapes: Architecture
+) -> tuple[list[ArmConfig], dict[str, tuple[str, str | None]]]:
+    """Fill in the settings that arms take from files of adapters.
 
-    Returns the filled configuration, and by folder to continue from, as the study names it, the
-    hashes of the adapter's files and of its base, None if it records none.
+    ``rank_pattern`` gives every target's rank by module path, and ``rank`` becomes the one rank
+    with as many parameters. ``init_from`` gives method, rank, alpha and targets.
+
+    Returns:
+        The filled arms. Also, by folder to continue from, as the study names it: the hash of the
+        adapter's files, and of its base or None.
     """
     hashes: dict[str, tuple[str, str | None]] = {}
-    arms = []
-    for index, arm in enumerate(config.arms):
+    filled = []
+    for index, arm in enumerate(arms):
         key = "rank_pattern"
         try:
             if arm.rank_pattern is not None:
                 arm = _with_ranks_by_module(arm, shapes)
             if arm.init_from is not None:
                 key, folder = "init_from", Path(arm.init_from)
-                arm = filled_arm(arm, folder, shapes)
-                hashes[str(arm.init_from)] = adapter_sha256(folder), recorded_base(folder)
+                adapter = load_adapter(folder, "start", shapes=shapes.linear_shapes)
+                arm = filled_arm(arm, folder, adapter, shapes)
+                hashes[str(arm.init_from)] = adapter_sha256(folder), adapter.base_sha256
         except UserError as error:
             place = f"arms.{index}.{key}: {error.where}"
             raise UserError(place, error.found, error.expected, error.do) from error
-        arms.append(arm)
-    return config.model_copy(update={"arms": arms}), hashes
+        filled.append(arm)
+    return filled, hashes
 
 
 def _with_ranks_by_module(arm: ArmConfig, shapes: Architecture) -> ArmConfig:
@@ -90,10 +86,13 @@ def _with_ranks_by_module(arm: ArmConfig, shapes: Architecture) -> ArmConfig:
     return arm.model_copy(update=update)
 
 
-def filled_arm(arm: ArmConfig, folder: Path, shapes: Architecture) -> ArmConfig:
-    """An arm with the settings that it leaves out as in the adapter that it continues. Raises
-    UserError if the adapter does not fit the model, or a setting contradicts it."""
-    settings, adapter = read_adapter_config(folder), load_adapter_for(shapes, folder)
+def filled_arm(arm: ArmConfig, folder: Path, adapter: Adapter, shapes: Architecture) -> ArmConfig:
+    """Fill in an arm's missing settings from the adapter that it continues.
+
+    Raises UserError: the adapter does not fit the model, or a setting contradicts it.
+    """
+    settings = adapter.settings
+    assert settings is not None
     for name in adapter.a:
         scaling = settings.scaling_of(name)
         if not math.isclose(scaling, settings.scaling, rel_tol=1e-9):
@@ -104,7 +103,7 @@ def filled_arm(arm: ArmConfig, folder: Path, shapes: Architecture) -> ArmConfig:
     if not methods:
         found = f"{' and '.join(settings.flags)}, which no method trains together"
         raise UserError(f"adapter {folder}", found, "one of them, or neither")
-    targets = shortest_targets(settings, frozenset(adapter.a), shapes)
+    targets = shortest_targets(adapter, shapes)
     for method in arm.method:
         if method not in methods:
             marks = ", ".join(f"{flag}: true" for flag in settings.flags) or "no flag of a method"
@@ -140,20 +139,15 @@ def filled_arm(arm: ArmConfig, folder: Path, shapes: Architecture) -> ArmConfig:
     return arm.model_copy(update=update)
 
 
-def load_adapter_for(shapes: Architecture, folder: Path, *, readable: bool = False) -> Adapter:
-    """A user's adapter, checked to change modules of the model, in the same shapes, and all that
-    its configuration names; ``readable`` as of ``load_adapter``."""
-    adapter = load_adapter(folder, "start", readable=readable)
-    check_adapter_fits(folder, adapter, shapes.linear_shapes)
-    return adapter
+def shortest_targets(adapter: Adapter, shapes: Architecture) -> tuple[str, ...]:
+    """Find names that match exactly the adapter's modules.
 
-
-def shortest_targets(
-    settings: AdapterSettings, modules: frozenset[str], shapes: Architecture
-) -> tuple[str, ...]:
-    """Names that match exactly the adapter's modules: last parts of paths, PEFT's own, or paths."""
+    They are last parts of paths, PEFT's own names, or whole paths, in this order of preference.
+    """
+    modules, settings = set(adapter.a), adapter.settings
     leaves = {name.rsplit(".", 1)[-1] for name in modules}
-    listed = settings.target_modules if isinstance(settings.target_modules, list) else []
+    listed = settings.target_modules if settings else None
+    listed = listed if isinstance(listed, list) else []
     for names in (tuple(sorted(leaves)), tuple(sorted(set(listed)))):
         try:
             if names and set(target_shapes(shapes, names)) == modules:

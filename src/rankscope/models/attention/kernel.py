@@ -1,11 +1,11 @@
-"""Attention by torch's own kernels: within rows on CUDA, and of one new token per row.
+"""Attention by torch's own kernels: within rows on CUDA, and for one new token per row.
 
-Within rows it is the variable-length kernel (FlashAttention).
+The kernel within rows is the variable-length one (FlashAttention).
 
 A decoding step reads every cached key and value once and copies none. Query heads that share a
-key/value head go to torch's fused attention as queries of one head: 96 rows of 300 tokens (9 query
-and 3 key/value heads of 64) take 3.2 ms on two cores; ``enable_gqa`` takes 4.3 in float32 and 14.9
-in bfloat16, plain products 4.0 and 3.6.
+key/value head go to torch's fused attention as queries of one head. So 96 rows of 300 tokens (9
+query and 3 key/value heads of 64) take 3.2 ms on two cores. ``enable_gqa`` takes 4.3 ms in float32
+and 14.9 in bfloat16, plain products 4.0 and 3.6.
 
     R rows, S the longest with its new token, N tokens, C the cache's capacity; H query and K
     key/value heads, D head dim
@@ -25,7 +25,8 @@ LEAST_MAX_LENGTH = 1024
 
 
 def has_varlen_kernel(device: torch.device) -> bool:
-    """Whether a device has the kernel; a plan for CUDA on a machine without it assumes so."""
+    """Whether a device has the kernel; a plan for CUDA, made on a machine without it, assumes
+    so."""
     if device.type != "cuda" or torch.version.hip is not None:
         return False
     if not torch.cuda.is_available():
@@ -40,22 +41,22 @@ def kernel_takes(head_dim: int, dtype: torch.dtype) -> bool:
 
 
 class KernelRows:
-    """Where each row ends, as the kernel takes it."""
+    """The ends of rows, in the form that the kernel takes."""
 
     def __init__(self, lengths: Tensor, device: torch.device) -> None:
         """``lengths``: (R,) int64, on the CPU."""
         ends = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         self.ends = on_device(ends.int(), device)  # (R + 1,): tokens up to the end of each row
         longest = max(LEAST_MAX_LENGTH, int(lengths.max()))
-        # A power of two, because how the kernel divides its work, and with it the order of sums,
-        # may depend on it.
+        # A power of two: the kernel's division of work, and with it the order of sums, may depend
+        # on it.
         self.max_length = 1 << (longest - 1).bit_length()
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
         """Causal attention: q (N, H, D), k and v (N, K, D) -> (N, H, D)."""
         from torch.nn.attention.varlen import varlen_attn
 
-        # Keys before and after a query that it sees besides the one at its own place; -1 is all.
+        # Keys before and after a query's own that it sees; -1 means all.
         sees = (-1 if window is None else window - 1, 0)
         ends, longest = self.ends, self.max_length
         out = varlen_attn(
@@ -75,16 +76,17 @@ class KernelRows:
 
 
 class DecodeStep:
-    """Where the new token of each row goes, and what it sees."""
+    """The place of each row's new token, and the tokens that it sees."""
 
     def __init__(self, lengths: Tensor, device: torch.device) -> None:
-        """``lengths``: each row's cached tokens so far, so its new token's place, (R,) int64."""
+        """``lengths`` are the cached tokens of each row, (R,) int64: the place of its new token."""
         self.columns = on_device(lengths, device)
         self.width = int(lengths.max()) + 1  # S
         self._masks: dict[tuple[int | None, torch.dtype], Tensor] = {}
 
     def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """(R, 1, 1, S): 0 for the tokens that a row sees, else minus infinity; computed once."""
+        """Return the mask (R, 1, 1, S): 0 for tokens that a row sees, else minus infinity;
+        cached."""
         key = (window, dtype)
         if key not in self._masks:
             newest = self.columns[:, None]
@@ -105,7 +107,7 @@ class DecodeStep:
         """Write the new keys and values into the cache, and attend: (1, R, H, D).
 
         Shapes: q (1, H, R, D), k and v (1, K, R, D); the cached keys and values (R, K, C, D) change
-        in place. A query sees ``window`` tokens, itself included; None is all.
+        in place. A query sees ``window`` tokens, itself included; None means all.
         """
         query = qkv[0].squeeze(0).transpose(0, 1)
         num_rows, num_heads, size = query.shape

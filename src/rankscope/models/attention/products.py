@@ -1,9 +1,9 @@
 """Causal attention of concatenated rows by plain matrix products, forward and backward.
 
-On processors torch's fused attention is slow: 63 ms forward and backward for ten rows of 224 tokens
-(9 query and 3 key/value heads of 64, bfloat16, one core), 27 ms for these products. They save three
-more things: query heads that share a key/value head become rows of one product, so keys and values
-are never repeated; rows of similar length share a product, so little is spent on padding; and long
+On processors torch's fused attention is slow. Ten rows of 224 tokens (9 query and 3 key/value heads
+of 64, bfloat16, one core) take it 63 ms forward and backward; these products take 27 ms. They save
+three more things. Query heads that share a key/value head become rows of one product, so keys and
+values are never repeated. Rows of similar length share a product, so padding costs little. Long
 rows are cut into blocks of queries that skip all later keys.
 
     R rows of a group, T its longest; N tokens; H query and K key/value heads, G = H / K; D head dim
@@ -23,32 +23,32 @@ QUERY_BLOCK = 128  # Queries of one product; its keys end at the block's last qu
 
 
 def additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
-    """Minus infinity at the keys that are ``hidden``, bool, and 0 elsewhere."""
+    """Return minus infinity at the ``hidden`` keys, bool, and 0 elsewhere."""
     zeros = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
     return zeros.masked_fill_(hidden, float("-inf"))
 
 
-class RowGroup:
+class _RowGroup:
     """Rows of similar length, laid out together as (K, R, T)."""
 
     def __init__(self, rows: Sequence[int], width: int, start: int) -> None:
-        """``rows``: their indices in the batch. ``start``: first of the group's R x T places."""
+        """``rows`` are indices in the batch; ``start`` is the first of the group's R x T places."""
         self.rows, self.width, self.start = rows, width, start
         self.stop = start + len(rows) * width
 
     def view(self, x: Tensor, num_kv: int) -> Tensor:
-        """(L K, G D), laid-out tokens by key/value head -> the group's (K R, T, G D), a view."""
+        """View the group's laid-out tokens: (L K, G D) by key/value head -> (K R, T, G D)."""
         rows = x[self.start * num_kv : self.stop * num_kv]
         return rows.view(len(self.rows) * num_kv, self.width, -1)
 
     def spans(self) -> list[tuple[int, int]]:
-        """(first query, one after the last) of each block."""
+        """Return (first query, one after the last) of each block."""
         firsts = range(0, self.width, QUERY_BLOCK)
         return [(first, min(first + QUERY_BLOCK, self.width)) for first in firsts]
 
 
 class RowLayout:
-    """Rows in groups of similar length; L places in all, padding included."""
+    """Rows in groups of similar length, with L places in all, padding included."""
 
     def __init__(
         self,
@@ -59,12 +59,14 @@ class RowLayout:
     ) -> None:
         """Lay out consecutive rows of the given lengths (each at least 1).
 
-        ``max_scores`` bounds a group's scores in one head, and ``num_shared`` counts the keys that
-        each query sees besides those of its own row.
+        Args:
+            max_scores: limit of a group's scores in one head.
+            num_shared: keys that each query sees besides those of its own row.
         """
         self.num_tokens, self.device = sum(lengths), device
-        self.groups: list[RowGroup] = []
-        # By group, (R, T): index i into the N tokens; for padding -1 - i with i its row's first.
+        self.groups: list[_RowGroup] = []
+        # By group, (R, T): an index i into the N tokens, or -1 - i for padding, where i is the
+        # row's first.
         self._sources: list[Tensor] = []
         self._places: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self._masks: dict[tuple[int, int, int, torch.dtype], Tensor] = {}
@@ -76,19 +78,23 @@ class RowLayout:
             width = int(counts[index].max())
             steps = torch.arange(width)
             exists = steps < counts[index, None]
-            # Padding repeats its own row's first token: a diverged adapter's NaN must not reach
+            # Padding repeats its own row's first token: NaN from a diverged adapter must not reach
             # another row, not even multiplied by zero.
             first = starts[index, None]
             self._sources.append(torch.where(exists, first + steps, -1 - first))
-            self.groups.append(RowGroup(rows, width, place))
+            self.groups.append(_RowGroup(rows, width, place))
             place = self.groups[-1].stop
 
     def places(self, num_kv: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Which (token, key/value head) goes to which place, and back: (L K,) indices into N K,
-        where padding points at its row's first token; (N K,) indices into L K; places of padding.
+        """Map (token, key/value head) pairs to places, and back.
 
         Heads that share a key/value head are neighbors in memory, so one walk over memory lays
-        queries out as the products need them.
+        queries out in the order of the products.
+
+        Returns:
+            (L K,) indices into N K, where padding points at its row's first token; (N K,) indices
+                into
+            L K; and the places of padding.
         """
         if num_kv not in self._places:
             heads = torch.arange(num_kv)[:, None, None]
@@ -107,7 +113,7 @@ class RowLayout:
         return self._places[num_kv]
 
     def mask(self, span: tuple[int, int], per_key: int, dtype: torch.dtype) -> Tensor:
-        """(queries x G, last): 0 for visible keys, else minus infinity; computed once."""
+        """Return the mask (queries x G, last): 0 for visible keys, else minus infinity; cached."""
         first, last = span
         key = (first, last, per_key, dtype)
         if key not in self._masks:
@@ -121,7 +127,7 @@ class RowLayout:
 def group_by_length(
     lengths: Sequence[int], max_scores: int | None = None, num_shared: int = 0
 ) -> list[list[int]]:
-    """Row indices in groups of similar length, longest first; see :class:`RowLayout`."""
+    """Group row indices by similar length, longest first; see :class:`RowLayout`."""
     groups: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         longest = lengths[groups[-1][0]] if groups else 0
@@ -135,17 +141,19 @@ def group_by_length(
     return groups
 
 
-def attend_in_groups(
+def _attend_in_groups(
     qkv: tuple[Tensor, Tensor, Tensor],
     layout: RowLayout,
     scale: float,
-    mask_of: Callable[[RowGroup, tuple[int, int]], Tensor],
+    mask_of: Callable[[_RowGroup, tuple[int, int]], Tensor],
     attend: Callable[[Tensor, Tensor, Tensor], Tensor],
 ) -> tuple[Tensor, list[Tensor]]:
-    """Attention of q (N, H, D), k and v (N, K, D) within rows: (N, H, D), and the laid-out q, k, v.
+    """Attend within rows: q (N, H, D), k and v (N, K, D) -> (N, H, D), and the laid-out q, k, v.
 
-    ``mask_of`` gives the mask of a block of queries, and ``attend`` its result from scores
-    (K R, queries x G, keys), queries (K R, queries x G, D) and values (K R, keys, D).
+    Args:
+        mask_of: returns the mask of a block of queries.
+        attend: returns the block's result from scores (K R, queries x G, keys), queries (K R,
+            queries x G, D) and values (K R, keys, D).
     """
     q, k, _ = qkv
     num_kv, size = k.shape[1:]
@@ -165,7 +173,7 @@ def attend_in_groups(
 
 
 class _CausalProducts(torch.autograd.Function):
-    """softmax(s q k^T) v within each row, causal."""
+    """Computes softmax(s q k^T) v within each row, causally."""
 
     @staticmethod
     def forward(
@@ -178,7 +186,7 @@ class _CausalProducts(torch.autograd.Function):
             return saved[-1] @ values
 
         per_key = q.shape[1] // k.shape[1]
-        out, spread = attend_in_groups(
+        out, spread = _attend_in_groups(
             (q, k, v), layout, scale, lambda _, span: layout.mask(span, per_key, q.dtype), attend
         )
         ctx.save_for_backward(*spread, *saved)
@@ -218,7 +226,7 @@ class _CausalProducts(torch.autograd.Function):
 
 
 def causal_products(q: Tensor, k: Tensor, v: Tensor, layout: RowLayout, scale: float) -> Tensor:
-    """Attention within rows: q (N, H, D), k and v (N, K, D) -> (N, H, D), in the dtype of q."""
+    """Attend within rows: q (N, H, D), k and v (N, K, D) -> (N, H, D), in the dtype of q."""
     out: Tensor = _CausalProducts.apply(q, k, v, layout, scale)  # type: ignore[no-untyped-call]
     return out
 
@@ -226,14 +234,14 @@ def causal_products(q: Tensor, k: Tensor, v: Tensor, layout: RowLayout, scale: f
 # --- rows that branch, and rows that share one cached prefix; forward only. A prompt with several
 # answers is one row: its trunk, then its branches one after another. A branch sees the trunk and
 # itself, so the prompt is computed once, in the pass of its answers. Rows that begin with the same
-# tokens, such as the examples before each question, keep those in a cache of one row, of P tokens:
-# all their queries meet its keys in one product per head.
+# tokens, such as the examples before each question, keep those P tokens in a cache of one row. All
+# their queries meet its keys in one product per head.
 
 MAX_SCORES = 2**16  # Most scores of a group in one head: its softmax stays in the CPU cache
 
 
 class TreeMask:
-    """Which tokens of each row see which."""
+    """The tokens of each row that see each other."""
 
     def __init__(self, lengths: Sequence[int], branches: Sequence[Sequence[int]]) -> None:
         # (R, T): 0 in the trunk, then 1, 2, ..., and -1 beyond the row.
@@ -253,8 +261,11 @@ class TreeMask:
                 start += part
 
     def visible(self, rows: Sequence[int], first: int, last: int) -> Tensor:
-        """Which keys before ``last`` the queries from ``first`` on see, (R, queries, keys). Places
-        beyond a row's end see its first token: a softmax over nothing would be NaN."""
+        """Return the keys before ``last`` that the queries from ``first`` on see, (R, queries,
+        keys).
+
+        Places beyond a row's end see its first token, because a softmax over nothing would be NaN.
+        """
         branch = self.branch[list(rows), :last]
         query_branch = branch[:, first:, None]
         is_past = torch.arange(last) <= torch.arange(first, last)[:, None]
@@ -264,9 +275,10 @@ class TreeMask:
         return visible
 
     def mask(
-        self, group: RowGroup, span: tuple[int, int], heads: tuple[int, int], dtype: torch.dtype
+        self, group: _RowGroup, span: tuple[int, int], heads: tuple[int, int], dtype: torch.dtype
     ) -> Tensor | None:
-        """(K R, queries x G, last): 0 or minus infinity; None if the causal mask will do."""
+        """Return the mask (K R, queries x G, last), 0 or minus infinity; None if the causal mask is
+        it."""
         num_kv, per_key = heads
         first, last = span
         if min(self.trunks[row] for row in group.rows) >= last:
@@ -285,13 +297,16 @@ def tree_attention(
     tree: TreeMask,
     prefix: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
-    """softmax(s q k^T) v over a row's own keys and the prefix's, without a backward pass. q (N, H,
-    D), k and v (N, K, D) -> (N, H, D); the prefix's keys and values are (K, P, D) each."""
+    """Compute softmax(s q k^T) v over a row's own keys and the prefix's, forward only.
+
+    Shapes: q (N, H, D), k and v (N, K, D) -> (N, H, D); the prefix's keys and values (K, P, D)
+    each.
+    """
     q, k, _ = qkv
     num_kv, size = k.shape[1:]
     heads = (num_kv, q.shape[1] // num_kv)
 
-    def mask_of(group: RowGroup, span: tuple[int, int]) -> Tensor:
+    def mask_of(group: _RowGroup, span: tuple[int, int]) -> Tensor:
         mask = tree.mask(group, span, heads, q.dtype)
         return layout.mask(span, heads[1], q.dtype) if mask is None else mask
 
@@ -302,16 +317,16 @@ def tree_attention(
             scale * queries.reshape(num_kv, -1, size), prefix, scores, values
         )
 
-    return attend_in_groups(qkv, layout, scale, mask_of, attend)[0]
+    return _attend_in_groups(qkv, layout, scale, mask_of, attend)[0]
 
 
 def _attend_with_prefix(
     queries: Tensor, prefix: tuple[Tensor, Tensor], scores: Tensor, values: Tensor
 ) -> Tensor:
-    """Attention over P shared keys and the row's own, given the masked scores of the own keys.
+    """Attend over P shared keys and the row's own, given the masked scores of the own keys.
 
-    ``queries`` (K, M, D) are scaled, M those of all rows; ``prefix`` (K, P, D) each; ``scores`` (K
-    R, M / R, S) and ``values`` (K R, S, D) of own keys. Result: (K R, M / R, D).
+    Shapes: scaled ``queries`` of all rows (K, M, D); ``prefix`` (K, P, D) each; ``scores`` of own
+    keys (K R, M / R, S) and their ``values`` (K R, S, D). Result: (K R, M / R, D).
     """
     keys, shared_values = prefix
     num_kv, num_queries, size = queries.shape

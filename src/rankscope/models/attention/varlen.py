@@ -47,11 +47,12 @@ from rankscope.models.attention.products import (
 NAME = "rankscope_varlen"  # Name of the attention implementation, for ``attn_implementation=``
 
 Probe = Callable[[int, Tensor, Tensor, float, int | None], None]
-"""Reads one layer's attention: (layer, queries (H, N, D), keys (K, N, D), scale, window)."""
+"""Function that reads one layer's attention: (layer, queries (H, N, D), keys (K, N, D), scale,
+window)."""
 
 
 class KVCache:
-    """Keys and values of the tokens before, by row and layer."""
+    """Keys and values of earlier tokens, by row and layer."""
 
     def __init__(self, num_rows: int, capacity: int) -> None:
         self.lengths = torch.zeros(num_rows, dtype=torch.int64)  # Cached tokens, (R,), on the CPU
@@ -59,16 +60,16 @@ class KVCache:
         self.keys: dict[int, Tensor] = {}  # Layer -> (R, K, capacity, D); unused beyond the lengths
         self.values: dict[int, Tensor] = {}
         self.rows: list[tuple[Tensor | None, Any]] = [(None, None)] * num_rows
-        """If rows run alone: each row's token ids, (1, P), and the model's own cache."""
+        """Used if rows run alone: each row's token ids, (1, P), and the model's own cache."""
 
     @classmethod
     def of_rows(
         cls, parts: Sequence[tuple["KVCache", Tensor]], capacity: int, *, empties: bool = False
     ) -> "KVCache":
-        """A new cache of the given rows of several caches, in order.
+        """Make a cache of the given rows of several caches, in order.
 
         Args:
-            empties: whether each part gives up a layer once it is copied: two whole caches never
+            empties: each part gives up a layer once it is copied, so that two whole caches never
                 exist at once.
         """
         whole = cls(0, capacity)
@@ -93,8 +94,10 @@ class KVCache:
         return whole
 
     def append(self, layer: int, keys: Tensor, values: Tensor, lengths: Tensor) -> None:
-        """Store (R, K, T, D), ``lengths[i]`` tokens of row i, after the row's cached tokens. The
-        cache's own ``lengths`` change only in :meth:`advance`, after every layer has stored."""
+        """Store (R, K, T, D), ``lengths[i]`` tokens of row i, after the row's cached tokens.
+
+        The cache's own ``lengths`` change only in :meth:`advance`, after every layer has stored.
+        """
         if layer not in self.keys:
             shape = (keys.shape[0], keys.shape[1], self.capacity, keys.shape[3])
             self.keys[layer] = keys.new_zeros(shape)
@@ -111,7 +114,7 @@ class KVCache:
 
 
 def cached_values_per_token(config: PretrainedConfig) -> int:
-    """Keys and values of one token in all layers, if every layer keeps all tokens."""
+    """Count the keys and values of one token in all layers, if every layer keeps all tokens."""
     text = config.get_text_config()
     queries = getattr(text, "num_attention_heads", None) or 1  # a state space has none
     heads = getattr(text, "num_key_value_heads", None) or queries
@@ -122,7 +125,7 @@ def cached_values_per_token(config: PretrainedConfig) -> int:
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
-    """Which of the N tokens belongs to which of R rows; made once per forward pass."""
+    """The assignment of N tokens to R rows; made once per forward pass."""
 
     lengths: Tensor  # (R,) int64, on the CPU
     to_rows: Tensor  # (R * T,) index into the N tokens; padding points at its row's first token
@@ -141,16 +144,16 @@ class AttentionPlan:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(R, T)."""
+        """Shape of the laid-out rows, (R, T)."""
         return len(self.lengths), int(self.lengths.max())
 
     @property
     def num_shared(self) -> int:
-        """P, tokens of the prefix that all rows continue."""
+        """Tokens of the prefix that all rows continue, P."""
         return 0 if self.prefix is None else int(self.prefix.lengths)
 
     def prefix_of(self, layer: int) -> tuple[Tensor, Tensor] | None:
-        """Keys and values of that prefix, (K, P, D) each."""
+        """Return the keys and values of that prefix, (K, P, D) each."""
         if self.prefix is None:
             return None
         keys, values = self.prefix.keys[layer][0], self.prefix.values[layer][0]
@@ -190,7 +193,7 @@ class AttentionPlan:
     def with_branches(
         self, branches: Sequence[Sequence[int]], prefix: KVCache | None, device: torch.device
     ) -> "AttentionPlan":
-        """The plan for rows that branch, or that continue ``prefix`` without gradients."""
+        """Return the plan for rows that branch, or that continue ``prefix`` without gradients."""
         if prefix is not None and len(prefix.lengths) != 1:
             raise ValueError(f"a prefix of {len(prefix.lengths)} rows; all rows continue one")
         if torch.is_grad_enabled() and prefix is not None:
@@ -203,8 +206,10 @@ class AttentionPlan:
         return replace(self, prefix=prefix, tree=tree, layout=layout, masks={})
 
     def mask(self, window: int | None, device: torch.device) -> Tensor:
-        """Which of P cached keys and its row's T each query sees, (R, 1, T, P + T) bool; one row
-        for all if they see the same."""
+        """Return which of P cached keys and its row's T each query sees, (R, 1, T, P + T) bool.
+
+        The first dimension is 1 if all rows see the same.
+        """
         if window not in self.masks:
             before = torch.tensor([self.num_shared])
             if self.tree is None and self.cache is not None:
@@ -215,7 +220,8 @@ class AttentionPlan:
                 own = self.tree.position
                 visible = self.tree.visible(range(len(own)), 0, len(steps))
             past, num_rows = torch.arange(int(before.max())), max(len(before), len(own))
-            # Of a shorter row, the places after its own tokens are hidden: this pass may be there.
+            # In a shorter row, the places after its own tokens are hidden: this pass may write
+            # there.
             exists = (past < before[:, None])[:, None].expand(num_rows, len(steps), -1)
             visible = torch.cat([exists, visible.expand(num_rows, -1, -1)], 2)
             if window is not None:
@@ -228,7 +234,7 @@ class AttentionPlan:
         return self.masks[window]
 
     def rows(self, x: Tensor) -> Tensor:
-        """(1, heads, N, D) -> (R, heads, T, D)."""
+        """Lay tokens out by row: (1, heads, N, D) -> (R, heads, T, D)."""
         num_rows, width = self.shape
         flat = x.squeeze(0).transpose(0, 1)
         if not self.is_rectangular:
@@ -236,7 +242,7 @@ class AttentionPlan:
         return flat.reshape(num_rows, width, *flat.shape[1:]).transpose(1, 2)
 
     def tokens(self, x: Tensor) -> Tensor:
-        """(R, T, heads, D) -> (1, N, heads, D)."""
+        """Concatenate the tokens of all rows: (R, T, heads, D) -> (1, N, heads, D)."""
         flat = x.reshape(-1, *x.shape[2:])
         if not self.is_rectangular:
             flat = flat.index_select(0, self.to_tokens)
@@ -307,7 +313,7 @@ def _padded_attention(
     plan: AttentionPlan,
     settings: tuple[float | None, int | None, float],
 ) -> Tensor:
-    """By torch's fused attention over padded rows; settings: scale, window, dropout."""
+    """Attend by torch's fused attention over padded rows; settings are (scale, window, dropout)."""
     scale, window, dropout = settings
     q, k, v = (plan.rows(x) for x in qkv)
     cache, mask, past = plan.cache, None, plan.prefix_of(layer)
@@ -322,8 +328,8 @@ def _padded_attention(
             for before, own in zip(past, (k, v), strict=True)
         )
     if plan.repeats_keys and q.shape[1] != k.shape[1]:
-        # Without FlashAttention, which takes no mask, not every fused kernel shares key heads:
-        # scores would be whole, in float32.
+        # Without FlashAttention, which takes no mask, some fused kernels share no key heads: scores
+        # would be whole, in float32.
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     if q.is_meta:  # shapes alone: devices keep what the fused kernel keeps, meta would keep scores
         out = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout, mask is None)[0]
@@ -352,7 +358,7 @@ def register_attention() -> None:
 
 
 class OnShapes(TorchDispatchMode):
-    """Lets whole models run on the meta device, whose tensors have shapes and no values."""
+    """Lets whole models run on the meta device, whose tensors have shapes but no values."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -367,8 +373,12 @@ class OnShapes(TorchDispatchMode):
 
 
 def attention_of(config: PretrainedConfig) -> str | None:
-    """The attention of models of a configuration: ours if rows can share a pass, or None, by which
-    transformers chooses one. Found on shapes: each layer attends through ours, none convolves."""
+    """Choose the attention for models of a configuration, by a pass on shapes.
+
+    Returns:
+        Rankscope's if rows can share a pass: every layer attends through it, and none convolves.
+        Otherwise None, and transformers chooses.
+    """
     register_attention()
     attending, meta = set[int](), torch.device("meta")
     plan = AttentionPlan.of([2, 2], meta)

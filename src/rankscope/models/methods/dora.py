@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class DoraMethod(LoraMethod):
-    """y = g * (W0 + s B A) x + bias with the gain g = m / |W0 + s B A| of each output."""
+    """Computes y = g * (W0 + s B A) x + bias with the gain g = m / |W0 + s B A| of each output."""
 
     name = "dora"
     label = "DoRA"
@@ -43,8 +43,10 @@ class DoraMethod(LoraMethod):
     def forward(
         self, part: AdapterSlice, y: Tensor, inputs: Tensor, linear: nn.Linear
     ) -> tuple[Tensor, ...]:
-        """Turn y = W x + bias, (n, out), into W x + (g - 1) * W x' + g * s B A x' + bias. x' is x
-        after dropout: as in PEFT, dropout leaves the base's own product alone."""
+        """Turn y = W x + bias, (n, out), into W x + (g - 1) * W x' + g * s B A x' + bias.
+
+        x' is x after dropout: as in PEFT, dropout leaves the base's own product alone.
+        """
         from torch.nn import functional as F
 
         from rankscope.models.quantize import dense_weight
@@ -59,7 +61,7 @@ class DoraMethod(LoraMethod):
         return hidden, before_gain, gain, inverse_norm
 
     def inverse_norm(self, adapter: Adapter, name: str, linear: nn.Linear) -> Tensor:
-        """1 / |W0 + s B A| of each output, (out,) float32, without gradient."""
+        """Return 1 / |W0 + s B A| of each output, (out,) float32, without gradient."""
         from rankscope.models.quantize import dense_weight
 
         weight = dense_weight(linear).float()

@@ -51,7 +51,8 @@ class EvaMethod(LoraMethod):
         trial: TrialSpec,
         context: InitContext,
     ) -> None:
-        """A of each module's own rank, B zero. A module that gets no rank has no adapter."""
+        """Give each module an A of its own rank and a zero B; a module without a rank gets no
+        adapter."""
         import torch
 
         from rankscope.models.input_directions import input_directions

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al., 2106.09685): W0 + s B A, and what its variants share.
+"""LoRA (Hu et al., 2106.09685), W0 + s B A, and the code that its variants share.
 
 m, n  outputs and inputs of a module      r  rank      s  scaling
 """
@@ -10,14 +10,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from rankscope.filesystem import user_path
+from rankscope.models.methods import LORA
 from rankscope.models.methods.method import Method
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from rankscope.config.study import GivenConfig
     from rankscope.models.base import Base
     from rankscope.models.init_context import InitContext
     from rankscope.models.lora import Adapter
+    from rankscope.models.low_rank_update import LowRankUpdate
     from rankscope.models.multi_lora import AdapterSlice
     from rankscope.models.study_base import StudyBase
     from rankscope.records import ModelRecord, TrialSpec
@@ -26,21 +30,13 @@ if TYPE_CHECKING:
 class LoraMethod(Method):
     """A low-rank adapter on each target of a frozen base, which many adapters share."""
 
-    name = "lora"
+    name = LORA
     label = "LoRA"
     summary = "W0 + s B A with s = alpha / r; A random, B zero (2106.09685)."
     arm_fields: ClassVar[tuple[str, ...]] = ("rank", "alpha", "targets", "dropout", "rank_pattern")
     has_rank = True
     accepts_warm_start = True
     can_be_sharded = True
-    peft_fields: ClassVar[Mapping[str, Any]] = {}  # They mark it in PEFT's ``LoraConfig``
-    peft_init: ClassVar[str] = ""  # The ``init_lora_weights`` by which PEFT does the same, if any
-    unserved_by: ClassVar[Mapping[str, str]] = {}  # Program -> why it cannot serve its adapters
-    fills_targets: ClassVar[bool] = True  # Every target gets an adapter
-
-    def rank_scale(self, rank: int) -> float:
-        """The number that alpha is divided by: s = alpha / rank_scale(r)."""
-        return rank
 
     # --- initialization
 
@@ -51,15 +47,17 @@ class LoraMethod(Method):
         trial: TrialSpec,
         context: InitContext,
     ) -> None:
-        """Fill an adapter so that the tuned model computes what the base computes."""
+        """Fill an adapter so that the tuned model computes the base's outputs."""
         for name, linear in linears.items():
             self.init_module(adapter, name, linear, context)
 
     def init_module(
         self, adapter: Adapter, name: str, linear: nn.Linear, context: InitContext
     ) -> None:
-        """A uniform in +-1/sqrt(n), PEFT's Kaiming default; B zero. Each matrix draws from its own
-        seed, (trial seed, module name), whatever else exists."""
+        """Draw A uniformly in +-1/sqrt(n), PEFT's Kaiming default; B is zero.
+
+        Each matrix draws from its own seed, (trial seed, module name), whatever else exists.
+        """
         import torch
 
         from rankscope.models.lora import derive_seed
@@ -76,8 +74,10 @@ class LoraMethod(Method):
     def initial_factors_of(
         self, adapter: Adapter, module: str, svd: tuple[Tensor, Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """(A0, B0) of a stored adapter whose initialization PEFT took out of the base, from U, S
-        and V of W0."""
+        """Return (A0, B0) of a stored adapter, given U, S and V of W0.
+
+        PEFT took this initialization out of the base.
+        """
         raise NotImplementedError
 
     # --- an adapter's slice of one pass of one layer
@@ -85,8 +85,10 @@ class LoraMethod(Method):
     def forward(
         self, part: AdapterSlice, y: Tensor, inputs: Tensor, linear: nn.Linear
     ) -> tuple[Tensor, ...]:
-        """Add s B A x to y, (n, out), in place, for ``inputs`` x after dropout, (n, in); the
-        tensors that the backward pass needs."""
+        """Add s B A x to y, (n, out), in place.
+
+        ``inputs`` is x after dropout, (n, in). Returns the tensors that the backward pass needs.
+        """
         hidden = inputs @ part.a.T
         y.addmm_(hidden, part.b.T, alpha=part.adapter.scaling)
         return (hidden,)
@@ -100,11 +102,13 @@ class LoraMethod(Method):
         grad_x: Tensor | None,
         weight: Tensor | None,
     ) -> list[Tensor]:
-        """Gradients of the adapter's parameters in this module, float32.
+        """Return the gradients of the adapter's parameters in this module, float32.
 
-        ``saved`` is what :meth:`forward` returned, ``grad`` the gradient of y, (n, out). The
-        adapter's share is added in place to ``grad_x``, (n, in), which holds the base's; ``weight``
-        is W0.
+        Args:
+            saved: the result of :meth:`forward`.
+            grad: gradient of y, (n, out).
+            grad_x: (n, in), holds the base's share; the adapter's is added in place.
+            weight: W0.
         """
         (hidden,) = saved
         back = grad @ part.b
@@ -116,9 +120,18 @@ class LoraMethod(Method):
         return part.factor_gradients(grad, back, inputs, hidden)
 
     def delta(self, adapter: Adapter, name: str, weight: Tensor) -> Tensor:
-        """W - W0 of one module, (out, in), in the dtype of W0, ``weight``."""
+        """Return W - W0 of one module, (out, in), in the dtype of W0, ``weight``."""
         a, b = (factor.to(weight) for factor in adapter.factors(name))
         return adapter.scaling * (b @ a)
+
+    def update(self, adapter: Adapter, name: str, weight: Tensor) -> LowRankUpdate | Tensor:
+        """dW of one module, on the device of W0, ``weight``: factors or, if updates have full rank,
+        dense, (m, n) float64."""
+        from rankscope.models.low_rank_update import LowRankUpdate, to_float64
+
+        if self.delta_is_low_rank:
+            return LowRankUpdate.from_adapter(adapter, name, weight)
+        return self.delta(adapter, name, to_float64(weight))
 
     # --- a trial's life
 
@@ -152,6 +165,18 @@ class LoraMethod(Method):
                 weights.append(base.weight_norm(name, linear))
         return math.hypot(*updates) / math.hypot(*weights)
 
+    def read_given(self, given: GivenConfig, name: str, base: StudyBase) -> TrialSpec:
+        """Read it as a trial of the method that trained it would be."""
+        from rankscope.models.adapters.folder import load_adapter
+        from rankscope.models.adapters.warm_start import shortest_targets
+        from rankscope.models.given import given_trial
+
+        shapes = base.shapes.linear_shapes
+        adapter = load_adapter(user_path(given.folder), name, shapes=shapes, readable=True)
+        settings = {"method": adapter.method, "rank": adapter.rank, "alpha": adapter.alpha}
+        settings["targets"] = shortest_targets(adapter, base.shapes)
+        return given_trial(given, name, base.folder, base.sha256, settings, adapter)
+
     def save(self, trained: Any, record: ModelRecord, folder: Path) -> None:
         from rankscope.models.adapters.folder import save_adapter
 
@@ -159,7 +184,16 @@ class LoraMethod(Method):
 
     def load(self, base: Base, trial: TrialSpec, folder: Path) -> Base:
         from rankscope.models.adapters.folder import load_adapter
+        from rankscope.models.quantize import dense_weight
+        from rankscope.models.svd_cache import svd
 
-        adapter = load_adapter(folder, trial.trial_id, base.record)
+        is_given = trial.given is not None
+        of = None if is_given else base.record
+        adapter = load_adapter(folder, trial.trial_id, of, readable=is_given)
+        if is_given and self.init_is_part_of_base:
+            linears = base.linears()
+            for name in adapter.a:
+                parts = svd(dense_weight(linears[name]))
+                adapter.initial_factors[name] = self.initial_factors_of(adapter, name, parts)
         base.multi_lora.attach(adapter.to(base.device))
         return base

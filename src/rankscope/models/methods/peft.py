@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rankscope.filesystem import user_path
+from rankscope.hashing import canonical_json
 from rankscope.models.methods.method import Method
 
 if TYPE_CHECKING:
+    from rankscope.config.study import GivenConfig
     from rankscope.models.base import Base
     from rankscope.models.init_context import InitContext
     from rankscope.models.peft_backend.tuner import PeftTuner
@@ -45,7 +48,8 @@ class PeftMethod(Method):
         count_in_folder(base.folder, trial.peft, trial.targets, steps)
 
     def trainable_parameters(self, trial: TrialSpec, base: StudyBase) -> int:
-        """Counted on PEFT's own model; 0 if the initialization needs the base's weights."""
+        """Count parameters on PEFT's own model; 0 if the initialization needs the base's
+        weights."""
         from rankscope.models.peft_backend.settings import count_in_folder
 
         assert trial.peft is not None
@@ -63,10 +67,22 @@ class PeftMethod(Method):
         update: float = trained.relative_update()
         return update
 
+    def read_given(self, given: GivenConfig, name: str, base: StudyBase) -> TrialSpec:
+        from rankscope.models.given import given_trial, peft_type
+        from rankscope.models.peft_backend.tuner import check_fits  # PEFT takes a second to import
+
+        folder = user_path(given.folder)
+        check_fits(base.config, folder)
+        peft = canonical_json({"peft_type": peft_type(folder)})
+        settings = {"method": self.name, "peft": peft, "targets": ()}
+        return given_trial(given, name, base.folder, base.sha256, settings)
+
     def save(self, trained: Any, record: ModelRecord, folder: Path) -> None:
         trained.save(record, folder)
 
     def load(self, base: Base, trial: TrialSpec, folder: Path) -> Base:
         from rankscope.models.peft_backend.tuner import load_tuner
 
-        return load_tuner(base, folder)
+        other = trial.given.other_base if trial.given else None
+        record = base.record if other is None else base.record.model_copy(update={"sha256": other})
+        return load_tuner(base, folder, record)

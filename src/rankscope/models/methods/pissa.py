@@ -50,9 +50,9 @@ class PissaMethod(LoraMethod):
     def init_module(
         self, adapter: Adapter, name: str, linear: nn.Linear, context: InitContext
     ) -> None:
-        """A0 and B0, which are also what the adapter subtracts."""
+        """Set A0 and B0, both as the start and as the part that the adapter subtracts."""
         rank = adapter.rank
-        # One decomposition per matrix and group: it keeps what the largest rank needs.
+        # One decomposition per matrix and group, as wide as the largest rank needs.
         largest = max(t.rank or 1 for t in context.trials if t.method == self.name)
         u, sigma, vt = context.shared((self.name, name), lambda: _leading_svd(linear, largest))
         root = (sigma[:rank] / adapter.scaling).sqrt()
@@ -63,7 +63,7 @@ class PissaMethod(LoraMethod):
     def initial_factors_of(
         self, adapter: Adapter, module: str, svd: tuple[Tensor, Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """As in :meth:`init_module`, whatever the signs of singular vectors."""
+        """Compute the factors of :meth:`init_module`, whatever the signs of singular vectors."""
         rank = len(adapter.a[module])
         u, s, v = (part.cpu() for part in svd)
         root = (s[:rank] / adapter.scaling).sqrt()
@@ -71,7 +71,7 @@ class PissaMethod(LoraMethod):
 
 
 def _leading_svd(linear: nn.Linear, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """U (m, r), S (r,) and V^T (r, n) of W0's largest singular values, float32."""
+    """Return U (m, r), S (r,) and V^T (r, n) of W0's largest singular values, float32."""
     import torch
 
     from rankscope.models.quantize import dense_weight

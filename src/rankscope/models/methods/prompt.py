@@ -1,4 +1,4 @@
-"""No training: the base with solved examples, or a system text, before what it is asked."""
+"""No training: the base answers after solved examples, or a system text."""
 
 from typing import Any, ClassVar
 

@@ -1,6 +1,6 @@
-"""PEFT's methods from their settings: which can be used, which fields they have, what they train.
+"""PEFT's methods from their settings: which are usable, their fields, and their parameters.
 
-``tuner.py`` puts one on the base and trains it.
+``tuner.py`` puts a method on the base and trains it.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ SET_BY_RANKSCOPE = {
     "task_type": "it is CAUSAL_LM",
     "total_step": "it is the trial's number of optimizer steps",
 }
-"""Fields in PEFT's configurations that a study file does not set, and why."""
+"""Maps each field that PEFT's configurations have and study files do not set to the reason."""
 
 PROMPT_LEARNING = (
     "puts virtual tokens before every row, but rows are concatenated into one sequence, so only "
@@ -40,7 +40,7 @@ UNUSABLE_TYPES = {
     "SHADOW": "runs a second model beside the base",
     "XLORA": "mixes adapters that were trained before",
 }
-"""Types that inject no layer into the base, and why they cannot be used."""
+"""Reason, by type, why a PEFT method that injects no layer into the base is unusable."""
 
 UNUSABLE_FIELDS = {
     "alora_invocation_tokens": "searches the whole sequence for tokens, and a sequence holds many "
@@ -49,7 +49,7 @@ UNUSABLE_FIELDS = {
     "megatron_config": "needs Megatron's layers",
     "use_asa": "moves its budget by a callback of another trainer",
 }
-"""Fields that do not work with concatenated rows on a shared base, and why."""
+"""Reason, by field, why it fails with concatenated rows on a shared base."""
 
 FIXED_TARGETS = ("LN_TUNING", "TRAINABLE_TOKENS")  # They change norms or the embedding
 
@@ -59,7 +59,8 @@ INIT_FROM_DATA = ("corda", "eva", "lora_ga")  # ``init_lora_weights`` that need 
 def peft_config(
     settings: Mapping[str, Any], targets: Sequence[str], num_steps: int | None = None
 ) -> PeftConfig:
-    """PEFT's configuration from an arm's settings; AdaLoRA's budget needs the number of steps."""
+    """Make PEFT's configuration from an arm's settings; AdaLoRA's budget needs the number of
+    steps."""
     name = str(settings.get("peft_type")).upper()
     config_type = config_class(name)
     fields = {field.name for field in dataclasses.fields(config_type) if field.init}
@@ -129,7 +130,7 @@ def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter
 
 
 def count_parameters(model: PretrainedConfig, config: PeftConfig) -> int | None:
-    """What a method trains in a model without storage; None if it needs the weights."""
+    """Count a method's parameters in a model without storage; None if it needs the weights."""
     shapes = model_on_meta(model)
     shapes.requires_grad_(False)
     try:
@@ -147,6 +148,6 @@ def count_parameters(model: PretrainedConfig, config: PeftConfig) -> int | None:
 def count_in_folder(
     folder: Path, settings: str, targets: tuple[str, ...], num_steps: int | None = None
 ) -> int:
-    """Parameters that a method trains in the model of a folder; 0 if unknown."""
+    """Count the parameters that a method trains in the model of a folder; 0 if unknown."""
     config = peft_config(json.loads(settings), targets, num_steps)
     return count_parameters(read_model_config(folder), config) or 0

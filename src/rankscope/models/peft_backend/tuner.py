@@ -45,12 +45,12 @@ ADAPTER = "default"  # PEFT's name for the only adapter of a model
 
 
 class PeftTuner:
-    """A PEFT method on a copy of a base, whose values it shares where it does not train them."""
+    """A PEFT method on a copy of a base; values that it does not train are the base's own."""
 
     def __init__(
         self, base: Base, config: PeftConfig, seed: int, make: Callable[[Any], PeftModel]
     ) -> None:
-        """``make`` wraps the copy; ``seed`` decides what the method draws."""
+        """``make`` wraps the copy; ``seed`` decides the method's random draws."""
         starts_in_place = str(getattr(config, "init_lora_weights", None)).lower() in INIT_IN_PLACE
         self.tuned = base.copied(in_place=not starts_in_place)
         pairs = zip(self.tuned.model.parameters(), base.model.parameters(), strict=True)
@@ -90,8 +90,10 @@ class PeftTuner:
 
     @property
     def draws(self) -> bool:
-        """Whether passes in training draw random numbers, whose count depends on the pass: for
-        dropout, or PVeRA's samples."""
+        """Whether training passes draw random numbers, for dropout or PVeRA's samples.
+
+        Their count depends on the pass.
+        """
         rates = [value for name, value in vars(self.config).items() if name.endswith("dropout")]
         return type_name(self.config) == "PVERA" or any(rates)
 
@@ -106,10 +108,10 @@ class PeftTuner:
         return tuner if hasattr(tuner, "rankallocator") else None
 
     def penalize(self) -> None:
-        """Add the gradient of AdaLoRA's penalty to a step's, nats; nothing for another method.
+        """Add the gradient of AdaLoRA's penalty, in nats, to a step's; other methods have none.
 
-        orth_reg_weight times the mean of |P^T P - I| and |Q Q^T - I|, Frobenius norms over all
-        matrices: equation 4 of 2303.10512 as PEFT has it, unsquared.
+        The penalty is orth_reg_weight times the mean of |P^T P - I| and |Q Q^T - I|, Frobenius
+        norms over all matrices: equation 4 of 2303.10512 as in PEFT, unsquared.
         """
         if self._adalora is None:
             return
@@ -129,7 +131,7 @@ class PeftTuner:
     # --- what a checkpoint needs besides the parameters
 
     def tensors(self) -> dict[str, Tensor]:
-        """AdaLoRA's importance scores, by name."""
+        """Return AdaLoRA's importance scores, by name."""
         if self._adalora is None:
             return {}
         allocator = self._adalora.rankallocator
@@ -140,7 +142,7 @@ class PeftTuner:
         }
 
     def counters(self) -> dict[str, Any]:
-        """AdaLoRA's pattern of kept ranks, JSON-compatible."""
+        """Return AdaLoRA's pattern of kept ranks, JSON-compatible."""
         return {"rank_pattern": getattr(self.config, "rank_pattern", None)}
 
     def restore(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
@@ -164,7 +166,7 @@ class PeftTuner:
         return names
 
     def merged_weight(self, name: str) -> Tensor:
-        """W of one of :meth:`mergeable`'s layers with the method merged in, (out, in) float32."""
+        """Return W of a :meth:`mergeable` layer with the method merged in, (out, in) float32."""
         single: Any = copy.deepcopy(self.layers()[name])
         single.float()
         single.merge(safe_merge=True)
@@ -172,8 +174,10 @@ class PeftTuner:
 
     @torch.no_grad()
     def relative_update(self) -> float:
-        """|W - W0|_F / |W0|_F over the layers that can be merged and the base's own parameters that
-        it trains; 0 without either."""
+        """Return |W - W0|_F / |W0|_F over mergeable layers and the base's own trained parameters.
+
+        The result is 0 without either.
+        """
         updates, weights = [], []
         for now, before in self._changed_weights():
             updates.append(float((now.float() - before.float()).norm()))
@@ -181,7 +185,7 @@ class PeftTuner:
         return math.hypot(*updates) / math.hypot(*weights) if weights else 0.0
 
     def _changed_weights(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(W, W0), one at a time."""
+        """Yield (W, W0) of each changed weight, one at a time."""
         for parameter, before in self.frozen.items():
             if parameter.requires_grad:
                 yield parameter.data, before.data
@@ -191,8 +195,10 @@ class PeftTuner:
                 yield self.merged_weight(name), dense_weight(original)
 
     def save(self, base: ModelRecord, folder: Path) -> None:
-        """Write the method in PEFT's format: equal methods give equal bytes. Raises IntegrityError:
-        it has written into weights that it shares with the base."""
+        """Write the method in PEFT's format; equal methods give equal bytes.
+
+        Raises IntegrityError: the method has written into weights that it shares with the base.
+        """
         if _bit_sum(self.frozen.values()) != self.checksum:
             found = "changed weights of the base, which all trials share"
             do = "run it again without that method"
@@ -209,13 +215,13 @@ class PeftTuner:
 
 
 def _bit_sum(parameters: Iterable[nn.Parameter]) -> int:
-    """Sum of all values' bits, read as whole numbers: changes when a weight changes."""
+    """Sum all values' bits, read as whole numbers; the sum changes when a weight changes."""
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return sum(int(p.data.view(integers[p.itemsize]).sum(dtype=torch.int64)) for p in parameters)
 
 
 def new_tuner(base: Base, trial: TrialSpec, num_steps: int) -> PeftTuner:
-    """A fresh method on a copy of the base; its random numbers depend on the seed alone."""
+    """Put a fresh method on a copy of the base; its random numbers depend on the seed alone."""
     assert trial.peft is not None
     config = peft_config(json.loads(trial.peft), trial.targets, num_steps)
     with torch.random.fork_rng():
@@ -230,7 +236,8 @@ def new_tuner(base: Base, trial: TrialSpec, num_steps: int) -> PeftTuner:
 
 @contextlib.contextmanager
 def _errors_of_peft(folder: Path) -> Iterator[None]:
-    """What PEFT raises for settings and weights of strangers, as errors that name the folder."""
+    """Turn PEFT's errors about settings and weights of strangers into errors that name the
+    folder."""
     try:
         with warnings.catch_warnings():
             # AdaLoRA's pattern of ranks, which its own loader reads later.
@@ -255,9 +262,9 @@ def _stored_config(model: nn.Module, folder: Path) -> PeftConfig:
 
 
 def check_fits(base: PretrainedConfig, folder: Path) -> None:
-    """Check that a stored method fits a model of this configuration, whose weights are not needed.
+    """Check that a stored method fits a model of this configuration, without the model's weights.
 
-    Raises UserError for other shapes, IntegrityError for a damaged one.
+    Raises UserError for other shapes, IntegrityError for a damaged method.
     """
     read_weights(folder / WEIGHTS)
     model = model_on_meta(base)
@@ -283,8 +290,13 @@ def _write_out_patterns(config: Any, folder: Path, names: list[str]) -> None:
 
 
 def load_tuner(base: Base, folder: Path, record: ModelRecord | None = None) -> Base:
-    """A copy of the base with a stored method on it, for scoring; ``record`` is used in place of
-    the base's. Raises UserError if it is another base's, IntegrityError if it is damaged."""
+    """Put a stored method on a copy of the base, for scoring.
+
+    Args:
+        record: replaces the base's own record.
+
+    Raises UserError if the method belongs to another base, IntegrityError if it is damaged.
+    """
     _, metadata = read_weights(folder / WEIGHTS)
     check_same_base(folder, metadata.get(BASE_HASH), (record or base.record).sha256)
     with _errors_of_peft(folder):

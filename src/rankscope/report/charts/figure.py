@@ -38,18 +38,18 @@ class Figure:
     title: str
     finding: str  # What to see, computed from the data; without a plot, what is missing
     data: pd.DataFrame
-    """As shown. The plot, its hover texts, the table and the CSV file show it."""
+    """Data as shown, by the plot, its hover texts, the table and the CSV file."""
     plot: go.Figure | None = None
     caption: str = ""  # How to read the plot
     choices: Sequence[Choice] = ()
     choice_name: str = "Arm"  # What the drop-down selects
     min_width: int = 0  # Pixels below which the plot scrolls sideways instead of shrinking
     texts: Sequence[Mapping[str, str]] = ()
-    """Texts to read in place of a plot, by their titles, two beside each other."""
+    """Texts to read in place of a plot, by their titles, two side by side."""
 
 
 def range_cells(name: str, values: Iterable[float | None]) -> dict[str, float | None]:
-    """The mean of the known values, the smallest and the largest, named as an interval."""
+    """Return the mean of the known values, the smallest and the largest, named as an interval."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     ends = (min(known), max(known)) if len(known) > 1 else (None, None)
     mean = fmean(known) if known else None
@@ -57,12 +57,12 @@ def range_cells(name: str, values: Iterable[float | None]) -> dict[str, float | 
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of a frame as dictionaries; unknown is None."""
+    """Return the rows of a frame as dictionaries; unknown is None."""
     return [dict(zip(frame.columns, row, strict=True)) for row in frame_rows(frame)]
 
 
 def hover_texts(frame: pd.DataFrame, name: str, values: Mapping[str, str]) -> list[str]:
-    """A hover text for each row: its name in bold, then each known value with its interval.
+    """Write a hover text for each row: its name in bold, then each known value with its interval.
 
     Args:
         frame: as shown.
@@ -91,7 +91,7 @@ def hover_texts(frame: pd.DataFrame, name: str, values: Mapping[str, str]) -> li
 def value_text(
     value: float, low: float | None, high: float | None, digits: int | None = None
 ) -> str:
-    """A value with its interval, such as ``3.1 (1.0 to 5.2)``."""
+    """Write a value with its interval, such as ``3.1 (1.0 to 5.2)``."""
     ends = "interval unknown"
     if low is not None and high is not None:
         ends = f"{number(low, digits)} to {number(high, digits)}"
@@ -99,7 +99,7 @@ def value_text(
 
 
 def error_bars(values: Iterable[Sequence[Any]]) -> dict[str, object]:
-    """Settings of error bars for (value, low, high); unknown ends have no bar."""
+    """Return settings of error bars for (value, low, high); unknown ends have no bar."""
     ends = [(v if low is None else low, v, v if high is None else high) for v, low, high in values]
     return {
         "type": "data",
@@ -113,13 +113,13 @@ def error_bars(values: Iterable[Sequence[Any]]) -> dict[str, object]:
 
 
 def plot_text(text: object) -> str:
-    """Text from the data for use inside a plot: cut, and without effect as Plotly mark-up."""
+    """Make text from the data safe inside a plot: cut, and without effect as Plotly mark-up."""
     cut = safe_text(text, MAX_NAME)
     return cut.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def axis(title: str = "", **settings: object) -> dict[str, object]:
-    """Settings of an axis in the colors of the report."""
+    """Return settings of an axis in the colors of the report."""
     return {
         "title": {"text": title, "standoff": 8, "font": {"size": 13, "color": MUTED.light}},
         "gridcolor": GRID.light,
@@ -133,7 +133,7 @@ def axis(title: str = "", **settings: object) -> dict[str, object]:
 
 
 def layout(height: int, **settings: object) -> go.Layout:
-    """The layout of every plot; ``height`` in pixels."""
+    """Return the layout of every plot; ``height`` is in pixels."""
     hover = {"bgcolor": NEUTRAL.light, "bordercolor": GRID.light, "align": "left"}
     defaults: dict[str, object] = {
         "height": height,
@@ -143,7 +143,7 @@ def layout(height: int, **settings: object) -> go.Layout:
         "margin": {"l": 56, "r": 20, "t": 28, "b": 52},
         "showlegend": False,
         "hoverlabel": hover | {"font": {"family": FONT, "size": 13, "color": INK.light}},
-        # Dragging scrolls the page on a phone; zooming is in the tool bar.
+        # Dragging scrolls the page on a phone; the tool bar has zooming.
         "dragmode": False,
         "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": MUTED.light, "activecolor": INK.light},
     }
@@ -151,7 +151,7 @@ def layout(height: int, **settings: object) -> go.Layout:
 
 
 def panel_heading(text: str, left: float, top: float) -> dict[str, object]:
-    """The heading of a panel: an annotation at the given place of the paper, flush left."""
+    """Return the heading of a panel: an annotation at the given place of the paper, flush left."""
     return {
         "text": plot_text(text),
         "x": left,

@@ -1,4 +1,4 @@
-"""Heat maps, with a drop-down over what they show."""
+"""Heat maps, with a drop-down over their grids."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from rankscope.report.style import BETTER, INK, MANY, NEUTRAL, NONE_YET, SURFACE
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """One heat map: frames of equal shape, rows and columns in the order they are drawn."""
+    """One heat map: frames of equal shape, with rows and columns in the order of drawing."""
 
     values: pd.DataFrame  # Unknown cells are NaN and stay empty
     signed: bool = False  # Orange below zero, blue above; else pale to violet from zero
@@ -39,7 +39,7 @@ class Grid:
 
     @property
     def largest(self) -> float:
-        """The largest known absolute value; 0 if none is known."""
+        """Largest known absolute value; 0 if none is known."""
         return float(np.nan_to_num(np.abs(self.values.to_numpy(dtype=float))).max(initial=0.0))
 
     def trace(self, gap: int, reach: float | None = None) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def pivot(
     value: str,
     order: tuple[Sequence[object], Sequence[object]] | None = None,
 ) -> pd.DataFrame:
-    """A grid from a tidy frame; rows and columns appear in the order of the frame by default."""
+    """Make a grid from a tidy frame; by default rows and columns keep the order of the frame."""
     rows, columns = order or tuple(list(dict.fromkeys(frame[title])) for title in axes)
     cells = dict(zip(zip(frame[axes[0]], frame[axes[1]], strict=True), frame[value], strict=True))
     wide = [[cells.get((row, column)) for column in columns] for row in rows]
@@ -90,11 +90,14 @@ def change_grid(
     reach: float = 0.0,
     framed: Sequence[tuple[str, str]] = (),
 ) -> Grid:
-    """Changes against the base: in brackets if the interval includes zero or is unknown.
+    """Make a grid of changes against the base, in brackets if the interval includes zero or is
+    unknown.
 
-    ``frame`` has one row per cell, with the columns ``arm``, ``axes`` and those of the change;
-    ``absent`` gives the hover text of an empty cell, ``marks`` what is written in some of them;
-    ``reach`` is the largest value of other grids that share the color scale.
+    Args:
+        frame: one row per cell, with the columns ``arm``, ``axes`` and those of the change.
+        absent: returns the hover text of an empty cell.
+        marks: texts of some empty cells.
+        reach: largest value of other grids that share the color scale.
     """
     words = {title: title for title in axes if title not in ("arm", "row", "column")}
     texts = []
@@ -124,11 +127,11 @@ def heat_map(
     cell_format: str = "",
     cell_width: int = 60,
 ) -> Drawn:
-    """One panel with one grid for each entry of the drop-down.
+    """Draw one panel with one grid for each entry of the drop-down.
 
     ``cell_format`` writes the values in the cells, such as ``%{z:.2~g}``, if a grid has no texts.
-    Without either, the color scale is shown. If a cell has no room for its text or ``cell_width``
-    pixels, or the names of the rows have none, the plot scrolls.
+    Without either, the color scale is shown. The plot scrolls if a cell has no room for its text or
+    ``cell_width`` pixels, or if the names of the rows have none.
     """
     tallest = max(len(grid.values) for grid in grids.values())
     columns = [str(column) for grid in grids.values() for column in grid.values.columns]
@@ -159,7 +162,8 @@ def heat_map(
 
 
 def heat_map_svg(values: pd.DataFrame, title: str) -> str:
-    """A map as a picture by itself, from pale at zero to violet, with the number in each cell."""
+    """Draw a map as a separate picture, from pale at zero to violet, with the number in each
+    cell."""
     left, top, width, height = 60, 60, 110, 20
     largest, columns = Grid(values).largest or 1.0, list(values.columns)
 
@@ -184,7 +188,7 @@ def heat_map_svg(values: pd.DataFrame, title: str) -> str:
 
 
 def _add_frames(figure: go.Figure, grid: Grid, visible: bool) -> None:
-    """Frame cells: category axes have no place between categories, so number axes overlay them."""
+    """Frame cells with overlaid number axes: category axes have no place between categories."""
     rows, columns = grid.values.shape
     hidden: dict[str, Any] = {"visible": False, "showgrid": False, "zeroline": False}
     figure.update_layout(

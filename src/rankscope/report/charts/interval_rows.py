@@ -1,4 +1,4 @@
-"""Values with their intervals, one row per name: for comparisons with zero."""
+"""Values with their intervals, one row per name, for comparisons with zero."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +32,7 @@ def interval_rows(
     layer: str | None = None,
     min_width: int = 0,
 ) -> Drawn:
-    """A mark at the ``difference`` of each row of a frame with its interval, from top to bottom.
+    """Draw a mark at the ``difference`` of each row of a frame with its interval, top to bottom.
 
     ``words`` are further columns of the hover texts; the values of the column ``layer`` are the
     entries of the drop-down.

@@ -49,8 +49,8 @@ def place_labels(
 ) -> list[tuple[PointLabel, str]]:
     """Choose Plotly text positions for as many labels as fit, most important first.
 
-    No label covers one of ``points``. The ranges are from left to right and from bottom to top,
-    ``plot_size`` in pixels. Returns (label, ``textposition``).
+    No label covers one of ``points``. The ranges are from left to right and from bottom to top;
+    ``plot_size`` is in pixels. Returns (label, ``textposition``).
     """
 
     def pixels(x: float, y: float) -> tuple[float, float]:
@@ -89,7 +89,7 @@ def add_labels(
     x_range: tuple[float, float],
     y_range: tuple[float, float],
 ) -> None:
-    """Write the labels for which there is room; the page has others for a narrow screen."""
+    """Write the labels for which there is room; a narrow screen gets other labels."""
     margin = figure.layout.margin
     height = figure.layout.height - margin.t - margin.b
 

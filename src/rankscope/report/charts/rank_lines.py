@@ -1,7 +1,7 @@
-"""Quantities against rank: stacked panels, a line with its band per variant, horizontal references.
+"""Quantities against rank: stacked panels, one line with its band per variant, and references.
 
-The rank axis is log2. If no two arms differ in rank alone, as in a comparison of methods, arms
-stand side by side and intervals are bars.
+The rank axis is log2. If no two arms differ only in rank, as in a comparison of methods, arms stand
+side by side and intervals are bars.
 """
 
 import math
@@ -39,7 +39,7 @@ class RankPoint(NamedTuple):
 
 
 class RankLine(NamedTuple):
-    """Arms that differ in rank alone, by rising rank."""
+    """Arms that differ only in rank, by rising rank."""
 
     label: str
     dash: str
@@ -67,7 +67,7 @@ class Panel(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RankAxis:
-    """What the figures of a task have on their horizontal axis."""
+    """The horizontal axis of a task's figures."""
 
     lines: tuple[RankLine, ...]
     focus: str | None = None  # Label of the line that the texts describe
@@ -81,7 +81,7 @@ class RankAxis:
 
     @property
     def is_by_arm(self) -> bool:
-        """Whether arms stand side by side because no line has two points."""
+        """Whether arms stand side by side, because no line has two points."""
         sizes = [len(line.points) for line in self.lines]
         return all(size == 1 for size in sizes) and 1 < len(sizes) <= MAX_NAMES
 
@@ -90,7 +90,7 @@ class RankAxis:
         return "by arm" if self.is_by_arm else "against rank"
 
     def bands_note(self, shown: str = "95 % intervals") -> str:
-        """What the bands or bars show, for captions."""
+        """Write for captions what the bands or bars show."""
         note = f"{'Bars' if self.is_by_arm else 'Bands'} are {shown}."
         if not self.is_by_arm and len(self.lines) > MAX_BANDS:
             note += " With this many lines, only the line named above has its band."
@@ -103,7 +103,7 @@ class RankAxis:
         return {point.arm: math.log2(point.rank) for point in points}
 
     def ends(self) -> tuple[float, float]:
-        """Ends of the axis, with room for the names of references on the right."""
+        """Return the ends of the axis, with room for the names of references on the right."""
         left, right = min(self.places().values()), max(self.places().values())
         width = max(right - left, 1.0)
         if self.is_by_arm:
@@ -114,9 +114,9 @@ class RankAxis:
 def rank_plot(
     rank_axis: RankAxis, panels: Sequence[Panel], names: Mapping[str, str] = MappingProxyType({})
 ) -> go.Figure | None:
-    """Stacked panels over one axis; None if no arm on a line has a value in any panel.
+    """Draw stacked panels over one axis; None if no arm on a line has a value in any panel.
 
-    ``names``: by arm, what is written at its point in the first panel, most important first.
+    ``names`` are the texts at the arms' points in the first panel, most important first.
     """
     drawings = [_PanelDrawing(rank_axis, panel) for panel in panels]
     if not any(drawing.has_points for drawing in drawings):
@@ -241,7 +241,7 @@ class _PanelDrawing:
             add_labels(figure, labels, points, (left, right), (min(ends), max(ends)))
 
     def _sides(self) -> list[str]:
-        """Names stand above their line, or below if another line is close above."""
+        """Place names above their line, or below it if another line is close above."""
         drawn = [v for arm, (*ends, _) in self.values.items() if arm in self.places for v in ends]
         drawn += [v for reference in self.references for v in reference[1:4]]
         known = [value for value in drawn if value is not None]

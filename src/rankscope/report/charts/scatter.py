@@ -37,11 +37,14 @@ def plane_plot(
     ring: str | None,
     names: Mapping[str, str],
 ) -> go.Figure:
-    """Arms by gain and retention change, with a ring around one; the good corner is top right.
+    """Draw arms by gain and retention change, with a ring around one; the top right corner is best.
 
-    ``placed`` has one row per arm, with the arm as its index, and ``axes`` are its columns.
-    ``crosses`` are the colors of the drawn intervals, ``front`` the arms joined by a broad pale
-    line, ``names`` the texts at the points, most important first.
+    Args:
+        placed: one row per arm, with the arm as its index.
+        axes: columns of ``placed``.
+        crosses: colors of the drawn intervals.
+        front: arms joined by a broad pale line.
+        names: texts at the points, most important first.
     """
     x, y = axes
     figure = go.Figure(layout=layout(400))
@@ -73,7 +76,7 @@ def plane_plot(
 def paths_from_base(
     paths: Mapping[str, Sequence[Path]], focus: Sequence[str], x: str, y: str
 ) -> Drawn:
-    """Paths from the base on by arm, with a drop-down between the focus arms and all arms."""
+    """Draw paths from the base on by arm, with a drop-down between focus arms and all arms."""
     figure = go.Figure(layout=layout(440))
     traces = {
         arm: [_add_path(figure, p, x, y, True) for p in of_arm] for arm, of_arm in paths.items()
@@ -99,7 +102,7 @@ def paths_from_base(
 
 
 def _add_path(figure: go.Figure, path: Path, x: str, y: str, from_base: bool = False) -> int:
-    """Draw a path; returns the index of its trace."""
+    """Draw a path, and return the index of its trace."""
     dash, symbol = path.style
     start = [0.0] * from_base
     sizes = path.sizes[0] if len(path.sizes) == 1 else [*start, *path.sizes]
@@ -128,7 +131,7 @@ def _add_path(figure: go.Figure, path: Path, x: str, y: str, from_base: bool = F
 
 
 def _add_base(figure: go.Figure) -> int:
-    """Mark the base at the origin; returns the index of its trace."""
+    """Mark the base at the origin, and return the index of its trace."""
     marker = {"color": BASE_COLOR.light, "symbol": "x", "size": 11}
     text = {"hoverinfo": "text", "hovertext": "<b>base</b><br>untuned: the origin"}
     figure.add_scatter(x=[0], y=[0], mode="markers", marker=marker, cliponaxis=False, **text)
@@ -141,7 +144,7 @@ def _add_line(figure: go.Figure, points: Sequence[tuple[Any, Any]], **style: Any
 
 
 def _cross(row: Mapping[str, Any], x: str, y: str) -> list[tuple[Any, Any]]:
-    """The intervals of both coordinates, with a gap after each."""
+    """Return the intervals of both coordinates, with a gap after each."""
     ends: list[tuple[Any, Any]] = []
     if row[f"{x}, low"] is not None:
         ends += [(row[f"{x}, low"], row[y]), (row[f"{x}, high"], row[y]), (None, None)]

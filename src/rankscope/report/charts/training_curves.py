@@ -1,4 +1,4 @@
-"""A value of training by step, a line for each arm that is drawn."""
+"""Curves of a training value by step, one line for each drawn arm."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -14,14 +14,16 @@ from rankscope.report.table_formats import table
 MAX_POINTS = 80  # Bins of a curve
 
 Points = Callable[[TrainRecord], Iterable[tuple[float, float]]]
-"""(step, value) of one trial's training."""
+"""Function that returns (step, value) pairs of one trial's training."""
 
 
 def draw_curves(
     view: StudyView, task: str, names: tuple[str, str, str], points_of: Points
 ) -> Figure | None:
-    """A value of training by step, the mean over the seeds of each arm that is drawn; None without
-    any. ``names``: the figure's key, its title, and the value with its unit."""
+    """Draw a training value by step, the mean over the seeds of each arm; None without any.
+
+    ``names`` are the figure's key, its title, and the value with its unit.
+    """
     key, title, value = names
     curves = [
         (arm, curve)
@@ -33,7 +35,7 @@ def draw_curves(
     rows = [{"arm": arm.label, "step": at, value: y} for arm, curve in curves for at, y in curve]
     frame = table(rows, {"step": Column(digits=1), value: Column(digits=4)})
     figure = go.Figure(layout=layout(360, margin={"l": 56, "r": 64, "t": 20, "b": 52}))
-    # Names are pushed apart if curves meet: a line of text over the height of the plot, in pixels.
+    # Names are pushed apart if curves meet; a name needs a line of text, in pixels.
     gap = frame[value].max() * 15 / 288
     height = -gap
     for arm, curve in sorted(curves, key=lambda pair: pair[1][-1][1]):
@@ -69,7 +71,7 @@ def _finding(curves: Sequence[tuple[ArmSummary, list[tuple[float, float]]]]) -> 
 def binned(
     points: Sequence[tuple[float, float]], most: int = MAX_POINTS
 ) -> list[tuple[float, float]]:
-    """(mean step, mean value) of all finite values, in at most ``most`` bins of steps."""
+    """Return (mean step, mean value) of all finite values, in at most ``most`` bins of steps."""
     finite = np.array([pair for pair in points if np.isfinite(pair[1])], dtype=float)
     if len(finite) == 0:
         return []

@@ -1,10 +1,10 @@
-"""Score and retention against rank, a panel each."""
+"""Score and retention against rank, one panel each."""
 
 from rankscope.formatting import MAX_NAME, difference, safe_text, score_text
 from rankscope.report.charts.figure import Figure, records
 from rankscope.report.charts.rank_lines import Panel, Reference, rank_plot
 from rankscope.report.columns import Column, interval_cells
-from rankscope.report.figures import register
+from rankscope.report.figures import in_section
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import shown, table
 
@@ -13,7 +13,7 @@ _CAPTION = """Test split. {} The interval of the base covers the choice of items
 is tuned minus base: below zero was lost."""
 
 
-@register("ranks", 10)
+@in_section("ranks", 10)
 def draw_against_rank(view: StudyView, task: str) -> Figure:
     unit, axis = view.unit(task), view.rank_axis(task)
     base = view.recommendation.base.get(task)
@@ -68,7 +68,7 @@ def _finding(view: StudyView, task: str) -> str:
         texts.append(f"{score_text(base.score, unit)} with the base")
     text = f"Measured on test items: {', '.join(texts)}."
     changes = [
-        # Those of the unit in which forgetting is shown come first: others do not compare.
+        # Tasks in the unit of forgetting come first, because others do not compare.
         (view.unit(name) != view.retention_unit(task), change.value,
          f"{difference(change.value, view.unit(name))} on {name} ({arm.label})")
         for arm in view.arms(task)

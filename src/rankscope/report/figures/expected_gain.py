@@ -4,7 +4,7 @@ from rankscope.formatting import join_names, percent
 from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.rank_lines import Panel, Reference, rank_plot
 from rankscope.report.columns import Column
-from rankscope.report.figures import register
+from rankscope.report.figures import in_section
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import shown, table
 from rankscope.report.tables import STUDY_COLUMNS, arm_row
@@ -19,9 +19,9 @@ _COLUMNS = (
 )
 
 
-@register("ranks", 5)
+@in_section("ranks", 5)
 def draw_expected_gain(view: StudyView, task: str) -> Figure | None:
-    """None if no arm was scored, or all of them exceed the limit on forgetting."""
+    """Draw the figure; None if no arm was scored, or all exceed the limit on forgetting."""
     unit, margin = view.net_unit(task), view.margin(task)
     axis = view.rank_axis(task, best_rates=True)
     gain, regret = (f"expected {name}, {unit.difference}" for name in ("net gain", "regret"))

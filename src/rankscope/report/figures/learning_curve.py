@@ -1,6 +1,6 @@
-"""Learning and retention by step: what each arm had learned and lost as it trained.
+"""Learning and retention by step: each arm's gains and losses as it trained.
 
-Biderman et al. (arXiv 2405.09673) draw it over training tokens; here it is drawn over optimizer
+Biderman et al. (arXiv 2405.09673) draw it over training tokens. Here it is drawn over optimizer
 steps, on the first items of the validation split.
 """
 
@@ -13,7 +13,7 @@ from rankscope.formatting import count, difference
 from rankscope.records import BASE, ArmSummary, CurvePoint, TrialRecords
 from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.scatter import Path, paths_from_base
-from rankscope.report.figures import register
+from rankscope.report.figures import in_section
 from rankscope.report.study_view import StudyView, retention_text
 from rankscope.report.table_formats import shown, table
 
@@ -27,7 +27,7 @@ items."""
 
 
 @dataclass(frozen=True, slots=True)
-class CurveStep:
+class _CurveStep:
     """An arm after some steps, the mean over its seeds; shares of 1 or nats."""
 
     step: int
@@ -37,9 +37,9 @@ class CurveStep:
     items: int  # Of the in-domain task
 
 
-@register("planes", 20)
+@in_section("planes", 20)
 def draw_learning_curve(view: StudyView, task: str) -> Figure | None:
-    """The curves of one training task; None if no trial was scored while it trained."""
+    """Draw the curves of one training task; None if no trial was scored while it trained."""
     curves = [(arm, curve) for arm in view.arms(task) if (curve := curve_of(view, arm))]
     if not curves:
         return None
@@ -74,7 +74,7 @@ def draw_learning_curve(view: StudyView, task: str) -> Figure | None:
     return Figure(key, title, _finding(view, curves), frame, caption=_CAPTION, **drawn)
 
 
-def _finding(view: StudyView, curves: Sequence[tuple[ArmSummary, list[CurveStep]]]) -> str:
+def _finding(view: StudyView, curves: Sequence[tuple[ArmSummary, list[_CurveStep]]]) -> str:
     task = curves[0][0].task
     focus = view.focus(task)
     of_focus = (pair for pair in curves if focus is not None and pair[0].label == focus.label)
@@ -100,11 +100,11 @@ def _missing(view: StudyView, task: str) -> str:
 # --- curves ------------------------------------------------------------------------------------
 
 
-def curve_of(view: StudyView, arm: ArmSummary) -> list[CurveStep]:
+def curve_of(view: StudyView, arm: ArmSummary) -> list[_CurveStep]:
     """The curve of an arm by rising step; a trial counts at the steps with all its scores.
 
-    A trial that stopped early counts up to the step whose weights were kept. At later steps, for as
-    long as other seeds trained, its last score up to there is used.
+    A trial that stopped early counts up to the step whose weights were kept. At later steps its
+    last score up to there is used, as long as other seeds trained.
     """
     trials = [(_trial_curve(view, trial), trial.train) for trial in view.trials(arm)]
     steps = []
@@ -117,9 +117,9 @@ def curve_of(view: StudyView, arm: ArmSummary) -> list[CurveStep]:
     return steps
 
 
-def _mean_over_seeds(step: int, seeds: list[CurveStep]) -> CurveStep:
+def _mean_over_seeds(step: int, seeds: list[_CurveStep]) -> _CurveStep:
     kept = [seed.retention for seed in seeds if seed.retention is not None]
-    return CurveStep(
+    return _CurveStep(
         step=step,
         gain=fmean(seed.gain for seed in seeds),
         retention=fmean(kept) if kept else None,
@@ -128,7 +128,7 @@ def _mean_over_seeds(step: int, seeds: list[CurveStep]) -> CurveStep:
     )
 
 
-def _trial_curve(view: StudyView, trial: TrialRecords) -> dict[int, CurveStep]:
+def _trial_curve(view: StudyView, trial: TrialRecords) -> dict[int, _CurveStep]:
     """One trial by step, up to the weights that were kept."""
     by_step: dict[int, dict[str, CurvePoint]] = defaultdict(dict)
     for point in trial.curve:
@@ -142,12 +142,12 @@ def _trial_curve(view: StudyView, trial: TrialRecords) -> dict[int, CurveStep]:
         gain, changes = _change(view, learned), _retention(view, task, points)
         if gain is not None and changes is not None:
             mean = fmean(changes) if changes else None
-            curve[step] = CurveStep(step, gain, mean, 1, learned.n)
+            curve[step] = _CurveStep(step, gain, mean, 1, learned.n)
     return curve
 
 
 def _change(view: StudyView, point: CurvePoint) -> float | None:
-    """Tuned minus base on the items of a point; None if the base was not scored on them."""
+    """Return tuned minus base on the items of a point; None if the base was not scored on them."""
     base = view.study.items.get((BASE, point.task, "validation"))
     if base is None or len(base.scores) < point.n:
         return None
@@ -155,7 +155,7 @@ def _change(view: StudyView, point: CurvePoint) -> float | None:
 
 
 def _retention(view: StudyView, task: str, points: dict[str, CurvePoint]) -> list[float] | None:
-    """Tuned minus base on the retention tasks; None if one is missing."""
+    """Return tuned minus base on the retention tasks; None if one is missing."""
     retained = view.retained(task)
     changes = [_change(view, points[name]) if name in points else None for name in retained]
     return None if None in changes else [change for change in changes if change is not None]

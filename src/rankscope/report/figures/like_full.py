@@ -1,4 +1,4 @@
-"""Whether an arm changes the same answers as full fine-tuning does."""
+"""Agreement of an arm with full fine-tuning: does it change the same answers?"""
 
 from itertools import chain, combinations, product
 from statistics import fmean
@@ -11,7 +11,7 @@ from rankscope.records import BASE, ItemScores
 from rankscope.report.charts.figure import Figure, range_cells
 from rankscope.report.charts.rank_lines import Panel, rank_plot
 from rankscope.report.columns import Column
-from rankscope.report.figures import register
+from rankscope.report.figures import in_section
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import shown, table
 
@@ -23,9 +23,9 @@ of full fine-tuning, bands are the range over such pairs. The line of full fine-
 correlation between its own seeds: as much as two trainings of one arm have in common."""
 
 
-@register("ranks", 30)
+@in_section("ranks", 30)
 def draw_like_full(view: StudyView, task: str) -> Figure | None:
-    """None without two seeds of full fine-tuning, which no correlation can be measured against."""
+    """Draw the figure; None without two seeds of full fine-tuning, which a correlation needs."""
     full = view.best_full(task)
     if full is None or len(view.trials(full)) < 2:
         return None
@@ -58,7 +58,8 @@ def draw_like_full(view: StudyView, task: str) -> Figure | None:
 
 
 def changes(view: StudyView, task: str) -> dict[str, list[ItemChanges]]:
-    """By arm, (items,) of each scored seed: tuned minus base on the test items of ``task``."""
+    """Return tuned minus base on the test items of ``task``, (items,) for each scored seed, by
+    arm."""
     trials = {arm.label: [t.spec.trial_id for t in view.trials(arm)] for arm in view.arms(task)}
     found: dict[str, ItemScores] = {}
     for name in (BASE, *chain(*trials.values())):  # Read from disk, each once
@@ -75,7 +76,7 @@ def changes(view: StudyView, task: str) -> dict[str, list[ItemChanges]]:
 
 
 def correlation(one: ItemChanges, other: ItemChanges) -> float | None:
-    """Pearson's; None if either does not vary."""
+    """Return Pearson's correlation; None if either side does not vary."""
     if min(one.std(), other.std()) == 0:
         return None
     return float(np.corrcoef(one, other)[0, 1])

@@ -1,4 +1,4 @@
-"""What is learned of the training rows alone: training loss less test loss, against rank."""
+"""Overfitting to the training rows: training loss minus test loss, against rank."""
 
 from statistics import fmean
 
@@ -7,7 +7,7 @@ from rankscope.records import TrialRecords
 from rankscope.report.charts.figure import Figure, range_cells
 from rankscope.report.charts.rank_lines import Panel, Reference, rank_plot
 from rankscope.report.columns import Column
-from rankscope.report.figures import register
+from rankscope.report.figures import in_section
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import shown, table
 
@@ -18,9 +18,9 @@ the one and alike in the other, so the values are compared, not read by themselv
 range over seeds."""
 
 
-@register("training", 20)
+@in_section("training", 20)
 def draw_loss_gap(view: StudyView, task: str) -> Figure | None:
-    """None unless the task is scored by its loss and rows were seen twice."""
+    """Draw the figure; None unless the task is scored by its loss and rows were seen twice."""
     if view.study.task(task).score_unit != "log_probability":
         return None
     gaps = {
@@ -48,8 +48,11 @@ def draw_loss_gap(view: StudyView, task: str) -> Figure | None:
 
 
 def _gap(view: StudyView, trial: TrialRecords) -> float | None:
-    """Of one trial; None if it saw no row twice, has no test score, or its losses are of other
-    weights than its score, after the best step."""
+    """Return the gap of one trial.
+
+    None if it saw no row twice, has no test score, or was scored with the weights of an earlier
+    best step.
+    """
     spec, train = trial.spec, trial.train
     tested = view.study.evals.get((spec.trial_id, spec.task, "test"))
     if train is None or tested is None or train.best_step is not None:

@@ -4,7 +4,7 @@ from rankscope.formatting import count, difference
 from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.scatter import Path, plane_plot
 from rankscope.report.columns import interval_cells
-from rankscope.report.figures import register
+from rankscope.report.figures import in_section
 from rankscope.report.study_view import StudyView, retention_text
 from rankscope.report.style import FULL_COLOR, MUTED
 from rankscope.report.table_formats import shown, table
@@ -16,7 +16,7 @@ of one learning rate. The broad gray line is the Pareto front: no other arm lear
 retained more. The ring marks the recommended arm. The table also has the cost of every arm."""
 
 
-@register("planes", 10)
+@in_section("planes", 10)
 def draw_plane(view: StudyView, task: str) -> Figure:
     kept, front = view.retention_unit(task), view.front(task)
     axes = view.plane_titles(task, kept)

@@ -1,4 +1,4 @@
-"""Learning rate and rank: whether every rank had a learning rate that suits it."""
+"""Learning rate and rank: did every rank have a learning rate that suits it?"""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from rankscope.records import ArmSummary, Status, TrialRecords
 from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.heat_map import change_grid, heat_map
 from rankscope.report.columns import Column, interval_cells
-from rankscope.report.figures import register
+from rankscope.report.figures import in_section
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import shown, table
 
@@ -30,9 +30,9 @@ _WITHOUT: dict[Status, str] = {
 }
 
 
-@register("ranks", 30)
+@in_section("ranks", 30)
 def draw_rate_map(view: StudyView, task: str) -> Figure:
-    """A map for each variant (method, targets, alpha) and quantity."""
+    """Draw a map for each variant (method, targets, alpha) and quantity."""
     key, title = view.key("rates", task), f"Learning rate and rank, {task}"
     variants, chosen = view.variants(task), view.advice(task).chosen
     of_lora = [arm for group in variants.values() for arm in group]
@@ -81,14 +81,16 @@ def draw_rate_map(view: StudyView, task: str) -> Figure:
 
 
 def _without_result(trials: Sequence[TrialRecords]) -> str:
-    """Why an arm has no score: what happened to the trial that came furthest."""
+    """Return why an arm has no score, from the trial that came furthest."""
     statuses = {trial.status for trial in trials}
     return next((words for status, words in _WITHOUT.items() if status in statuses), "not begun")
 
 
 def finding(variants: Mapping[str, Sequence[ArmSummary]]) -> str:
-    """The rate of the highest expected net gain of each rank, of the first variant that has two
-    rates of a rank."""
+    """Name each rank's rate of the highest expected net gain.
+
+    The ranks are those of the first variant that has two rates of a rank.
+    """
     for name, group in variants.items():
         gains: dict[int, dict[float, float]] = defaultdict(dict)
         tried: dict[int, set[float]] = defaultdict(set)

@@ -1,18 +1,17 @@
-"""What models write while they learn from rewards, by step."""
+"""Answers that models write while they learn from rewards, by step."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.training_curves import draw_curves
-from rankscope.report.figures import register
+from rankscope.report.figures import Drawing, in_section
 from rankscope.report.study_view import StudyView
 
 _CAPTION = " Answers are drawn by the model as it is at that step, on the prompts of the step."
 
 
-def _drawing(place: float, key: str, name: str, unit: str) -> Callable[..., Figure | None]:
+def _drawing(place: float, key: str, name: str, unit: str) -> Drawing:
     def draw(view: StudyView, task: str) -> Figure | None:
         names = (f"training-{key}", f"{name} while training, {task}", f"{name.lower()}, {unit}")
         figure = draw_curves(
@@ -30,7 +29,7 @@ def _drawing(place: float, key: str, name: str, unit: str) -> Callable[..., Figu
         )
         return replace(figure, finding=finding, caption=figure.caption + _CAPTION)
 
-    return register("training", place)(draw)
+    return in_section("training", place)(draw)
 
 
 draw_reward = _drawing(11, "reward", "Reward", "mean over answers")

@@ -1,5 +1,7 @@
-"""The expected net gain against the number of training rows, a line for each rank and for full
-fine-tuning."""
+"""Expected net gain against the number of training rows.
+
+There is a line for each rank and for full fine-tuning.
+"""
 
 from rankscope.records import ArmSummary
 from rankscope.report.charts.figure import Figure
@@ -12,7 +14,7 @@ from rankscope.report.charts.rank_lines import (
     rank_plot,
 )
 from rankscope.report.columns import Column
-from rankscope.report.figures import register
+from rankscope.report.figures import in_section
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import SYMBOLS
 from rankscope.report.table_formats import shown, table
@@ -27,9 +29,9 @@ _COLUMNS = (
 )
 
 
-@register("ranks", 7)
+@in_section("ranks", 7)
 def draw_rows(view: StudyView, task: str) -> Figure | None:
-    """None unless some arms differ in the number of rows."""
+    """Draw the figure; None unless some arms differ in the number of rows."""
     lines: dict[str, list[ArmSummary]] = {}
     for arm in view.candidates(task):
         if arm.rows is not None:

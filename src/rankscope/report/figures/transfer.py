@@ -1,20 +1,20 @@
-"""Train x test map: what training on one task did to every other."""
+"""Train x test map: the effect of training on one task on every other task."""
 
 from rankscope.formatting import NATS, Unit, difference
 from rankscope.records import trained_parts
 from rankscope.report.charts.figure import Drawn, Figure
 from rankscope.report.charts.heat_map import change_grid, heat_map
 from rankscope.report.columns import Column, interval_cells
-from rankscope.report.figures import register
+from rankscope.report.figures import in_section
 from rankscope.report.study_view import StudyView, change_on
 from rankscope.report.table_formats import shown, table
 
 MAX_CHOICES = 60
 
 
-@register("transfer", 10, per="unit")
+@in_section("transfer", 10, per="unit")
 def draw_transfer(view: StudyView, unit: Unit) -> Figure:
-    """The map over the tasks measured in ``unit``; the drop-down selects an arm."""
+    """Draw the map over the tasks measured in ``unit``; the drop-down selects an arm."""
     trains = view.training_tasks
     tests = [task.name for task in view.study.tasks if view.unit(task.name) == unit]
     title = f"change, {unit.difference}"

@@ -1,8 +1,9 @@
-"""Where the units of a study run: one executor per file.
+"""Places where the units of a study run: one executor per file.
 
-An executor takes the folder of a unit and sees to it that ``rankscope work OUT UNIT`` runs there,
-again if the worker dies, until the folder is sealed. It never opens the ledger of the study: the
-driver verifies sealed results and commits them. So results do not depend on the executor.
+An executor takes the folder of a unit and sees to it that ``rankscope work OUT UNIT`` runs there.
+It starts the worker again if it dies, until the folder is sealed. It never opens the ledger of the
+study: the driver verifies sealed results and commits them. So results do not depend on the
+executor.
 
 A subclass of :class:`ExecutorSettings` is the section ``executor: {NAME: {...}}`` of a study file.
 Its module loads no torch.
@@ -37,11 +38,11 @@ class Executor(Protocol):
         """Ask all workers to save their state and end, and start no more of them."""
 
     def close(self) -> None:
-        """Return once all workers ended."""
+        """Wait until all workers ended."""
 
 
 class ExecutorSettings(ConfigSection):
-    """What the study file says of an executor; no result depends on it."""
+    """Settings of an executor in the study file; no result depends on them."""
 
     name: ClassVar[str]
 
@@ -51,20 +52,27 @@ class ExecutorSettings(ConfigSection):
         return False
 
     def start(self, config: "StudyConfig", num_workers: int | None) -> Executor:
-        """The executor, for at most ``num_workers`` units at a time. Raises UserError: it cannot
-        start."""
+        """Start the executor, for at most ``num_workers`` units at a time.
+
+        Raises UserError: it cannot start.
+        """
         raise NotImplementedError
 
     def script(self, folders: list[Path], devices: int, host_bytes: int, limit: int | None) -> str:
-        """A job for the units in ``folders``, each on ``devices`` with ``host_bytes`` of memory; at
-        most ``limit`` of them run at a time. Raises UserError: this executor submits no script."""
+        """Write a job for the units in ``folders``. At most ``limit`` of them run at a time.
+
+        Each runs on ``devices`` with ``host_bytes`` of memory. Raises UserError: this executor
+        submits no script.
+        """
         found, do = f"executor {self.name}", "'rankscope plan' shows what the others will do"
         raise UserError("--dry-run", found, "slurm, whose batch script it prints", do)
 
     def check_trusted(self, *keys: str) -> None:
-        """Raise UserError for settings under these keys that the user did not allow: they come
-        with the study file, which may be a stranger's."""
-        from rankscope.evaluate.scorers.python_function import ALLOWED
+        """Raise UserError for settings under these keys that the user did not allow.
+
+        They come with the study file, which may be a stranger's.
+        """
+        from rankscope.evaluate.scorers import ALLOWED
 
         for key in keys:
             if getattr(self, key) and os.environ.get(ALLOWED) != "1":
@@ -77,11 +85,11 @@ class ExecutorSettings(ConfigSection):
 
     @classmethod
     def withdraw(cls, units: Path) -> None:
-        """Take back units that wait for an earlier driver, as another executor runs them."""
+        """Take back units that wait for an earlier driver, because another executor runs them."""
 
 
 class ExecutorChoice(ConfigSection):
-    """One executor: its name, or its name with settings; a section with a key for each file."""
+    """One executor: its name, or its name with settings. Each file gives the section a key."""
 
     @classmethod
     def from_short_form(cls, text: str) -> dict[str, Any] | None:
@@ -90,7 +98,7 @@ class ExecutorChoice(ConfigSection):
     @model_validator(mode="before")
     @classmethod
     def _fill_empty(cls, value: Any) -> Any:
-        """``slurm:`` without settings is SLURM with its defaults."""
+        """Accept ``slurm:`` without settings as SLURM with its defaults."""
         return {k: v or {} for k, v in value.items()} if isinstance(value, dict) else value
 
     @model_validator(mode="after")
@@ -110,12 +118,12 @@ class ExecutorChoice(ConfigSection):
 
 
 def executors() -> dict[str, type[ExecutorSettings]]:
-    """The settings of every executor by its name."""
+    """Return the settings of every executor by its name."""
     return parts(ExecutorSettings, __name__)
 
 
 def executor_section() -> type[ExecutorChoice]:
-    """The section ``executor`` of a study file, with a key for each executor."""
+    """Make the section ``executor`` of a study file, with a key for each executor."""
     fields: dict[str, Any] = {
         name: (kind | None, Field(None, description=kind.__doc__))
         for name, kind in executors().items()
@@ -127,8 +135,11 @@ def executor_section() -> type[ExecutorChoice]:
 
 
 def with_executor(config: "StudyConfig", name: str | None) -> "StudyConfig":
-    """The study on the executor of this name, with the settings of its file if that names it, too;
-    None changes nothing. Raises UserError: there is no such executor."""
+    """Put the study on the executor of this name; None changes nothing.
+
+    The settings of the study file stay if it names the same executor. Raises UserError: there is no
+    such executor.
+    """
     if name is None or (config.executor is not None and config.executor.name == name):
         return config
     if name not in executors():
@@ -138,9 +149,12 @@ def with_executor(config: "StudyConfig", name: str | None) -> "StudyConfig":
 
 
 def start_executor(config: "StudyConfig", num_workers: int | None = None) -> Executor | None:
-    """The study's executor; without one worker processes of this machine if a number of them is
-    asked for or a group takes several devices, else None: groups run in this process.
-    Raises UserError: no worker is asked for, or it cannot start on this machine."""
+    """Start the study's executor; None if groups run in this process.
+
+    Without an executor in the study, worker processes of this machine start if a number of them is
+    asked for or a group takes several devices. Raises UserError: the number is below 1, or the
+    executor cannot start on this machine.
+    """
     if num_workers is not None and num_workers < 1:
         raise UserError("--workers", str(num_workers), "at least 1")
     if config.executor is None and num_workers is None and config.train.devices == 1:
@@ -150,7 +164,7 @@ def start_executor(config: "StudyConfig", num_workers: int | None = None) -> Exe
 
 
 def withdraw_units(units: Path, but: Executor | None) -> None:
-    """Take back units that wait with another executor than the one that runs the study now."""
+    """Take back units that wait with another executor than the study's current one."""
     for name, kind in executors().items():
         if but is None or but.name != name:
             kind.withdraw(units)

@@ -32,10 +32,10 @@ class LocalSettings(ExecutorSettings):
 
 
 class LocalExecutor:
-    """Up to ``num_workers`` processes at a time; by default one per visible GPU, else one.
+    """Runs up to ``num_workers`` processes at a time; by default one per visible GPU, else one.
 
-    On a machine with several GPUs each process sees ``train.devices`` of them. A process that
-    ended has returned all its memory, so no unit takes the blame for an earlier one.
+    On a machine with several GPUs each process sees ``train.devices`` of them. A process that ended
+    has returned all its memory, so no unit takes the blame for an earlier one.
     """
 
     name = "local"
@@ -43,7 +43,7 @@ class LocalExecutor:
     def __init__(self, config: "StudyConfig", num_workers: int | None = None) -> None:
         from rankscope.device import visible_gpus
 
-        # Workers of a study on a device of its own choice, such as cuda:1, share it.
+        # Workers of a study that names its device, such as cuda:1, share it.
         gpus = visible_gpus() if config.device in ("auto", "cuda") else []
         width = config.train.devices
         count = len(gpus) // width

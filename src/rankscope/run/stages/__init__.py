@@ -1,8 +1,8 @@
 """The stages that a group of trials passes through, all of one form.
 
 A stage reads from the ledger what is missing, computes it piece by piece, and commits each piece
-before the next. A run that is killed at any moment repeats at most the piece it was in, and what
-``measure_base`` measured, which is not stored. Extensions have stages of their own.
+before the next. A run that is killed at any moment repeats at most its current piece, and the
+results of ``measure_base``, which are not stored. Extensions have their own stages.
 """
 
 import json
@@ -28,19 +28,23 @@ class Stage(ABC, Generic[Work, Result]):
         self.context = context
 
     def measure_base(self) -> None:
-        """Measure what the groups need of the bare base, before the first of them."""
+        """Called before the first group, to measure what the groups need of the bare base."""
 
     def left_to_measure(self) -> list[TrialSpec]:
-        """Of a stage whose work are trials, those of all groups that it will come to: they lack its
-        results, or are not trained yet."""
+        """Return the trials of all groups that lack this stage's result, untrained ones included.
+
+        The work of the stage must be trials.
+        """
         statuses = self.context.ledger.statuses()
         trials = tuple(trial for group in self.context.round.groups for trial in group)
         missing: set[object] = set(self.missing(trials))
         return [t for t in trials if t in missing or statuses[t.trial_id] == "planned"]
 
     def missing(self, group: Group) -> Sequence[Work]:
-        """The work on ``group`` whose results the ledger lacks; by default trials without a record
-        of the stage's name."""
+        """Return the work on ``group`` whose results the ledger lacks.
+
+        By default these are trials without a record of the stage's name.
+        """
         trials: Sequence[Any] = self.context.ledger.without_record(self.name, group)
         return trials
 
@@ -48,8 +52,8 @@ class Stage(ABC, Generic[Work, Result]):
     def run(self, model: Base, work: Sequence[Work]) -> Iterator[Result]:
         """Compute and yield the results one by one.
 
-        ``model`` is the base with the group's adapters attached, or a trial's own model; for
-        training and for scores of the base, the bare base.
+        ``model`` is the base with the group's adapters attached, or a trial's own model. For
+        training and for scores of the base it is the bare base.
         """
 
     def commit(self, result: Result) -> None:
@@ -65,8 +69,7 @@ def run_stage(
     work: Sequence[Work],
     model: Base | None = None,
 ) -> None:
-    """Run a stage over ``work``, by default on the bare base, and commit each result as soon as it
-    is there."""
+    """Run a stage over ``work``, by default on the bare base, and commit each result at once."""
     if not work:
         return
     for result in stage.run(model or context.base, work):
@@ -76,21 +79,25 @@ def run_stage(
 
 
 class RowsStage(Stage[tuple[str, Work], tuple[str, list[Any]]]):
-    """The bare base makes it once per study, before any trial trains: lists of JSON values, each
-    stored by a hash of all that it depends on besides the base. An extension has one in its file
-    ``rows``."""
+    """A stage of the bare base, once per study, before any trial trains.
+
+    It makes lists of JSON values. Each is stored by a hash of everything that it depends on besides
+    the base. An extension has such a stage in its file ``rows``.
+    """
 
     @abstractmethod
     def wanted(self) -> Mapping[str, Work]:
-        """What to make, by hash."""
+        """Return the lists to make, by hash."""
 
     @abstractmethod
     def use(self) -> None:
-        """Put all that is wanted into the study; make what is not stored. Raises IntegrityError: a
-        stored list is altered."""
+        """Put all wanted lists into the study, and make those that are not stored.
+
+        Raises IntegrityError: a stored list is altered.
+        """
 
     def missing(self, group: Group = ()) -> list[tuple[str, Work]]:
-        """No group has rows of its own."""
+        """Return the wanted lists that are not stored; they belong to no group."""
         ledger, wanted = self.context.ledger, self.wanted().items()
         return [piece for piece in wanted if not ledger.artifacts(rows_path(piece[0]))]
 
@@ -102,7 +109,7 @@ class RowsStage(Stage[tuple[str, Work], tuple[str, list[Any]]]):
             ledger.commit(artifacts=ledger.publish(file, rows_path(sha256)))
 
     def made(self) -> dict[str, list[Any]]:
-        """All that is wanted, by hash; makes what is not stored."""
+        """Return all wanted lists by hash, and make those that are not stored."""
         run_stage(self.context, self, self.missing())
         found = {}
         for sha256 in self.wanted():
@@ -112,12 +119,12 @@ class RowsStage(Stage[tuple[str, Work], tuple[str, list[Any]]]):
 
 
 def rows_stages(context: RunContext) -> list[RowsStage[Any]]:
-    """The stages of all extensions that make rows."""
+    """Return the stages of all extensions that make rows."""
     files = {file.__name__ for file in extension_files("rows")}
     return [kind(context) for kind in RowsStage.__subclasses__() if kind.__module__ in files]
 
 
 def use_rows(context: RunContext) -> None:
-    """Put into the study all that only a run of the base can make."""
+    """Put all results into the study that only a run of the base can make."""
     for stage in rows_stages(context):
         stage.use()

@@ -1,4 +1,5 @@
-"""Score models on the tasks of the study: one split of one task at a time, many models at once."""
+"""Scores of models on the tasks of the study: one split of one task at a time, many models at
+once."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,13 +14,14 @@ from rankscope.run.stages import Stage
 from rankscope.store import Artifact, TrialFailure, items_path, parity_path, weights_path
 
 EvalBatch = tuple[str, Split, Mapping[str | None, ScoredModel]]
-"""Task, split, and models by adapter name (None: no adapter)."""
+"""Task, split, and models by adapter name; the name None means no adapter."""
 Scored = tuple[Sequence[Evaluation], Sequence[TrialFailure]]
-"""Of a batch; the trials whose likelihoods, or a variant's, are not finite failed."""
+"""Evaluations of a batch, and the trials that failed: some likelihood, or a variant's, is not
+finite."""
 
 
 class EvaluateStage(Stage[EvalBatch, Scored]):
-    """Scores of the trials themselves, and of the base."""
+    """Scores the trials themselves, and the base."""
 
     name = "evaluate"
     engine: Vllm | None = None
@@ -42,7 +44,8 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
     def missing_batches(
         self, models: Mapping[str | None, ScoredModel], wanted: Sequence[EvalKey]
     ) -> list[EvalBatch]:
-        """Batches of the ``wanted`` scores of these models that the ledger lacks, in order."""
+        """Return batches of the ``wanted`` scores of these models that the ledger lacks, in
+        order."""
         missing = dict.fromkeys(self.context.ledger.missing_evals(wanted))
         own = set(models.values())
         splits = dict.fromkeys((task, split) for i, task, split in missing if i in own)
@@ -70,7 +73,7 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
                         self.noted |= {note}
 
     def score_batches(self, model: Base, work: Sequence[EvalBatch]) -> Iterator[Scored]:
-        """Score batch by batch; a trial that failed is left out of the later ones."""
+        """Score batch by batch; a failed trial is left out of the later ones."""
         failed: set[str] = set()
         for task, split, models in work:
             self.context.begin_piece(f"{task} {split}")
@@ -102,7 +105,8 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
         return list(evaluations.values()), failures
 
     def score_base(self, batch: EvalBatch) -> Scored:
-        """Score the untuned base. Failing to is an error: without it no gain can be measured."""
+        """Score the untuned base. A failure is an error: without the base no gain can be
+        measured."""
         study, (name, split, models) = self.context.study, batch
         settings, where = study.config.evaluate, f"{name} {split}"
         do = f"free memory, or lower evaluate.batch_tokens (now {settings.batch_tokens})"
@@ -126,7 +130,7 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
         return list(evaluations.values()), ()
 
     def weights_folder(self, model: ScoredModel) -> Path:
-        """Of a trial, a given model or the base, which a prompt leaves as it is."""
+        """Return the weights' folder of a trial, a given model or the base, which prompts share."""
         trial = None if model == BASE else self.context.study.trial(model)
         if trial is None or trial.prompt is not None:
             return self.context.base.folder

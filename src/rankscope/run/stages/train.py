@@ -1,8 +1,8 @@
-"""Train a group of trials and store weights, records and failures in one transaction.
+"""The training stage: it stores weights, records and failures of a group in one transaction.
 
 Between two optimizer steps come scores, early stopping and weight snapshots. A curve point is a
 trial's score on the first items of a validation split. Scoring draws no random number and leaves
-gradients, masks and modes as they were, so a trial trains the same with and without it.
+gradients, masks and modes unchanged, so a trial trains the same with and without it.
 """
 
 import gc
@@ -18,11 +18,7 @@ from rankscope.evaluate.evaluator import evaluate_task
 from rankscope.models.base import Base
 from rankscope.models.sharding import local
 from rankscope.progress import SpeedMeter
-from rankscope.records import (
-    CurvePoint,
-    EvalRecord,
-    TrainRecord,
-)
+from rankscope.records import CurvePoint, EvalRecord, TrainRecord
 from rankscope.run.context import RunContext
 from rankscope.run.groups import Group, group_id, group_label, halves_of
 from rankscope.run.stages import Stage
@@ -41,18 +37,21 @@ from rankscope.train.trial_state import TrialState
 
 
 class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
-    """Training of the trials that are still planned."""
+    """Trains the trials that are still planned."""
 
     name = "train"
 
     def missing(self, group: Group) -> list[Group]:
-        """The untrained trials together."""
+        """Return the untrained trials, as one piece of work."""
         untrained = self.untrained(group)
         return [untrained] if untrained else []
 
     def untrained(self, group: Group) -> Group:
-        """The planned trials of a group. These are only some if the study file gained trials,
-        failed trials are tried again, or changed limits cut the groups anew."""
+        """Return the planned trials of a group.
+
+        These are only some if the study file gained trials, failed trials are tried again, or
+        changed limits cut the groups anew.
+        """
         statuses = self.context.ledger.statuses()
         return tuple(trial for trial in group if statuses[trial.trial_id] == "planned")
 
@@ -62,7 +61,7 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
     def split(self, group: Group) -> tuple[Group, Group]:
         """Split a group for good, and its checkpoint with it."""
         halves = halves_of(group)
-        for half in halves:  # before the ledger knows of them: the process may be killed
+        for half in halves:  # before the ledger knows the halves: the process may be killed
             trained = [trial.trial_id for trial in half]
             self.checkpoint(group).extract(trained, self.checkpoint(half))
         self.context.group_ledger.split(group)
@@ -88,7 +87,7 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
             checkpoint, shards = self.checkpoint(group), model.shards
             steps = {trial.trial_id: frozenset(study.curve_steps(trial)) for trial in trials}
             points = context.ledger.curve_points(trials)
-            between = StepCallbacks(context, meter, points, steps)
+            between = _StepCallbacks(context, meter, points, steps)
             callbacks = (between.store_snapshots, between.score, between.stop_early)
             reset_peak_memory(context.base.device)
             shards.announce("train", trials, rows.rows, train, checkpoint.folder, on_all_shards)
@@ -107,7 +106,7 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
             yield group, trained
 
     def commit(self, result: tuple[Group, GroupResult]) -> None:
-        """Store weights of every trial that ended well, all records and failures."""
+        """Store weights of every trial that ended well, and all records and failures."""
         context, (group, trained) = self.context, result
         peak = peak_memory_bytes(context.base.device)
         total_tokens = max(1, sum(state.num_tokens for state in trained.states))
@@ -158,8 +157,8 @@ class TrainStage(Stage[Group, "tuple[Group, GroupResult]"]):
 
 
 @dataclass(slots=True)
-class StepCallbacks:
-    """What a group's training calls after each step, with the models of its trials."""
+class _StepCallbacks:
+    """Callbacks of a group's training after each step, with the models of its trials."""
 
     context: RunContext
     meter: SpeedMeter
@@ -167,8 +166,10 @@ class StepCallbacks:
     steps: dict[str, frozenset[int]]  # By trial, steps after which it is scored
 
     def store_snapshots(self, step: int, model: Base, states: Sequence[TrialState]) -> None:
-        """Store the weights that ``train.checkpoint_every`` asks for after ``step`` and that are
-        not stored yet, in one transaction."""
+        """Store the weights that ``train.checkpoint_every`` asks for, in one transaction.
+
+        Weights that are stored already are left out.
+        """
         study, ledger = self.context.study, self.context.ledger
         artifacts: list[Artifact] = []
         for state in states:
@@ -183,9 +184,11 @@ class StepCallbacks:
             ledger.commit(artifacts=artifacts)
 
     def score(self, step: int, model: Base, states: Sequence[TrialState]) -> None:
-        """Score the trials that ``train.evaluate_every`` names after ``step``, and store
-        the points of each task at once; a stored point is not computed again. Return early,
-        between tasks, if a stop was requested."""
+        """Score the trials that ``train.evaluate_every`` names after ``step``.
+
+        The points of each task are stored at once, and a stored point is not computed again. A
+        requested stop ends this early, between tasks.
+        """
         study = self.context.study
         due = [s for s in states if step in self.steps[s.spec.trial_id] and _can_score(s, step)]
         models_of: dict[str, dict[str | None, str]] = {}
@@ -211,12 +214,12 @@ class StepCallbacks:
                 self.points.update(((p.trial_id, p.task, p.step), p) for p in new)
         if scored is not model:
             del scored
-            gc.collect()  # layers with compiled kernels refer to themselves
+            gc.collect()  # layers with kernels of an extension refer to themselves
 
     def stop_early(self, step: int, model: Base, states: Sequence[TrialState]) -> None:
         """Pass trials' in-domain scores to their early stop.
 
-        If a stop request kept :meth:`score` from a point, the trial observes it when the run
+        If a requested stop kept :meth:`score` from a point, the trial observes it when the run
         continues.
         """
         for state in states:
@@ -235,7 +238,7 @@ def _can_score(state: TrialState, step: int) -> bool:
 
 @contextmanager
 def _evaluation_mode(model: Base, states: Sequence[TrialState]) -> Iterator[None]:
-    """Put all layers into evaluation mode, and back afterwards."""
+    """Put all layers into evaluation mode inside, and back at the end."""
     training = [module for module in model.model.modules() if module.training]
     model.model.eval()
     try:
@@ -249,10 +252,10 @@ def _evaluation_mode(model: Base, states: Sequence[TrialState]) -> Iterator[None
 
 
 def _in_dtype_of(base: Base, model: Base) -> Base:
-    """A model in the dtype of the study, in which it is also scored after training.
+    """Return a model in the dtype of the study, in which it is also scored after training.
 
-    Full fine-tuning trains in float32; in another dtype the result is a copy, unless several shards
-    hold it: then its products already have the study's dtype.
+    Full fine-tuning trains in float32, so another dtype needs a copy. If several shards hold the
+    model, its products already have the study's dtype.
     """
     if model.model.dtype == base.model.dtype or model.shards.size > 1:
         return model
@@ -264,6 +267,6 @@ def _in_dtype_of(base: Base, model: Base) -> Base:
 
 
 def curve_point(record: EvalRecord, step: int) -> CurvePoint:
-    """The part of an evaluation that a curve keeps."""
+    """Return the part of an evaluation that a curve keeps."""
     fields = {"trial_id", "task", "metric", "score", "standard_error", "n", "seconds", "num_tokens"}
     return CurvePoint(step=step, **record.model_dump(include=fields))

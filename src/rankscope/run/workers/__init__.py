@@ -1,8 +1,8 @@
-"""Units of work in processes of their own, file by file on one side of the process boundary.
+"""Units of work in separate processes, by side of the process boundary:
 
 driver.py     the process of ``rankscope run``: makes units, takes over their results
 attempts.py   the driver, or a node of a cluster: runs a worker until its unit is sealed
 starter.py    between the two, on this machine: a process that forks workers
 worker.py     ``rankscope work``: one unit, with its shards on several devices
-order.py      both sides: what a unit is to do, and its seal
+order.py      both sides: the order of a unit, and its seal
 """

@@ -1,5 +1,7 @@
-"""The driver's side, or a node's: ``rankscope work OUT UNIT`` as a child process, started again if
-it is killed; what a worker leaves of an error that it met."""
+"""The driver's side, or a node's: attempts to run ``rankscope work OUT UNIT`` as a child process.
+
+A killed worker is started again. The module also passes a worker's error on to the driver.
+"""
 
 import json
 import os
@@ -12,25 +14,26 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from rankscope import errors
+import rankscope.errors as errors
 from rankscope.errors import OK, Interrupted, RankscopeError
 from rankscope.filesystem import replace_text
 from rankscope.run.workers.starter import DRIVER, ForkedWorker, Starter
 
 POLL_SECONDS = 0.2
 SEAL = "sealed.sha256"
-"""Says that a unit came to its end; its closed ledger holds the hashes of all artifacts."""
+"""File that marks a unit as ended; its closed ledger holds the hashes of all artifacts."""
 KILLED_FOR_MEMORY = "RANKSCOPE_KILLED_FOR_MEMORY"
 """Environment variable of a worker whose predecessors the system killed for lack of memory."""
 IS_SMALLER = "the next attempt is smaller"
-"""In the last message of a worker that ran out of memory and has stored how to need less."""
+"""Part of a worker's last message, if it ran out of memory and stored how to need less."""
 MAX_ATTEMPTS = 3
-"""A unit is given up whose worker was killed, or ended with an error of its own, that often."""
+"""Number of kills, or of the worker's own errors, after which a unit is given up."""
 MAX_MEMORY_KILLS = 10
-"""A unit is given up whose worker that often ended for lack of memory, killed by the system or with
-a shard that ran out of it; unless it is smaller already, the next one makes its passes or its group
-smaller, for the system's kills from the second on, and cuts a base that each of several devices
-held whole. Nothing else makes the base smaller: its next worker ends with OutOfMemory."""
+"""Number of workers that lack of memory may end before a unit is given up. The system kills them,
+or a shard runs out of memory. The next worker makes its passes or its group smaller, and cuts a
+base that each of several devices held whole. After kills by the system it does so from the second
+one on, and never if the unit is smaller already. Nothing else makes the base smaller: its next
+worker ends with OutOfMemory."""
 MESSAGES = "worker.log"
 VMSTAT = Path("/proc/vmstat")
 LAST_LINES = 4  # Of a worker that ended without a message, such as those of a traceback
@@ -38,20 +41,19 @@ WORKER = ("-P", "-c", "from rankscope.cli import main; main()")
 """Python's arguments; -P: a file in the current folder must not hide a standard module."""
 
 ERROR = "error.json"
-"""The error that a worker met, with its fields; none after a kill or on a full disk."""
+"""File of the error that a worker met, with its fields; missing after a kill or on a full disk."""
 WORKER_ERRORS: dict[int, type[RankscopeError]] = {
     kind.exit_code: kind
     for kind in (errors.UserError, errors.IntegrityError, errors.Interrupted, errors.DiskFull)
 }
-"""By exit code, the error of a worker that could not store it. Such an error concerns the whole
-study; with any other code a unit alone failed."""
+"""Error of a worker that could not store it, by exit code. Such an error concerns the whole study;
+any other code means that only the unit failed."""
 STUDY_CODES = frozenset(WORKER_ERRORS)
 Worker = subprocess.Popen[bytes] | ForkedWorker
 
 
 class WorkerFailed(Exception):
-    """A unit did not come to its end however often it was tried; ``status`` is that of its trials
-    that are not trained."""
+    """A unit that did not end in any attempt; ``status`` is that of its untrained trials."""
 
     def __init__(self, reason: str, status: Literal["oom", "failed"] = "failed") -> None:
         super().__init__(reason)
@@ -63,13 +65,14 @@ def is_sealed(folder: Path) -> bool:
 
 
 def stated_threads() -> int | None:
-    """What ``OMP_NUM_THREADS`` says."""
+    """Return the number of threads that ``OMP_NUM_THREADS`` states."""
     stated = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     return int(stated) if stated.isdecimal() else None
 
 
 def shared_threads(num_processes: int) -> int:
-    """Threads of each of so many processes: what is stated, else a share of this machine's."""
+    """Return the threads of each of several processes: as stated, else a share of this
+    machine's."""
     import torch
 
     return stated_threads() or max(1, torch.get_num_threads() // num_processes)
@@ -85,16 +88,19 @@ def run_worker(
     """Run worker processes one after another until the unit in ``folder`` is sealed.
 
     Args:
-        folder: of the unit.
+        folder: folder of the unit.
         environment: variables that the worker gets besides those of this process.
-        should_stop: whether the worker is to write a checkpoint and end.
-        should_kill: whether it is to end at once, which costs no finished result.
-        start: starts one in ``folder`` with these variables; by default a new process of Python.
+        should_stop: whether the worker should write a checkpoint and end.
+        should_kill: whether it should end at once, which costs no finished result.
+        start: starts a worker in ``folder`` with these variables; by default a new process of
+            Python.
 
     Returns:
-        0 once the unit is sealed; the exit code of a worker that met an error of the whole study,
-        which another attempt would meet again, or of the last attempt; minus the signal that
-        killed that.
+        0 once the unit is sealed. Otherwise the exit code of an error that concerns the whole
+            study,
+        which another attempt would meet again, or that of the last attempt. A signal that killed
+            the
+        last attempt is negative.
     """
     code, failures, kills = Interrupted.exit_code, 0, 0
     extra: dict[str, str] = {}
@@ -116,14 +122,14 @@ def run_worker(
             kills += 1
         else:
             failures += 1
-        # One kill by the system could be due to the memory of another process.
+        # A single kill by the system could be due to the memory of another process.
         if is_short or kills > 1:
             extra = {KILLED_FOR_MEMORY: str(kills)}
     return code
 
 
 def _memory_kills() -> int:
-    """Processes that Linux has killed for lack of memory since it started."""
+    """Count the processes that Linux has killed for lack of memory since it started."""
     with suppress(OSError):
         for line in VMSTAT.read_text(encoding="utf-8").splitlines():
             if line.startswith("oom_kill "):
@@ -154,7 +160,10 @@ def start_worker(folder: Path, environment: Mapping[str, str]) -> subprocess.Pop
 def _end_of(
     worker: Worker, should_stop: Callable[[], bool], should_kill: Callable[[], bool]
 ) -> int:
-    """Wait for a worker; pass on a request to stop, once, and to kill. Its exit code."""
+    """Wait for a worker, and return its exit code.
+
+    Requests to stop are passed on once, and requests to kill always.
+    """
     is_asked = False
     while True:
         try:
@@ -168,9 +177,11 @@ def _end_of(
 
 
 def check_worker(code: int, folder: Path, node: str = "") -> None:
-    """Raise the error behind what :func:`run_worker` returned, on a ``node`` that is not this one.
-    Raises WorkerFailed: every attempt was killed or failed; RankscopeError: what the worker met, if
-    it concerns the whole study."""
+    """Raise the error behind the result of :func:`run_worker`, perhaps on another ``node``.
+
+    Raises WorkerFailed: every attempt was killed or failed. Raises RankscopeError: the worker's
+    error, if it concerns the whole study.
+    """
     if code == OK and (folder / SEAL).is_file():
         return
     message = last_lines(folder)
@@ -195,7 +206,7 @@ def check_worker(code: int, folder: Path, node: str = "") -> None:
 
 @contextmanager
 def storing_errors(folder: Path) -> Iterator[None]:
-    """Store what a worker of the unit in ``folder`` meets for :func:`check_worker`."""
+    """Store the error of a worker of the unit in ``folder``, for :func:`check_worker`."""
     with suppress(OSError):
         (folder / ERROR).unlink(missing_ok=True)
     try:
@@ -210,7 +221,7 @@ def storing_errors(folder: Path) -> Iterator[None]:
 
 
 def _fields(error: RankscopeError) -> list[Any]:
-    """For JSON; faults that are errors become lists in turn."""
+    """Return an error's fields for JSON; faults that are errors become lists in turn."""
     kind = next(k.__name__ for k in type(error).__mro__ if k.__module__ == errors.__name__)
     return [kind, error.where, error.found, error.expected, error.do, error.faults]
 
@@ -231,7 +242,7 @@ def _stored_error(folder: Path) -> RankscopeError | None:
 
 
 def last_lines(folder: Path) -> str:
-    """The last message that a worker printed, or its last lines; empty if it never started."""
+    """Return a worker's last message, or its last lines; empty if it never started."""
     try:
         text = (folder / MESSAGES).read_text(encoding="utf-8", errors="replace").strip()
     except FileNotFoundError:

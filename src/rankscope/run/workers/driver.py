@@ -1,7 +1,7 @@
 """The driver's side: groups of a study, and its base, as units of work for worker processes.
 
-Only the driver, the process of ``rankscope run``, writes the ledger of the study. It copies what
-the study has of a group's trials into the unit; the worker continues from there and seals the
+Only the driver, the process of ``rankscope run``, writes the ledger of the study. It copies the
+stored results of a group's trials into the unit. The worker continues from there and seals the
 result; the driver verifies it and copies it back in one transaction. A worker that dies leaves
 checkpoints and finished results in its folder, so running the unit again continues.
 """
@@ -26,12 +26,7 @@ from rankscope.run.groups import BASE_GROUP, Group, group_id, group_label
 from rankscope.run.prepared import PreparedStudy
 from rankscope.run.versions import provenance
 from rankscope.run.workers.attempts import POLL_SECONDS, SEAL, WorkerFailed, is_sealed
-from rankscope.run.workers.order import (
-    LEDGER_FILE,
-    UnitOrder,
-    prepared_sha256,
-    read_unit,
-)
+from rankscope.run.workers.order import LEDGER_FILE, UnitOrder, prepared_sha256, read_unit
 from rankscope.store import (
     CHECKPOINTS,
     UNIT_ORDER,
@@ -44,13 +39,13 @@ from rankscope.store import (
 
 
 def _open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
-    """The folder of a group's unit, made ready for a worker; kept as it is if it is there already.
+    """Return the folder of a group's unit, ready for a worker; an existing one stays unchanged.
 
     Args:
-        context: of the driver.
-        config: the study file as read, before ``auto`` was resolved. What writes answers is the
-            driver's choice, as it is a part of a score's key: a node may have vLLM where the driver
-            has none.
+        context: the driver's.
+        config: the study file as read, before ``auto`` was resolved. Only the engine that writes
+            answers is the driver's choice: it is part of a score's key, and a node may have vLLM
+            where the driver has none.
         group: trials of the unit, or ``BASE_GROUP``.
     """
     study = context.study
@@ -86,8 +81,10 @@ def _open_unit(context: RunContext, config: StudyConfig, group: Group) -> Path:
 
 
 def _adopt_unit(context: RunContext, folder: Path) -> None:
-    """Copy the results of a sealed unit into the study, and remove its folder. Raises
-    IntegrityError: they are not what the worker wrote."""
+    """Copy the results of a sealed unit into the study, and remove its folder.
+
+    Raises IntegrityError: they differ from the worker's.
+    """
     if (folder / SEAL).read_bytes() != sums_text(folder, LEDGER_FILE).encode():
         do = "remove this folder to run the unit again"
         found = "a ledger that was changed after it was sealed"
@@ -96,7 +93,7 @@ def _adopt_unit(context: RunContext, folder: Path) -> None:
 
 
 def _adopt_results(context: RunContext, folder: Path) -> None:
-    """Copy what a unit of this study has finished, checkpoints and notes too; remove it."""
+    """Copy the finished results of a unit of this study, with checkpoints and notes; remove it."""
     order = read_unit(folder)
     for checkpoint in (folder / CHECKPOINTS).glob("*"):
         _move_checkpoint(folder, context.ledger.out, checkpoint.name)
@@ -130,15 +127,16 @@ def _move_checkpoint(source: Path, target: Path, name: str) -> None:
 
 
 def _discard_unit(folder: Path) -> None:
-    """Remove a unit's folder, the order first: what is left after a crash is garbage."""
+    """Remove a unit's folder, the order first: without an order, leftovers of a crash are
+    garbage."""
     (folder / UNIT_ORDER).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def adopt_units(context: RunContext, *, keep_unsealed: bool) -> None:
-    """Adopt what earlier workers finished; remove units of another form of the study.
+    """Adopt the finished results of earlier workers; remove units of another form of the study.
 
-    ``keep_unsealed``: leave unfinished units to the workers of this run.
+    ``keep_unsealed`` leaves unfinished units to the workers of this run.
     """
     for folder in sorted((context.ledger.out / UNITS).glob("*/")):
         _wait_for_worker(context, folder)
@@ -153,7 +151,7 @@ def adopt_units(context: RunContext, *, keep_unsealed: bool) -> None:
 
 
 def _is_of_now(folder: Path, study: PreparedStudy) -> bool:
-    """Whether a unit's study and versions are those of this run, so that it may go on."""
+    """Whether a unit's study and versions are those of this run, so that it may continue."""
     order = read_unit(folder)
     same_study = order.study_sha256 == prepared_sha256(study)
     return same_study and order.versions == provenance().versions
@@ -177,8 +175,10 @@ def _belongs_to(folder: Path, study: PreparedStudy) -> bool:
 
 
 def _wait_for_worker(context: RunContext, folder: Path) -> None:
-    """Return once no worker of a driver that died holds a unit; such workers stop by themselves.
-    Raises Interrupted: the user asked to stop."""
+    """Wait until no worker of a dead driver holds a unit; such workers stop by themselves.
+
+    Raises Interrupted: the user asked to stop.
+    """
     is_noted = False
     while (folder / "ledger.sqlite").is_file() and not is_sealed(folder):
         process = running_process(folder)
@@ -197,7 +197,7 @@ def run_units(
     """Run each group as a unit, and commit its results as soon as it is sealed.
 
     Args:
-        context: of the driver.
+        context: the driver's context.
         config: the study file as read.
         groups: those with something left to do, and ``BASE_GROUP``.
         executor: where they run.
@@ -237,12 +237,15 @@ def run_units(
 
 
 def _finish_unit(context: RunContext, future: Future[None], folder: Path, group: Group) -> None:
-    """Commit the results of a unit. If its workers kept dying, commit what they finished and mark
-    the trials without weights as failed; without the base's scores there is no study."""
+    """Commit the results of a unit.
+
+    If its workers kept dying, commit their finished results, and mark the trials without weights as
+    failed. Without the base's scores there is no study.
+    """
     try:
         future.result()
     except WorkerFailed as error:
-        # What started the worker may have been killed without it.
+        # The process that started the worker may have been killed without it.
         _wait_for_worker(context, folder)
         if not group:  # the folder stays, for its worker's messages
             do = f"see {folder / 'worker.log'}, {AGAIN}"

@@ -1,4 +1,4 @@
-"""Both sides: what a unit is to do, and that it is done.
+"""Both sides: the order of a unit, and the seal that marks it as done.
 
 OUT/units/<group id or "base">/
     unit.json      the order; written last by the driver, once the folder is ready
@@ -28,11 +28,11 @@ LEDGER_FILE = ("ledger.sqlite",)
 class UnitOrder(Record):
     config: dict[str, Any]  # The study file
     study_sha256: str
-    """Of the study as the driver prepared it; a worker that prepares another one refuses."""
+    """Hash of the study as the driver prepared it; a worker that prepares another one refuses."""
     trial_ids: tuple[str, ...]  # Empty: score the base
     round: Round  # How far to go
     versions: dict[str, str]
-    """Of Rankscope and its libraries, as the driver has them; a worker with others refuses."""
+    """Versions of Rankscope and its libraries on the driver; a worker with others refuses."""
     host_bytes: int  # Planned memory of the worker on its machine, for executors that reserve it
 
 
@@ -49,7 +49,7 @@ def check_versions(order: UnitOrder) -> None:
 
 
 def prepared_sha256(study: PreparedStudy) -> str:
-    """Hash of all that results depend on: trials, tasks and the settings of records."""
+    """Hash everything that results depend on: trials, tasks and the settings of records."""
     ids = [trial.trial_id for trial in study.trials]
     tasks = [record.sha256 for record in study.task_records]
     config = study.config.model_dump(mode="json", exclude={"executor"})
@@ -57,7 +57,7 @@ def prepared_sha256(study: PreparedStudy) -> str:
 
 
 def read_unit(folder: Path) -> UnitOrder:
-    """What the worker of a unit is to do."""
+    """Read the order of a unit."""
     file, remedy = folder / UNIT_ORDER, f"to run this unit again, remove {folder}"
     if not file.is_file():
         do = "let 'rankscope run --workers N' make one"
@@ -67,7 +67,8 @@ def read_unit(folder: Path) -> UnitOrder:
 
 
 def unit_round(order: UnitOrder, study: PreparedStudy, stored: StoredGroups) -> Round:
-    """The round with the groups of a unit alone. Raises UserError: the study is another one."""
+    """Return the round, with only the groups of a unit. Raises UserError: the study is another
+    one."""
     if prepared_sha256(study) != order.study_sha256:
         same = "the same model, data, device and versions of libraries"
         raise UserError(socket.gethostname(), "a study that differs from the driver's", same)

@@ -1,12 +1,12 @@
 """Between driver and worker, on this machine: a process that has imported everything and forks.
 
-To import torch and transformers takes longer than to train a small unit. So a driver begins one
-*starter*, which imports them and then forks a worker for each order that it gets. It computes
-nothing and never touches a GPU, so its children may do both. A worker runs what ``rankscope work``
-runs, and a process that ended has returned all its memory.
+Importing torch and transformers takes longer than training a small unit. So a driver begins one
+*starter*, which imports them and then forks a worker for each order. It computes nothing and never
+touches a GPU, so its children may do both. A worker runs what ``rankscope work`` runs, and a
+process that ended has returned all its memory.
 
-The starter ends when its driver closes the socket, by dying, too. Its workers then see that they
-have another parent, write a checkpoint and end.
+The starter ends when its driver closes the socket, or dies. Its workers then see that they have
+another parent, write a checkpoint and end.
 """
 
 import gc
@@ -30,22 +30,23 @@ STARTER = ("-P", "-c", "from rankscope.cli import main; main(is_starter=True)")
 DRIVER = "RANKSCOPE_DRIVER"
 """Environment variable with the process id of a worker's driver, if both run on one machine."""
 CAN_FORK = sys.platform == "linux"
-"""Elsewhere a process whose libraries were loaded may not be forked."""
+"""Whether workers may be forked: on other systems a process with loaded libraries may not fork."""
 ORDER_BYTES, ANSWER_BYTES = 2**16, 16
 LOOK_SECONDS = 0.05  # How often a starter looks for workers that ended
 
 
 class Starter:
-    """The driver's side: begins the starter when the first worker is due, and again if it died."""
+    """The driver's side: it begins the starter for the first worker, and again if it died."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        """``environment``: variables that all workers get besides those of this process."""
+        """``environment`` holds variables that all workers get besides those of this process."""
         self.environment, self.lock = dict(environment), threading.Lock()
         self.process: subprocess.Popen[bytes] | None = None
         self.orders: socket.socket | None = None
 
     def begin(self, messages: BinaryIO) -> tuple["subprocess.Popen[bytes]", socket.socket]:
-        """A new starter, which prints to ``messages`` if it fails, and the socket for orders."""
+        """Begin a new starter, which prints to ``messages`` if it fails; return it and its
+        socket."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             process = subprocess.Popen(
@@ -64,9 +65,9 @@ class Starter:
         """Start ``rankscope ARGUMENTS`` in a session of its own.
 
         Args:
-            arguments: of the command line.
+            arguments: arguments of the command line.
             environment: variables of this worker besides those of all.
-            messages: an open file for what it prints.
+            messages: an open file for its output.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         order = json.dumps([list(arguments), dict(environment)]).encode()
@@ -88,14 +89,16 @@ class Starter:
 
 
 class ForkedWorker:
-    """A worker as its driver sees it: the child of a child, behind a connection of its own."""
+    """A worker as its driver sees it: the child of a child, behind its own connection."""
 
     def __init__(self, connection: socket.socket, starter: "subprocess.Popen[bytes]") -> None:
         self.connection, self.starter = connection, starter
 
     def wait(self, seconds: float) -> int:
-        """Its exit code, minus the signal that killed it, or that of a starter that died first.
-        Raises TimeoutExpired: it still runs after ``seconds``, as of ``subprocess.Popen.wait``."""
+        """Return its exit code, or minus the signal that killed it or a starter that died first.
+
+        Raises TimeoutExpired: it still runs after ``seconds``, as in ``subprocess.Popen.wait``.
+        """
         self.connection.settimeout(seconds)
         while True:
             try:
@@ -109,7 +112,7 @@ class ForkedWorker:
             return int(answer) if answer else self.starter.wait()
 
     def send_signal(self, number: int) -> None:
-        """Send a signal through the starter, which alone knows that the process is still there."""
+        """Send a signal through the starter; only that knows whether the process still exists."""
         with suppress(OSError):
             self.connection.send(str(number).encode())
 
@@ -120,14 +123,14 @@ class ForkedWorker:
 def become_worker() -> list[str]:
     """Fork a process for each order from standard input, and answer with its exit code.
 
-    Returns in those processes alone: the arguments of the command line that each is to run.
+    Only those processes return, with the arguments of the command line that each should run.
     """
     # Before a library starts a thread: only signals that no thread takes wait for the worker.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     import_module("rankscope.run.workers.worker")
     orders = socket.socket(fileno=os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    gc.freeze()  # what is here stays here: a worker's collector would copy it page by page
+    gc.freeze()  # the present objects stay: a worker's collector would copy them page by page
     parent, running = os.getpid(), dict[socket.socket, int]()
     while True:
         ready, _, _ = select.select([orders, *running], [], [], LOOK_SECONDS if running else None)
@@ -165,7 +168,7 @@ def _begin_worker(environment: Mapping[str, str], parent: int) -> None:
 
 
 def _answer_ended(running: dict[socket.socket, int]) -> None:
-    """Tell the driver the exit codes of workers that ended, and forget them."""
+    """Send the exit codes of workers that ended to the driver, and forget them."""
     for connection, process in list(running.items()):
         ended, status = os.waitpid(process, os.WNOHANG)
         if ended:

@@ -1,8 +1,8 @@
-"""The worker's side, ``rankscope work OUT UNIT``: one unit, from its folder to its seal, and on
-several devices its shards, which shard 0 starts, watches and ends.
+"""The worker's side, ``rankscope work OUT UNIT``: one unit, from its folder to its seal.
 
-Shard 0 is the worker itself. If another shard dies, shard 0 ends as if it had been killed, too: the
-unit is lost work, which its executor starts again, and continues from its checkpoint.
+On several devices it has shards, which shard 0 starts, watches and ends. Shard 0 is the worker
+itself. If another shard dies, shard 0 ends as if it had been killed. The unit is then lost work:
+its executor starts it again, and it continues from its checkpoint.
 """
 
 import os
@@ -58,18 +58,21 @@ POLL_SHARDS_SECONDS = 0.2
 END_SECONDS = 30.0  # How long shards may take to end
 END_ALARM_SECONDS = 2  # How long a shard whose shard 0 is gone may take to remove where they met
 FOREVER = timedelta(days=365)
-"""A shard waits for orders while shard 0 scores; that shard 0 lives is watched, not timed."""
+"""Limit for a shard that waits for orders while shard 0 scores; the life of shard 0 is watched
+instead."""
 COLLECTIVE_LIMIT = timedelta(hours=2)
-"""Of what shards compute together: if a GPU hangs, the unit ends and starts again. Orders, spectra
-and the waits around a checkpoint have no limit."""
+"""Limit for joint computations of shards: if a GPU hangs, the unit ends and starts again. Orders,
+spectra and the waits around a checkpoint have no limit."""
 FOLLOW = ("-P", "-c", "from rankscope.run.workers.worker import follow; follow()")
 
 
 def work(out: Path, unit: str) -> None:
-    """Bring a unit to its end, from where an earlier worker stopped; always safe to repeat. Raises
-    UserError: no such unit, or this machine prepares another study than the driver; OutOfMemory:
-    scoring the base took more than there is, or earlier groups kept memory; Interrupted: a stop was
-    requested, or the driver is gone."""
+    """Bring a unit to its end, from where an earlier worker stopped; always safe to repeat.
+
+    Raises UserError: there is no such unit, or this machine prepares another study than the driver.
+    Raises OutOfMemory: scoring the base needs more memory than there is, or earlier groups kept
+    memory. Raises Interrupted: a stop was requested, or the driver is gone.
+    """
     folder = out / UNITS / unit
     order = read_unit(folder)
     if is_sealed(folder):
@@ -100,7 +103,8 @@ def work(out: Path, unit: str) -> None:
             assert stored is not None
             this_round = unit_round(order, study, stored)
             was_killed = KILLED_FOR_MEMORY in os.environ
-            # Groups decide whether each shard holds the base whole; not if that was too much.
+            # Groups decide whether each shard holds the base whole, unless that was too much
+            # before.
             memory = study.grouping.model
             was_whole, memory.replicates = memory.replicates, memory.replicates and not was_killed
             if shards is not None:
@@ -123,8 +127,10 @@ def work(out: Path, unit: str) -> None:
 
 
 def _open_when_free(folder: Path, should_stop: Callable[[], bool]) -> Ledger:
-    """Open a unit's ledger once the worker of a driver that died has let go of it. Raises
-    Interrupted: a stop was requested meanwhile."""
+    """Open a unit's ledger once the worker of a dead driver has released it.
+
+    Raises Interrupted: a stop was requested meanwhile.
+    """
     while not should_stop():
         try:
             return Ledger.open(folder, write=True, take_over=True)
@@ -138,7 +144,7 @@ def _open_when_free(folder: Path, should_stop: Callable[[], bool]) -> Ledger:
 
 @contextmanager
 def started_shards(size: int, device: torch.device) -> Iterator[Shards | None]:
-    """Shard 0 of ``size`` shards on this machine, the others started; None if there is only one."""
+    """Start the other shards on this machine, and yield shard 0; None if there is only one."""
     if size == 1:
         yield None
         return
@@ -163,7 +169,8 @@ def started_shards(size: int, device: torch.device) -> Iterator[Shards | None]:
             shards.announce("end")
             dist.destroy_process_group()
         except Exception as error:
-            # If a shard that died is the cause, the watching thread says so and ends this process.
+            # If a shard that died is the cause, the watching thread reports it and ends this
+            # process.
             if not isinstance(error, RankscopeError):
                 time.sleep(5 * POLL_SHARDS_SECONDS)
             raise
@@ -176,7 +183,7 @@ def watch(
     closing: threading.Event,
     give_up: Callable[[str], None],
 ) -> None:
-    """End this process if another shard ends before its time: the others would wait for it."""
+    """End this process if another shard ends too early, because the others would wait for it."""
     while not closing.wait(POLL_SHARDS_SECONDS):
         for index, process in enumerate(others, 1):
             if (code := process.poll()) is not None and not closing.is_set():
@@ -186,15 +193,17 @@ def watch(
 
 
 def break_off(folder: str, reason: str) -> None:
-    """End this process as if it were killed, which its executor takes for lost work; ``folder`` is
-    where shards meet."""
+    """End this process as if it were killed, which its executor takes for lost work.
+
+    ``folder`` is where shards meet.
+    """
     print(f"error: {reason}; the same command continues", file=sys.stderr, flush=True)
     shutil.rmtree(folder, ignore_errors=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def end(others: Sequence["subprocess.Popen[bytes]"], closing: threading.Event) -> None:
-    """Wait for shards that were asked to end; kill them otherwise, as they store nothing."""
+    """Wait for shards that were asked to end, and kill others, because they store nothing."""
     patience = END_SECONDS if closing.is_set() else 0.0
     closing.set()
     for process in others:
@@ -219,7 +228,7 @@ def join(index: int, size: int, device: torch.device, store: str) -> Shards:
         world_size=size,
         timeout=COLLECTIVE_LIMIT,
     )
-    # Announcements have a group of their own: none is taken for a part of the products.
+    # Announcements have their own group, so that none is taken for a part of the products.
     return Shards(index, size, device, orders=dist.new_group(backend="gloo", timeout=FOREVER))
 
 
@@ -249,7 +258,7 @@ def follow() -> None:
 
 
 def _end_with(parent: int, store: Path) -> None:
-    """End this process when shard 0 is gone, and remove what that can no longer remove."""
+    """End this process when shard 0 is gone, and remove the folder that it can no longer remove."""
     while os.getppid() == parent:
         time.sleep(POLL_SHARDS_SECONDS)
     # The main thread may be about to open the store. If its folder is gone then, PyTorch waits for
@@ -283,7 +292,7 @@ def train(
     folder: Path,
     options: Mapping[str, Any],
 ) -> None:
-    """This shard's part in the training of a group; ``options`` are further ones of the loop."""
+    """Take this shard's part in the training of a group; ``options`` go to the loop."""
     base = shards.models["base"]
     checkpoint = GroupCheckpoint(folder).of_shards(shards, is_sharded=trials[0].is_full)
     try:

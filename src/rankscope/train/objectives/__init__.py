@@ -1,35 +1,43 @@
-"""Training minimizes one of these objectives: the files of this folder, and other packages'.
+"""The registry of training objectives: the files of this folder, and those of other packages.
 
-One file is all that an objective needs. Study files and plans ask here. Import it freely: it loads
-neither torch nor transformers.
+One file is all that an objective needs. Study files ask here. Import it freely: it loads neither
+torch nor transformers.
 """
 
 import json
-from functools import cache, lru_cache
-from typing import Any
+from functools import cache
+from typing import Any, ClassVar
 
-from rankscope.config.section import Unfit, short_repr
+from rankscope.config.section import ConfigSection, Unfit, short_repr
 from rankscope.errors import did_you_mean
 from rankscope.hashing import canonical_json
 from rankscope.registry import parts
-from rankscope.train.objectives.objective import Objective
 
-SFT = Objective.name
+SFT = "sft"  # The default
+
+
+class ObjectiveKind:
+    """An objective as study files know it; ``objective.py`` adds its work."""
+
+    name: ClassVar[str]
+    settings_type: ClassVar[type[ConfigSection]] = ConfigSection
 
 
 @cache
-def objectives() -> dict[str, type[Objective]]:
-    """All objectives by name: ``sft``, the default, first."""
-    return {SFT: Objective, **parts(Objective, __name__)}
-
-
-def objective_names() -> tuple[str, ...]:
-    return tuple(objectives())
+def objectives() -> dict[str, type[ObjectiveKind]]:
+    """Return all objectives by name: ``sft``, the default, first."""
+    kinds: dict[str, type[ObjectiveKind]] = parts(ObjectiveKind, __name__)
+    return {SFT: kinds[SFT], **kinds}
 
 
 def parse_objective(value: Any) -> str:
-    """``dpo``, ``{dpo: {beta: 0.3}}``, or the text that this returns: the name alone, or JSON with
-    the settings that are not the default. Raises Unfit."""
+    """Parse ``dpo``, ``{dpo: {beta: 0.3}}``, or the text that this returns.
+
+    Returns:
+        The name alone, or JSON with the settings that differ from the default.
+
+    Raises Unfit: the objective or a setting is unknown.
+    """
     if isinstance(value, str) and value.startswith("{"):
         value = json.loads(value)
     named = value if isinstance(value, dict) else {str(value): {}}
@@ -41,11 +49,3 @@ def parse_objective(value: Any) -> str:
     settings = objectives()[name].settings_type.model_validate(given or {})
     chosen = settings.model_dump(mode="json", exclude_defaults=True)
     return canonical_json({name: chosen}) if chosen else name
-
-
-@lru_cache
-def objective_of(text: str) -> Objective:
-    """The objective that :func:`parse_objective` made this text of."""
-    name, given = next(iter(json.loads(text).items())) if text.startswith("{") else (text, {})
-    kind = objectives()[name]
-    return kind(kind.settings_type.model_validate(given))

@@ -26,9 +26,9 @@ from rankscope.config.section import ConfigSection, LocalPath
 from rankscope.config.task import ScorerName
 from rankscope.data.encode import EncodedRow
 from rankscope.errors import UserError
-from rankscope.evaluate.scorers import get_scorer
+from rankscope.evaluate.scorers import PYTHON_PREFIX, get_scorer
 from rankscope.evaluate.scorers.generation import GenerationScorer, stop_strings
-from rankscope.evaluate.scorers.python_function import PYTHON_PREFIX, PythonScorer
+from rankscope.evaluate.scorers.python_function import PythonScorer
 from rankscope.hashing import canonical_json
 from rankscope.train.objectives.objective import Objective
 

@@ -1,12 +1,14 @@
-"""The base class of objectives, itself supervised fine-tuning: a step's rows, and their loss."""
+"""The base class of objectives, which define a step's rows and their loss. It is SFT itself."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rankscope.config.section import ConfigSection
 from rankscope.errors import UserError
+from rankscope.train.objectives import SFT, ObjectiveKind, objectives
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,20 +22,19 @@ if TYPE_CHECKING:
     from rankscope.train.trial_state import TrialState
 
 
-class Objective:
+class Objective(ObjectiveKind):
     """Supervised fine-tuning: mean cross-entropy over the labeled tokens of a step.
 
     A subclass sets ``by_row`` and implements :meth:`loss`. Its module imports torch inside methods
-    only, since the configuration imports every objective.
+    only, because the configuration imports every objective.
     """
 
-    name: ClassVar[str] = "sft"
-    settings_type: ClassVar[type[ConfigSection]] = ConfigSection
+    name = SFT
     by_row: ClassVar[bool] = False
-    """:meth:`loss` maps the summed log-probabilities of rows to the loss."""
+    """Whether :meth:`loss` maps the summed log-probabilities of rows to the loss."""
     needs_pairs: ClassVar[bool] = False  # Rows have a rejected answer, too
     needs_reference: ClassVar[bool] = False
-    """Each row carries what the base gives its pair, see ``EncodedRow.value``."""
+    """Whether each row carries the base's value for its pair, see ``EncodedRow.value``."""
     rows_each: int = 1  # Rows that run for each row of the task
     temperature: float = 1.0  # Of the log-probabilities
     max_new_tokens: int = 0  # Of answers that models write, and learn from
@@ -58,34 +59,45 @@ class Objective:
             )
 
     def scorers(self, spec: TaskSpec) -> dict[GenerationScorer, float]:
-        """What judges the answers that models write, with weights; empty if they write none."""
+        """Return the scorers that judge written answers, with weights; empty if no answers are
+        written."""
         return {}
 
     def identity(self) -> dict[str, Any]:
-        """Its settings as they enter a trial's id."""
+        """Return the settings that enter a trial's id."""
         return {self.name: self.settings.model_dump(mode="json")}
 
     def num_tokens(self, rows: EncodedRows) -> int:
-        """Tokens that train in one epoch, at most."""
+        """Return the most tokens that train in one epoch."""
         return rows.num_tokens
 
     def begin_step(self, model: Base, states: Sequence[TrialState], step: int) -> None:
-        """Before a step of these trials: what needs the model as it is now."""
+        """Called before each step of these trials, for work that needs the current weights."""
 
     def step_rows(self, state: TrialState, step: int) -> list[EncodedRow]:
-        """The rows of a trial's step, in order; those of one pair follow one another."""
+        """Return the rows of a trial's step, in order; the two rows of a pair are neighbors."""
         return [state.rows[i] for micro in state.sampler.step(step) for i in micro]
 
     def why_hopeless(self, state: TrialState) -> str:
-        """Why a trial cannot learn from what comes; empty if it can."""
+        """Return why a trial cannot learn any more; empty if it can."""
         return ""
 
     def loss(
         self, losses: Tensor, rows: Sequence[EncodedRow], of_step: Sequence[EncodedRow]
     ) -> Tensor:
-        """The share of some rows in the loss of a step: a scalar, with gradient.
+        """Return the share of some rows in the loss of a step: a scalar, with gradient.
 
-        ``losses``, (rows,) float32, are -log p of each row's labels, summed, nats; ``of_step`` are
-        all rows of the trial's step.
+        Args:
+            losses: (rows,) float32, -log p of each row's labels, summed, nats.
+            of_step: all rows of the trial's step.
         """
         raise NotImplementedError
+
+
+@lru_cache
+def objective_of(text: str) -> Objective:
+    """The objective that ``parse_objective`` made this text of."""
+    name, given = next(iter(json.loads(text).items())) if text.startswith("{") else (text, {})
+    kind = objectives()[name]
+    assert issubclass(kind, Objective)
+    return kind(kind.settings_type.model_validate(given))

@@ -1,7 +1,8 @@
-"""Files of other trainers, a Python file for each and a table beside it: name.toml has its keys
-and what they are in a study, the class ``Name`` + ``File`` in name.py reads its rows.
+"""Files of other trainers, a Python file for each with a table beside it.
 
-Values mean what they mean to the trainer, and a key that is absent has its default.
+The table ``name.toml`` has the file's keys and their meaning in a study. The class ``Name`` +
+``File`` in ``name.py`` reads its rows. Values mean what they mean to the trainer, and an absent key
+has its default.
 """
 
 import math
@@ -21,7 +22,7 @@ __all__ = ["PLACES", "TrainerFile", "read_trainer_file"]
 
 _TABLES = tomllib.loads(Path(__file__).with_name("places.toml").read_text("utf-8"))
 PLACES: dict[str, str] = _TABLES["places"]
-"""Setting of a run -> where a study file has it."""
+"""Maps a setting of a run to its place in a study file."""
 SCHEDULES = ("linear", "cosine", "constant")
 OBJECTS = {
     f"SFTTrainer.{name}"
@@ -32,7 +33,7 @@ OBJECTS = {
 
 
 class TrainerFile:
-    """A file of one trainer: its settings by their names in ``PLACES``, and what is wrong."""
+    """A file of one trainer: its settings by their names in ``PLACES``, and its faults."""
 
     name: ClassVar[str]  # As its users write it
     marks: ClassVar[str]  # Regular expression; the beginning of some key of its files fits it
@@ -42,7 +43,7 @@ class TrainerFile:
     defaults: ClassVar[dict[str, Any]] = {}  # Setting -> what the trainer takes without a key
     lost: ClassVar[dict[str, str]] = {}  # Key, a regular expression -> why a study has none
     calls: ClassVar[dict[str, list[str]]] = {}
-    """Calls in Python that have such keys -> the names of their positional arguments."""
+    """Maps calls in Python that have such keys to the names of their positional arguments."""
     all_targets: ClassVar[str] = "all-linear"  # Its word for all linear layers, if any
 
     def __init_subclass__(cls) -> None:
@@ -75,7 +76,7 @@ class TrainerFile:
                 self.unknown.append(f"{key} = {expression}")
 
     def setting(self, key: str) -> str | None:
-        """The setting, or ``rows``, that a key is about."""
+        """Return the setting, or ``rows``, that a key is about."""
         plain = key.rpartition(".")[2]
         about_rows = "rows" if {key, plain} & {*self.data_keys} else None
         return self.keys.get(key) or self.keys.get(plain) or about_rows
@@ -123,7 +124,7 @@ class TrainerFile:
             self.went.append((key, self.values[key], PLACES[fact]))
 
     def checked(self, fact: str, value: Any) -> Any:
-        """A value as a study file has it. Raises ValueError: what it should have been."""
+        """Convert a value for a study file. Raises ValueError: the message is the expected kind."""
         if fact == "targets":
             return self._targets(value)
         kinds = _TABLES["kinds"].items()
@@ -138,7 +139,7 @@ class TrainerFile:
         raise ValueError(kind)
 
     def _targets(self, value: Any) -> str | list[str]:
-        """Names of modules, or a group if they are all of it."""
+        """Return names of modules, or a group if they are all of it."""
         names = value.split(",") if isinstance(value, str) else list(value)
         names = [name.strip() if isinstance(name, str) else "" for name in names]
         if names == [self.all_targets]:
@@ -155,36 +156,39 @@ class TrainerFile:
         return named + ["lora+"] * ("lr_ratio" in self.facts) or ["lora"]
 
     def unread_keys(self, given: Mapping[str, Any]) -> list[str]:
-        """Faults of a data set that the trainer takes a part of, or changes."""
+        """Return faults of a data set that the trainer takes a part of, or changes."""
         odd = [key for key in self.unread if given.get(key)]
         odd += ["split"] * (given.get("split", "train") != "train")
         rule = "expected none; store the rows in a file and give it with --data"
         return [f"rows: found {key} {given[key]}, {rule}" for key in odd]
 
     def conversations_in(self, column: str) -> dict[str, Any]:
-        """A data set of conversations."""
+        """Describe a data set of conversations."""
         is_known = column in ("messages", "conversations")
         return {} if is_known else {"keys": {"fields": {"messages": column}}}
 
     def path_of(self, name: str) -> Path | None:
-        """A file or folder that it names: beside it, else in the current folder."""
+        """Find a file or folder that it names: beside it, else in the current folder."""
         folders = (self.document.path.absolute().parent, Path.cwd())
         return next((p for f in folders if (p := f / Path(name).expanduser()).exists()), None)
 
     # --- what trainers differ in ------------------------------------------------------------------
 
     def problems(self) -> list[str]:
-        """Why there is no study of it: another stage, another adapter."""
+        """Return why it cannot become a study: another stage, another adapter."""
         return []
 
     def data_sets(self) -> list[dict[str, Any]]:
-        """Its data sets: ``path`` (file, folder or hub id), ``keys`` of the task, ``plain`` without
-        a chat template, ``wordings`` (prompt with an input, prompt without, column of the
-        input), ``notes`` and ``faults``; all but the path may be absent."""
+        """Describe its data sets.
+
+        Each has ``path`` (file, folder or hub id), and perhaps ``keys`` of the task, ``plain``
+        without a chat template, ``notes`` and ``faults``. ``wordings`` are (prompt with an input,
+        prompt without, column of the input).
+        """
         return []
 
     def labels(self, row: Mapping[str, Any]) -> str:
-        """The tokens that carry loss, for rows like the first one."""
+        """Return the tokens that carry loss, for rows like the first one."""
         return "all" if self.facts.get("all_labels") else "completion"
 
     def is_plain(self, row: Mapping[str, Any]) -> bool:
@@ -192,23 +196,23 @@ class TrainerFile:
         return False
 
     def notes(self, row: Mapping[str, Any]) -> list[str]:
-        """How the tokens of rows like the first one differ from the trainer's."""
+        """Say how the tokens of rows like the first one differ from the trainer's."""
         return []
 
     def changes(self, fact: str, value: Any) -> dict[str, Any]:
-        """A setting of a study by the keys and in the words of this file."""
+        """Translate a setting of a study into the keys and words of this file."""
         if isinstance(value, str) and fact == "targets":
             is_word = value == "all-linear" and self.all_targets
             value = self.all_targets if is_word else list(TARGET_GROUPS[value])
         return {self.sources.get(fact) or self.new_key(fact): value}
 
     def new_key(self, fact: str) -> str:
-        """The key of a setting that the file does not have."""
+        """Return the key of a setting that the file does not have."""
         return next(key for key, name in self.keys.items() if name == fact)
 
 
 def read_trainer_file(path: Path) -> TrainerFile:
-    """The file as one of the trainer that knows most of its keys. Raises UserError: of none."""
+    """Read a file as one of the trainer that knows its keys. Raises UserError: no trainer does."""
     kinds: list[type[TrainerFile]] = [*parts(TrainerFile, __name__).values()]
     calls = {call: names for kind in kinds for call, names in kind.calls.items()}
     document = read_document(path, calls)

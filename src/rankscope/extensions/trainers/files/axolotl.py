@@ -1,4 +1,4 @@
-"""axolotl: one YAML file, its rows described by ``type``."""
+"""axolotl: one YAML file, in which ``type`` describes the rows."""
 
 import re
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class AxolotlFile(TrainerFile):
             super()._read(key, value)
 
     def _take(self, fact: str, key: str, value: Any) -> None:
-        """``lora_target_linear`` adds all linear layers to those that are named."""
+        """Take a setting; ``lora_target_linear`` adds all linear layers to the named ones."""
         if fact == "targets" and "all-linear" in (value, self.facts.get(fact)):
             self.sources.pop(fact, None)
             value = "all-linear"
@@ -46,7 +46,7 @@ class AxolotlFile(TrainerFile):
         return [self._data_set(given) for given in sets if isinstance(given, Mapping)]
 
     def _data_set(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Its rows, with the words that axolotl puts around them."""
+        """Describe a data set, with the words that axolotl puts around its rows."""
         path, kind = given.get("data_files") or given.get("path"), given.get("type")
         faults = self.unread_keys(given)
         if isinstance(path, list) and len(path) > 1:

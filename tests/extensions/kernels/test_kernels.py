@@ -1,26 +1,31 @@
-"""Compiled norms, rotary embeddings and gates against PyTorch's own operations."""
+"""Compiled norms, rotary embeddings and gates against PyTorch's own operations.
+
+All models are Gemmas, so that functions are compiled once for each dtype. Gemma's norms multiply by
+1 + w, its heads have some, and its gate is a GELU.
+"""
 
 import os
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
 import pytest
 import torch
-import torch._inductor.config as inductor_config
 from architectures import stock
 from launcher import Launcher
-from tiny_models import IDS, assert_close, base_of, logits_of, tiny_llama
+from tiny_models import IDS, assert_close, base_of, logits_of
 from torch import Tensor
-from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+from torch._inductor import config as inductor_config
+from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
 from toy_training import EVERY_METHOD, losses, protocol, toy_rows
 
 from rankscope.device import release_freed_memory
 from rankscope.errors import UserError
-from rankscope.models import compiled
+from rankscope.extensions.kernels import compiled
 from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.compiled import compute_plainly, kernels_of, use_kernels, why_not
+from rankscope.models.kernels import PLAIN, kernels_of, use_kernels
 from rankscope.train.loop import train_group
 from rounding import rounding, terms_of_pass
 
@@ -48,13 +53,11 @@ def gap(found: Tensor, expected: Tensor) -> float:
 
 
 def test_values_and_gradients_are_those_of_the_model() -> None:
-    """Gemma's norms multiply by 1 + w and its heads have some; its gate is a GELU. In bfloat16 both
-    ways are as far from float32."""
+    """In bfloat16 both ways are as far from float32."""
     exact = base_of(stock("Gemma 3"))
     names = list(exact.model.state_dict())
     expected = logits_and_gradient(exact)
     use_kernels(exact.model, "compiled")
-    assert kernels_of(exact.model) == "compiled"
     tolerance = rounding(terms_of_pass(exact.model.config))
     for ours, theirs in zip(logits_and_gradient(exact), expected, strict=True):
         assert_close(ours, theirs, tolerance)
@@ -65,23 +68,22 @@ def test_values_and_gradients_are_those_of_the_model() -> None:
     use_kernels(rounded.model, "compiled")
     for ours, theirs, right in zip(logits_and_gradient(rounded), plainly, expected, strict=True):
         assert 0 < gap(ours, right) <= 1.5 * gap(theirs, right)
-    compute_plainly(rounded.model)
+    use_kernels(rounded.model, PLAIN)
     again = logits_and_gradient(rounded)
     assert all(torch.equal(a, b) for a, b in zip(plainly, again, strict=True))
 
 
 def test_a_token_alone_has_the_numbers_that_it_has_among_others() -> None:
-    model = tiny_llama().bfloat16().requires_grad_(False)
-    layer = model.model.layers[0]
-    rotary = type(layer.self_attn).forward.__wrapped__.__globals__[compiled.ROTARY]  # type: ignore[attr-defined]
+    layer = stock("Gemma 3").bfloat16().requires_grad_(False).model.layers[0]
+    rotary = type(layer.self_attn).forward.__globals__[compiled.ROTARY]
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(97, *shape, generator=generator).bfloat16().requires_grad_()
 
     generator = torch.Generator().manual_seed(0)
     calls: list[tuple[Callable[..., object], list[Tensor]]] = [
-        (lambda x: compiled.NORM(layer.input_layernorm, x), [draw(64)]),
-        (lambda x, y: compiled.GATE(layer.mlp, x, y), [draw(96), draw(96)]),
+        (lambda x: compiled.NORM(layer.input_layernorm, x), [draw(32)]),
+        (lambda x, y: compiled.GATE(layer.mlp, x, y), [draw(48), draw(48)]),
         (lambda *x: compiled.ROTATE(rotary, *x), [draw(4, 16), draw(2, 16), draw(16), draw(16)]),
     ]
     for call, tensors in calls:
@@ -102,30 +104,28 @@ def both_ways(call: Callable[..., object], tensors: list[Tensor]) -> list[Tensor
     return [*results, *(gradient for gradient in gradients if gradient is not None)]
 
 
-@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}], ids=str)
-def test_a_group_of_every_method_trains_as_plainly(settings: dict[str, object]) -> None:
-    steps = protocol(epochs=1, **settings)
-    plain, fused = base_of(tiny_llama()), base_of(tiny_llama())
+def test_a_group_of_every_method_trains_as_plainly() -> None:
+    """With gradient checkpointing, which runs each layer twice."""
+    steps = protocol(epochs=1, gradient_checkpointing=True)
+    plain, fused = base_of(stock("Gemma 3")), base_of(stock("Gemma 3"))
     use_kernels(fused.model, "compiled")
-    found, expected = (
-        train_group(base, EVERY_METHOD, toy_rows(), steps) for base in (fused, plain)
-    )
+    run = partial(train_group, trials=EVERY_METHOD, rows=toy_rows(), config=steps)
+    found, expected = run(fused), run(plain)
     for ours, theirs in zip(found.states, expected.states, strict=True):
         assert losses(ours) == pytest.approx(losses(theirs), rel=1e-4)
         assert ours.failure is None
 
 
 def test_a_copy_to_train_computes_plainly() -> None:
-    base = base_of(tiny_llama())
+    base = base_of(stock("Gemma 3"))
     expected = logits_of(base)
     use_kernels(base.model, "compiled")
     copied = base.copied()
     assert kernels_of(copied.model) == "compiled"
-    compute_plainly(base.model)  # the copy's layers are its own
+    use_kernels(base.model, PLAIN)  # the copy's layers are its own
     assert_close(logits_of(copied), expected)
-    assert kernels_of(copied.trainable_copy().model) == "plain"
-    weight = copied.model.get_submodule("model.norm").weight
-    assert isinstance(weight, Tensor)
+    assert kernels_of(copied.trainable_copy().model) == PLAIN
+    weight = copied.model.get_parameter("model.norm.weight")
     weight.requires_grad_()  # as PEFT's layer norm tuning
     copied.logits(RowBatch.of(ROWS, copied.device)).sum().backward()
     assert weight.grad is not None
@@ -138,13 +138,12 @@ def test_a_copy_to_train_computes_plainly() -> None:
 CACHED = """
 import os
 import torch
-from torch import nn
 from torch._dynamo.utils import counters
-from rankscope.models import compiled
+from rankscope.extensions.kernels import compiled
 os.environ.pop(compiled.CACHE, None)
 compiled._configure()
-gate = nn.ReLU()
-gate.act_fn = nn.SiLU()
+gate = torch.nn.ReLU()
+gate.act_fn = torch.nn.SiLU()
 with torch.no_grad():
     compiled.GATE(gate, torch.ones(3, 8), torch.ones(3, 8))
 print(*(counters["inductor"][f"fxgraph_cache_{kind}"] for kind in ("miss", "hit")))
@@ -169,19 +168,20 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "compiled").touch()
     for place in ("", str(tmp_path / "compiled" / "folder")):
         monkeypatch.setenv(compiled.CACHE, place)
-        assert compiled._why_not_compiled.__wrapped__(torch.device("cpu")) == ""
-        assert os.environ[compiled.CACHE] == default_cache_dir()
+        compiled._configure()
+        assert compiled.CACHE not in os.environ
+        assert cache_dir() == default_cache_dir()
 
 
-def test_a_compiler_that_fails_after_its_check(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert why_not("compiled", torch.device("cpu")) == ""
+def test_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is compiled, and after that check."""
     monkeypatch.setenv(compiled.CACHE, str(tmp_path))
-    function = compiled._Compiled(lambda _, x: x.tanh() * 3, 1)
-    refused = pytest.raises(UserError, match=r"train\.kernels: .*InvalidCxxCompiler")
-    with inductor_config.patch({"cpp.cxx": ("/bin/false",)}), refused:
-        function(None, torch.ones(3))
+    function = compiled.Compiled(lambda _, x: x.tanh() * 3, 1)
+    checks = partial(compiled.check.__wrapped__, torch.device("cpu"))
+    for call in (checks, partial(function, None, torch.ones(3))):
+        refused = pytest.raises(UserError, match=r"train\.kernels: .*InvalidCxxCompiler")
+        with inductor_config.patch({"cpp.cxx": ("/bin/false",)}), refused:
+            call()
 
 
 def test_a_backward_pass_in_a_thread_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,14 +195,8 @@ def test_a_backward_pass_in_a_thread_of_its_own(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     compiled._configure()
     x = torch.ones(2, 3, requires_grad=True)
-    thread = Thread(target=compiled._Compiled(doubled, 1)(None, x).sum().backward)
+    thread = Thread(target=compiled.Compiled(doubled, 1)(None, x).sum().backward)
     thread.start()
     thread.join()
     assert limits == 2 * [compiled.MOST_GRAPHS]
     assert x.grad is not None
-
-
-def test_kernels_that_cannot_be_had() -> None:
-    cpu = torch.device("cpu")
-    assert why_not("plain", cpu) == why_not("compiled", cpu) == ""
-    assert why_not("liger", cpu) == "Liger's kernels run on a GPU"

@@ -7,12 +7,19 @@ import pytest
 from pocket_study import changed, results, run_interrupted, small_study
 
 from rankscope.errors import UserError
-from rankscope.models.compiled import CACHE
-from rankscope.run import begin
+from rankscope.extensions.kernels.compiled import CACHE
 from rankscope.run.executors.local import LocalExecutor
+from rankscope.run.plan import plan_sentences
 from rankscope.store import Ledger
 
+from ...run.test_refusals import on_two
+from ..conftest import refusals
+
 ARMS = [{"method": "lora", "rank": 2, "lr": 2e-3}]
+
+test_several_devices_are_refused = refusals(
+    (on_two(**changed("train", devices=2, kernels="compiled")), "found kernels: compiled, which")
+)
 
 
 def study(folder: Path, kernels: str) -> Any:
@@ -43,10 +50,19 @@ def test_compiled_functions_have_the_same_bits_however_a_study_runs(tmp_path: Pa
     assert any(note.startswith("train.kernels: plain now, compiled before") for note in notes)
 
 
-def test_functions_that_cannot_be_compiled_leave_no_study(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(begin, "why_not", lambda kernels, device: "there is no compiler")
-    with pytest.raises(UserError, match=r"train\.kernels: .*there is no compiler"):
-        study(tmp_path, "compiled").run(tmp_path / "out")
+def test_kernels_that_cannot_be_had_leave_no_study(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.kernels: .*Liger's kernels run on a GPU"):
+        study(tmp_path, "liger").run(tmp_path / "out")
     assert not (tmp_path / "out" / "study.resolved.yaml").exists()
+
+
+def test_a_plan_counts_compiling_where_a_run_compiles(tmp_path: Path) -> None:
+    """A start takes 5.5 s, 587,904 parameters of 4 bytes at 0.5 GB/s, and 30 s to compile."""
+    asked, plainly = study(tmp_path, "compiled"), study(tmp_path, "plain")
+    plans = [s.plan(device="h100") for s in (asked, plainly)]
+    starts = [plan.stages["starting"] for plan in plans]
+    assert starts == pytest.approx([35.504703232, 5.504703232])
+    said = "Time is estimated from published figures, not measured; train.kernels: compiled."
+    assert said in list(plan_sentences(plans[0]))
+    ids = [[trial.trial_id for trial in s.check().trials] for s in (asked, plainly)]
+    assert ids[0] == ids[1]  # Kernels are no part of what is trained

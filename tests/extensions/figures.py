@@ -4,12 +4,12 @@ import plotly.graph_objects as go
 
 from rankscope.records import BASE
 from rankscope.report.charts.figure import Figure, axis, layout, plot_text
-from rankscope.report.figures import register
+from rankscope.report.figures import in_section
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import table
 
 
-@register("training", 30)
+@in_section("training", 30)
 def draw(view: StudyView, task: str) -> Figure:
     """One bar per task that the arms trained on ``task`` were tested on."""
     evals = view.study.evals
