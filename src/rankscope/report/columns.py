@@ -35,14 +35,13 @@ class Column(NamedTuple):
         return self.unit.digits if self.digits is None and self.unit else self.digits
 
     def shown(self, value: object, row: Mapping[str, object]) -> Any:
-        """A cell of a row in its unit, or in words; numbers stay numbers."""
+        """Put a cell of a row into its unit, or into words; numbers stay numbers."""
         if isinstance(value, bool):
             return "yes" if value else "no"
         if isinstance(value, str):
             return (self.words or {}).get(value, value)
-        unit = self.unit
-        if self.unit_from:
-            unit = POINTS if row.get(self.unit_from) == "accuracy" else NATS
+        of_row = POINTS if row.get(self.unit_from) == "accuracy" else NATS
+        unit = of_row if self.unit_from else self.unit
         return value * unit.scale if unit and isinstance(value, int | float) else value
 
     def number(self, value: float | None) -> str:
@@ -52,7 +51,7 @@ class Column(NamedTuple):
 
 
 def read_columns(names: Iterable[str], known: Mapping[str, Column]) -> dict[str, Column]:
-    """Every column by name, with its title.
+    """Give every column its title and its interval, by name.
 
     ``x_low`` and ``x_high``, the ends of the interval of ``x``, are read like it, with ", low" and
     ", high" after its title; so are ``x_smallest`` and ``x_largest``.

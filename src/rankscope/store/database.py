@@ -29,9 +29,10 @@ from rankscope.records import (
     FAILED,
     AnalysisRecord,
     CurvePoint,
-    EvalKey,
     EvalRecord,
     Record,
+    ScoredModel,
+    Split,
     Status,
     TrainRecord,
     TrialSpec,
@@ -130,15 +131,14 @@ def _key_of(record: StoredRecord) -> str:
     """Return the key that tells a trial's records of one kind apart."""
     match record:
         case EvalRecord():
-            return eval_key(record.key)
+            return eval_key(*record.key)
         case CurvePoint():
             return f"{record.task}/{record.step}"
     return ""
 
 
-def eval_key(of: EvalKey) -> str:
-    """The key of an evaluation among those of its trial."""
-    model, task, split = of
+def eval_key(model: ScoredModel, task: str, split: Split) -> str:
+    """Return the key of an evaluation among those of its trial."""
     return f"{task}/{split}/{variant_label(model)}".rstrip("/")
 
 

@@ -325,7 +325,7 @@ class Ledger:
         """Return the evaluations of ``wanted`` that are not stored, in its order; failed trials'
         too."""
         keys = self._record_keys()
-        return [key for key in wanted if ("eval", trial_of(key[0]), eval_key(key)) not in keys]
+        return [key for key in wanted if ("eval", trial_of(key[0]), eval_key(*key)) not in keys]
 
     def without_record(self, kind: str, trials: Sequence[TrialSpec]) -> list[TrialSpec]:
         """Return the trained ones of ``trials`` without a record of a kind, in order; prompts

@@ -64,7 +64,7 @@ def rows_path(sha256: str) -> str:
 
 
 def items_path(model: ScoredModel, task: str, split: str) -> str:
-    """A variant's items go below its trial's."""
+    """Return the place of items; a variant's go below its trial's."""
     folder = PurePosixPath("artifacts", trial_of(model), variant_label(model), "items")
     return f"{folder}/{task}.{split}.parquet"
 

@@ -376,7 +376,7 @@ def _trials_with_label(
 
 
 def _value_of(term: str) -> object:
-    """The value of a term ``NAME=VALUE``, read as in a study file; None without one."""
+    """Return the value of a term ``NAME=VALUE``, read as in a study file; None without one."""
     node = None
     with suppress(yaml.YAMLError):
         node = compose(term.partition("=")[2], term)

@@ -30,15 +30,13 @@ def draw_against_rank(view: StudyView, task: str) -> Figure:
         for name, title in changes.items():
             row |= interval_cells(title, arm.retention.get(name))
         rows.append(row)
-    references = []
     if base and rows:
         rows.append(dict.fromkeys(rows[0]) | {"arm": "base"} | interval_cells(score, base))
     units = {title: view.unit(name) for name, title in changes.items()} | {score: unit}
     columns = {title: Column(unit=u, digits=u.digits + 1) for title, u in units.items()}
     frame = shown(table(rows, columns))
-    if base and rows:
-        of_base, titles = records(frame)[-1], (score, f"{score}, low", f"{score}, high")
-        references = [Reference("base", *(of_base[title] for title in titles))]
+    titles, of_base = (score, f"{score}, low", f"{score}, high"), records(frame)[-1:]
+    references = [Reference("base", *(row[t] for t in titles)) for row in of_base if base]
     panels = [Panel(frame, score, references)] + [
         Panel(frame, title, [Reference("base", 0.0)])
         for title in list(changes.values())[:MAX_RETAINED]
