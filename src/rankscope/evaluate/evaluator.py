@@ -66,8 +66,8 @@ def evaluate_task(
     """Score one split of one task under the base and any number of attached adapters.
 
     Args:
-        models: maps adapter names to models. None is ``base``, which may be a
-            fully fine-tuned model.
+        models: maps adapter names to models. None is ``base``, which may be a fully fine-tuned
+            model.
 
     Raises UserError for items that cannot be scored. ``max_items`` was applied when the task was
     loaded.

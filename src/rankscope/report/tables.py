@@ -338,12 +338,12 @@ def contamination_table(view: StudyView) -> pd.DataFrame:
 
     Scores are as recorded: a fraction, or nats per token.
     """
-    labels = {trial.spec.trial_id: trial.spec.label for trial in view.study.trials}
+    labels: dict[object, str] = {t.spec.trial_id: t.spec.label for t in view.study.trials}
     return table(
         [
             {
                 "task": record.task,
-                "model": labels.get(record.trial_id, record.trial_id),
+                "model": labels.get(model, str(model)),
                 "score": record.score,
                 "items": record.n,
                 "without_contaminated_rows": clean.score,
@@ -351,7 +351,7 @@ def contamination_table(view: StudyView) -> pd.DataFrame:
                 "items_without": clean.n,
                 "contaminated_rows": clean.contaminated,
             }
-            for record in view.study.evals.values()
+            for (model, _, _), record in view.study.evals.items()
             if (clean := record.without_contamination) is not None
         ]
     )
