@@ -75,7 +75,8 @@ def hover_texts(frame: pd.DataFrame, name: str, values: Mapping[str, str]) -> li
         value, column = row[title], columns.get(title, Column())
         shown = plot_text(value) if isinstance(value, str) else column.number(value)
         if column.ends:
-            shown = value_text(value, *(row[e] for e in column.ends), digits=column.places)
+            low, high = (row[end] for end in column.ends)
+            shown = value_text(value, low, high, column.places)
         return f"{word} {shown}".strip()
 
     return [
