@@ -13,8 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig
 
-from race import Pairs, Segment
-from race import heading as machine
+from race import Pairs, Segment, heading as machine
 from rankscope.config.study import TrainConfig
 from rankscope.config.task import TaskConfig
 from rankscope.data.encode import EncodedRow, Encoder

@@ -30,8 +30,7 @@ from typing import Any
 
 import torch
 
-from evaluate_choice import BATCH_SIZES
-from evaluate_choice import TOLERANCE as LOGPROB_TOLERANCE
+from evaluate_choice import BATCH_SIZES, TOLERANCE as LOGPROB_TOLERANCE
 from evaluation import DATA
 from evaluation_sides import harness_choice
 from race import Segment, Turn, announce, segment_of

@@ -26,7 +26,7 @@ from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.extensions.spectra.record import SpectraRecord
 from rankscope.records import BASE, AnalysisRecord, Estimate, Split
-from rankscope.store.database import kind_of
+from rankscope.store.database import _kind_of as kind_of
 
 Arm = tuple[int | None, float]
 """Rank (None: full fine-tuning) and learning rate."""

@@ -30,8 +30,8 @@ from claims_judges import (
     name_of,
     residuals,
     settled_by,
+    smallest as detectable_nats,
 )
-from claims_judges import smallest as detectable_nats
 from claims_records import Arm, Grid, paired_estimate
 from posterior_claims import LIKELY, UNLIKELY, results_of
 from rankscope.advise.statistics.estimates import Comparison, weighted_estimate

@@ -23,9 +23,9 @@ from claims_records import paired_estimate
 from kept_records import kept_study
 from power import POWER
 from rankscope.advise.arms import Arm, summarize_arms
-from rankscope.advise.axes import axis_texts, draws_of
+from rankscope.advise.axes import _draws_of as draws_of, axis_texts
 from rankscope.advise.posterior import Array
-from rankscope.advise.results import TaskResults, change_of, expected, task_results
+from rankscope.advise.results import TaskResults, _change_of as change_of, expected, task_results
 from rankscope.advise.statistics.matching import scores_of_models
 from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.config.arm import TARGET_GROUPS

@@ -12,8 +12,9 @@ import pytest
 import torch
 from launcher import Launcher
 
-from rankscope.cli.application import WAITING_LOOPS, limit_busy_waiting
+from rankscope.cli.application import WAITING_LOOPS, _limit_busy_waiting as limit_busy_waiting
 from rankscope.device import (
+    _processor_flags as processor_flags,
     available_memory_bytes,
     choose_device,
     choose_dtype,
@@ -21,7 +22,6 @@ from rankscope.device import (
     keep_freed_memory,
     limit_kernel_cache,
     peak_memory_bytes,
-    processor_flags,
     release_freed_memory,
     reset_peak_memory,
     use_deterministic,

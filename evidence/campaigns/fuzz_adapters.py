@@ -117,7 +117,7 @@ def read_adapter_folder(config: bytes, weights: bytes, folder: Path) -> None:
     from rankscope.errors import RankscopeError
     from rankscope.models.adapters.folder import check_same_base, load_adapter, recorded_base
     from rankscope.models.adapters.settings import CONFIG, WEIGHTS
-    from rankscope.models.adapters.warm_start import filled_arm
+    from rankscope.models.adapters.warm_start import _filled_arm as filled_arm
     from rankscope.models.given import peft_type
 
     (folder / CONFIG).write_bytes(config)
@@ -161,7 +161,7 @@ def weight_inputs(draw: st.DrawFn) -> bytes:
 
 
 def read_safetensors(content: bytes, folder: Path) -> None:
-    from rankscope.models.checkpoint_reader import opened_weights, shards_of
+    from rankscope.models.checkpoint_reader import _shards_of as shards_of, opened_weights
 
     (folder / "adapter").mkdir()
     (folder / "model.safetensors").write_bytes(content)

@@ -34,7 +34,7 @@ from kept_records import kept_study
 from rankscope.advise.arms import summarize_arms
 from rankscope.advise.decide import decide
 from rankscope.advise.results import expected, task_results
-from rankscope.advise.search import finalists, first_design, next_round
+from rankscope.advise.search import _first_design as first_design, finalists, next_round
 from rankscope.records import (
     BASE,
     EvalKey,

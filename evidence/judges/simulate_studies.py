@@ -33,8 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "fixtures"))
 
 from synthetic_study import Truth, synthetic_study
 
-from random_truths import KINDS, Kind
-from random_truths import draw as draw_random
+from random_truths import KINDS, Kind, draw as draw_random
 from rankscope.advise.recommend import recommend
 from rankscope.records import TaskAdvice
 

@@ -51,8 +51,9 @@ def keep_freed_memory() -> None:
 def release_freed_memory() -> None:
     """Return free memory to the kernel, such as that of a model that was just loaded.
 
-    On CUDA also the blocks that torch's allocator keeps: another process may need them. Layers with
-    kernels of an extension refer to themselves, so that only a collection frees their models.
+    On CUDA it includes the blocks that torch's allocator keeps, because another process may need
+    them. Layers with kernels of an extension refer to themselves, so only a garbage collection
+    frees their models.
     """
     gc.collect()
     if torch.cuda.is_initialized():
@@ -113,7 +114,7 @@ def choose_dtype(text: str, device: torch.device) -> torch.dtype:
     """
     if text == "auto":
         limited = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in WITHOUT_BFLOAT16
-        is_native = device.type == "cpu" and not limited and BFLOAT16_FLAGS & processor_flags()
+        is_native = device.type == "cpu" and not limited and BFLOAT16_FLAGS & _processor_flags()
         if device.type == "cuda":
             is_native = torch.cuda.is_bf16_supported(including_emulation=False)
         other = torch.float16 if device.type == "cuda" else torch.float32
@@ -126,7 +127,7 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def processor_flags() -> frozenset[str]:
+def _processor_flags() -> frozenset[str]:
     """Return the processor's instruction set flags in Linux's names; empty on other systems."""
     return frozenset(processor_field("flags").split())
 

@@ -245,7 +245,7 @@ OUT_OF_MEMORY = (
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error, what it was raised from, and so on."""
+    """Yield an error, the error that it was raised from, and so on."""
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
@@ -299,12 +299,12 @@ def is_panic(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, or what caused it, means that memory ran out."""
+    """Whether memory ran out, by an error or by its causes."""
     return any(isinstance(e, OutOfMemory) or _is_memory_fault(e) for e in _causes(error))
 
 
 def out_of_memory_message(error: BaseException) -> str:
-    """``out of memory: `` and the first line of the error behind it."""
+    """Return ``out of memory: `` and the first line of the error behind it."""
     faults = [cause for cause in _causes(error) if _is_memory_fault(cause)]
     text = first_line(faults[0] if faults else error)
     return f"out of memory: {'no details' if text == 'MemoryError' else text}"

@@ -24,7 +24,7 @@ def network_file_system(path: Path) -> str | None:
     """Return the network file system of a path, such as ``nfs4 at /home``; None without one."""
     import psutil  # most commands need none of it
 
-    # Of several mounts at one place, the last is on top.
+    # If several mounts share a place, the last is on top.
     mounts = {part.mountpoint: part.fstype for part in psutil.disk_partitions(all=True)}
     for folder in (path.resolve(), *path.resolve().parents):
         if kind := mounts.get(str(folder)):

@@ -30,7 +30,7 @@ class ProgressReporter:
     This base class reports nothing, which is the default of the Python API.
     """
 
-    name = ""  # Of the stage
+    name = ""  # Name of the stage
     total = 0
     begun = last_line = 0.0  # When the stage began, and when a line of it was written last
 

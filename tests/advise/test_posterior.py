@@ -9,8 +9,7 @@ from itertools import product
 import numpy as np
 import pytest
 from advice import evidence, net_of
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import assume, given, settings, strategies as st
 from scipy import stats
 
 from rankscope.advise import posterior as module

@@ -6,8 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from advice import advice_on
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from synthetic_study import (
     Truth,
     synthetic_study,

@@ -11,7 +11,7 @@ from rankscope.advise.arms import summarize_arms
 from rankscope.advise.decide import decide
 from rankscope.advise.net_gains import NetGains
 from rankscope.advise.results import task_results
-from rankscope.advise.search import NextRound, finalists, first_design, next_round
+from rankscope.advise.search import NextRound, _first_design as first_design, finalists, next_round
 from rankscope.records import StudyRecords, TrialRecords, TrialSpec
 from search import WORLDS, Drawn, judge, play_random, play_search
 

@@ -18,7 +18,7 @@ from command_line import rankscope as command
 import rankscope.cli
 from rankscope import errors
 from rankscope.cli import main
-from rankscope.cli.terminal import HarmlessStream
+from rankscope.cli.terminal import _HarmlessStream as HarmlessStream
 from rankscope.tools import new_study
 
 VERBS = sorted(typer.main.get_command(rankscope.cli.app).commands)  # type: ignore[attr-defined]

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from command_line import Outcome, files_below, settings, write_rows
-from command_line import rankscope as command
+from command_line import Outcome, files_below, rankscope as command, settings, write_rows
 
 from rankscope.cli import setup_verbs
 from rankscope.config.loader import load_study_file, published_schema

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from command_line import Outcome, files_below, settings, write_rows
-from command_line import rankscope as command
+from command_line import Outcome, files_below, rankscope as command, settings, write_rows
 from rich.console import Console
 
 from pocket_world import pocket_rows

@@ -17,7 +17,7 @@ from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rankscope.cli.check import LABEL_CLOSE, LABEL_OPEN, highlight_row
+from rankscope.cli.check import LABEL_CLOSE, LABEL_OPEN, _highlight_row as highlight_row
 from rankscope.data.encode import EncodedRow, Encoder, encode_rows
 from rankscope.data.items import Item, Message
 from rankscope.errors import UserError

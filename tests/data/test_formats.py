@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from rankscope.config.task import TaskConfig
-from rankscope.data.formats import FieldNames, parse_rows
-from rankscope.data.hub import remove_brackets
+from rankscope.data.formats import FieldNames, _parse_rows as parse_rows
+from rankscope.data.hub import _remove_brackets as remove_brackets
 from rankscope.data.items import Message
 from rankscope.data.rows import NoCompletion, RawRow
 from rankscope.data.tasks import load_task

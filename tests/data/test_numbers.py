@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from rankscope.data.numbers import extract_number, gold_number, last_character
+from rankscope.data.numbers import _last_character as last_character, extract_number, gold_number
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rankscope.data.formats import parse_rows
+from rankscope.data.formats import _parse_rows as parse_rows
 from rankscope.data.hub import HubSource, legal_from_mmlu, read_hub
 from rankscope.data.rows import RawRow
 from rankscope.data.sources import read_file, split_paths

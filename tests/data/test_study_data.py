@@ -8,12 +8,12 @@ from rankscope.config.task import TaskConfig
 from rankscope.data.encode import EncodedRow, EncodedRows, Encoder, encode_rows
 from rankscope.data.items import Item
 from rankscope.data.study_data import (
-    CachingEncoder,
-    by_length,
-    num_characters,
+    _by_length as by_length,
+    _CachingEncoder as CachingEncoder,
+    _num_characters as num_characters,
+    _stand_ins as stand_ins,
+    _unknown_token_notes as unknown_token_notes,
     prepare_data,
-    stand_ins,
-    unknown_token_notes,
 )
 from rankscope.data.tasks import load_task
 from rankscope.models.load import load_tokenizer

@@ -25,7 +25,7 @@ from rankscope.config.study import EvaluateConfig
 from rankscope.data.tasks import LoadedTask
 from rankscope.errors import UserError
 from rankscope.evaluate.context_window import EncodedSplit, fit_to_context
-from rankscope.evaluate.evaluator import encode_split, evaluate_task, task_sha256
+from rankscope.evaluate.evaluator import _task_sha256 as task_sha256, encode_split, evaluate_task
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.evaluate.scorers.scorer import Question
 from rankscope.records import BASE, results_of, write_items

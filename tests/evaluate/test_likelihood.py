@@ -12,10 +12,9 @@ from evaluation_worlds import adapter, base, merged, one_at_a_time, plain_model
 from tiny_models import base_of
 from torch import nn
 
-from rankscope.evaluate import prefix_sharing as prefixes
-from rankscope.evaluate import token_trees
+from rankscope.evaluate import prefix_sharing as prefixes, token_trees
 from rankscope.evaluate.likelihood import continuation_logprobs, prefix_groups
-from rankscope.evaluate.prefix_sharing import common_length, find_shared_prefixes
+from rankscope.evaluate.prefix_sharing import _common_length as common_length, find_shared_prefixes
 from rankscope.evaluate.scorers.scorer import Question
 from rankscope.evaluate.token_trees import TokenTree
 

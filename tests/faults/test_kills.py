@@ -15,8 +15,7 @@ from launcher import Launcher, stopping_after
 from pocket_study import SETTINGS, Undisturbed, results, study_file
 
 from fault_bits import kill_with_workers
-from fault_points import Undisturbed as Reference
-from fault_points import tiny_study
+from fault_points import Undisturbed as Reference, tiny_study
 from fault_workers import COMMAND as FORKED_WORKERS
 from faults import flip_bit, refused
 from rankscope.store import Ledger

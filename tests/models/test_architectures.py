@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 from architectures import ARCHITECTURES, WINDOWED, alone, stock
-from evaluation_worlds import adapter as random_adapter
-from evaluation_worlds import tokenizer
+from evaluation_worlds import adapter as random_adapter, tokenizer
 from peft import PeftModel
 from tiny_models import VOCABULARY, assert_close, base_of
 from torch import Tensor

@@ -23,14 +23,14 @@ from toy_training import (
 from rankscope.errors import UserError
 from rankscope.models import grouped_lora
 from rankscope.models.grouped_lora import (
+    _cut_into_runs as cut_into_runs,
     choose_lora_implementation,
     computes_groups_right,
-    cut_into_runs,
 )
 from rankscope.models.lora import Adapter
 from rankscope.models.multi_lora import AdapterSpan, MultiLora
 from rankscope.train.loop import GroupResult, train_group
-from rankscope.train.memory import grouped_bytes
+from rankscope.train.memory import _grouped_bytes as grouped_bytes
 from rounding import rounding
 
 

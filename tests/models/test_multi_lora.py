@@ -7,8 +7,7 @@ import pytest
 import torch
 from tiny_models import assert_close, base_of, delta, tiny_llama
 from torch import Tensor, nn
-from toy_training import ATTENTION
-from toy_training import trial as toy_trial
+from toy_training import ATTENTION, trial as toy_trial
 
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.init_context import new_adapter

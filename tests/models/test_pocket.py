@@ -18,8 +18,8 @@ from transformers import (
     GenerationConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    PreTrainedTokenizerFast as Tokenizer,
 )
-from transformers import PreTrainedTokenizerFast as Tokenizer
 
 import pocket_world as world
 import pretrain_pocket

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from architectures import ARCHITECTURES, SHAPE
-from architectures import stock as packed
+from architectures import ARCHITECTURES, SHAPE, stock as packed
 from evaluation_worlds import tokenizer
 from families import FAMILIES, config_of, stock
 from tiny_models import assert_close

@@ -11,8 +11,8 @@ from rankscope.report.style import FULL_COLOR, MUTED
 from rankscope.tools.compare import (
     MAX_ARMS,
     StudyComparison,
-    compared_ranks,
-    comparison_figures,
+    _compared_ranks as compared_ranks,
+    _comparison_figures as comparison_figures,
     render_comparison,
 )
 

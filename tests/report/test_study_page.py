@@ -29,14 +29,14 @@ from rankscope.advise.recommend import recommend
 from rankscope.formatting import NATS, POINTS
 from rankscope.records import BASE, Recommendation, StudyRecords
 from rankscope.report.answer import answer_html
-from rankscope.report.page import packed_plotly
+from rankscope.report.page import _packed_plotly as packed_plotly
 from rankscope.report.study_page import (
     Outcome,
-    compared_items,
-    fair_choice,
-    outcome_of,
+    _compared_items as compared_items,
+    _fair_choice as fair_choice,
+    _outcome_of as outcome_of,
+    _yaml_text as yaml_text,
     render_study,
-    yaml_text,
 )
 from rankscope.report.study_view import StudyView
 

@@ -14,7 +14,7 @@ from rankscope.records import TrialSpec
 from rankscope.run import costs as costs_module
 from rankscope.run.costs import DISK_RATE, CostModel
 from rankscope.run.machines import MACHINES, paced_machine
-from rankscope.run.plan import Plan, make_plan, makespan
+from rankscope.run.plan import Plan, _makespan as makespan, make_plan
 from rankscope.run.prepared import PreparedStudy
 from rankscope.train.memory import CUDA_LIBRARY_BYTES
 

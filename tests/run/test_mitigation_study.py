@@ -19,7 +19,7 @@ from pocket_study import (
 from safetensors.torch import load_file
 
 from rankscope.config.loader import load_study_file
-from rankscope.data.study_data import replay_notes
+from rankscope.data.study_data import _replay_notes as replay_notes
 from rankscope.errors import UserError
 from rankscope.records import BASE, StudyRecords, TrialRecords
 from rankscope.run.outputs import write_outputs

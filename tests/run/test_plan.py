@@ -11,7 +11,7 @@ from pocket_study import NUM_LORA, small_study
 
 from rankscope.cli.study_verbs import plan_table
 from rankscope.errors import UserError
-from rankscope.run.groups import attention_notes
+from rankscope.run.groups import _attention_notes as attention_notes
 from rankscope.run.machines import MACHINES
 from rankscope.run.plan import Plan, make_plan, plan_sentences
 from rankscope.train.memory import MemoryModel

@@ -12,13 +12,17 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rankscope.config.study import EvaluateConfig
 from rankscope.evaluate import continuous_batching
-from rankscope.evaluate.continuous_batching import GenerationLimits, generate, most_cached_tokens
+from rankscope.evaluate.continuous_batching import (
+    GenerationLimits,
+    _most_cached_tokens as most_cached_tokens,
+    generate,
+)
 from rankscope.evaluate.likelihood import continuation_logprobs
 from rankscope.evaluate.scorers.scorer import ItemTokens, Question
 from rankscope.models.attention.varlen import KVCache
 from rankscope.models.base import Base
 from rankscope.models.parameters import model_on_meta, nbytes
-from rankscope.run.prepared import scoring_memory
+from rankscope.run.prepared import _scoring_memory as scoring_memory
 from rankscope.train.memory import MemoryModel
 from rankscope.train.pass_memory import AllocationCounter, shaped_adapter
 

@@ -24,7 +24,7 @@ from rankscope.models.quantize import dense_weight
 from rankscope.models.sharding import Shards, check_devices, is_sharded
 from rankscope.records import TrialSpec
 from rankscope.run.trials import make_trials
-from rankscope.run.workers.worker import FOLLOW, started_shards
+from rankscope.run.workers.worker import FOLLOW, _started_shards as started_shards
 from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import GroupResult, train_group
 from rankscope.train.step import forward_passes

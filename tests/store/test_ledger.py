@@ -23,7 +23,7 @@ from rankscope.records import (
     TrialSpec,
     write_items,
 )
-from rankscope.run.stages.train import curve_point
+from rankscope.run.stages.train import _curve_point as curve_point
 from rankscope.store import CHECKPOINTS, Ledger, TrialFailure, find_problems, items_path
 
 FIXTURES = os.pathsep.join(

@@ -7,13 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from command_line import files_below
-from command_line import rankscope as command
+from command_line import files_below, rankscope as command
 from pocket_study import UNANALYZED, changed, rewrite_rows, small_study
 from synthetic_study import Truth, synthetic_study
 
 from rankscope.records import StudyRecords
-from rankscope.tools.compare import StudyPair, compare, compare_studies, differences
+from rankscope.tools.compare import _StudyPair as StudyPair, compare, compare_studies, differences
 
 LORA = {"method": "lora", "lr": 2e-3}
 SHORT = changed("train", max_steps=2)["train"]

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import transformers
-from command_line import Outcome, write_rows
-from command_line import rankscope as command
+from command_line import Outcome, rankscope as command, write_rows
 
 from rankscope.data.registry import named_tasks
 from rankscope.models.model_folder import pocket_folder

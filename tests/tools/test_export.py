@@ -29,11 +29,11 @@ from rankscope.hashing import weights_sha256
 from rankscope.report.study_view import StudyView
 from rankscope.tools.export import (
     ExportRequest,
-    base_reference,
+    _base_reference as base_reference,
+    _merge_adapter as merge_adapter,
+    _write_hub_scores as write_hub_scores,
     choose_trial,
     export_trial,
-    merge_adapter,
-    write_hub_scores,
 )
 
 PROMPTS = torch.tensor([[1, 20, 30, 40, 50], [1, 60, 21, 99, 7]])

@@ -27,11 +27,11 @@ from rankscope.report.tables import arms_table, study_tables
 from rankscope.store import items_path
 from rankscope.tools import figure_files
 from rankscope.tools.figure_files import (
+    _line_names as line_names,
+    _list_entry as list_entry,
+    _static_plot as static_plot,
     check_figures,
     draw_files,
-    line_names,
-    list_entry,
-    static_plot,
 )
 from rankscope.tools.frames import StudyFrames
 

@@ -24,10 +24,10 @@ from toy_training import (
     peft_trial,
     protocol,
     toy_rows,
+    trained as result_of,
     training_tolerance,
     trial,
 )
-from toy_training import trained as result_of
 
 from pocket_world import pocket_rows
 from rankscope.config.study import ModelConfig, TrainConfig

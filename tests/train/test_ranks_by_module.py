@@ -31,7 +31,7 @@ from rankscope.models.adapters.warm_start import resolve_adapters
 from rankscope.models.init_context import new_adapter
 from rankscope.models.methods import get_method
 from rankscope.models.parameters import architecture
-from rankscope.run.trials import arm_specs
+from rankscope.run.trials import _arm_specs as arm_specs
 
 STEPS = 8
 ROWS = toy_rows(30)

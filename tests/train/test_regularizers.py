@@ -17,10 +17,10 @@ from toy_training import (
     protocol,
     score,
     toy_rows,
+    trained as result_of,
     training_tolerance,
     trial,
 )
-from toy_training import trained as result_of
 
 from rankscope.data.encode import EncodedRow
 from rankscope.data.sampler import ReplaySampler, RowSampler
@@ -30,7 +30,7 @@ from rankscope.models.multi_lora import target_linears
 from rankscope.records import TrialSpec
 from rankscope.train.loop import StepCallback
 from rankscope.train.loss import kl_divergences
-from rankscope.train.trial_state import EarlyStop, TrialState
+from rankscope.train.trial_state import TrialState, _EarlyStop as EarlyStop
 from rounding import rounding
 
 ROWS = toy_rows()

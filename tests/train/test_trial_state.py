@@ -24,8 +24,8 @@ from rankscope.train.step import clip_gradients, new_optimizer, rate_groups, set
 from rankscope.train.step_schedule import learning_rate
 from rankscope.train.trial_state import (
     TrialState,
-    excessive_loss,
-    excessive_update,
+    _excessive_loss as excessive_loss,
+    _excessive_update as excessive_update,
     is_update_checked,
 )
 

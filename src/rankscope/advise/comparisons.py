@@ -27,8 +27,11 @@ _Trials = Sequence[TrialRecords]
 
 
 def model_scores(study: StudyRecords) -> tuple[ModelScore, ...]:
-    """Task by task, the base first, then the given models in their order; of the test split, or of
-    the one that the study file names. None in a study of arms alone."""
+    """List the scores of the base and the given models, task by task, the base first.
+
+    They are of the test split, or of the split that the study file names. A study without given
+    models has none.
+    """
     is_imported = not study.config.arms and any(task.trained_on for task in study.tasks)
     if is_imported or (study.config.arms and not study.config.given):
         return ()
@@ -57,7 +60,8 @@ def _scores_on(study: StudyRecords, name: str) -> Iterator[ModelScore]:
 
 
 def _change(study: StudyRecords, trial: TrialRecords, record: EvalRecord) -> Estimate | None:
-    """The change against the base, paired by items; None if the score is no mean of its items."""
+    """Return the change against the base, paired by items; None if the score is no mean of
+    items."""
     if record.standard_error is None and record.n > 1:
         return None
     pair = compared_scores(study, [trial], record.task, split=record.split)

@@ -100,8 +100,11 @@ class _Items:
         return np.where(np.isfinite(changes), changes, nan)
 
     def mean_errors(self, trials: Sequence[TrialRecords]) -> tuple[float, float]:
-        """Return error variances of a mean without items, of an arm and of the base; NaN if
-        unknown."""
+        """Return the error variances of the means of an arm and of the base, if no items are
+        stored.
+
+        They are NaN if unknown.
+        """
         models = [BASE, *(t.spec.trial_id for t in finished_trials(trials))]
         records = [self.study.evals.get((model, self.task, "test")) for model in models]
         base, *own = [nan if r is None or r.n < 2 else r.standard_error or nan for r in records]

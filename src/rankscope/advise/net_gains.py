@@ -24,8 +24,8 @@ class NetGains:
 
     draws: Array  # (D, A)
     on_items: Array  # Net gains of many seeds on the items that were scored, (D, A)
-    seed_variance: Array  # Of one more seed's net gain on these items, (A,)
-    item_covariance: Array  # Of errors due to the choice of items, (A, A)
+    seed_variance: Array  # Variance of one more seed's net gain on these items, (A,)
+    item_covariance: Array  # Covariance of errors due to the choice of items, (A, A)
     margin: float
     num_untried: int = 0
 
@@ -41,8 +41,8 @@ class NetGains:
 
     @cached_property
     def _lost(self) -> Array:
-        """Net gain below the best's in each draw, (D, 1 + A): the base, then the arms that were
-        tried."""
+        """Net gain lost against the best in each draw, (D, 1 + A): by the base, then by tried
+        arms."""
         net = np.column_stack([np.zeros(len(self.draws)), self.draws[:, : self.num_tried]])
         lost: Array = self.best[:, None] - net
         return lost

@@ -37,7 +37,7 @@ def next_steps(
     # As in ``TaskResults.fit_failed``: no trial has a price then.
     with suppress(FloatingPointError, np.linalg.LinAlgError):
         steps += _priced(results)
-    by_key = dict[str, NextStep]()  # What extends a list in two ways is said once
+    by_key = dict[str, NextStep]()  # A step that extends a list in two ways is said once
     for key, step in steps:
         by_key.setdefault(key, step)
     return tuple(by_key.values())[:MOST_SUGGESTED]

@@ -30,14 +30,14 @@ LEVELS = (0.5, 2.0, 8.0, 32.0)  # Standard deviations of the level
 HEIGHTS = (0.0625, 0.25, 1.0, 4.0, 16.0)
 """Heights of the smooth function and of a kind's offset; h has a weight of 1 / (1 + h^2)."""
 LENGTHS = (1.5, 5.0)  # Distances over which changes are alike, in units of ``AXIS_LENGTHS``
-ROUGHNESS = (0.03, 0.2, 1.0)  # What is not smooth, as a share of the height
-GROWTHS = (0.0, 1.0, 4.0)  # Of what all arms of one number of rows share
+ROUGHNESS = (0.03, 0.2, 1.0)  # Scale of the rough part, as a share of the height
+GROWTHS = (0.0, 1.0, 4.0)  # Scale of the part that all arms of one number of rows share
 GROWTH_LENGTH = 3.0  # Octaves of rows over which that is alike
 SEED_SPREADS = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # Between seeds
 SPREAD_FREEDOM = 4.0
 """The prior of the common spread acts as if four degrees of freedom had shown the typical one."""
-TAIL_FREEDOM = 2.0  # Of the squares of seeds, so that an arm whose seeds collapse says little
-OWN_FREEDOM = 4.0  # Of the inverse chi-squared by which an arm's own spread is around the common
+TAIL_FREEDOM = 2.0  # For the squares of seeds, so that an arm whose seeds collapse says little
+OWN_FREEDOM = 4.0  # For the inverse chi-squared that an arm's own spread has around the common
 FAR_BELOW = 8.0  # See ``broken_arms``
 FLAT_PRIOR = 1000.0  # Standard deviation of an arm that no other says anything about
 AXIS_LENGTHS = (3.0, 1.0, 0.2)
@@ -53,7 +53,7 @@ class Changes:
     """Measured changes of A arms on one task; their settings tell which should be alike."""
 
     means: Array  # Measured changes against the base, (A,)
-    item_covariance: Array  # Of their errors due to the choice of items, (A, A)
+    item_covariance: Array  # Covariance of their errors due to the choice of items, (A, A)
     seeds: Array  # Trained models of each arm, (A,)
     varies: Array  # 1 if seeds of the arm differ; 0 if nothing about it is random, (A,)
     squares: Array
@@ -83,8 +83,8 @@ class Posterior:
     """Draws from the joint posterior of one task's changes."""
 
     draws: Array  # True changes, (D, A)
-    on_items: Array  # What models of many seeds would change on the items that were scored, (D, A)
-    seed_variance: Array  # Of what one more seed would measure on these items, (A,)
+    on_items: Array  # Changes of models of many seeds on the items that were scored, (D, A)
+    seed_variance: Array  # Variance of one more seed's measurement on these items, (A,)
 
 
 def broken_arms(means: Array) -> npt.NDArray[np.bool_]:
@@ -275,7 +275,7 @@ def _own_squares(evidence: Changes, common: Array | float) -> Array:
 def _arm_variance(evidence: Changes, common: Array | float) -> Array:
     """Return the variance of every arm's mean that no other arm shares, (..., A)."""
     freedom = OWN_FREEDOM + evidence.seeds - 1
-    expected = common * freedom / (freedom - 2)  # Of a scaled inverse chi-squared
+    expected = common * freedom / (freedom - 2)  # Mean of a scaled inverse chi-squared
     return np.asarray(evidence.varies * expected / evidence.seeds + evidence.extra)
 
 

@@ -40,11 +40,11 @@ class TaskResults:
     study: StudyRecords
     task: str
     arms: tuple[Arm, ...]  # With what the posterior says of each
-    measured: tuple[Measured, ...] = ()  # Of the training task and every retention task
-    net: NetGains | None = None  # Of ``allowed``; None if no arm was scored
-    gain: Array | None = None  # Draws of the change of the training task, of ``allowed``
+    measured: tuple[Measured, ...] = ()  # Changes on the training task and every retention task
+    net: NetGains | None = None  # Net gains of ``allowed``; None if no arm was scored
+    gain: Array | None = None  # Draws of the training task's change, by ``allowed``
     scored: tuple[int, ...] = ()  # Places in ``arms``
-    allowed: tuple[int, ...] = ()  # Of those that probably keep the limit on forgetting
+    allowed: tuple[int, ...] = ()  # Places of those that probably keep the limit on forgetting
     untried: tuple[int, ...] = ()
     """Places, among the arms that could be trained, of those in the last columns of ``net``."""
     fit_failed: str | None = None  # Why the posterior is that of the flat prior
@@ -182,15 +182,15 @@ def _compared(results: TaskResults) -> Iterator[ArmComparison]:
             kind="full" if kind == "full" else "ranks",
             first_label=first.summary.label,
             second_label=second.summary.label,
-            net=change_of(more),
-            gain=change_of(gained),
+            net=_change_of(more),
+            gain=_change_of(gained),
             p_better=float((more > 0).mean()),
             p_within_margin=float((more >= -results.margin).mean()),
             p_gain_within_margin=float((gained >= -results.margin).mean()),
         )
 
 
-def change_of(draws: Array) -> ExpectedChange:
+def _change_of(draws: Array) -> ExpectedChange:
     """Return the mean of draws (D,) and the ends of their 95 % interval."""
     low, high = np.quantile(draws, (0.025, 0.975)).tolist()
     return ExpectedChange(value=float(draws.mean()), low=low, high=high)
@@ -208,7 +208,7 @@ def task_results(
     """Draw the posteriors of a training task's arms, and summarize each arm by them.
 
     Args:
-        untried: trials of further arms, any of which may be best; by default those not yet begun.
+        untried: trials of further arms that may be best; by default those not yet begun.
     """
     untried = _left_out(study, arms) if untried is None else untried
     trials = [arm.trials for arm in arms]
@@ -238,9 +238,9 @@ def task_results(
         draws, at = net.draws[:, column], place_of.get(column)
         lost = forgetting.get(place)
         gained = ExpectedGain(
-            net=change_of(draws),
-            changes={name: change_of(d) for name, d in changes[place].items()},
-            forgetting=None if lost is None else change_of(lost),
+            net=_change_of(draws),
+            changes={name: _change_of(d) for name, d in changes[place].items()},
+            forgetting=None if lost is None else _change_of(lost),
             p_better=float((draws > 0).mean()),
             p_within_margin=0.0 if at is None else float(kept.p_within_margin[at]),
             p_best=0.0 if at is None else float(kept.p_best[at]),
@@ -272,7 +272,7 @@ def _left_out(study: StudyRecords, arms: Sequence[Arm]) -> list[TrialSpec]:
 
 
 def _settings(spec: TrialSpec, arms: Sequence[Arm]) -> Untried:
-    """Return the kind and axes that an arm would have among others with as many training rows."""
+    """Return an untried arm's kind and its axes, as those of arms with equally many rows."""
     alike = [t for arm in arms for t in arm.trials if t.spec.rows == spec.rows]
     return spec.kind, axes_of(spec, alike)
 

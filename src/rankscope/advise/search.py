@@ -31,18 +31,18 @@ class NextRound:
 
     trials: tuple[TrialSpec, ...] = ()
     leader: str = ""  # Label of the arm of the highest expected net gain
-    regret: float = inf  # Of the answer so far; of none before anything was scored
+    regret: float = inf  # Regret of the answer so far; of none before anything was scored
     after: float = inf  # Expected of the answer after this round
 
 
 def first_designs(trials: Sequence[TrialSpec], tasks: Iterable[str]) -> tuple[TrialSpec, ...]:
     """Return the first designs of all tasks that models train on, the most telling trials first."""
     of_task = ([t for t in trials if t.task == task and t.trains] for task in tasks)
-    designs = zip_longest(*map(first_design, of_task))
+    designs = zip_longest(*map(_first_design, of_task))
     return tuple(trial for of in designs for trial in of if trial is not None)
 
 
-def first_design(trials: Iterable[TrialSpec]) -> list[TrialSpec]:
+def _first_design(trials: Iterable[TrialSpec]) -> list[TrialSpec]:
     """Return a cross of the arms of one task, each with its first seed, the most telling first.
 
     The largest family of ranks and rates gives the middle rank at its middle, highest and lowest
@@ -183,7 +183,7 @@ def _beside(
 
 
 def _begun_arms(study: StudyRecords, task: str) -> list[Arm]:
-    """The arms of a task with a trial that has begun."""
+    """Return the arms of a task with a trial that has begun."""
     return [arm for arm in summarize_arms(study)[task] if arm.has_begun]
 
 

@@ -17,7 +17,7 @@ from rankscope.advise.posterior import UNIT, Array, Changes, broken_arms
 
 UNKNOWN_SPREAD = 1000.0  # Standard deviation of an untried arm's scores, in ``UNIT``: none known
 NUM_QUANTILES = 64
-MOST_VALUED = 100  # Of the highest means; the others will not become the best by one more trial
+MOST_VALUED = 100  # Arms of the highest means; one more trial makes no other the best
 Untried = tuple[object, tuple[float, float, float]]
 """Kind and axes of an arm that could be tried, as in :class:`Changes`."""
 

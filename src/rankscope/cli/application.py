@@ -167,7 +167,7 @@ def rankscope(
     """
 
 
-def print_error(error: RankscopeError, as_json: bool) -> None:
+def _print_error(error: RankscopeError, as_json: bool) -> None:
     if as_json:
         with suppress(OSError):  # such as a full disk under a redirected output
             print_json({"error": error.description()})
@@ -176,7 +176,7 @@ def print_error(error: RankscopeError, as_json: bool) -> None:
 
 def run_command_line(
     words: Sequence[str] | Callable[[], Sequence[str]],
-    report: Callable[[RankscopeError, bool], None] = print_error,
+    report: Callable[[RankscopeError, bool], None] = _print_error,
 ) -> int:
     """Run ``rankscope WORDS`` and return its exit code; a function of words may fail like a verb.
 
@@ -232,7 +232,7 @@ def _known_error(error: BaseException) -> RankscopeError | None:
     return address_space_shortage(error)
 
 
-def limit_busy_waiting() -> None:
+def _limit_busy_waiting() -> None:
     """Let threads of GNU OpenMP wait for each other in a short loop, then sleep.
 
     By default the loop is long. On a machine with other work it takes the very core that it waits
@@ -264,7 +264,7 @@ def main(*, is_starter: bool = False) -> NoReturn:
     """Entry point of the ``rankscope`` command, and of the process that forks workers."""
     try:
         _stop_like_interrupt()
-        limit_busy_waiting()
+        _limit_busy_waiting()
         _hide_hub_kernels()
         protect_terminal()
         # PEFT imports bitsandbytes if it is installed, which then warns on every command about a

@@ -103,7 +103,7 @@ def _rows_as_tokens(
         f"{rows.dropped:,} rows too long, {rows.truncated:,} cut"
     )
     for row in rows.rows[:rows_shown]:
-        yield Padding(highlight_row(encoder, row), (1, 0, 0, 2))
+        yield Padding(_highlight_row(encoder, row), (1, 0, 0, 2))
 
 
 # --- a row as tokens ----------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def _marked_lines(text: str) -> str:
     return terminal_text(text).replace("\\n", "\\n\n")
 
 
-def highlight_row(encoder: Encoder, row: EncodedRow) -> Text:
+def _highlight_row(encoder: Encoder, row: EncodedRow) -> Text:
     """Show the row's tokens in alternating shades, with labels green and between marks.
 
     Special tokens are shown by name; only the first ``MAX_TOKENS`` are highlighted.

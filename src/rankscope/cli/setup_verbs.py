@@ -156,7 +156,7 @@ def on_a_terminal() -> bool:
 def _ask_what_is_missing(
     model: str | None, data: Path | None, retention: list[str]
 ) -> tuple[str, Path, list[str]]:
-    """(model, rows, retention tasks), asking on the terminal for those not given."""
+    """Return (model, rows, retention tasks); ask on the terminal for those not given."""
     from rankscope.data.registry import named_tasks
     from rankscope.data.sources import READERS
     from rankscope.tools.new_study import default_rows, split_files

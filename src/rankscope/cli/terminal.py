@@ -2,7 +2,7 @@
 
 No printed text can steer the terminal. Control characters of paths, data and messages are replaced
 on their way out, whoever prints them. Rankscope's own text passes through two consoles, the text of
-libraries through :class:`HarmlessStream`. A reader that goes away ends no study.
+libraries through :class:`_HarmlessStream`. A reader that goes away ends no study.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class _HarmlessConsole(Console):
 out_console, err_console = _HarmlessConsole(), _HarmlessConsole(stderr=True)
 
 
-class HarmlessStream:
+class _HarmlessStream:
     """A text stream without control characters, for warnings, logs, questions and tracebacks.
 
     Progress bars of libraries may still return to the beginning of a line and go up one line.
@@ -130,7 +130,7 @@ def protect_terminal() -> None:
             setattr(sys, name, os.fdopen(null, mode, encoding="utf-8"))
         if name != "stdin":
             patient = _PatientStream(getattr(sys, name), must_arrive=name == "stdout")
-            setattr(sys, name, HarmlessStream(cast(TextIO, patient)))
+            setattr(sys, name, _HarmlessStream(cast(TextIO, patient)))
 
 
 def print_json(value: object) -> None:

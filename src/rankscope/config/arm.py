@@ -57,7 +57,7 @@ TrainedBy = Annotated[
         | dict[Annotated[str, RegisteredName(objectives)], dict[str, JsonValue]],
     ),
 ]
-"""An objective by name, or ``{dpo: {beta: 0.3}}``."""
+"""An objective by name, or with its settings."""
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
@@ -76,7 +76,7 @@ def _methods_with_settings() -> tuple[str, ...]:
 
 
 def adapter_fields() -> frozenset[str]:
-    """Names of the arm fields that only some methods have, such as ``alpha``."""
+    """Return the names of the arm fields that only some methods have, such as ``alpha``."""
     return frozenset(name for method in all_methods() for name in method.arm_fields)
 
 
@@ -179,7 +179,7 @@ class ArmConfig(ConfigSection):
     )
 
     method: OneOrMore[MethodChoice] = []
-    """By name, or ``{peft: {peft_type: ADALORA, ...}}`` for any other PEFT method."""
+    """Method name, or ``{peft: {peft_type: ADALORA, ...}}`` for any other PEFT method."""
     rank: ZeroOrMore[PositiveInt] = []
     """LoRA rank r, one or more."""
     rank_pattern: Annotated[PathText | dict[str, PositiveInt], LocalPath()] = None
@@ -294,11 +294,11 @@ class ArmConfig(ConfigSection):
         return all(method.trains for method in self.methods)
 
     def own_fields(self) -> set[str]:
-        """Names of the adapter settings that the arm's methods use."""
+        """Return the names of the adapter settings that the arm's methods use."""
         return {name for method in self.methods or [get_method(LORA)] for name in method.arm_fields}
 
     def target_sets(self) -> list[tuple[str, ...]]:
-        """The sets of module names that receive adapters, sorted, without duplicates."""
+        """Return the sets of module names that receive adapters, sorted, without duplicates."""
         return [
             tuple(sorted(set(TARGET_GROUPS[s] if isinstance(s, str) else s))) for s in self.targets
         ]

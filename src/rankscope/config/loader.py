@@ -51,7 +51,7 @@ def load_study_file(
     Raises UserError: every fault of the file and the overrides, one per line, such as
     ``study.yaml:12: arms.0.rank.0: found 0, expected greater than or equal to 1; correct it``.
     """
-    document = read_yaml(path, STUDY_KEYS, f"write one with 'rankscope init {path}'", text)
+    document = _read_yaml(path, STUDY_KEYS, f"write one with 'rankscope init {path}'", text)
     faults: Faults = []
     for override in overrides:
         try:
@@ -64,7 +64,7 @@ def load_study_file(
 
 def override_values(overrides: Sequence[str]) -> dict[str, Any]:
     """Return the study keys that ``--set`` overrides set, without reading a file."""
-    document = read_yaml(Path("options"), STUDY_KEYS, "", "{}")
+    document = _read_yaml(Path("options"), STUDY_KEYS, "", "{}")
     for override in overrides:
         apply_override(document, override, StudyConfig)
     if document.problems:
@@ -77,7 +77,7 @@ def override_values(overrides: Sequence[str]) -> dict[str, Any]:
 def load_task_file(path: Path) -> TaskConfig:
     """Read a task file; relative paths in it start at its folder."""
     do = "write one with 'name:' and the place of the rows, such as 'test: rows.jsonl'"
-    document = read_yaml(path, "'name:', 'test:' and 'scorer:'", f"{do} (docs/tasks.md)")
+    document = _read_yaml(path, "'name:', 'test:' and 'scorer:'", f"{do} (docs/tasks.md)")
     config = _validated(path, document, TaskConfig, [])
     if is_task_file(config.path):
         place = f"{document.mark_at(('path',))}: path"
@@ -120,7 +120,7 @@ def _task_lists(raw: Any) -> Iterator[tuple[list[Any], Location]]:
 # --- faults -------------------------------------------------------------------------------------
 
 
-def read_yaml(path: Path, keys: str, remedy: str, text: str | None = None) -> Document:
+def _read_yaml(path: Path, keys: str, remedy: str, text: str | None = None) -> Document:
     """Read a YAML file whose top level is a mapping.
 
     Args:

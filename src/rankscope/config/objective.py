@@ -24,7 +24,7 @@ def _parse_score_difference(value: Any) -> Any:
 
 
 class ObjectiveConfig(ConfigSection):
-    """What the recommendation trades off; weights are relative."""
+    """Weights and limits by which an arm is recommended; weights are relative."""
 
     in_domain: float = Field(1.0, ge=0)
     """Weight of the gain on the training task."""

@@ -44,19 +44,19 @@ class Unfit(UserError, ValueError):
 
 
 def short_repr(value: object, limit: int = 60) -> str:
-    """A value for an error message: one line, shortened, unprintable characters escaped."""
+    """Write a value for an error message: one line, shortened, unprintable characters escaped."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def dotted(location: Location) -> str:
-    """A location as written on the command line, safe to print."""
+    """Return a location as written on the command line, safe to print."""
     parts = map(str, location)
     return ".".join(p if p.isprintable() and len(p) <= 40 else short_repr(p, 40) for p in parts)
 
 
 def matches(pattern: str, rule: str) -> Callable[[str], str]:
-    """A validator for text that matches ``pattern``; ``rule`` describes the pattern in words."""
+    """Make a validator of text that matches ``pattern``; ``rule`` says the pattern in words."""
 
     def check(value: str) -> str:
         if ".." in value or not re.fullmatch(pattern, value):

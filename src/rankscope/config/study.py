@@ -81,9 +81,8 @@ class TrainConfig(ConfigSection):
     """The training protocol; an arm may override the fields in ``arm.TRAIN_OVERRIDES``."""
 
     objective: TrainedBy = "sft"
-    """The loss. ``sft`` trains on the answers of the rows, ``dpo`` on rows with a chosen and a
-    rejected answer, ``grpo`` on rewards of the model's own answers. ``{dpo: {beta: 0.3}}`` has
-    settings."""
+    """The loss. ``sft`` trains on the answers of the rows. Extensions have others, by name or as
+    ``{NAME: {KEY: VALUE}}``."""
     epochs: float = Field(3.0, gt=0)
     """Passes over the training rows; ``max_steps`` and ``tokens`` take precedence."""
     max_steps: int | None = Field(None, ge=1)
@@ -123,9 +122,8 @@ class TrainConfig(ConfigSection):
     ``grouped_mm`` all of similar rank at once. ``auto`` takes ``grouped_mm`` in bfloat16 on CUDA of
     compute capability 9.x and 10.x. The choice changes results by rounding alone."""
     kernels: Annotated[str, RegisteredName(all_kernels)] = PLAIN
-    """How norms, rotary embeddings and gates of the frozen base are computed. ``plain`` uses
-    PyTorch's operations; extensions add other ways. The choice changes results by rounding
-    alone."""
+    """Way to compute norms, rotary embeddings and gates of the frozen base. ``plain`` uses
+    PyTorch's operations; extensions add other ways. The choice changes results only by rounding."""
     evaluate_every: Interval = None
     """Evaluate each trial every so many optimizer steps, or every ``epoch``."""
     evaluate_items: int = Field(400, ge=1)
@@ -260,11 +258,11 @@ class StudyConfig(ConfigSection):
     train: TrainConfig = TrainConfig()
     """The training protocol."""
     evaluate: EvaluateConfig = EvaluateConfig()
-    """What each trial and the base are evaluated on."""
+    """Evaluation of each trial and of the base."""
     analyze: AnalyzeConfig = AnalyzeConfig()
     """Analyses of the trained models, besides their scores."""
     objective: ObjectiveConfig = ObjectiveConfig()
-    """What the recommendation trades off."""
+    """Weights and limits by which an arm is recommended."""
     device: Annotated[
         str, AfterValidator(matches(DEVICE_PATTERN, "auto, cpu, mps, cuda or cuda:0"))
     ] = "auto"
@@ -389,7 +387,8 @@ class StudyConfig(ConfigSection):
         return len(self.tasks) * sum(arm.num_points() for arm in self.arms) * len(self.seeds)
 
     def objectives(self) -> list[str]:
-        """What its arms minimize, each once, as ``parse_objective`` writes it."""
+        """Return the distinct objectives of the training arms, as ``parse_objective`` writes
+        them."""
         own = [arm.objective or [self.train.objective] for arm in self.arms if arm.trains]
         return list(dict.fromkeys(text for texts in own for text in texts))
 
@@ -409,6 +408,6 @@ class StudyConfig(ConfigSection):
         return [name for task in self.tasks for name in task.mixture or [task.name]]
 
     def replayed_tasks(self) -> list[str]:
-        """Names of the tasks whose rows some arm replays, without duplicates."""
+        """Name the tasks whose rows some arm replays, without duplicates."""
         named = (r.task for arm in self.arms for r in arm.replay or () if r.share)
         return list(dict.fromkeys(named))

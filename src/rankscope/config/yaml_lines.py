@@ -139,15 +139,15 @@ class Document:
     """The plain values of a YAML file, the place of each, and the values that could not be read."""
 
     def __init__(self, root: yaml.Node, folder: Path) -> None:
-        """``folder`` is the file's: its relative paths start there."""
+        """``folder`` holds the file; relative paths in it start there."""
         self.folder = folder
         self.marks: dict[Location, Mark] = {}
-        self.key_marks: dict[Location, Mark] = {}  # Of the key of each value, or of a list's item
+        self.key_marks: dict[Location, Mark] = {}  # Places of values' keys, or of list items
         self.problems: list[tuple[Location, Mark, UserError]] = []
         self.values: Any = self.read(root)
 
     def read(self, node: yaml.Node, location: Location = ()) -> Any:
-        """The plain value of ``node``; an unreadable value becomes None and a problem."""
+        """Return the plain value of ``node``; an unreadable value becomes None and a problem."""
         mark = _mark_of(node)
         self.marks[location] = mark
         self.key_marks.setdefault(location, mark)
@@ -165,7 +165,7 @@ class Document:
         return None
 
     def _read_mapping(self, node: yaml.MappingNode, location: Location) -> dict[str, Any]:
-        """The values of a mapping by key; the first of several equal keys counts."""
+        """Return the values of a mapping by key; the first of several equal keys counts."""
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key, mark = key_node.value, _mark_of(key_node)

@@ -41,10 +41,9 @@ class EncodedRow:
     input_ids: tuple[int, ...]
     is_label: tuple[bool, ...]  # is_label[i]: token i is predicted with loss. Token 0 never is.
     truncated: bool  # The completion was cut at ``max_length``
-    rejected: "EncodedRow | None" = None  # The same prompt with the answer that is rejected
+    rejected: "EncodedRow | None" = None  # The same prompt with the rejected answer
     value: float = field(default=0.0, compare=False)
-    """A number of its objective. ``dpo``: log p of the answer less that of the rejected one under
-    the base; ``grpo``: the advantage of the answer over all answer tokens of its step."""
+    """A number that its objective weighs it with, such as an advantage."""
     asked: "Judged | None" = field(default=None, compare=False, repr=False)
 
     @property
@@ -77,7 +76,7 @@ class EncodedRows:
     dropped: int
     """Rows with nothing to learn: no completion, or a prompt of ``max_length`` tokens or more."""
     truncated: int  # Rows whose completion was cut at ``max_length``
-    judges: tuple[str, ...] = field(default=(), kw_only=True)  # Of answers that models write
+    judges: tuple[str, ...] = field(default=(), kw_only=True)  # Scorers of models' own answers
 
     @cached_property
     def num_tokens(self) -> int:
@@ -188,9 +187,9 @@ class Encoder:
     # --- items as tokens ------------------------------------------------------------------------
 
     def prompt_ids(self, item: Item) -> list[int]:
-        """Tokens before the answer: one BOS if the tokenizer uses one, no end token.
+        """Return the tokens before the answer: one BOS if the tokenizer uses one, no end token.
 
-        Equal to the tokens of ``training_row`` before its last answer. The prompt of a plain text
+        They equal the tokens of ``training_row`` before its last answer. The prompt of a plain text
         row is the BOS alone.
         """
         segments = self._segments(item)

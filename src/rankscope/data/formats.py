@@ -41,7 +41,7 @@ MAX_FIELD_NAMES = 300  # Characters of the names of a row's fields that a messag
 CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 
 RowReader = Callable[[RawRow], Item]
-"""Reads one row, and may raise BadRow. ``parse_rows`` fills in ``fields``."""
+"""Reads one row, and may raise BadRow. ``_parse_rows`` fills in ``fields``."""
 
 
 def _read_chat(row: RawRow) -> Item:
@@ -49,10 +49,10 @@ def _read_chat(row: RawRow) -> Item:
     messages, system = messages_field(row, field), row.fields.get("system")
     if isinstance(system, str) and system.strip() and messages and messages[0].role != "system":
         messages = (Message("system", system), *messages)
-    return conversation(messages, field)
+    return _conversation(messages, field)
 
 
-def conversation(messages: Sequence[Message], field: str) -> Item:
+def _conversation(messages: Sequence[Message], field: str) -> Item:
     """Read a conversation through its last answered assistant turn; its question is the user's
     turns."""
     answered = [
@@ -91,7 +91,7 @@ def _read_pair(row: RawRow) -> Item:
         if chosen[:-1] != rejected[:-1] or not chosen or rejected[-1].role != "assistant":
             found, rule = "conversations that differ before their last turn", "one prompt"
             raise BadRow(f"'chosen' and 'rejected': {found}", f"{rule} and two answers to it")
-        item, texts = conversation(chosen, "chosen"), (chosen[-1].content, rejected[-1].content)
+        item, texts = _conversation(chosen, "chosen"), (chosen[-1].content, rejected[-1].content)
     else:
         texts = completion_field(row, "chosen"), completion_field(row, "rejected")
         question = text_field(row, asked) if asked else _common_beginning(*texts)
@@ -121,7 +121,7 @@ def _read_prompt_completion(row: RawRow) -> Item:
         if not row.fields.get("completion"):
             raise NoCompletion("completion")
         messages = messages_field(row, "prompt") + messages_field(row, "completion")
-        return conversation(messages, "completion")
+        return _conversation(messages, "completion")
     text = completion_field(row, "completion", "response")
     return Item(question=text_field(row, "prompt"), completion=text, reference=text.strip())
 
@@ -284,7 +284,7 @@ def parse_files(
     names: FieldNames | None = None,
     shapes: Sequence[Shape] = (),
 ) -> dict[str, ParsedFile]:
-    """Read the rows of a task by split file, as :func:`parse_rows` does.
+    """Read the rows of a task by split file, as :func:`_parse_rows` does.
 
     Texts with few labels become a classification, whose options are the labels. Raises BadRow: no
     row has a name in ``names``.
@@ -294,7 +294,7 @@ def parse_files(
     for name in chain(*([n] if isinstance(n, str) else n for n in (names or {}).values())):
         if readable and name not in known:
             raise _no_field(readable[0], name).at(readable[0])
-    parsed = {file: parse_rows(rows, names=names, shapes=shapes) for file, rows in files.items()}
+    parsed = {file: _parse_rows(rows, names=names, shapes=shapes) for file, rows in files.items()}
     labeled = [name for name, file in parsed.items() if file.shape == LABELED_TEXT]
     if not labeled:
         return parsed
@@ -339,7 +339,7 @@ def _as_options(file: ParsedFile, classes: tuple[str, ...]) -> ParsedFile:
     return replace(file, rows=tuple(rows), rejected=tuple(rejected))
 
 
-def parse_rows(
+def _parse_rows(
     rows: Sequence[RawRow], *, names: FieldNames | None = None, shapes: Sequence[Shape] = ()
 ) -> ParsedFile:
     """Parse every row of one file; all must have the shape of the first.

@@ -62,7 +62,7 @@ class HubSource:
 
 
 def read_hub(source: HubSource) -> tuple[SplitRows, str]:
-    """The rows of a hub data set; ``source.id`` may be a local folder.
+    """Read the rows of a hub data set; ``source.id`` may be a local folder.
 
     Returns:
         The rows, and the source's label with the commit that was read, if it is known.
@@ -134,7 +134,7 @@ def _commit_of(loaded: Mapping[str, Any]) -> str | None:
 
 
 def legal_from_mmlu(mmlu: Mapping[str, Sequence[RawRow]]) -> SplitRows:
-    """An open stand-in for LegalMCQ, cut from MMLU's law questions.
+    """Make an open stand-in for LegalMCQ from MMLU's law questions.
 
     Professional law is shuffled with seed 0: its first 500 rows are tested on, the others trained
     on. Jurisprudence and international law are tested on only. The folder form of this task was
@@ -228,7 +228,7 @@ def read_mathqa(row: RawRow) -> Item:
 def read_hellaswag(row: RawRow) -> Item:
     """Read HellaSwag (Zellers et al., 1905.07830): a scene and four endings.
 
-    The text is cleaned as in lm-evaluation-harness, see :func:`remove_brackets`.
+    The text is cleaned as in lm-evaluation-harness, see :func:`_remove_brackets`.
     """
     scene = f"{text_field(row, 'ctx_a')} {text_field(row, 'ctx_b').capitalize()}"
     endings = row.fields["endings"]
@@ -237,14 +237,14 @@ def read_hellaswag(row: RawRow) -> Item:
         raise BadRow(f"{short_repr(endings)} as endings", "a list of texts")
     return multiple_choice(
         row,
-        remove_brackets(f"{text_field(row, 'activity_label')}: {scene}"),
-        [remove_brackets(ending) for ending in endings],
+        _remove_brackets(f"{text_field(row, 'activity_label')}: {scene}"),
+        [_remove_brackets(ending) for ending in endings],
         index_field(row, "label"),
         template="{question}",
     )
 
 
-def remove_brackets(text: str) -> str:
+def _remove_brackets(text: str) -> str:
     """Remove WikiHow's marks: `` [title]`` ends a sentence, other brackets are deleted.
 
     Two spaces become one, in a single pass, because published HellaSwag scores used that text.

@@ -42,7 +42,7 @@ class Item:
     """Prompt of each option, if the options are inside the question. ``completion`` is scored after
     each, and ``prompt`` is the right option's."""
     fewshot: tuple[tuple[str, str], ...] = ()
-    """(prompt, answer) of each answered question before this one."""
+    """Solved examples before this question, as (prompt, answer)."""
     source_row: str = field(default="", compare=False)
     """File and row, such as ``data/train.jsonl, row 3``; not part of the item's identity."""
 

@@ -48,7 +48,7 @@ def _find_numbers(text: str, *, marked: bool) -> list[str]:
     for match in _NUMBER.finditer(text):
         if not (match["whole"] or match["fraction"]):
             continue
-        before = last_character(text, match.start())
+        before = _last_character(text, match.start())
         # A space separates a dash or bullet from its text; after '=' or '####' it is a sign.
         is_sign = not match["gap"] or before == "=" or (marked and not before)
         whole = (match["whole"] or "0").replace(",", "").lstrip("0") or "0"
@@ -58,7 +58,7 @@ def _find_numbers(text: str, *, marked: bool) -> list[str]:
     return numbers
 
 
-def last_character(text: str, end: int) -> str:
+def _last_character(text: str, end: int) -> str:
     """Return the last character before ``end`` other than a space or tab; empty if there is
     none."""
     while end and text[end - 1] in " \t":

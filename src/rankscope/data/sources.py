@@ -141,7 +141,7 @@ def _utf8_text(content: bytes, path: Path) -> str:
         raise UserError(f"{path}, line {line}", found, "UTF-8 text", do) from None
 
 
-def read_table(path: Path, delimiter: str) -> list[RawRow]:
+def _read_table(path: Path, delimiter: str) -> list[RawRow]:
     """Read a table with a header; every cell is text."""
     text = _utf8_text(path.read_bytes().removeprefix(BYTE_ORDER_MARK), path)
     first_line = text.partition("\n")[0]
@@ -198,7 +198,7 @@ def _read_paragraphs(path: Path) -> list[RawRow]:
     return rows
 
 
-def read_parquet(path: Path) -> list[RawRow]:
+def _read_parquet(path: Path) -> list[RawRow]:
     """Read a Parquet file, a few rows at a time: a small file can unpack to any size."""
     import pyarrow.parquet as pq
 
@@ -260,9 +260,9 @@ READERS: dict[str, Callable[[Path], list[RawRow]]] = {
     ".jsonl": _read_json,
     ".ndjson": _read_json,
     ".json": _read_json,
-    ".csv": partial(read_table, delimiter=","),
-    ".tsv": partial(read_table, delimiter="\t"),
-    ".parquet": read_parquet,
+    ".csv": partial(_read_table, delimiter=","),
+    ".tsv": partial(_read_table, delimiter="\t"),
+    ".parquet": _read_parquet,
     ".txt": _read_paragraphs,
 }
 """Maps a file's suffix to its reader."""

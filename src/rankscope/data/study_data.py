@@ -13,12 +13,9 @@ from rankscope.config.study import StudyConfig
 from rankscope.config.task import TaskConfig
 from rankscope.data.encode import EncodedRows, Encoder, LabelMode, encode_rows
 from rankscope.data.items import Item
-from rankscope.data.splits import (
-    find_contamination_between_tasks,
-    first_of_order,
-)
+from rankscope.data.splits import find_contamination_between_tasks, first_of_order
 from rankscope.data.task_source import no_training_rows
-from rankscope.data.tasks import LoadedTask, compared, load_task
+from rankscope.data.tasks import LoadedTask, load_task, with_contamination
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.formatting import count, join_names
@@ -38,7 +35,7 @@ class StudyData:
     fewer_rows: Mapping[str, Mapping[int, EncodedRows]]
     """Rows of arms that train on fewer rows, by training task and number."""
     replay_rows: Mapping[str, EncodedRows]  # By task whose rows some arm replays, or source's
-    notes: tuple[str, ...]  # What readers of the results should know, one sentence each
+    notes: tuple[str, ...]  # Facts for readers of the results, one sentence each
 
     def seen_by(self, trial: TrialSpec) -> "StudyData":
         """Return the data that a trial is scored on: items after its prompt, if it has one."""
@@ -66,7 +63,7 @@ def prepare_data(
     Args:
         whole: False encodes stand-ins and skips the search for contamination.
     """
-    kind = Encoder if whole else CachingEncoder
+    kind = Encoder if whole else _CachingEncoder
     max_length = config.train.max_length if config.arms else None  # items are scored whole
     encoder = kind(tokenizer, config.model.prompt_format, max_length)
     tasks = _load_tasks(config)
@@ -78,8 +75,8 @@ def prepare_data(
     if whole:
         tasks, contamination_notes = _mark_contamination(config, tasks, replayed)
     else:
-        tasks = {name: stand_ins(task) for name, task in tasks.items()}
-        replayed = {name: stand_ins(task) for name, task in replayed.items()}
+        tasks = {name: _stand_ins(task) for name, task in tasks.items()}
+        replayed = {name: _stand_ins(task) for name, task in replayed.items()}
     labels = config.train.labels
     objectives = [objective_of(text) for text in config.objectives()]
     for objective, name in product(objectives, (task.name for task in config.tasks)):
@@ -89,7 +86,7 @@ def prepare_data(
     replay_rows = {n: encode_rows(encoder, task.train, labels) for n, task in replayed.items()}
     notes = [
         *(note for task in tasks.values() for note in task.notes),
-        *replay_notes(config),
+        *_replay_notes(config),
         *contamination_notes,
         *about_rows,
         *(
@@ -98,7 +95,7 @@ def prepare_data(
             for name, encoded in {**replay_rows, **rows}.items()
             if encoded.dropped or encoded.truncated
         ),
-        *unknown_token_notes(rows, encoder.unknown_id),
+        *_unknown_token_notes(rows, encoder.unknown_id),
     ]
     fewer_rows = {t.name: _fewer_rows(config, encode, tasks[t.name]) for t in config.tasks}
     return StudyData(encoder, tasks, rows, fewer_rows, replay_rows, tuple(notes))
@@ -111,7 +108,7 @@ def _encode_rows(
     task: LoadedTask,
     items: Sequence[Item],
 ) -> EncodedRows:
-    """Training rows with all that the objectives need."""
+    """Encode training rows for all the objectives."""
     scorers = {scorer for objective in objectives for scorer in objective.scorers(task.spec)}
     judges = sorted(
         canonical_json([s.name.partition(":")[0], s.encoder_settings(encoder)]) for s in scorers
@@ -207,7 +204,7 @@ def _mix_tasks(config: TaskConfig, parts: Sequence[LoadedTask], data_seed: int) 
         raise UserError(f"task {config.name!r}", found, "tasks of one kind", "mix only these")
     train = tuple(chain.from_iterable(part.train for part in parts))
     train = first_of_order(train, config.max_train_rows, data_seed, config.name, "train")
-    test = interleave([part.test for part in parts])
+    test = _interleave([part.test for part in parts])
     names = ", ".join(part.spec.name for part in parts)
     chances = [(part.spec.chance, len(part.test)) for part in parts]
     known = [chance * items for chance, items in chances if chance is not None]
@@ -221,7 +218,7 @@ def _mix_tasks(config: TaskConfig, parts: Sequence[LoadedTask], data_seed: int) 
             folder=None,
         ),
         train=train,
-        validation=interleave([part.validation for part in parts]),
+        validation=_interleave([part.validation for part in parts]),
         test=test,
         sha256=sha256_json([[part.spec.name, part.sha256] for part in parts] + [len(train)]),
         dropped=sum(part.dropped for part in parts),
@@ -232,7 +229,7 @@ def _mix_tasks(config: TaskConfig, parts: Sequence[LoadedTask], data_seed: int) 
     )
 
 
-def interleave(splits: Sequence[Sequence[Item]]) -> tuple[Item, ...]:
+def _interleave(splits: Sequence[Sequence[Item]]) -> tuple[Item, ...]:
     """Take one item of each part in turn until all are used."""
     return tuple(item for turn in zip_longest(*splits) for item in turn if item is not None)
 
@@ -252,7 +249,9 @@ def _mark_contamination(
         The tasks with the ids of such items, and notes.
     """
     described = config.evaluation_tasks()
-    own = {n: task if described[n].source else compared(task) for n, task in tasks.items()}
+    own = {
+        n: task if described[n].source else with_contamination(task) for n, task in tasks.items()
+    }
     trained = {**replayed, **{task.name: tasks[task.name] for task in config.tasks}}
     notes, between_tasks = find_contamination_between_tasks(
         {name: task.train for name, task in trained.items()},
@@ -266,14 +265,14 @@ def _mark_contamination(
     return marked, notes
 
 
-MAX_UNKNOWN_SHARE = 0.01  # Of the tokens of a task's training rows, without a note
+MAX_UNKNOWN_SHARE = 0.01  # Share of a task's training tokens that needs no note
 ROWS_PER_LABEL = 5  # Rows of an answer, on average, from which answers are labels
 
 
 # --- notes --------------------------------------------------------------------------------------
 
 
-def replay_notes(config: StudyConfig) -> Iterator[str]:
+def _replay_notes(config: StudyConfig) -> Iterator[str]:
     """Yield a note for each replayed task whose scores also count as retention or transfer."""
     retention = {task.name for task in config.evaluate.retention}
     cross_domain = {task.name for task in config.evaluate.cross_domain}
@@ -285,7 +284,7 @@ def replay_notes(config: StudyConfig) -> Iterator[str]:
             yield f"{replayed} gain on it is not transfer: they are trained on it"
 
 
-def unknown_token_notes(rows: Mapping[str, EncodedRows], unknown_id: int | None) -> Iterator[str]:
+def _unknown_token_notes(rows: Mapping[str, EncodedRows], unknown_id: int | None) -> Iterator[str]:
     """Yield one sentence for each task with many tokens that the tokenizer does not know.
 
     Its rows are in a language or script that the tokenizer lacks, or the model is the pocket model.
@@ -300,8 +299,7 @@ def unknown_token_notes(rows: Mapping[str, EncodedRows], unknown_id: int | None)
 
 
 def _row_notes(config: StudyConfig, tasks: Mapping[str, LoadedTask]) -> Iterator[str]:
-    """Yield notes about scored items that are copies, and about labels that teach or show
-    little."""
+    """Yield notes about copies among the scored items, and about rows whose answers repeat."""
     labeled = [*config.trained_tasks(), *(task.name for task in config.evaluate.retention)]
     for name, task in tasks.items():
         for split, items in (("validation", task.validation), ("test", task.test)):
@@ -353,7 +351,7 @@ def _listed(answers: Collection[str]) -> str:
 SPANS = 512  # Most rows of one split that are tokenized
 
 
-class CachingEncoder(Encoder):
+class _CachingEncoder(Encoder):
     """Tokenizes an item once, however many items it stands for."""
 
     def __init__(self, *args: Any) -> None:
@@ -362,22 +360,22 @@ class CachingEncoder(Encoder):
             setattr(self, name, cache(getattr(self, name)))
 
 
-def stand_ins(task: LoadedTask) -> LoadedTask:
+def _stand_ins(task: LoadedTask) -> LoadedTask:
     """Replace the items of a task by those that stand for them, in the same order.
 
     The evaluated items of a mixture stay: each is looked up among its parts'.
     """
-    train = by_length(task.train)
+    train = _by_length(task.train)
     if task.parts:
         return replace(task, train=train)
     return replace(
-        task, train=train, validation=by_length(task.validation), test=by_length(task.test)
+        task, train=train, validation=_by_length(task.validation), test=_by_length(task.test)
     )
 
 
-def by_length(items: Sequence[Item], spans: int = SPANS) -> tuple[Item, ...]:
-    """Replace each item by the one in the middle of its span; the longest stands for itself."""
-    order = sorted(range(len(items)), key=lambda index: num_characters(items[index]))
+def _by_length(items: Sequence[Item], spans: int = SPANS) -> tuple[Item, ...]:
+    """Replace each item by the middle one of its span, by length; the longest item stays."""
+    order = sorted(range(len(items)), key=lambda index: _num_characters(items[index]))
     chosen = list(items)
     for span in range(spans):
         members = order[len(order) * span // spans : len(order) * (span + 1) // spans]
@@ -388,7 +386,7 @@ def by_length(items: Sequence[Item], spans: int = SPANS) -> tuple[Item, ...]:
     return tuple(chosen)
 
 
-def num_characters(item: Item) -> int:
+def _num_characters(item: Item) -> int:
     """Count the characters of everything that becomes tokens."""
     turns = sum(len(message.content) for message in item.messages)
     examples = sum(len(text) for pair in item.fewshot for text in pair)

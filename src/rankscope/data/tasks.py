@@ -41,7 +41,7 @@ from rankscope.formatting import count
 from rankscope.hashing import sha256_json
 from rankscope.records import Split
 
-NUMERIC_SHARE = 0.95  # Of the answers
+NUMERIC_SHARE = 0.95  # Share of numeric answers
 
 KEY_LENGTH = 12
 """Hex digits in the id of an own row: 48 bits. Rows with equal digits are numbered."""
@@ -66,7 +66,7 @@ class LoadedTask:
     dropped: int = 0  # Rows dropped on reading
     contamination: dict[str, int] = field(default_factory=dict)
     """Number of test rows that are also in train, by kind: exact, ngram13."""
-    notes: tuple[str, ...] = ()  # What readers of the results should know, one sentence each
+    notes: tuple[str, ...] = ()  # Facts for readers of the results, one sentence each
     contaminated_ids: frozenset[str] = frozenset()
     """Ids of test items that the second score, without contamination, leaves out."""
     fewshot_source: str = ""
@@ -144,14 +144,15 @@ def load_task(
         task,
         spec=replace(spec, chance=_chance_score(spec, test)),
         train=train,
-        **scored,
+        validation=scored["validation"],
+        test=test,
         sha256=items_sha256(train, *scored.values()),
         notes=(*notes, *task.notes, *_subject_notes(config, test)),
         fewshot_source="" if examples is None else EXAMPLE_SOURCES[examples],
     )
 
 
-def compared(task: LoadedTask) -> LoadedTask:
+def with_contamination(task: LoadedTask) -> LoadedTask:
     """Return a task with the ids of its test rows that are in its own training rows, and notes."""
     found = find_contamination(task.train, task.test)
     notes = () if task.parts else contamination_notes(found, task.spec.name, len(task.test))

@@ -17,7 +17,7 @@ from rankscope.evaluate.scorers.scorer import Scorer
 if TYPE_CHECKING:
     from rankscope.evaluate.vllm import Vllm
 
-NOTED_SHARE = 0.05  # Of a task's scored items, from which a note says so
+NOTED_SHARE = 0.05  # Share of a task's scored items from which a note says so
 
 
 @dataclass(frozen=True, slots=True)

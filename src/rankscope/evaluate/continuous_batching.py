@@ -135,7 +135,7 @@ def likeliest(logits: Tensor, sequences: Sequence[Generation]) -> Tensor:
     return logits.argmax(dim=-1)
 
 
-def most_cached_tokens(model: PreTrainedModel, batch_tokens: int) -> int:
+def _most_cached_tokens(model: PreTrainedModel, batch_tokens: int) -> int:
     """Return the tokens that a cache has room for, unless it holds a single sequence."""
     per_token = cached_values_per_token(model.config) * model.dtype.itemsize
     room = max(CACHE_BYTES, nbytes(model)) // per_token
@@ -145,13 +145,13 @@ def most_cached_tokens(model: PreTrainedModel, batch_tokens: int) -> int:
 def writing_bytes(
     model: PreTrainedModel, num_rows: int, longest: int, batch_tokens: int, pass_bytes: int
 ) -> int:
-    """Return the most bytes of writing ``num_rows`` answers at once.
+    """Estimate the peak memory of writing ``num_rows`` answers at once, bytes.
 
     Each has a prompt of at most ``longest`` tokens; a pass takes ``pass_bytes``.
     """
     config = model.config.get_text_config()
     capacity = min(longest, context_length(model.config) or longest) + GROWTH
-    rows = min(max(1, most_cached_tokens(model, batch_tokens) // capacity), num_rows)
+    rows = min(max(1, _most_cached_tokens(model, batch_tokens) // capacity), num_rows)
     cache = rows * capacity * cached_values_per_token(model.config) * model.dtype.itemsize
     return cache + max(pass_bytes, COPIED_LAYERS * cache // int(config.num_hidden_layers))
 
@@ -171,7 +171,7 @@ class RunningBatch:
     ) -> None:
         self.base = base
         self.limits = limits
-        self.most_tokens = most_cached_tokens(base.model, limits.batch_tokens)
+        self.most_tokens = _most_cached_tokens(base.model, limits.batch_tokens)
         self.choose = choose
         self.can_end: dict[int, bool] = {}  # Whether a token can hold the end of a stop string
         self.sequences: list[Generation] = []

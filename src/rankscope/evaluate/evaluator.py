@@ -74,8 +74,7 @@ def evaluate_task(
 
     Returns:
         The evaluations by adapter name. Also, for each model that gives no item a finite
-            likelihood, a
-        sentence on why; with the scorers loss and perplexity one such item is enough.
+        likelihood, a sentence on why; with the scorers loss and perplexity one such item is enough.
     """
     if not models:
         return {}, {}
@@ -266,7 +265,7 @@ def _task_record(
     config: StudyConfig, encoder: Encoder, task: LoadedTask, tokenizer_hash: str
 ) -> TaskRecord:
     name = task.spec.name
-    hashed = partial(task_sha256, task, encoder, tokenizer_hash, config.evaluate)
+    hashed = partial(_task_sha256, task, encoder, tokenizer_hash, config.evaluate)
     return TaskRecord(
         name=name,
         roles=_task_roles(config, name),
@@ -299,7 +298,7 @@ def _system_text(rows: Sequence[Item]) -> str:
     return turn.content if turn is not None and turn.role == "system" else ""
 
 
-def task_sha256(
+def _task_sha256(
     task: LoadedTask,
     encoder: Encoder,
     tokenizer_hash: str,

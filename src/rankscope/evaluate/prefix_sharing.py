@@ -51,7 +51,7 @@ def find_shared_prefixes(
     for place, index in enumerate(order):
         next_shared = 0
         if place + 1 < len(order):
-            next_shared = common_length(prompts[index], prompts[order[place + 1]])
+            next_shared = _common_length(prompts[index], prompts[order[place + 1]])
         last = _Span(place)
         while open_spans and open_spans[-1].length > next_shared:
             span = open_spans.pop()
@@ -71,7 +71,7 @@ def find_shared_prefixes(
     return [*groups, (0, alone)] if alone else groups
 
 
-def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
     """Count the first tokens that both have in common, leaving at least one token of each."""
     longest = min(len(one), len(other)) - 1
     return next((i for i in range(longest) if one[i] != other[i]), longest)

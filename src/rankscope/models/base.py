@@ -124,7 +124,7 @@ class Base:
     record: ModelRecord
     folder: Path  # Holds its weights
     multi_lora: MultiLora
-    shards: Shards = field(default_factory=Shards)  # That hold the model together
+    shards: Shards = field(default_factory=Shards)  # The shards that hold the model together
     name: str = "base"  # Among the models of the shards
     weight_norms: dict[str, float] = field(default_factory=dict)  # By linear layer, once needed
     product_dtype: torch.dtype | None = None

@@ -26,7 +26,7 @@ class CheckpointReader:
         self.folder = checked_folder(folder)
         config = read_model_config(folder)
         settings = getattr(config, "quantization_config", None)
-        self.is_quantized = settings is not None  # By bitsandbytes
+        self.is_quantized = settings is not None  # Only by bitsandbytes
         if self.is_quantized:
             _check_quantization(folder, settings)
             delattr(config, "quantization_config")  # a model on the meta device packs no weights
@@ -34,7 +34,7 @@ class CheckpointReader:
         self.architecture = type(self.model).__name__
         self.rounds_to_bfloat16 = False  # On reading the weight of a layer
         self.num_layers = int(config.get_text_config().num_hidden_layers)
-        self.shards = shards_of(folder)  # Name of a stored tensor -> its file
+        self.shards = _shards_of(folder)  # Name of a stored tensor -> its file
         modules = self.model.named_modules()
         self._linears = {name: m for name, m in modules if isinstance(m, nn.Linear | Conv1D)}
         self.shapes = {name: self._shape(m) for name, m in self._linears.items()}  # (out, in)
@@ -131,7 +131,7 @@ class CheckpointReader:
         return dense
 
 
-def shards_of(folder: Path) -> dict[str, Path]:
+def _shards_of(folder: Path) -> dict[str, Path]:
     """Map the name of every stored tensor to its safetensors file."""
     shards = {}
     for path in sorted(folder.glob("*.safetensors")):

@@ -1,4 +1,4 @@
-"""Models that a study does not train: how they become its trials, checked against its base."""
+"""Models that a study does not train: their trials, checked against its base."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,9 +36,9 @@ def given_trial(
     settings: Mapping[str, object],
     adapter: Adapter | None = None,
 ) -> TrialSpec:
-    """Make the trial of a model in a folder; ``settings`` are what its files say of its training.
+    """Make the trial of a model in a folder; ``settings`` are those that its files give.
 
-    A checkpoint has no ``adapter``, nor has another method of PEFT.
+    A checkpoint has no ``adapter``, and neither has another method of PEFT.
     """
     folder, other_base = user_path(given.folder), None
     if settings["method"] == FULL:

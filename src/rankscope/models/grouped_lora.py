@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 RANK_MULTIPLE = 8  # 16 bytes of bfloat16
 MAX_GROUPS = 1023  # The kernel takes fewer than 1,024
 FAST_ON = (9, 10)  # Major compute capability; on others the products are a loop that waits
-CHECKED_TOKENS = (1, 7, 64, 130)  # Of the groups that a device is checked with
+CHECKED_TOKENS = (1, 7, 64, 130)  # Sizes of the groups that a device is checked with
 
 
 def padded_rank(adapter: Adapter, module: str) -> int:
@@ -76,7 +76,7 @@ class Run:
 Places = dict[str, tuple[int, int]]  # Adapter name -> (R, index in that bucket), for one module
 
 
-def cut_into_runs(
+def _cut_into_runs(
     places: Places, spans: "Sequence[AdapterSpan]"
 ) -> "tuple[list[Run], tuple[AdapterSpan, ...]]":
     """Return the runs of a pass through one module, and the spans without a bucket there."""
@@ -257,7 +257,7 @@ class GroupedLora:
         buckets, places, layout = self._modules[name]
         key = (layout, spans)
         if key not in self._runs:  # once per pass, not per layer
-            runs, rest = cut_into_runs(places, spans)
+            runs, rest = _cut_into_runs(places, spans)
             # Where each adapter's tokens end, counted from the run's first token, (G,).
             ends = [on_device(torch.tensor(r.counts).cumsum(0).int(), device) for r in runs]
             self._runs[key] = list(zip(runs, ends, strict=True)), rest

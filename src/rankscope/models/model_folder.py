@@ -22,14 +22,14 @@ def model_folder(config: ModelConfig, weights: bool = True) -> Path:
     if config.path is not None:
         return checked_folder(Path(config.path).expanduser(), weights)
     assert config.hub is not None
-    return hub_folder(config.hub, config.revision, weights)
+    return _hub_folder(config.hub, config.revision, weights)
 
 
 def pocket_folder() -> Path:
     return Path(__file__).with_name("pocket_weights")
 
 
-def hub_folder(hub: str, revision: str | None, weights: bool = True) -> Path:
+def _hub_folder(hub: str, revision: str | None, weights: bool = True) -> Path:
     from huggingface_hub import snapshot_download
 
     do = "check the id and revision, or give a local folder if there is no network: model: "

@@ -206,7 +206,7 @@ class MultiLora:
         self.training = False  # Dropout is on
         self.injected_tuner: PeftTuner | None = None  # A PEFT method, on a copy of a base
         self.fixed: dict[tuple[str, str], tuple[Tensor, Tensor]] | None = None
-        """(A', B') by adapter and module, see :meth:`fixed_weights`."""
+        """Copies (A', B') by adapter and module, see :meth:`fixed_weights`."""
         self.grouped: GroupedLora | None = None  # Computes the products in training; None: a loop
 
     @contextmanager

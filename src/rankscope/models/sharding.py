@@ -1,10 +1,10 @@
 """One model on several devices: every process holds its part of each weight (torch's FSDP2).
 
 A *shard* is a process with a device of its own, and its part of a weight. Training runs on all
-shards in step, each on its own rows. Everything else runs on shard 0 alone: it announces what the
-others have to take part in: a forward pass or the gathering of a weight, because each needs all
-shards, and the spectra of full fine-tuning, which they share. If memory allows, frozen models are
-*replicated*: whole on every shard, so that only gradients are exchanged.
+shards in step, each on its own rows. Everything else runs on shard 0 alone, which announces the
+work that needs all of them: forward passes, the gathering of weights, and the spectra of full
+fine-tuning. If memory allows, frozen models are *replicated*: whole on every shard, so that only
+gradients are exchanged.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,17 +41,17 @@ class Shards:
     index: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    orders: Any = None  # Process group of what shard 0 announces
-    handlers: dict[str, Callable[..., object]] = field(default_factory=dict)  # Of the other shards
+    orders: Any = None  # Process group for announcements of shard 0
+    handlers: dict[str, Callable[..., object]] = field(default_factory=dict)  # For other shards
     models: "dict[str, Base]" = field(default_factory=dict)  # By name, the same on all shards
     replicates: bool = False  # Frozen models are whole on every shard
     is_in_step: bool = False  # All shards run the same code: shard 0 announces nothing
     break_off: Callable[[str], None] = lambda reason: None
-    """Ends all shards at once, to begin again from what is stored; nothing if there is one."""
+    """Ends all shards at once, to begin again from stored results; does nothing if there is one."""
 
     @contextmanager
     def in_step(self, value: bool = True) -> Iterator[None]:
-        """While inside, all shards run the same code; with False, shard 0 alone."""
+        """Run the same code on all shards inside; with False, on shard 0 alone."""
         before, self.is_in_step = self.is_in_step, value
         try:
             yield
@@ -59,7 +59,8 @@ class Shards:
             self.is_in_step = before
 
     def alone(self, function: Callable[P, None]) -> Callable[P, None]:
-        """The function for shard 0 alone, to be called amid what all shards run in step."""
+        """Return the function for shard 0 alone, to be called amid code that all shards run in
+        step."""
 
         def call(*args: P.args, **kwargs: P.kwargs) -> None:
             with self.in_step(False):
@@ -68,12 +69,14 @@ class Shards:
         return call
 
     def announce(self, name: str, *args: object) -> None:
-        """On shard 0: the others call their handler ``name`` with these arguments."""
+        """Let the other shards call their handler ``name`` with these arguments; called on shard
+        0."""
         if self.size > 1 and self.index == 0 and not self.is_in_step:
             dist.broadcast_object_list([(name, args)], src=0, group=self.orders)
 
     def serve(self, until: str) -> Any:
-        """On the others: call handlers until shard 0 announces ``until``; its arguments."""
+        """Call handlers until shard 0 announces ``until``; return its arguments. Called on the
+        others."""
         while True:
             announced: list[Any] = [None]
             dist.broadcast_object_list(announced, src=0, group=self.orders)
@@ -83,7 +86,7 @@ class Shards:
             self.handlers[name](*args)
 
     def agreed(self, decide: Callable[[], bool]) -> Callable[[], bool]:
-        """The decision of shard 0 on all shards, which ask for it at the same points."""
+        """Return the decision of shard 0 for all shards, which ask for it at the same points."""
 
         def decision() -> bool:
             if self.index:
@@ -95,15 +98,17 @@ class Shards:
         return decision
 
     def own(self, passes: Sequence[_T], idle: _T | None) -> Iterator[tuple[_T, float]]:
-        """The passes that this shard runs, weight 1, and ``idle``, weight 0, if it is not None and
-        others have one more."""
+        """Yield the passes of this shard, with weight 1.
+
+        If others have one more, ``idle`` follows with weight 0, unless it is None.
+        """
         for own in passes[self.index :: self.size]:
             yield own, 1.0
         if idle is not None and 0 < len(passes) % self.size <= self.index:
             yield idle, 0.0
 
     def gather(self, name: str, index: int) -> Tensor:
-        """The whole of a model's parameter, in the order of ``parameters()``."""
+        """Return a model's whole parameter, by its index in ``parameters()``."""
         parameter = [*self.models[name].model.parameters()][index].detach()
         if is_sharded(parameter):
             self.announce("gather", name, index)
@@ -114,7 +119,7 @@ class Shards:
             dist.barrier(group=self.orders)
 
     def collect(self, value: _T) -> list[_T]:
-        """The values of all shards, in their order."""
+        """Return the values of all shards, in their order."""
         values = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(values, value, group=self.orders)
@@ -126,7 +131,7 @@ class Shards:
             dist.all_reduce(tensor)
 
     def add_up_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """The same for the gradients of parameters that every shard holds whole."""
+        """Replace the gradients of parameters that every shard holds whole by their sums."""
         replicated = [p for p in parameters if not is_sharded(p)]
         if self.size == 1 or not replicated:
             return
@@ -150,19 +155,19 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This shard's part."""
+    """Return this shard's part."""
     shard: Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
     return shard
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole tensor; all shards have to call this."""
+    """Return the whole tensor; all shards have to call this."""
     full: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
     return full
 
 
 def cut_like(values: Tensor, like: Tensor) -> Tensor:
-    """A tensor that is whole on every shard, sharded as ``like`` is; a sharded one as it is."""
+    """Shard a tensor that is whole on every shard like ``like``; return a sharded one as it is."""
     if is_sharded(values) or not is_sharded(like):
         return values
     from torch.distributed.tensor import distribute_tensor
@@ -183,7 +188,10 @@ def all_finite(parameters: Sequence[Tensor]) -> bool:
 def frozen_shards(
     config: PretrainedConfig, dtype: torch.dtype, shards: Shards, source: PreTrainedModel | None
 ) -> PreTrainedModel:
-    """A frozen model whose weights shard 0 has in ``source``, on the CPU. Call it on all shards."""
+    """Make a frozen model from the weights in ``source``, which shard 0 has on the CPU.
+
+    All shards have to call this.
+    """
     if source is not None and shards.replicates:
         model: PreTrainedModel = source.eval()
         model.to(shards.device)  # type: ignore[arg-type]  # a wrapper without its own types
@@ -200,11 +208,10 @@ def frozen_shards(
 
 
 def trainable_shards(frozen: PreTrainedModel, shards: Shards) -> PreTrainedModel:
-    """A sharded float32 copy of a frozen model, whose every parameter trains, with products in the
-    model's dtype.
+    """Return a sharded float32 copy of a frozen model, in which every parameter trains.
 
-    Activations have that dtype as well, so in bfloat16 this rounds more than the autocast of a
-    model on one device, which would keep a copy of all weights on each.
+    Products and activations have the model's dtype. In bfloat16 this rounds more than the autocast
+    of a model on one device, which would keep a copy of all weights on each.
     """
     model = _empty_model(frozen.config, torch.float32, shards, frozen.dtype)
     with torch.no_grad():
@@ -220,8 +227,11 @@ def _parameters_and_buffers(model: nn.Module) -> list[Tensor]:
 def _empty_model(
     config: PretrainedConfig, dtype: torch.dtype, shards: Shards, trained_in: torch.dtype | None
 ) -> PreTrainedModel:
-    """A model without values, sharded by decoder layer unless it is replicated. ``trained_in``:
-    dtype of the products of a model that trains; gradients are added up over shards in float32."""
+    """Make a model without values, sharded by decoder layer unless it is replicated.
+
+    ``trained_in`` is the dtype of products of a model that trains. Gradients are added up over
+    shards in float32.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -259,8 +269,10 @@ def attach_gathering(base: "Base") -> None:
 
 
 def check_devices(config: StudyConfig, trials: Sequence[TrialSpec], device: torch.device) -> None:
-    """Raise UserError if ``train.devices`` asks for what the code cannot do, or this machine, if it
-    trains itself: a cluster's login node does not."""
+    """Raise UserError if ``train.devices`` asks for more than the code or this machine can do.
+
+    The machine counts only if it trains itself: a cluster's login node does not.
+    """
     wanted = config.train.devices
     if wanted == 1:
         return

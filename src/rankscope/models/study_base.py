@@ -40,7 +40,7 @@ class StudyBase:
     config: PretrainedConfig
     shapes: Architecture
     tokenizer: PreTrainedTokenizerBase
-    sha256: str  # Of its weights, if they were read
+    sha256: str  # Hash of its weights, if they were read
     warm_starts: Mapping[str, str]  # Hashes of continued adapters, by folder as the study names it
     given: tuple[TrialSpec, ...] = ()  # The models that the study does not train
     notes: tuple[str, ...] = ()

@@ -105,7 +105,7 @@ class ArmComparison(Record):
     gain: ExpectedChange  # Difference of the gains on the training task alone
     p_better: float  # The first has the higher net gain
     p_within_margin: float  # The first is at most the margin worse, in net gain
-    p_gain_within_margin: float  # The same on the training task alone
+    p_gain_within_margin: float  # ``p_within_margin`` on the training task alone
 
 
 Decision = Literal["use", "do_not_fine_tune", "use_full", "not_decided"]
@@ -156,14 +156,14 @@ class TrustCheck(Record):
     name: CheckName
     status: CheckStatus
     value: str  # The fact in a few words, such as ``3 seeds``
-    text: str  # What it means, one short sentence
+    text: str  # Its meaning, one short sentence
 
 
 class RankThatMayDo(Record):
     """A LoRA rank that is within the margin of the best with a probability of at least 0.05."""
 
     rank: int
-    label: str  # Of its arm of the highest expected net gain
+    label: str  # Label of its arm with the highest expected net gain
     p: float  # Probability that this arm is within the margin of the best
 
 
@@ -183,11 +183,11 @@ class TaskAdvice(Record):
     """Probability that the recommended arm is within the margin of the best of all arms and the
     base. If every arm exceeds the limit on forgetting, it is that of the arm that forgets least.
     None if nothing was scored."""
-    p_better: float | None = None  # That it is better than the base; of the closest arm otherwise
+    p_better: float | None = None  # Probability that it, or else the closest arm, beats the base
     confidence: Confidence = "none"
     expected_regret: float | None = None  # Net gain that it is expected to lose against the best
     verdict: str  # The answer with its probability, one or two sentences
-    explanation: str  # What was measured of the arm that the verdict describes
+    explanation: str  # Measurements of the arm that the verdict describes
     ranks_that_may_do: tuple[RankThatMayDo, ...] = ()  # By rising rank, the recommended one too
     rows: tuple[AnswerRow, ...] = ()
     checks: tuple[TrustCheck, ...] = ()
@@ -198,7 +198,7 @@ class TaskAdvice(Record):
     arms: tuple[ArmSummary, ...]
     arms_left_out: int = 0  # Arms that ``recommendation.json`` and the page leave out
     comparisons: tuple[ArmComparison, ...] = ()  # Each arm at the learning rate chosen for it
-    next_steps: tuple[NextStep, ...] = ()  # What would make it surer
+    next_steps: tuple[NextStep, ...] = ()  # Steps that would make the answer surer
     subject_label: str | None = None
     """Label of the arm that explanation and reasons describe; None without one."""
     best_full_label: str | None = None

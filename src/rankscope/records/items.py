@@ -34,7 +34,7 @@ PARITY_SCHEMA = pa.schema(
         ("own", pa.string()),  # The own engine's answer
         ("vllm", pa.string()),
         ("equal", pa.bool_()),
-        ("tokens", pa.int32()),  # Of vLLM's answer, as below
+        ("tokens", pa.int32()),  # Length of vLLM's answer, as below
         ("missed", pa.int32()),  # Tokens that the own engine would not write after those before
         ("own_logprob", pa.float64()),  # Log p per token, nats, by the own engine
         ("vllm_logprob", pa.float64()),

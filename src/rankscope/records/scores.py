@@ -31,7 +31,7 @@ class EvalRecord(Record):
     split: Split
     metric: str  # Primary metric: one of the keys of ``metrics``
     score: float  # Value of the primary metric: mean over items
-    standard_error: float | None  # Of the score, over items; None where n < 2
+    standard_error: float | None  # Error of the score, over items; None where n < 2
     n: int
     metrics: dict[str, float]  # Every one recorded, such as ``acc`` and ``exact_match``
     without_contamination: WithoutContamination | None = None  # With contaminated items
@@ -59,7 +59,7 @@ class CurvePoint(Record):
     step: int  # Optimizer steps done
     metric: str  # Primary metric of the task
     score: float  # Mean over the items scored
-    standard_error: float | None  # Of the score, over items; None where n < 2
+    standard_error: float | None  # Error of the score, over items; None where n < 2
     n: int  # Items scored: the first of the validation split
     seconds: float
     num_tokens: int
@@ -77,7 +77,7 @@ class ModelScore(Record):
     score_unit: Literal["accuracy", "log_probability"] | None  # None for a metric in another unit
     num_fewshot: int
     source: str  # Where the rows came from, for people
-    task_sha256: str  # Of everything that scores depend on, the model excepted
+    task_sha256: str  # Hash of everything that scores depend on, the model excepted
     other_base_forced: bool = False  # The adapter records another base
 
 

@@ -23,7 +23,7 @@ class TaskRecord(Record):
     name: str
     roles: tuple[Role, ...]
     trained_on: bool
-    parts: tuple[str, ...] = ()  # Of a mixture: the tasks whose rows it is trained on
+    parts: tuple[str, ...] = ()  # Tasks whose rows a mixture is trained on
     metric: str  # Primary metric
     score_unit: Literal["accuracy", "log_probability"] | None
     """``accuracy`` is a share of 1, ``log_probability`` mean nats per token; None is another
@@ -39,10 +39,10 @@ class TaskRecord(Record):
     system: str = ""  # First turn of every training row; empty if rows have none or different ones
     source: str  # Where the rows come from, in words
     from_hub: bool = False
-    sha256: str  # Of the rows used
-    validation_sha256: str = ""  # Of the validation items, their prompts and scoring alone
-    test_sha256: str = ""  # The same of the test items
-    contaminated_sha256: str = ""  # Of the ids of test items that training rows of the study hold
+    sha256: str  # Hash of the rows used
+    validation_sha256: str = ""  # Hash of the validation items, their prompts and scoring alone
+    test_sha256: str = ""  # Hash of the test items, alike
+    contaminated_sha256: str = ""  # Hash of the ids of test items that training rows hold
 
     @property
     def is_contaminated(self) -> bool:
@@ -56,7 +56,7 @@ AS_STORED = "as stored"
 
 class ModelRecord(Record):
     label: str
-    sha256: str  # Of its weights and configuration
+    sha256: str  # Hash of its weights and configuration
     architecture: str
     num_parameters: int
     num_layers: int
@@ -99,14 +99,14 @@ class TrialRecords:
 class RoundRecord(Record):
     """A search's decision on what to train next on one task, and its reason."""
 
-    number: int  # Of the round; the first design is 0
+    number: int  # Number of the round; the first design is 0
     task: str  # '' for the first design
     trial_ids: tuple[str, ...]
-    labels: tuple[str, ...]  # Of the trials
+    labels: tuple[str, ...]  # Labels of the trials
     seconds: float  # Wall time of the study until then
     leader: str  # Arm of the highest expected net gain until then
-    regret: float | None  # Expected of the answer until then; None before anything was scored
-    after: float | None  # The same once the round is trained, as expected before
+    regret: float | None  # Expected regret of the answer until then; None before any score
+    after: float | None  # Expected regret once the round is trained
 
 
 def finished_trials(trials: Iterable[TrialRecords]) -> list[TrialRecords]:
@@ -126,8 +126,8 @@ class StudyRecords:
     items: Mapping[EvalKey, ItemScores]
     provenance: Provenance
     total_seconds: float  # Wall time spent on the study so far
-    notes: tuple[str, ...] = field(default=())  # What a reader has to know, such as dropped rows
-    rounds: tuple[RoundRecord, ...] = ()  # Of a search, in order
+    notes: tuple[str, ...] = field(default=())  # Facts for a reader, such as dropped rows
+    rounds: tuple[RoundRecord, ...] = ()  # Rounds of a search, in order
     results: Mapping[EvalKey, Sequence[ItemResult]] = field(default_factory=dict)
     """The whole item tables behind ``items``, with prompts and answers; read on demand."""
 

@@ -18,7 +18,7 @@ class GivenModel(Record):
 
     name: str
     folder: str
-    sha256: str  # Of its configuration and weights
+    sha256: str  # Hash of its configuration and weights
     other_base: str | None = None  # Recorded hash of its base, if it is another one
     scores_of: str | None = None
     """Trial of the study in ``folder`` whose stored scores it has; its weights are not read."""
@@ -30,7 +30,8 @@ class Prompt(Record):
     system: str  # Before every item of every task; may be empty
     num_fewshot: int | None  # Solved examples before the items of its task; None: the task's own
     examples: tuple[tuple[str, str, str], ...] = ()
-    """(task, question, answer) of each; the task is the training task, or a part of a mixture."""
+    """Solved examples as (task, question, answer). The task is the training task, or a part of a
+    mixture."""
 
     @property
     def opening(self) -> str:
@@ -73,7 +74,7 @@ class TrialSpec(Record):
     """Hash of the encoded replayed rows."""
     kl_to_base: float | None = None  # Weight of KL(base || tuned), nats per label token
     early_stop: int | None = None  # Stops after so many points without a better score
-    validation_sha256: str | None = None  # Of the items that decide when to stop
+    validation_sha256: str | None = None  # Hash of the items that decide when to stop
     given: GivenModel | None = None  # Only for a model that was trained elsewhere
     prompt: Prompt | None = None  # Only for ``prompt``
 
@@ -198,7 +199,7 @@ class TrialSpec(Record):
 
     @property
     def _label_parts(self) -> list[tuple[str, str]]:
-        """(axis, text) of each part of the label."""
+        """Return (axis, text) of each part of the label."""
         if self.given is not None:
             return [("", self.given.name)]
         if self.peft is not None:
@@ -285,17 +286,6 @@ class PenaltyPoint(Record):
     divergence: float | None = None  # Unweighted KL(base || tuned), mean over labeled tokens, nats
 
 
-class RewardPoint(Record):
-    """The answers that a model wrote for one step."""
-
-    step: int
-    reward: float  # Mean over all answers
-    length: float  # Mean, tokens
-    entropy: float  # Of the next token, mean over all tokens of the answers, nats
-    cut: float  # Share that the limit on their length cut
-    alike: float  # Share of prompts all of whose answers have the same reward: they teach nothing
-
-
 class TrainRecord(Record):
     trial_id: str
     group_id: str  # Equal for trials trained together
@@ -310,9 +300,10 @@ class TrainRecord(Record):
     seconds: float  # This trial's share of its group's wall time, by tokens
     peak_memory_bytes: int  # Peak of the process while the group trained
     losses: tuple[LossPoint, ...]
-    weights_sha256: str  # Of the stored adapter or full model weights
+    weights_sha256: str  # Hash of the stored adapter or full model weights
     penalties: tuple[PenaltyPoint, ...] = ()  # By step, for a trial with replay or KL to the base
-    rewards: tuple[RewardPoint, ...] = ()  # By step, for an objective whose models write answers
+    rewards: tuple[dict[str, float], ...] = ()
+    """Figures by step of the answers that rewards judged. The loss then means nothing."""
     num_replay_tokens: int = 0  # The part of ``num_tokens`` in replayed rows
     loss_scale_halvings: int = 0  # In float16, by gradients not finite
     best_step: int | None = None  # Only with early stopping: the step whose weights were kept

@@ -48,7 +48,7 @@ class _AnswerCard:
     advice: TaskAdvice
     ranks: str
     rows: tuple[tuple[str, str, Cells], ...]  # Role, label, numbers
-    note: str  # What the numbers are
+    note: str  # Meaning of the numbers
 
 
 def answer_cards(view: StudyView) -> list[_AnswerCard]:

@@ -25,7 +25,7 @@ class Column(NamedTuple):
     unit_from: str = ""
     """Name of the column with each row's score unit, if rows differ: ``accuracy`` (points) or
     ``log_probability`` (nats)."""
-    words: Mapping[str, str] | None = None  # What is shown for texts
+    words: Mapping[str, str] | None = None  # Words shown in place of texts
     text: Callable[[Any], str] | None = None  # What is shown for a known number, in its unit
     ends: tuple[str, ...] = ()  # Columns of its 95 % interval; ``read_columns`` finds them
 

@@ -109,7 +109,7 @@ def _render(
     base_model: str | None = None,
     **values: Any,
 ) -> str:
-    method = None if spec.is_full else method_name(spec)
+    method = None if spec.is_full else _method_name(spec)
     known = [{"setting": name, "value": str(v)} for name, v in settings.items() if v is not None]
     front_matter = ModelCardData(
         base_model=base_model,
@@ -137,14 +137,14 @@ def _environment() -> Environment:
 # --- values of a card -----------------------------------------------------------------------------
 
 
-def method_name(trial: TrialSpec) -> str:
+def _method_name(trial: TrialSpec) -> str:
     """Return the method as hub tags name it."""
     return trial.method if trial.peft is None else str(json.loads(trial.peft)["peft_type"]).lower()
 
 
 def _trial_settings(trial: TrialSpec) -> dict[str, object]:
     return {
-        "method": method_name(trial),
+        "method": _method_name(trial),
         "rank": trial.rank,
         "alpha": trial.alpha,
         "modules with ranks of their own": len(trial.rank_pattern or ()) or None,

@@ -42,7 +42,7 @@ def render_page(
         .get_template(template)
         .render(
             provenance=provenance,
-            plotly=Markup(packed_plotly() if any(f.plot is not None for f in figures) else ""),
+            plotly=Markup(_packed_plotly() if any(f.plot is not None for f in figures) else ""),
             style=Markup(_source("answer.css") + _source("page.css")),
             script=Markup(_source("page.js")),
             figures_json=embedded({f.key: figure_data(f) for f in figures if f.plot is not None}),
@@ -52,7 +52,7 @@ def render_page(
     )
 
 
-def packed_plotly() -> str:
+def _packed_plotly() -> str:
     """Return plotly.js, its cartesian bundle, as base64 of gzip."""
     bundle = files("rankscope.report") / "plotly" / "plotly-cartesian.min.js.gz"
     return b64encode(bundle.read_bytes()).decode()

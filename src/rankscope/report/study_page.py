@@ -37,7 +37,7 @@ def render_study(whole: StudyView, folder: str = "DIR", view: StudyView | None =
         return _given_page(whole)
     view, failed = view or limited(whole), failed_trials_table(whole)
     sections, tasks = study_sections(view), view.training_tasks
-    items = {task: compared_items(view, task, MAX_EMBEDDED // len(tasks)) for task in tasks}
+    items = {task: _compared_items(view, task, MAX_EMBEDDED // len(tasks)) for task in tasks}
     return render_page(
         "study.html.j2",
         [figure for section in sections for figure in section.figures],
@@ -63,7 +63,7 @@ def render_study(whole: StudyView, folder: str = "DIR", view: StudyView | None =
         tasks=tasks_table(view),
         without_contamination=contamination_table(view),
         training=training_table(view),
-        config=yaml_text(study_values(view.study.config)),
+        config=_yaml_text(study_values(view.study.config)),
         rank_swatches=[(rank, view.colors[rank]) for rank in view.ranks],
         lines=_line_key(view),
     )
@@ -105,7 +105,7 @@ def study_sections(view: StudyView) -> list[Section]:
     return [*map(of_page, all_sections())]
 
 
-def yaml_text(config: Mapping[str, object]) -> str:
+def _yaml_text(config: Mapping[str, object]) -> str:
     """Write the resolved study file in YAML; long or hostile values are cut and made visible."""
 
     def cut(value: object) -> object:
@@ -152,13 +152,13 @@ class _ItemPair(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class _ComparedItems:
     tested_on: str
-    note: str  # What is shown, how it was chosen, and what was left out
+    note: str  # Content of the plot, its choice, and what was left out
     pairs: tuple[_ItemPair, ...]
     shown: tuple[int, ...]  # Places in ``pairs`` of the items that are shown first
     unit: Unit
 
 
-def compared_items(view: StudyView, task: str, budget: int) -> list[_ComparedItems]:
+def _compared_items(view: StudyView, task: str, budget: int) -> list[_ComparedItems]:
     """Compare test items under the base and the arm of the answer.
 
     The items of the training task come first, then those of its retention tasks; at most ``budget``
@@ -186,7 +186,7 @@ def _item_pairs(
 ) -> list[_ItemPair]:
     return [
         _ItemPair(
-            outcome=outcome_of(base.score, tuned.score, unit),
+            outcome=_outcome_of(base.score, tuned.score, unit),
             prompt=safe_text((base.prompt or base.item_id).strip(), MAX_PROMPT),
             gold=safe_text(base.gold, MAX_ANSWER),
             before=_answer(base, unit),
@@ -196,7 +196,7 @@ def _item_pairs(
     ]
 
 
-def outcome_of(before: float, after: float, unit: Unit) -> Outcome:
+def _outcome_of(before: float, after: float, unit: Unit) -> Outcome:
     """Return the outcome of one item; a log probability counts as changed from its shown digits
     on."""
     if unit == NATS:
@@ -208,7 +208,7 @@ def outcome_of(before: float, after: float, unit: Unit) -> Outcome:
     return "kept" if right[1] else "missed"
 
 
-def fair_choice(outcomes: Sequence[Outcome]) -> list[int]:
+def _fair_choice(outcomes: Sequence[Outcome]) -> list[int]:
     """Choose places of at most ``SHOWN`` items, with every outcome in proportion and at least once.
 
     Within an outcome they are at even steps through the test set, so none is picked by hand. The
@@ -247,7 +247,7 @@ def _compared(
     sizes = [sum(map(len, pair[1:])) + 20 for pair in pairs]
     fits = min(len(pairs), int(len(pairs) * budget / max(1, sum(sizes))))
     kept = [pairs[int((step + 0.5) * len(pairs) / fits)] for step in range(fits)]
-    shown = fair_choice([pair.outcome for pair in kept])
+    shown = _fair_choice([pair.outcome for pair in kept])
     note = f"Base against {who}, on the {count(len(pairs), 'test item')} of {name}: "
     note += f"{join_names(parts)}. Shown: {len(shown)}, in these proportions, at even steps."
     if fits < len(pairs):

@@ -62,12 +62,11 @@ STUDY_COLUMNS = {
 
 
 class ScoreTable(partial[pd.DataFrame]):
-    """A function of the view whose table the figures of an extension add to the files; it has the
-    file's name."""
+    """Makes a table from the view; an extension's figures add it to the files, under its name."""
 
 
 def study_tables(view: StudyView) -> dict[str, pd.DataFrame]:
-    """File name -> table; a table may be empty. Scores are those of the test split."""
+    """Return tables by file name; a table may be empty. Scores are those of the test split."""
     return {
         "paper": paper_table(view),
         "arms": arms_table(view),

@@ -46,7 +46,7 @@ class BaseSource:
     dtype: str  # In which the study scored its models
     hub_name: str | None = None
     imports: str = ""
-    note: str = ""  # What to do before the base can be loaded
+    note: str = ""  # Steps before the base can be loaded
 
 
 def base_source(study: StudyRecords, name: str = "") -> BaseSource:

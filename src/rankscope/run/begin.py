@@ -100,7 +100,7 @@ def store_study(
     tasks: Sequence[TaskRecord],
     notes: Sequence[str],
 ) -> None:
-    """Store all that a study is made of but its trials. Raises UserError as ``put_study`` does."""
+    """Store all parts of a study but its trials. Raises UserError like ``put_study``."""
     ledger.put_study(config.name, study_values(config), model, tasks, provenance())
     replace_text(ledger.out / "study.resolved.yaml", dump_study(config))
     ledger.put_notes(notes)

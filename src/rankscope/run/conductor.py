@@ -191,12 +191,12 @@ def _with_oom_backoff(
         purpose: kind of work, for the note to the user; only passes of training can be smaller.
         group: trials to work on together.
         work: may raise an out-of-memory error.
-        give_up: takes a trial that does not fit even alone, and why.
-        split: cuts a group of at least two trials in two, for good: the process may not live to
-            finish a half, and the next one is not to begin with the whole.
+        give_up: takes a trial that does not fit even alone, and the reason.
+        split: cuts a group of at least two trials in two, for good. The process may end within a
+            half, and the next one must not begin with the whole.
 
     Raises:
-        OutOfMemory: earlier groups of this process did not return theirs.
+        OutOfMemory: earlier groups of this process did not return their memory.
     """
     if not group:
         return

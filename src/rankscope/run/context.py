@@ -42,7 +42,7 @@ class RunContext:
     group_ledger: GroupLedger
     round: Round = field(default_factory=Round)
     svd_cache: SvdCache = field(default_factory=lambda: SvdCache(folder=svd_cache_folder()))
-    label: str = ""  # What the current stages work on, such as ``group 1/3 gsm8k``
+    label: str = ""  # Work of the current stages, such as ``group 1/3 gsm8k``
     pieces_done: int = 0
     """Pieces of work done in the current stage; training reports optimizer steps instead."""
     study_clock: StudyClock | None = None
@@ -51,7 +51,7 @@ class RunContext:
     allow_mixed: bool = False
     """Whether results may be added to those of other versions of libraries or code."""
     versions_checked: bool = False
-    memory_before_groups: int = 0  # What this process held before its first group, bytes
+    memory_before_groups: int = 0  # Bytes that this process held before its first group
     groups_worked_on: int = 0  # Groups that this process has begun to work on
     counted_until: float = field(default_factory=time.monotonic)
     killed_for_memory: bool = False

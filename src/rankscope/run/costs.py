@@ -45,7 +45,7 @@ class CostModel:
 
     inputs: PreparedStudy
     machine: "Machine"
-    part: Architecture | None = None  # What is counted in place of the whole base
+    part: Architecture | None = None  # The part that is counted in place of the whole base
 
     @property
     def shapes(self) -> Architecture:

@@ -149,7 +149,7 @@ class Grouping:
 
         Raises UserError: its rows cannot be shared among devices.
         """
-        notes = _experts_notes(self.model, trials) + attention_notes(self.model)
+        notes = _experts_notes(self.model, trials) + _attention_notes(self.model)
         return notes if self.model.packs else notes + _rows_alone_notes(config, self)
 
 
@@ -171,7 +171,7 @@ def _experts_notes(memory: MemoryModel, trials: Sequence[TrialSpec]) -> list[str
     ]
 
 
-def attention_notes(memory: MemoryModel) -> list[str]:
+def _attention_notes(memory: MemoryModel) -> list[str]:
     """Note the cost of attention on CUDA without the kernel for rows of any length."""
     if not memory.packs or memory.device.type != "cuda":
         return []

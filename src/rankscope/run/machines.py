@@ -61,7 +61,7 @@ class Machine:
     memory: float  # 10^9 bytes
     share: float = PUBLISHED_SHARE
     """Part of a rate that training and scoring reach; 0 if no pace is known."""
-    basis: str = "from published figures, not measured"  # What estimates of time rest on
+    basis: str = "from published figures, not measured"  # Basis of time estimates
     is_here: bool = False  # Whether it can be asked
 
     def dtype(self, wanted: str) -> torch.dtype:

@@ -21,7 +21,7 @@ from rankscope.run.groups import Group, GroupLimit, what_limits
 from rankscope.run.machines import Machine, busy_notes, paced_machine
 from rankscope.run.prepared import PreparedStudy
 
-FEWEST_ARMS, FEWEST_UPDATES = 3, 40  # Of a study that is to have an answer
+FEWEST_ARMS, FEWEST_UPDATES = 3, 40  # For a study that should find an answer
 Seconds = dict[str, float]
 """Seconds by stage: ``starting`` a process with the base's weights, ``training``, ``storing``,
 ``scoring``, and each analysis by its name. ``storing`` writes checkpoints and weights, and reads
@@ -41,16 +41,16 @@ class _GroupPlan(Record):
     scoring_fits: bool  # Whether it is scored in less
     states_fit: bool
     """Whether base, trained weights, gradients and optimizer states fit, without any pass."""
-    limited_by: GroupLimit  # What keeps the group from being larger
+    limited_by: GroupLimit  # Limit that keeps the group from being larger
     stages: Seconds
-    seconds: float  # Of all stages
+    seconds: float  # Sum over all stages
 
 
 class Plan(Record):
     study: str
     model: str
     machine: str
-    memory_bytes: int  # Of the machine, or ``memory_limit`` if that is less
+    memory_bytes: int  # Memory of the machine, or ``memory_limit`` if that is less
     library_bytes: int  # Memory of a process besides what its groups need
     dtype: str
     trials: int
@@ -60,18 +60,18 @@ class Plan(Record):
     """Trials x tasks x points during training, on at most ``evaluate_items`` items each."""
     train_tokens: int
     evaluation_tokens: int
-    disk_bytes: int  # Of weights, snapshots, and checkpoints that are there at a time
-    stages: Seconds  # Of the whole study on one device
+    disk_bytes: int  # Weights, snapshots, and checkpoints that exist at a time
+    stages: Seconds  # Seconds of the whole study on one device
     seconds: float  # Their sum
     gpus: int
-    devices: int  # That each group takes, ``train.devices``
+    devices: int  # Devices of each group, ``train.devices``
     wall_seconds: float  # On ``gpus`` devices: the base first, then the groups, longest first
-    basis: str  # What the estimate of time rests on
+    basis: str  # Basis of the estimate of time
     kernels: str  # How norms, rotary embeddings and gates are computed
     expected_tokens: int | None = None
     """Training tokens that a search is expected to need; the rest of the plan is for the grid of
     its lists."""
-    expected_seconds: float | None = None  # The same for its time on ``gpus`` devices
+    expected_seconds: float | None = None  # Expected time of a search on ``gpus`` devices
     budget: str | None = None  # Its limits, such as ``24 trials``
     notes: tuple[str, ...]
 
@@ -97,7 +97,7 @@ def make_plan(
     base = _base_cost(model)
     stages, shared = _summed([base, *costs.values()]), sum(base.values())
     at_once = gpus // inputs.config.train.devices
-    wall_seconds = shared + makespan([group.seconds for group in groups], at_once)
+    wall_seconds = shared + _makespan([group.seconds for group in groups], at_once)
     counts = _counts(inputs)
     return Plan(
         study=inputs.config.name,
@@ -296,10 +296,10 @@ def _summed(costs: Iterable[Seconds]) -> Seconds:
     return totals
 
 
-def makespan(seconds: Sequence[float], devices: int) -> float:
+def _makespan(seconds: Sequence[float], devices: int) -> float:
     """Return when the last device is done, if each unit, longest first, goes to the first free one.
 
-    >>> makespan([3, 3, 2, 2, 2], 2)
+    >>> _makespan([3, 3, 2, 2, 2], 2)
     7
     """
     busy = [0.0] * devices

@@ -29,7 +29,7 @@ from rankscope.train.objectives.objective import objective_of
 from rankscope.train.pass_memory import PassShape, spread
 from rankscope.train.step_schedule import due_steps, rows_per_step, trial_protocol, trial_steps
 
-GRID_SHARE, LEAST_TRIALS = 0.25, 12  # Of a search without a budget: of all trials, by task
+GRID_SHARE, LEAST_TRIALS = 0.25, 12  # Without a budget: share of all trials, least by task
 SPLITS: tuple[Split, ...] = ("validation", "test")
 Items = Mapping[tuple[str, Split], Sequence[ItemTokens]]
 """Work of a model for each item, by task and scored split."""
@@ -47,11 +47,11 @@ class PreparedStudy:
     trials: tuple[TrialSpec, ...]
     first: tuple[TrialSpec, ...]  # Trials that a search begins with
     grouping: Grouping
-    notes: tuple[str, ...]  # What a reader of the results must know
+    notes: tuple[str, ...]  # Facts for a reader of the results
     beyond: tuple[TrialSpec, ...] = ()
     """Trials beyond the ends of the lists of rates and ranks, which a search may train."""
     prompted: Mapping[str, Items] = field(default_factory=dict)
-    """Items after a prompt, by the trial that is this prompt."""
+    """Items as read after a prompt, by prompt trial."""
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -104,7 +104,7 @@ class PreparedStudy:
     def _scoring(self) -> list[Callable[[Group], int]]:
         """Memory of scoring each split, by group."""
         model, settings = self.grouping.model, self.config.evaluate
-        return [scoring_memory(model, of_split, settings) for of_split in self.items.values()]
+        return [_scoring_memory(model, of_split, settings) for of_split in self.items.values()]
 
     def host_bytes(self, group: Group, memory: GroupMemory | None = None) -> int:
         """Estimate the memory that the worker of a group, or of the base, takes on its machine.
@@ -121,7 +121,7 @@ class PreparedStudy:
         needed, model, settings = self._scoring, self.grouping.model, self.config.evaluate
         if group and group[0].prompt is not None:
             prompted = self.items_of(group[0]).values()
-            return max(scoring_memory(model, items, settings)(()) for items in prompted)
+            return max(_scoring_memory(model, items, settings)(()) for items in prompted)
         return max((of_split(group) for of_split in needed), default=0)
 
     def trial(self, model: ScoredModel) -> TrialSpec:
@@ -226,7 +226,7 @@ def tokens_note(trial: TrialSpec, items: Items, prompted: Items) -> str:
     return f"{trial.task} {trial.arm_label}: reads {own:,.0f} tokens an item, the base {base:,.0f}"
 
 
-def scoring_memory(
+def _scoring_memory(
     model: MemoryModel, items: Sequence[ItemTokens], settings: EvaluateConfig
 ) -> Callable[[Sequence[TrialSpec]], int]:
     """Return a function that estimates the bytes of scoring a split by a group of trials.

@@ -28,7 +28,7 @@ from rankscope.run.stages.evaluate import EvaluateStage
 from rankscope.run.study_clock import training_work
 
 NOT_NEEDED = "not needed for the answer"
-LAST_SHARE = 0.1  # Of a budget of time, held back for what comes after the last round
+LAST_SHARE = 0.1  # Share of a time budget, held back for work after the last round
 FINALISTS = 4  # Arms that are scored on test items, as expected
 UNMEASURED = 2.0
 """Factor by which an unmeasured kind of training is taken to be slower than the slowest one."""

@@ -20,9 +20,9 @@ class StudyClock:
 
     work: dict[str, float]  # By trial of the groups that have not ended, its work in training
     clock: Callable[[], float] = time.monotonic
-    train_seconds: float = 0.0  # Of all stages that trained and ended
+    train_seconds: float = 0.0  # Sum over all stages that trained and ended
     done_work: float = 0.0  # Trained in this run by groups that ended
-    done_seconds: float = 0.0  # Of all their stages
+    done_seconds: float = 0.0  # Sum over all stages of these groups
     _group: Group = ()
     _group_begun: float = 0.0
     _trained: float = 0.0

@@ -192,7 +192,7 @@ def duplicate_grid_notes(config: StudyConfig) -> list[str]:
     They are counted per study file, not per task: ``rank: [8, 8]`` is one, whatever the seeds and
     tasks. A point that two arms share is one, and so is ``seeds: [0, 0]``.
     """
-    points = [point for arm in config.arms for point in arm_specs(arm, config.train)]
+    points = [point for arm in config.arms for point in _arm_specs(arm, config.train)]
     repeated = len(points) - len(set(points)) + len(config.seeds) - len(set(config.seeds))
     if not repeated:
         return []
@@ -272,7 +272,7 @@ NO_TRIAL: dict[str, Any] = {"trial_id": "", "task": "", "seed": 0} | {
 """Fields that a trial has besides its point of the grid."""
 
 
-def arm_specs(arm: ArmConfig, train: TrainConfig) -> list[TrialSpec]:
+def _arm_specs(arm: ArmConfig, train: TrainConfig) -> list[TrialSpec]:
     """Return an arm's grid points as specs without task and seed, repeated ones included."""
     return [TrialSpec.model_validate(NO_TRIAL | point) for point in _arm_points(arm, train)]
 

@@ -24,10 +24,10 @@ class Source:
     name: ClassVar[str]  # The prefix of its tasks
     has_tasks: ClassVar[bool] = False
     """Whether a study without arms may name its tasks and score them."""
-    label: ClassVar[str]  # What its tasks are, in messages
+    label: ClassVar[str]  # Name of its tasks in messages
 
     def check_name(self, rest: str) -> None:
-        """Raise Unfit if no task is called so."""
+        """Raise Unfit if no task has this name."""
 
     def tasks(self, name: str) -> "list[TaskConfig]":
         """Return the tasks of one word of ``eval --tasks``."""

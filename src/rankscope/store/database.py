@@ -58,7 +58,7 @@ CREATE TABLE trials (
 ) WITHOUT ROWID;
 CREATE TABLE records (
     trial_id TEXT NOT NULL,
-    kind TEXT NOT NULL,  -- as of kind_of
+    kind TEXT NOT NULL,  -- as of _kind_of
     key TEXT NOT NULL,  -- task/step of a curve's point, task/split of an eval,
     -- with /change of a variant, or ''
     sha256 TEXT NOT NULL,
@@ -76,7 +76,7 @@ CREATE TABLE totals (
 INSERT INTO totals VALUES ('study', 0), ('trials', 0), ('records', 0), ('artifacts', 0);
 """
 WRITE_AHEAD = b"\2\2"  # Bytes 18 and 19 of a file in this journal mode (SQLite's file format)
-SMALL_WRITE = "some ten thousand bytes"  # Of a transaction, which SQLite does not report
+SMALL_WRITE = "some ten thousand bytes"  # Size of a transaction, which SQLite does not report
 
 NO_DAMAGE = frozenset(
     {
@@ -89,7 +89,7 @@ NO_DAMAGE = frozenset(
 
 MOST_TRIES = 100  # Five seconds, for readers of an earlier state and of the lock
 
-PointKey = tuple[str, str, int]  # Of a learning curve: (trial id, task, optimizer steps done)
+PointKey = tuple[str, str, int]  # Point of a learning curve: (trial id, task, optimizer steps done)
 StoredRecord = TrainRecord | CurvePoint | EvalRecord | AnalysisRecord
 
 UNTRAINED: tuple[Status, ...] = ("planned", *sorted(FAILED))  # From which training can end
@@ -120,7 +120,7 @@ _KIND_OF: dict[type[Record], str] = {
 }
 
 
-def kind_of(record: type[Record]) -> str:
+def _kind_of(record: type[Record]) -> str:
     """Return the ledger's name for a class of stored records; an analysis gives its own."""
     if record in _KIND_OF:
         return _KIND_OF[record]
@@ -144,7 +144,7 @@ def eval_key(model: ScoredModel, task: str, split: Split) -> str:
 
 def record_row(record: StoredRecord, settings: str) -> tuple[str, ...]:
     """Make a row of ``records``. Raises IntegrityError for numbers that JSON does not have."""
-    trial_id, kind, key = record.trial_id, kind_of(type(record)), _key_of(record)
+    trial_id, kind, key = record.trial_id, _kind_of(type(record)), _key_of(record)
     with reading(f"{kind} record of {trial_id} {key}", "finite numbers", IntegrityError):
         body = json.dumps(record.model_dump(), separators=(",", ":"), allow_nan=False)
     digest = row_sha256(trial_id, kind, key, settings, body)
@@ -238,7 +238,7 @@ def ledger_error(out: Path, error: sqlite3.Error) -> RankscopeError | None:
 
 
 @functools.cache
-def validator(kind: Any) -> TypeAdapter[Any]:
+def _validator(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
@@ -248,7 +248,7 @@ def _parse_record(kind: type[Stored], body: Any, where: str) -> Stored:
     name = getattr(kind, "__name__", "number")
     with reading(f"{LEDGER}: {where}", f"a {name}", IntegrityError, LEDGER_REMEDY):
         # A section may have been added to a model after it was first read.
-        parse = getattr(model, "model_validate_json", None) or validator(model).validate_json
+        parse = getattr(model, "model_validate_json", None) or _validator(model).validate_json
         value: Stored = parse(body)
     return value
 
@@ -321,7 +321,7 @@ def stored_statuses(
         f"{chosen}ORDER BY position",
         () if trial_ids is None else (json.dumps(list(trial_ids)),),
     )
-    columns = validator(tuple[str, str, Status, str | None])
+    columns = _validator(tuple[str, str, Status, str | None])
     for row in rows:
         where = f"{LEDGER}: trials {row[0]}"
         with reading(where, "a trial with its status", IntegrityError, LEDGER_REMEDY):
@@ -337,7 +337,7 @@ def stored_trials(db: sqlite3.Connection) -> Iterator[tuple[TrialSpec, Status, s
 
 def stored_records(db: sqlite3.Connection, model: type[R]) -> Iterator[tuple[str, R]]:
     """Yield (trial id, record) of every record of one kind, in the order of their arrival."""
-    kind, columns = kind_of(model), "trial_id, key, body"
+    kind, columns = _kind_of(model), "trial_id, key, body"
     rows = db.execute(f"SELECT {columns} FROM records WHERE kind = ? ORDER BY rowid", (kind,))
     for trial_id, key, body in rows:
         where = f"records {trial_id} {kind} {key}".rstrip()

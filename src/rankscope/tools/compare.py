@@ -52,20 +52,20 @@ class _ComparedStudy:
 
 
 @dataclass(frozen=True, slots=True)
-class StudyPair:
+class _StudyPair:
     first: str  # Label of the first study
     second: str
     facets: tuple[TableRow, ...]  # ``what``, ``same``, and ``text``: what it is, or what differs
     only_first: tuple[str, ...]  # Arms only in the first study, with their training task
     only_second: tuple[str, ...]
     cells: tuple[ComparedCell, ...]
-    notes: tuple[str, ...]  # What a reader has to know, one sentence each
+    notes: tuple[str, ...]  # Facts for a reader, one sentence each
 
 
 @dataclass(frozen=True, slots=True)
 class StudyComparison:
     studies: tuple[_ComparedStudy, ...]
-    pairs: tuple[StudyPair, ...]  # Each further study beside the first
+    pairs: tuple[_StudyPair, ...]  # Each further study beside the first
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -139,7 +139,7 @@ def _answer(study: StudyRecords, advice: TaskAdvice) -> TableRow:
 
 def _pair(
     first_label: str, first: StudyRecords, second_label: str, second: StudyRecords
-) -> StudyPair:
+) -> _StudyPair:
     arms = trials_by_arm(first.trials), trials_by_arm(second.trials)
     only_first, only_second = (
         tuple(
@@ -157,7 +157,7 @@ def _pair(
         notes.append("No common arm was finished and scored on a common task in both studies.")
     names = ("what", "same", "text")
     facets = tuple(dict(zip(names, facet, strict=True)) for facet in _facets(first, second))
-    return StudyPair(
+    return _StudyPair(
         first_label, second_label, facets, only_first, only_second, cells, tuple(notes)
     )
 
@@ -299,9 +299,9 @@ def check_page(out: Path, folders: Sequence[Path]) -> None:
 
 
 def render_comparison(comparison: StudyComparison, provenance: Provenance) -> str:
-    ranks = compared_ranks(comparison)
+    ranks = _compared_ranks(comparison)
     parts = [
-        (pair, table(pair.facets, FACET_COLUMNS), comparison_figures(pair, number, ranks))
+        (pair, table(pair.facets, FACET_COLUMNS), _comparison_figures(pair, number, ranks))
         for number, pair in enumerate(comparison.pairs)
     ]
     return render_page(
@@ -321,12 +321,12 @@ def compared_table(cells: Sequence[ComparedCell]) -> pd.DataFrame:
     return frame.drop(columns="score unit", errors="ignore")
 
 
-def compared_ranks(comparison: StudyComparison) -> tuple[int, ...]:
+def _compared_ranks(comparison: StudyComparison) -> tuple[int, ...]:
     cells = [cell for pair in comparison.pairs for cell in pair.cells]
     return tuple(sorted({cell.rank for cell in cells if cell.rank is not None}))
 
 
-def comparison_figures(pair: StudyPair, number: int, ranks: tuple[int, ...]) -> list[Figure]:
+def _comparison_figures(pair: _StudyPair, number: int, ranks: tuple[int, ...]) -> list[Figure]:
     """Draw a figure for each training task, after one for the bases, which have none."""
     tasks = dict.fromkeys(cell.trained_on for cell in pair.cells)
     return [
@@ -335,7 +335,7 @@ def comparison_figures(pair: StudyPair, number: int, ranks: tuple[int, ...]) -> 
     ]
 
 
-def _draw_pair(pair: StudyPair, key: str, task: str | None, ranks: tuple[int, ...]) -> Figure:
+def _draw_pair(pair: _StudyPair, key: str, task: str | None, ranks: tuple[int, ...]) -> Figure:
     cells = [cell for cell in pair.cells if cell.trained_on == task]
     # The drop-down opens on the training task.
     cells.sort(key=lambda cell: cell.tested_on != task)

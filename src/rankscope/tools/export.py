@@ -51,7 +51,7 @@ class ExportRequest:
     task: str | None = None  # Training task, for a study with several
     step: int | None = None  # Weights kept during training, instead of the final ones
     merge: bool = False  # Write a full model with the adapter merged into the base
-    format: str = PEFT  # Of the adapter
+    format: str = PEFT  # Format of the adapter
     base_name: str | None = None  # Hub id of a base that the study read from a local folder
 
 
@@ -134,7 +134,7 @@ def _write(
     settings: dict[str, Any] | None = None
     library, steps = "transformers", list[UseStep]()
     if merged:
-        merge_adapter(study, source, out)
+        _merge_adapter(study, source, out)
         if study.model.quantize != "none":
             notes.append("merged into the base as stored; it was scored on one in 4 bits")
     elif request.format != PEFT:
@@ -151,7 +151,7 @@ def _write(
             _check_fits_base(study.config.model, out)
         notes += _copy_tokenizer(study.config.model, out)
         settings = json.loads((out / CONFIG).read_text("utf-8"))
-        settings |= base_reference(study.config.model, request.base_name)
+        settings |= _base_reference(study.config.model, request.base_name)
         (out / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True), "utf-8")
         library = "peft"
     if not steps:
@@ -161,7 +161,7 @@ def _write(
     card = study_card(view, trial, summarize(study, [trial]), base, (library, steps), step)
     (out / "README.md").write_text(card, encoding="utf-8")
     if step is None:
-        write_hub_scores(study, trial, out / ".eval_results")
+        _write_hub_scores(study, trial, out / ".eval_results")
     kind = "merged model" if merged else "model" if spec.is_full else "adapter"
     return spec, kind, notes
 
@@ -169,7 +169,7 @@ def _write(
 def _convert(
     study: StudyRecords, task: str, source: Path, out: Path, form: str, base: BaseSource
 ) -> list[UseStep]:
-    """Write the adapter of ``source`` in another format than PEFT's; how to use it."""
+    """Write the adapter of ``source`` in another format than PEFT's, and return how to use it."""
     from rankscope.models.adapters.folder import load_adapter
 
     place, kind = f"--format {form}", read_json_object(source / CONFIG).get("peft_type")
@@ -185,9 +185,11 @@ def _convert(
     return steps
 
 
-def base_reference(model: ModelConfig, name: str | None) -> dict[str, str | None]:
-    """Where PEFT finds the base: a hub id, or the folder of this machine. ``name`` is the id that
-    the user gives."""
+def _base_reference(model: ModelConfig, name: str | None) -> dict[str, str | None]:
+    """Return the place of the base for PEFT: a hub id, or the folder of this machine.
+
+    ``name`` is the id that the user gives.
+    """
     hub = name or model.hub
     revision = model.revision if hub and hub == model.hub else None
     path = hub or str(model_folder(model, weights=False))
@@ -217,7 +219,7 @@ def _check_fits_base(base: ModelConfig, adapter: Path) -> None:
     load_adapter(adapter, "checked", shapes=shapes.linear_shapes)
 
 
-def merge_adapter(study: StudyRecords, adapter: Path, out: Path) -> None:
+def _merge_adapter(study: StudyRecords, adapter: Path, out: Path) -> None:
     """Write the study's base with an adapter merged into it, and the tokenizer, to ``out``.
 
     The sum is computed in float32, and stored in the dtype in which the study scored the model.
@@ -265,7 +267,7 @@ def merge_adapter(study: StudyRecords, adapter: Path, out: Path) -> None:
 # --- scores in the hub's format -------------------------------------------------------------------
 
 
-def write_hub_scores(study: StudyRecords, trial: TrialRecords, folder: Path) -> None:
+def _write_hub_scores(study: StudyRecords, trial: TrialRecords, folder: Path) -> None:
     """Write test scores on data sets of the hub as ``TASK.yaml``, which the hub reads.
 
     The hub knows a score by its data set's id, so tasks on the user's own rows are left out.

@@ -35,13 +35,13 @@ def write_study_figures(
     figures = [figure for figure in drawn if figure.plot is not None]
     with reporting_shortages(out):
         make_folder(out)
-        paths = draw_files(figures, out, file_format, line_names(view))
-    entries = [list_entry(figure, path) for figure, path in zip(figures, paths, strict=True)]
+        paths = draw_files(figures, out, file_format, _line_names(view))
+    entries = [_list_entry(figure, path) for figure, path in zip(figures, paths, strict=True)]
     replace_text(out / "figures.md", "\n".join(entries))
     return paths
 
 
-def list_entry(figure: Figure, path: Path) -> str:
+def _list_entry(figure: Figure, path: Path) -> str:
     title = markdown_text(figure.title)
     text = markdown_text(f"{figure.finding} {figure.caption}")
     return f"## {title}\n\n`{path.name}`\n\n{text}\n"
@@ -53,7 +53,7 @@ def check_figures(folder: Path, out: Path) -> None:
         import kaleido  # noqa: F401
 
 
-def line_names(view: StudyView) -> dict[str, str]:
+def _line_names(view: StudyView) -> dict[str, str]:
     """Return the label of every line over rank by its dash; empty if one line needs no name."""
     lines = [line for task in view.training_tasks for line in view.rank_axis(task).lines]
     names = {line.dash: line.label for line in lines}
@@ -74,7 +74,7 @@ def draw_files(
     scale = PRINT_SCALE if file_format == "png" else 1
     specs = []
     for figure, path in zip(figures, paths, strict=True):
-        plot = static_plot(figure, lines)
+        plot = _static_plot(figure, lines)
         size = {"width": plot.layout.width, "height": plot.layout.height, "scale": scale}
         specs.append({"fig": plot, "path": str(path), "opts": {"format": file_format, **size}})
     try:
@@ -86,7 +86,7 @@ def draw_files(
     return paths
 
 
-def static_plot(figure: Figure, lines: Mapping[str, str]) -> go.Figure:
+def _static_plot(figure: Figure, lines: Mapping[str, str]) -> go.Figure:
     """Draw the plot without the page around it: one entry of its drop-down, a legend of its lines.
 
     The page has one key for all figures, and shows the numbers of a heat map under the pointer.

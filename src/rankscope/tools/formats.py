@@ -24,7 +24,7 @@ class Format:
         raise NotImplementedError
 
 
-def format_names() -> list[str]:
+def _format_names() -> list[str]:
     return sorted([PEFT, *parts(Format)])
 
 
@@ -34,9 +34,9 @@ def get_format(name: str) -> Format:
 
 
 def check_format(name: str, *, whole: str = "") -> None:
-    """Raise UserError for a format that is unknown, or that takes no ``whole`` model."""
-    if name not in format_names():
-        raise UserError("--format", repr(name), f"one of {', '.join(format_names())}")
+    """Raise UserError for an unknown format, or for a ``whole`` model in one for adapters."""
+    if name not in _format_names():
+        raise UserError("--format", repr(name), f"one of {', '.join(_format_names())}")
     if whole and name != PEFT:
         command = get_format(name).whole_model.format("FOLDER")
         do = f"export it without --format, then convert that folder: {command}"

@@ -54,7 +54,7 @@ def study_template(
     """Write the commented study file of a preset.
 
     Args:
-        preset: name of the preset; the default one is ``dpo`` for rows with a rejected answer.
+        preset: name of the preset; the default one is that of the task's scorer.
         model: replaces the preset's model; a short form of the ``model`` key, such as ``./folder``
             or ``owner/name``. With ``pocket``, tasks, rates and sizes suit that model.
         task: keys of the user's own task; only for presets that train on the user's rows.
@@ -70,8 +70,8 @@ def study_template(
         known = f"one of {', '.join(PRESETS)}"
         raise UserError("--preset", short_repr(preset), known, did_you_mean(preset, PRESETS))
     scorer = (task or {}).get("scorer")
-    if preset == "default" and scorer is not None and get_scorer(scorer).compares_with_base:
-        preset = "dpo"
+    if preset == "default" and scorer is not None:
+        preset = get_scorer(scorer).preset
     text, is_pocket = PRESET_TEXTS[preset], False
     study, names = read_values(text), dict[str, str]()
     if model is not None:
@@ -169,10 +169,10 @@ def _scale_rates(study: dict[str, Any], model: str) -> None:
 
 # --- a time to fit ------------------------------------------------------------------------------
 
-SCORING_SHARE = 1 / 3  # Of the minutes, for scores and written answers
-FEWEST_ITEMS = 50  # Of a task and split
-LEAST_ROWS = 4  # Of an update
-WANTED_ARMS = 6  # That should fit into the minutes: a first design
+SCORING_SHARE = 1 / 3  # Share of the minutes for scores and written answers
+FEWEST_ITEMS = 50  # Items of a task and split
+LEAST_ROWS = 4  # Rows of an update
+WANTED_ARMS = 6  # Arms that should fit into the minutes: a first design
 
 
 def fit_to_minutes(
@@ -266,7 +266,7 @@ def own_rows(
         keys: further keys of the task, such as ``fields`` and ``prompt``.
     """
     paths = split_files(data)
-    name = task_name(data)
+    name = _task_name(data)
     files = {split: str(path) for split, path in paths.items()}
     task = {s: path_for_study_file(path, study_file) for s, path in paths.items()}
     task = {"name": name, **task, **keys}
@@ -309,7 +309,7 @@ def split_files(data: Path) -> dict[str, Path]:
     return found
 
 
-def task_name(data: Path) -> str:
+def _task_name(data: Path) -> str:
     """Name the task after the file, or after its folder if the file is called train."""
     path = Path(os.path.normpath(data.absolute()))
     stem = path.name if data.is_dir() else path.stem

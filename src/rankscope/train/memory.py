@@ -54,9 +54,9 @@ sizes every time. Studies that trained Gemma 3 270M held 4 to 18 % of a pass (LO
 left out")."""
 
 KERNEL_BYTES = 400_000_000
-"""Bytes of the bfloat16 products that oneDNN keeps (:data:`rankscope.device.KEPT_KERNELS`), beyond
-the 32 of HELD_SHARE's fit. With AMX and SmolLM2-135M they were 310 MB for four adapters, 490 for
-five."""
+"""Bytes of the kernels for bfloat16 products that oneDNN keeps
+(:data:`rankscope.device.KEPT_KERNELS`). HELD_SHARE was fitted with 32 kernels; these are for more.
+With AMX and SmolLM2-135M they took 310 MB for four adapters, 490 MB for five."""
 
 LIBRARY_BYTES = 620_000_000
 """Bytes of Python, torch and transformers in a process, about."""
@@ -133,10 +133,10 @@ class GroupMemory:
     read_bytes: int  # All of it, in the machine's own memory while it is loaded
     state_bytes: int
     """Trained weights and copies of them, gradients and optimizer state of all trials."""
-    pass_bytes: int = 0  # What one forward and backward pass allocates
+    pass_bytes: int = 0  # Allocated by one forward and backward pass
     pass_tokens: int = 0  # Tokens of that pass
-    held_bytes: int = 0  # What the heap holds beyond that
-    saved_bytes: int = 0  # Of a checkpoint: trained weights and optimizer state of all trials
+    held_bytes: int = 0  # Held by the heap beyond that
+    saved_bytes: int = 0  # In a checkpoint: trained weights and optimizer state of all trials
     devices: int = 1  # Each of so many needs as much
     library_bytes: int = LIBRARY_BYTES  # The process's own
 
@@ -219,7 +219,7 @@ class MemoryModel:
             saved = sum(map(self._saved_bytes, adapters))
             state = sum(map(self.state_bytes, adapters))
             if self.device.type == "cuda":
-                casts = sum(grouped_bytes(adapter, self.dtype) for adapter in shaped)
+                casts = sum(_grouped_bytes(adapter, self.dtype) for adapter in shaped)
             else:
                 together = math.ceil(len(group) * len(shape.lengths) / sum(rows_each))
                 copied = sorted(cast_bytes(adapter, self.dtype) for adapter in shaped)
@@ -258,7 +258,7 @@ class MemoryModel:
     def _logits_bytes(
         self, adapters: Sequence[TrialSpec], num_labels: int, is_sharded: bool
     ) -> int:
-        """Bytes of the logits that exist at once.
+        """Estimate the bytes of the logits that exist at once.
 
         They are a block, unless the output layer trains or is sharded, or a cap or a scale follows
         it.
@@ -273,7 +273,7 @@ class MemoryModel:
     def _writing_bytes(
         self, group: Sequence[TrialSpec], shape: PassShape, rows: Sequence[int], train: TrainConfig
     ) -> int:
-        """Bytes of writing the answers that a group learns from.
+        """Estimate the memory for writing the answers that a group learns from, bytes.
 
         ``rows`` are the rows of a step by trial; ``shape`` is that of the training passes that
         follow.
@@ -289,7 +289,7 @@ class MemoryModel:
         return writing_bytes(self.base, *sizes, first) + self.fixed_bytes(group)
 
     def fixed_bytes(self, group: Sequence[TrialSpec]) -> int:
-        """Bytes of the adapters' copies that are kept while a group writes answers."""
+        """Count the bytes of the adapters' copies that are kept while a group writes answers."""
         trials = [] if group and group[0].is_full else map(self.stand_in, group)
         total = 0
         for adapter in map(self._adapter, trials):
@@ -325,7 +325,7 @@ class MemoryModel:
         )
 
     def _base_bytes(self, devices: int, *, trains: bool) -> int:
-        """Bytes of the frozen base on one device.
+        """Count the bytes of the frozen base on one device.
 
         If several devices share it, each holds a shard, or all of it. A shard needs two gathered
         layers (one computes while the next one comes) and the weights outside the layers. If the
@@ -352,7 +352,7 @@ class MemoryModel:
         return trial.model_copy(update=settings)
 
     def state_bytes(self, trial: TrialSpec) -> int:
-        """Bytes of one trial's float32 state: weights, gradients and AdamW's moments.
+        """Count the bytes of one trial's float32 state: weights, gradients and AdamW's moments.
 
         An early stop adds the best weights.
         """
@@ -386,8 +386,8 @@ def saved_values(trial: TrialSpec) -> int:
     return 1 + ADAMW_STATES + (1 if trial.early_stop is not None else 0)
 
 
-def grouped_bytes(adapter: Adapter, dtype: torch.dtype) -> int:
-    """Bytes that grouped products add to an adapter's weights and gradients.
+def _grouped_bytes(adapter: Adapter, dtype: torch.dtype) -> int:
+    """Count the bytes that grouped products add to an adapter's weights and gradients.
 
     They are the padding, and copies in the base's dtype.
     """

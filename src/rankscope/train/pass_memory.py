@@ -141,8 +141,8 @@ class PassMemory:
 
         Returns:
             Two peaks. The first lasts until the backward pass has gone through the layers, and
-                grows with
-            their number. The second comes after that, during the gradient of a trained embedding.
+            grows with their number. The second comes after that, during the gradient of a trained
+            embedding.
 
         No law of layers is used. Gradients exist from an earlier pass of the step and do not count.
         """
@@ -382,7 +382,7 @@ def shaped_adapter(model: nn.Module, trial: TrialSpec) -> Adapter:
 
 
 def cast_bytes(adapter: Adapter, dtype: torch.dtype) -> int:
-    """Bytes of copies of A and B in the base's dtype during a pass, if it is not float32."""
+    """Count the bytes of a pass's copies of A and B in the base's dtype; 0 in float32."""
     if dtype == torch.float32:
         return 0
     return sum(parameter.numel() for parameter in adapter.parameters()) * dtype.itemsize

@@ -48,11 +48,11 @@ RATIO = "lr_ratio"  # Key of a parameter group: its learning rate over the trial
 class LossTerm:
     adapter_name: str | None  # The trial's adapter; None trains the model itself
     rows: Sequence[EncodedRow]
-    weight: float = 1.0  # Of the mean loss in the step's loss
-    kl_weight: float = 0.0  # Of the mean KL to the base in the step's loss
+    weight: float = 1.0  # Weight of the mean loss in the step's loss
+    kl_weight: float = 0.0  # Weight of the mean KL to the base in the step's loss
     is_replay: bool = False
     objective: Objective = SUPERVISED
-    scale: float = 1.0  # Of the gradients, against underflow in float16
+    scale: float = 1.0  # Scale of the gradients, against underflow in float16
 
     @property
     def num_labels(self) -> int:
@@ -83,8 +83,7 @@ def compute_gradients(
 
     Returns:
         For each term its loss, and its mean KL(base || tuned). The loss of supervised fine-tuning
-            and
-        the KL are nats per labeled token. A KL of weight 0 is not computed, and 0.
+        and the KL are nats per labeled token. A KL of weight 0 is not computed, and 0.
     """
     num_labels = [term.num_labels for term in terms]
     totals = torch.zeros(2, len(terms), device=model.device)  # weighted losses; KL
@@ -97,7 +96,7 @@ def compute_gradients(
         with_kl = [i for i in members if terms[i].kl_weight]
         named = [(rows, terms[i].adapter_name, terms[i].objective.by_row) for i, rows in parts]
         with output_layer_apart(model.model) as head:
-            references = base_states(base, [rows for i, rows in parts if i in with_kl])
+            references = _base_states(base, [rows for i, rows in parts if i in with_kl])
             states, labels = label_states(model, named)
         counts = [sum(sum(row.is_label) for row in rows) for _, rows in parts]
         pieces, divisors, temperatures = list[list[int]](), list[float](), list[float]()
@@ -169,7 +168,7 @@ def label_states(
 
 
 @torch.no_grad()
-def base_states(base: Base, parts: Sequence[Sequence[EncodedRow]]) -> list[Tensor]:
+def _base_states(base: Base, parts: Sequence[Sequence[EncodedRow]]) -> list[Tensor]:
     """Compute :func:`label_states` of the bare base for each part's rows.
 
     A row of several parts runs once.

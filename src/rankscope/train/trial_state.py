@@ -19,7 +19,7 @@ from rankscope.models.init_context import InitContext
 from rankscope.models.lora import Adapter
 from rankscope.models.methods.method import Method
 from rankscope.models.sharding import all_finite, local
-from rankscope.records import LossPoint, PenaltyPoint, RewardPoint, TrialSpec
+from rankscope.records import LossPoint, PenaltyPoint, TrialSpec
 from rankscope.train.objectives.objective import Objective, objective_of
 from rankscope.train.step import (
     LOSS_SCALE,
@@ -62,7 +62,7 @@ class TrialState:
     tuner: "PeftTuner | None" = None  # A method of the PEFT library, on a copy of the base
     replay_rows: Sequence[EncodedRow] = ()
     replay_sampler: ReplaySampler | None = None
-    early_stop: "EarlyStop | None" = None
+    early_stop: "_EarlyStop | None" = None
     loss_scale: float = 1.0  # Above 1 in float16 alone
     loss_scale_halvings: int = 0
     scaled_at: int = 0  # The step at which the scale changed last
@@ -70,7 +70,7 @@ class TrialState:
     optimizer: torch.optim.Optimizer = field(init=False)
     losses: list[LossPoint] = field(default_factory=list)
     penalties: list[PenaltyPoint] = field(default_factory=list)
-    rewards: list[RewardPoint] = field(default_factory=list)
+    rewards: list[dict[str, float]] = field(default_factory=list)  # See TrainRecord
     written: list[EncodedRow] = field(default_factory=list)  # Its own answers in this step
     num_tokens: int = 0
     num_label_tokens: int = 0
@@ -193,11 +193,11 @@ class TrialState:
     def why_diverged(self, steps_done: int) -> str | None:
         points = (*self.losses[:1], *self.losses[-_judged_stretch(self.num_steps) :])
         judged = [] if self.objective.by_row else [point.loss for point in points]
-        if judged and (reason := excessive_loss(judged, self.num_steps)):
+        if judged and (reason := _excessive_loss(judged, self.num_steps)):
             return reason
         if not is_update_checked(steps_done, self.num_steps):
             return None
-        return excessive_update(self.relative_update())
+        return _excessive_update(self.relative_update())
 
     def drop_cached_weights(self) -> None:
         if self.adapter is not None:
@@ -270,7 +270,7 @@ class TrialState:
             **{name: getattr(self, name) for name in STORED_FIELDS},
             "losses": [point.model_dump() for point in self.losses],
             "penalties": [point.model_dump() for point in self.penalties],
-            "rewards": [point.model_dump() for point in self.rewards],
+            "rewards": self.rewards,
             "tuner": self.tuner.counters() if self.tuner is not None else {},
             "early_stop": self.early_stop.counters() if self.early_stop is not None else {},
         }
@@ -297,7 +297,7 @@ class TrialState:
             setattr(self, name, counters.get(name, getattr(self, name)))
         self.losses = [LossPoint.model_validate(point) for point in counters["losses"]]
         self.penalties = [PenaltyPoint.model_validate(point) for point in counters["penalties"]]
-        self.rewards = [RewardPoint.model_validate(point) for point in counters["rewards"]]
+        self.rewards = list(counters["rewards"])
         if self.early_stop is not None:
             best = {p: tensors.get(f"{BEST}{i}") for i, p in enumerate(self.parameters)}
             weights = [t.to(p.device, copy=True) for p, t in best.items() if t is not None]
@@ -338,7 +338,7 @@ def start_trials(
             partial(Method.of(trial.method).relative_update, trained, base),
             adapter=trained if isinstance(trained, Adapter) else None,
             tuner=cast("PeftTuner", trained) if trial.peft is not None else None,
-            early_stop=None if trial.early_stop is None else EarlyStop(trial.early_stop),
+            early_stop=None if trial.early_stop is None else _EarlyStop(trial.early_stop),
             loss_scale=LOSS_SCALE if base.model.dtype == torch.float16 else 1.0,
         )
         if trial.replay is not None and trial.replay_share:
@@ -359,7 +359,7 @@ def start_trials(
 # (docs/science.md)
 
 
-class EarlyStop:
+class _EarlyStop:
     """Decides when a trial stops, and keeps its best weights so far.
 
     Only a score above all earlier ones is better. Of equal scores the first counts, because its
@@ -369,7 +369,7 @@ class EarlyStop:
     def __init__(self, patience: int) -> None:
         self.patience = patience
         self.best_score, self.best_step = -math.inf, 0
-        self.observed_step = 0  # Of the last point
+        self.observed_step = 0  # Step of the last point
         self.waited = 0  # Points since the best one
         self.weights: list[Tensor] = []
 
@@ -410,7 +410,7 @@ def is_update_checked(steps_done: int, num_steps: int) -> bool:
     return steps_done & (steps_done - 1) == 0 or steps_done == num_steps
 
 
-def excessive_update(relative: float) -> str | None:
+def _excessive_update(relative: float) -> str | None:
     """Return why an update of this norm, relative to the weights it changes, is no fine-tuning."""
     if relative <= LARGEST_UPDATE:  # not so for NaN
         return None
@@ -421,11 +421,11 @@ def excessive_update(relative: float) -> str | None:
 
 
 def _judged_stretch(num_steps: int) -> int:
-    """Count the consecutive steps that :func:`excessive_loss` looks at, besides the first."""
+    """Count the consecutive steps that :func:`_excessive_loss` looks at, besides the first."""
     return max(SHORTEST_STRETCH, -(-num_steps // 10))
 
 
-def excessive_loss(losses: Sequence[float], num_steps: int) -> str | None:
+def _excessive_loss(losses: Sequence[float], num_steps: int) -> str | None:
     """Return why a trial with these losses cannot recover; None if it can.
 
     Losses are nats per label token, by step; all but the first and the last :func:`_judged_stretch`

@@ -13,7 +13,7 @@ from rankscope.data.items import Item
 from rankscope.errors import UserError
 from rankscope.evaluate.continuous_batching import Generation
 from rankscope.evaluate.scorers import get_scorer, math_verify
-from rankscope.evaluate.scorers.math_verify import MathVerifyScorer, as_expression
+from rankscope.evaluate.scorers.math_verify import MathVerifyScorer, _as_expression as as_expression
 
 PAIRS = [
     ("1/2", "0.5", 1),

@@ -32,8 +32,8 @@ from rankscope.extensions.clusters.slurm import (
     SlurmSettings,
     _QueuedUnit,
     most_tasks,
+    slurm as run_slurm,
 )
-from rankscope.extensions.clusters.slurm import slurm as run_slurm
 from rankscope.models.model_folder import pocket_folder
 from rankscope.progress import LOG, logged
 from rankscope.run.context import Round

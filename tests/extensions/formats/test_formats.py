@@ -21,7 +21,7 @@ from rankscope.models.lora import Adapter
 from rankscope.records import StudyRecords
 from rankscope.report.use_it import BaseSource, UseStep
 from rankscope.tools.export import ExportRequest, export_trial
-from rankscope.tools.formats import format_names, get_format
+from rankscope.tools.formats import _format_names as format_names, get_format
 
 HUB = BaseSource("a/b on the hub", '"a/b"', "a/b --revision c", "float32", "a/b")
 TARGETS = ["q_proj", "k_proj", "v_proj", "down_proj"]

@@ -4,8 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import Outcome
-from command_line import rankscope as command
+from command_line import Outcome, rankscope as command
 
 import rankscope
 

@@ -17,9 +17,10 @@ from rankscope.report.study_view import StudyView
 
 from ...config.test_presets import every_schema
 from ...models.test_architectures import CHECKS, table
-from ...report.test_browser import figures_of, written
 from ...report.test_browser import (
+    figures_of,
     test_the_report_of_a_whole_study_draws_every_figure as draws_every_figure,
+    written,
 )
 from ...test_language import PAGES, REPOSITORY, unknown_names
 from ...test_readme import PAGES as ALL_PAGES

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from chat_tokenizers import CHATML, byte_tokenizer
-from command_line import files_below, settings, write_rows
-from command_line import rankscope as command
+from command_line import files_below, rankscope as command, settings, write_rows
 
 from rankscope.config.loader import load_study_file
 from rankscope.config.task import TaskConfig

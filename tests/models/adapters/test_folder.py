@@ -15,8 +15,7 @@ from peft_adapters import peft_adapter
 from safetensors.torch import load_file, save_file
 from tiny_models import IDS, base_of, logits_of, tiny_llama
 from torch import Tensor
-from toy_training import toy_rows
-from toy_training import trial as toy_trial
+from toy_training import toy_rows, trial as toy_trial
 
 from rankscope.errors import IntegrityError, UserError
 from rankscope.models.adapters.folder import load_adapter, save_adapter

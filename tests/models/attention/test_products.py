@@ -8,8 +8,8 @@ from torch import Tensor
 from rankscope.models.attention.products import (
     QUERY_BLOCK,
     RowLayout,
+    _group_by_length as group_by_length,
     causal_products,
-    group_by_length,
 )
 
 CPU = torch.device("cpu")

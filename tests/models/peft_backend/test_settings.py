@@ -19,7 +19,10 @@ from rankscope.models.adapters.folder import BASE_HASH
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.init_context import new_adapter
-from rankscope.models.peft_backend.settings import count_parameters, peft_config
+from rankscope.models.peft_backend.settings import (
+    _count_parameters as count_parameters,
+    peft_config,
+)
 from rankscope.models.peft_backend.tuner import PeftTuner, load_tuner, new_tuner
 
 ROWS = [Row([5, 6, 7, 4, 9], [1, 3]), Row([8, 4, 5], [1])]

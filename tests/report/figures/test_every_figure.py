@@ -9,12 +9,15 @@ import pytest
 from report_studies import ORDINARY, compared_studies, whole_study
 
 from rankscope.report.charts.figure import Figure
-from rankscope.report.charts.labels import PointLabel, place_labels
+from rankscope.report.charts.labels import PointLabel, _place_labels as place_labels
 from rankscope.report.page import figure_data
 from rankscope.report.study_page import study_sections
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import FULL_COLOR, MUTED, dark_colors, rank_colors
-from rankscope.tools.compare import compared_ranks, comparison_figures
+from rankscope.tools.compare import (
+    _compared_ranks as compared_ranks,
+    _comparison_figures as comparison_figures,
+)
 
 
 @pytest.fixture(scope="module")

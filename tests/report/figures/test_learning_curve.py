@@ -9,7 +9,7 @@ from synthetic_study import Truth, with_tasks, with_trials
 
 from rankscope.records import BASE, TrialRecords
 from rankscope.report.figures import learning_curve
-from rankscope.report.figures.learning_curve import curve_of
+from rankscope.report.figures.learning_curve import _curve_of as curve_of
 from rankscope.report.page import figure_data
 from rankscope.report.study_view import StudyView
 

@@ -13,7 +13,7 @@ from rankscope.advise.recommend import recommend
 from rankscope.formatting import MAX_NAME, POINTS, score_text
 from rankscope.records import BASE, GivenModel, Status
 from rankscope.report.charts.heat_map import Grid, heat_map
-from rankscope.report.charts.training_curves import binned
+from rankscope.report.charts.training_curves import _binned as binned
 from rankscope.report.figures import plane, rate_map, transfer
 from rankscope.report.figures.against_rank import draw_against_rank
 from rankscope.report.figures.like_full import ALIKE, draw_like_full

@@ -113,8 +113,7 @@ class _Share:
         return -float(special.stdtrit(self.freedom, alpha / 2)) * sqrt(self.variance)
 
     def at_once(self, looks: int) -> "_Share":
-        """Widen a share, so that its half-width at 95 % is that of several simultaneous
-        intervals."""
+        """Widen a share for ``looks`` simultaneous intervals, by its half-width at 95 %."""
         alpha, one = 1 - INTERVAL_LEVEL, _Share(1.0, self.freedom)
         ratio = one.half_width(alpha / looks) / one.half_width(alpha)
         return _Share(self.variance * ratio**2, self.freedom)

@@ -30,8 +30,8 @@ def compared_scores(
 ) -> Comparison | None:
     """Match scores of trials (S, N) and of the base (N,), on the items that all of them answered.
 
-    None if one side or all common items are missing. Items with a non-finite score of any model are
-    dropped.
+    None if one side is missing, or no item is common. Items with a non-finite score of any model
+    are dropped.
     """
     rows, base = (stored_scores(study, t, task, split) for t in (trials, None))
     return align_scores(rows, base, trained=False)

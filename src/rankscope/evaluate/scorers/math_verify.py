@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from rankscope.data.items import Item
     from rankscope.data.registry import TaskSpec
 
-SECONDS = 3  # Of processor time for one answer; usual ones take milliseconds
+SECONDS = 3  # Processor time for one answer; usual ones take milliseconds
 WORD_OR_MARK = re.compile(r"\$|\\boxed|\\\(|\\\[|(?:^|\s)[A-Za-z]{2,}(?=[\s.,;:!?]|$)")
 """Matches a mark of LaTeX, or a word between blanks; letters beside anything else are variables."""
-PROCESS = "from rankscope.evaluate.scorers.math_verify import answer_requests; answer_requests()"
+PROCESS = "from rankscope.evaluate.scorers.math_verify import _answer_requests; _answer_requests()"
 
 
 class MathVerifyScorer(GenerationScorer):
@@ -114,13 +114,13 @@ class MathVerifyScorer(GenerationScorer):
         raise UserError(f"scorer {self.name!r}", found, "math-verify to run", do)
 
 
-def as_expression(text: str) -> str:
+def _as_expression(text: str) -> str:
     """Wrap a text without words in marks of LaTeX, which math-verify needs; keep other texts."""
     text = text.strip()
     return text if WORD_OR_MARK.search(text) else f"${text}$"
 
 
-def answer_requests() -> None:
+def _answer_requests() -> None:
     """Answer requests to compare, until standard input is closed.
 
     Each request is a pair of gold answer and answer. The reply says whether they are equal, and
@@ -141,7 +141,9 @@ def answer_requests() -> None:
         spent = int(usage.ru_utime + usage.ru_stime)
         resource.setrlimit(resource.RLIMIT_CPU, (spent + SECONDS, most))
         try:
-            gold, answer = (parse(as_expression(t), parsing_timeout=None) for t in json.loads(line))
+            gold, answer = (
+                parse(_as_expression(t), parsing_timeout=None) for t in json.loads(line)
+            )
             is_equal = bool(gold and answer and verify(gold, answer, timeout_seconds=None))
             reply = [is_equal, str(answer[-1]) if answer else None]
         except Exception:  # an answer may hold anything, such as numbers too long to be printed

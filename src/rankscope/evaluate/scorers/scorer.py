@@ -57,7 +57,7 @@ class Scorer(ScorerKind, ABC, Generic[Encoded]):
 
     @classmethod
     def of(cls, name: str) -> Self:
-        """The scorer of a name. Raises ValueError: it is no scorer of this class."""
+        """Return the scorer of a name. Raises ValueError: it is no scorer of this class."""
         if isinstance(scorer := get_scorer(name), cls):
             return scorer
         raise ValueError(f"scorer {name!r} is no {cls.__name__}")

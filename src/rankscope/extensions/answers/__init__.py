@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rankscope.run.costs import CostModel
     from rankscope.run.prepared import PreparedStudy
 
-MAX_ANSWER_TOKENS = 128  # Of an answer, or ``evaluate.max_new_tokens`` if that is less
+MAX_ANSWER_TOKENS = 128  # Tokens of an answer, or ``evaluate.max_new_tokens`` if that is less
 
 
 class AnswersConfig(ConfigSection):

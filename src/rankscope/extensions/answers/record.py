@@ -8,14 +8,14 @@ class WrittenAnswer(Record):
 
     task: str
     item_id: str
-    prompt: str  # Of a plain text its beginning; at most ``MAX_CHARACTERS``, like ``gold``
+    prompt: str  # At most ``MAX_CHARACTERS``, like ``gold``; the beginning of a plain text
     gold: str  # The answer in the data, or the rest of the text
-    before: str = ""  # By the base
+    before: str = ""  # The base's answer
     after: str = ""
-    before_ended: bool = False  # By itself, before the most tokens were written
+    before_ended: bool = False  # It ended by itself, before the most tokens were written
     after_ended: bool = False
 
 
 class AnswersRecord(AnalysisRecord):
-    answers: tuple[WrittenAnswer, ...]  # Of the training task first, then of retention tasks
+    answers: tuple[WrittenAnswer, ...]  # Training task first, then retention tasks
     max_new_tokens: int

@@ -22,9 +22,9 @@ from rankscope.run.groups import Group
 from rankscope.run.prepared import PreparedStudy
 from rankscope.run.stages import Stage
 
-ITEMS = 10  # Of the training task, the first of its test split
-RETENTION_ITEMS = 4  # Of each retention task
-MAX_CHARACTERS = 2000  # Of a prompt and a gold answer as they are stored
+ITEMS = 10  # The first test items of the training task
+RETENTION_ITEMS = 4  # Items of each retention task
+MAX_CHARACTERS = 2000  # Characters of a prompt and a gold answer as they are stored
 BEGINNING = 200  # Most characters of a plain text that models continue
 
 Asked = tuple[WrittenAnswer, list[int]]

@@ -140,7 +140,7 @@ class SlurmSettings(ExecutorSettings):
 
     def script(self, folders: list[Path], devices: int, host_bytes: int, limit: int | None) -> str:
         cpus = self.cpus or devices * (stated_threads() or CPUS_PER_DEVICE)
-        threads = max(1, cpus // devices)  # Of each of a worker's processes
+        threads = max(1, cpus // devices)  # In each process of a worker
         place = folders[0].parent.absolute()
         memory = self.mem or f"{math.ceil(host_bytes / 2**20)}M"
         options = {

@@ -70,7 +70,7 @@ def ablate(
 
 @contextmanager
 def _leaving(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """Yield a list of the hidden states that leave a layer, (1, N, E), by pass; filled inside."""
+    """Collect a layer's outputs inside: hidden states (1, N, E), one tensor per pass."""
     states: list[Tensor] = []
     hook = layer.register_forward_hook(lambda module, args, out: states.append(out))
     try:

@@ -17,7 +17,7 @@ class HeadChange(Record):
 class LayerHeads(Record):
     layer: int
     importance: tuple[float, ...]  # E_x |z_h . dL/dz_h| over the layer's l2 norm, by query head
-    group_importance: tuple[float, ...]  # By key/value head, of signed sums over query heads
+    group_importance: tuple[float, ...]  # By key/value head, from signed sums over query heads
     entropy: tuple[float | None, ...]
     """Entropy of the attention weights by query head, from 0 (one token) to 1 (uniform); None if no
     position sees more than one token."""
@@ -37,9 +37,9 @@ class HeadAblation(Record):
     tuned_score: float  # Score of the intact tuned model
     base_change: tuple[tuple[float, ...], ...]  # Change of the primary score
     tuned_change: tuple[tuple[float, ...], ...]
-    base_gold_change: tuple[tuple[float, ...], ...]  # Of the gold log-probability, nats
+    base_gold_change: tuple[tuple[float, ...], ...]  # Change of the gold log-probability, nats
     tuned_gold_change: tuple[tuple[float, ...], ...]
-    gold_difference_error: tuple[tuple[float | None, ...], ...]  # Of tuned minus base
+    gold_difference_error: tuple[tuple[float | None, ...], ...]  # Error of tuned minus base
     base_layer_gold_change: tuple[float, ...]  # By layer, all of its heads removed together
     tuned_layer_gold_change: tuple[float, ...]
 

@@ -16,7 +16,7 @@ from rankscope.evaluate.scorers import get_scorer
 from rankscope.evaluate.scorers.scorer import Scorer
 from rankscope.evaluate.token_trees import Floats, TokenTree
 
-LOGPROB_PER_TOKEN = "logprob_per_token"  # Of the gold answer: score of items without options
+LOGPROB_PER_TOKEN = "logprob_per_token"  # Gold answer's score, for items without options
 
 
 @dataclass(frozen=True, slots=True)

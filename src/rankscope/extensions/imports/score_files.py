@@ -38,7 +38,7 @@ CELL_RULES = {
     "role": "in_domain or cross_domain or retention",
     "unit": "accuracy or log_probability",
 }
-LARGEST = 2**53  # Of the numbers that are read
+LARGEST = 2**53  # Largest number that is read
 MEAN = "mean"  # The only item of a table without items
 NO_NUMBER = ("nan", "-", "\N{EN DASH}", "\N{EM DASH}", "na", "n/a", "none", "null", BASE, "full")
 """Cells that hold no number; for a rank, ``base`` and ``full`` name the method."""

@@ -2,9 +2,9 @@
 
 Between two products PyTorch walks over memory once for each operation, and keeps a float32 copy of
 every norm's input. ``torch.compile`` makes one walk of each of these functions, forward and
-backward, and keeps their inputs alone. The functions are the model's own: a norm's ``forward``, the
-rotary embedding of its attention's module, its activation. Every token has its own arithmetic, so
-its numbers depend neither on the tokens beside it nor on the shape that was compiled first.
+backward, and keeps only their inputs. The functions are the model's own: a norm's ``forward``, the
+rotary embedding of its attention's module, its activation. Every token has its own arithmetic. Its
+numbers depend neither on the tokens beside it nor on the shape that was compiled first.
 
     N tokens; H query and K key heads; D head dim
 """
@@ -33,12 +33,13 @@ from rankscope.filesystem import cache_folder
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 ROTARY = "apply_rotary_pos_emb"  # The function's name in transformers' modules
 MOST_GRAPHS = 64
-"""Of one function in a process: one for each class of layers, width, and mode of autograd."""
+"""Graphs of one function in a process: one for each class of layers, width, and mode of
+autograd."""
 
 
 @contextmanager
 def refusing(*faults: type[Exception]) -> Iterator[None]:
-    """Raise UserError for faults that kernels meet."""
+    """Raise UserError for these faults inside."""
     try:
         yield
     except faults as error:
@@ -47,9 +48,11 @@ def refusing(*faults: type[Exception]) -> Iterator[None]:
         raise UserError("train.kernels", found, do=do) from error
 
 
-class Compiled:
-    """``function(owner, *tensors)``, and the gradient of its first ``num_inputs`` tensors, which
-    all have N tokens first."""
+class CompiledFunction:
+    """Runs ``function(owner, *tensors)``, and the gradient of its first ``num_inputs`` tensors.
+
+    All of these have N tokens first.
+    """
 
     def __init__(self, function: Callable[..., Any], num_inputs: int) -> None:
         def gradient(grads: Any, owner: Any, *tensors: Tensor) -> Any:
@@ -72,10 +75,10 @@ class Compiled:
 
 
 class _WithGradient(torch.autograd.Function):
-    """A compiled function that keeps its inputs alone."""
+    """A compiled function that keeps only its inputs."""
 
     @staticmethod
-    def forward(ctx: Any, compiled: Compiled, owner: Any, *tensors: Tensor) -> Any:
+    def forward(ctx: Any, compiled: CompiledFunction, owner: Any, *tensors: Tensor) -> Any:
         tensors = tuple(x.detach().contiguous() for x in tensors)
         ctx.save_for_backward(*tensors)
         ctx.compiled, ctx.owner = compiled, owner
@@ -92,14 +95,14 @@ class _WithGradient(torch.autograd.Function):
 
 
 def _rotate(rotary: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
-    """q (N, H, D) and k (N, K, D) at the positions of ``cos`` and ``sin``, (N, D)."""
+    """Rotate q (N, H, D) and k (N, K, D) by ``cos`` and ``sin`` of their positions, (N, D)."""
     rotated = rotary(*(x.transpose(0, 1)[None] for x in (q, k)), cos[None], sin[None])
     return tuple(x[0].transpose(0, 1).contiguous() for x in rotated)
 
 
-NORM = Compiled(lambda layer, x: type(layer).forward(layer, x), 1)
-GATE = Compiled(lambda mlp, gate, up: mlp.act_fn(gate) * up, 2)
-ROTATE = Compiled(_rotate, 2)
+NORM = CompiledFunction(lambda layer, x: type(layer).forward(layer, x), 1)
+GATE = CompiledFunction(lambda mlp, gate, up: mlp.act_fn(gate) * up, 2)
+ROTATE = CompiledFunction(_rotate, 2)
 
 
 # --- the layers that call them
@@ -124,7 +127,8 @@ def _mlp_by(compute: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _attention_forward(cls: type[nn.Module]) -> Callable[..., Any] | None:
-    """The class's forward with the compiled rotary embedding; None if it calls none by name."""
+    """Make the class's forward with the compiled rotary embedding; None if it calls none by
+    name."""
     plain: Any = inspect.unwrap(cls.forward)
     rotary: Any = plain.__globals__.get(ROTARY)
     if rotary is None or ROTARY not in plain.__code__.co_names:
@@ -144,7 +148,7 @@ def _attention_forward(cls: type[nn.Module]) -> Callable[..., Any] | None:
 
 
 def _is_norm(layer: Any) -> bool:
-    """Whether it has one weight per feature, and the scale of its input does not matter."""
+    """Whether a layer has one weight per feature and returns the same if its input is scaled."""
     names = [name for name, _ in layer.named_parameters()]
     # torch's own LayerNorm is one walk already.
     if isinstance(layer, nn.LayerNorm) or names != ["weight"] or layer.weight.dim() != 1:
@@ -155,7 +159,7 @@ def _is_norm(layer: Any) -> bool:
 
 
 def _is_gated(mlp: Any, like: Tensor) -> bool:
-    """Whether it computes down(act(gate(x)) * up(x))."""
+    """Whether an MLP computes down(act(gate(x)) * up(x))."""
     if not all(hasattr(mlp, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
         return False
     x = torch.linspace(-2, 2, 2 * mlp.down_proj.out_features).view(1, 2, -1).to(like)
@@ -168,10 +172,12 @@ def forwards(
     norm_of: Callable[[Any], Callable[..., Any]] = lambda layer: NORM,
     gate_of: Callable[[Any], Callable[..., Any]] = lambda mlp: GATE,
 ) -> list[tuple[nn.Module, Callable[..., Any]]]:
-    """Each layer of a frozen model that computes otherwise, with its method in place of
-    ``forward``. Functions are compiled when they are first called."""
+    """Return the layers of a frozen model that compute otherwise, each with its new ``forward``.
+
+    Functions are compiled when they are first called.
+    """
     _configure()
-    check(model.device)
+    check_compiler(model.device)
     like = torch.empty(0, dtype=model.dtype, device=model.device)
 
     def forward_of(layer: Any) -> Callable[..., Any] | None:
@@ -202,8 +208,8 @@ def _configure() -> None:
 
 @cache
 @refusing(Exception)  # of torch, of the compiler, of the file system
-def check(device: torch.device) -> None:
-    """Raise UserError if functions cannot be compiled on a device, found with a small one."""
+def check_compiler(device: torch.device) -> None:
+    """Raise UserError if functions cannot be compiled on a device, as a small one shows."""
     torch.compile(lambda x: x.sin() * 2, dynamic=True, fullgraph=True)(
         torch.ones(64, device=device)
     )

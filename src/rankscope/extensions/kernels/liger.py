@@ -1,6 +1,6 @@
 """Norms and gates of the package liger-kernel, written by hand for GPUs.
 
-Each is taken where it computes what a layer does, as calls on small inputs show. Other layers get
+Each is used for layers that compute the same, as calls on small inputs show. Other layers get
 compiled functions.
 """
 
@@ -15,16 +15,16 @@ from rankscope.extensions.kernels import compiled
 from rankscope.extensions.kernels.compiled import GATE, NORM, refusing
 
 LARGEST_ERROR = 5e-5
-"""In values up to 16, in float32; the two kinds of GELU are 5e-4 apart."""
+"""Largest error for values up to 16, in float32; the two kinds of GELU are 5e-4 apart."""
 
 
-def forwards(model: Any) -> Any:
-    check(model.device)
+def liger_forwards(model: Any) -> Any:
+    check_triton(model.device)
     return compiled.forwards(model, norm_of, gate_of)
 
 
 def norm_of(layer: Any) -> Callable[..., Any]:
-    """Liger's norm if it computes what a layer does, else the compiled one."""
+    """Return Liger's norm if it computes the same as a layer, else the compiled one."""
     liger_norm = _functions()[0]
 
     def norm(offset: float, casting: str) -> Callable[..., Any]:
@@ -48,8 +48,10 @@ def norm_of(layer: Any) -> Callable[..., Any]:
 
 
 def gate_of(mlp: Any) -> Callable[..., Any]:
-    """Liger's gate if it has the activation, else the compiled one. Its backward pass writes over
-    what the layers below returned, which they do not keep."""
+    """Return Liger's gate if it has the activation, else the compiled one.
+
+    Its backward pass writes over the outputs of the layers below, which those do not keep.
+    """
     x = torch.linspace(-4, 4, 64, device=mlp.down_proj.weight.device).view(2, -1)
     expected = GATE.function(mlp, x, x)
     for gate in _functions()[1:]:
@@ -59,7 +61,7 @@ def gate_of(mlp: Any) -> Callable[..., Any]:
 
 
 def _functions() -> tuple[Any, Any, Any]:
-    """Its norm and two gates, as autograd functions."""
+    """Return Liger's norm and two gates, as autograd functions."""
     from liger_kernel import ops
 
     return ops.LigerRMSNormFunction, ops.LigerSiLUMulFunction, ops.LigerGELUMulFunction
@@ -67,9 +69,11 @@ def _functions() -> tuple[Any, Any, Any]:
 
 @cache
 @refusing(Exception)  # of Liger, of Triton, of the compiler
-def check(device: torch.device) -> None:
-    """Raise UserError if the functions cannot run on a device. The package may be missing, or of
-    another version, so they are called."""
+def check_triton(device: torch.device) -> None:
+    """Raise UserError if the functions cannot run on a device.
+
+    They are called, because the package may be missing or of another version.
+    """
     if device.type != "cuda":
         raise RuntimeError("Liger's kernels run on a GPU")
     x = torch.ones(2, 64, device=device)

@@ -29,7 +29,7 @@ from rankscope.models.low_rank_update import LowRankUpdate, to_float64
 from rankscope.models.svd_cache import SVD, svd
 
 ITERATE_IF = ((256, 12), (1024, 3))  # (d, share): iterate from d on, for up to d / share vectors
-DENSE_ITERATE_IF = (1024, 40)  # The same for a dense matrix, whose products cost more
+DENSE_ITERATE_IF = (1024, 40)  # Limits for a dense matrix, whose products cost more
 TOLERANCE = 1e-8  # Largest residual of a triple over the largest singular value, in float64
 CLUSTER = 1e-6  # Gap over the largest singular value up to which two values count as one cluster
 NUM_RANDOM = 16  # Random vectors added to the start of an iteration on a dense matrix

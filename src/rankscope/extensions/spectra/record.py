@@ -55,16 +55,16 @@ class MatrixSpectrum(Record):
     similarity_index: tuple[float, float]  # Index-matched mean |C_ii| of left and right vectors
     similarity_max: tuple[float, float]  # Mean over tuned vectors of max |C_ij|, left and right
     similarity_subspace: tuple[float, float]  # |C|_F^2 / k, left and right
-    chance_index: tuple[float, float]  # The same of unrelated vectors, see :func:`chance_levels`
+    chance_index: tuple[float, float]  # ``index`` of unrelated vectors, see :func:`chance_levels`
     chance_max: tuple[float, float]
     chance_subspace: tuple[float, float]
-    intruders: int  # Of the leading left vectors of W, largest |cosine| below epsilon
+    intruders: int  # Leading left vectors of W with every |cosine| below epsilon
     intruder_energy: float  # Their share in the squared values of the examined vectors
     intruder_positions: tuple[int, ...] = ()  # Their positions among the leading vectors, from 0
-    tuned_singular_values: tuple[float, ...] = ()  # Of W, as many as were examined
-    largest_cosines: tuple[float, ...] = ()  # Of each examined vector to any base vector
+    tuned_singular_values: tuple[float, ...] = ()  # Values of W, as many as were examined
+    largest_cosines: tuple[float, ...] = ()  # From each examined vector to any base vector
     residual: float = 0.0  # Largest |W^T u - sigma v| of the leading vectors over sigma_1
-    ill_conditioned: int = 0  # That rounding to float32 may rotate by more than a sine of .01
+    ill_conditioned: int = 0  # Vectors that rounding to float32 may turn by a sine above .01
 
 
 class SpectraRecord(AnalysisRecord):

@@ -51,7 +51,7 @@ class AdapterChange(Record):
     left_out: dict[str, float] = {}
     """Changed parameters that no adapter on linear layers holds, with their shares of the whole
     update's energy |dW|_F^2; only for a full checkpoint."""
-    parameters: int = 0  # Of the adapter
+    parameters: int = 0  # Number in the adapter
     uniform: tuple[int, int, float] | None = None
     """The largest rank for all matrices within the same budget, its parameters, and the share of
     the energy that it keeps; only with ranks by module."""
@@ -76,9 +76,9 @@ class AdapterChange(Record):
 class SourceAdapter:
     folder: Path
     tuned: StoredTunedModel
-    adapter: Adapter  # Of a full checkpoint, one of no modules
+    adapter: Adapter  # A full checkpoint has one of no modules
     base: CheckpointReader | None
-    names: list[str]  # Of the matrices
+    names: list[str]  # Matrices
     left_out: dict[str, float] = field(default_factory=dict)  # As in AdapterChange
 
     @classmethod

@@ -34,8 +34,8 @@ class StoredTunedModel:
     name: str  # Unique within an inspection
     folder: Path
     kind: str
-    adapter: Adapter | None = None  # Of a PEFT adapter; its factors are small and stay in memory
-    model: CheckpointReader | None = None  # Of a full checkpoint; weights are read one at a time
+    adapter: Adapter | None = None  # Given for a PEFT adapter; its small factors stay in memory
+    model: CheckpointReader | None = None  # Given for a full checkpoint; reads one weight at a time
 
     @classmethod
     def open(cls, folder: Path, name: str) -> "StoredTunedModel":

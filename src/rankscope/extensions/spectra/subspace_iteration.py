@@ -104,7 +104,7 @@ class NotConvergedError(Exception):
 def leading_triples(
     operator: _Operator, start: Tensor, k: int, tolerance: float, min_sweeps: int = 0
 ) -> Triples:
-    """The ``k`` leading singular triples of K, with products in the dtype of ``start``.
+    """Find the ``k`` leading singular triples of K, with products in the dtype of ``start``.
 
     ``start`` (n, b) are orthonormal vectors whose span is close to the leading right vectors, b >
     k. ``tolerance`` bounds the residual, as a share of the largest singular value. ``min_sweeps``

@@ -96,7 +96,8 @@ def inspection_tables(study: StudyRecords) -> RenderableType:
 
 
 def _notes(found: Sequence[tuple[TrialRecords, SpectraRecord]]) -> Iterator[str]:
-    """Yield striking values, the meaning of the tables, growth with rank, and uncertain vectors."""
+    """Yield notes: striking values, the meaning of the tables, growth with rank, uncertain
+    vectors."""
     for trial, spectra in found:
         yield _largest_update(trial.spec.arm_label, spectra)
     yield (

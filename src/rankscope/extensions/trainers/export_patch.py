@@ -16,7 +16,8 @@ from rankscope.tools.export import choose_trial
 
 ADAPTER_FACTS = ("rank", "alpha", "targets", "dropout")
 KEPT = ("batch_size", "gradient_accumulation", "schedule", "weight_decay", "max_length")
-"""Settings of a run, besides its length, that stay as in the file, like the next ones of an arm."""
+"""Settings of a run, besides its length, that stay as in the file; ``AXES`` are such settings of an
+arm."""
 AXES = ("lr_ratio", "rows", "replay", "kl_to_base", "early_stop", "init_from")
 
 
@@ -87,7 +88,7 @@ def _changes(run: TrainerFile, study: StudyRecords, spec: TrialSpec) -> dict[str
 
 
 def _other_origin(run: TrainerFile, study: StudyRecords, spec: TrialSpec) -> list[str]:
-    """Warnings that a study of another base or of other rows was made from another file."""
+    """Return warnings if the study has another base, or other rows, than the file."""
     tasks, ours = study.config.evaluation_tasks(), _place(run, study.config.model.label)
     theirs = _place(run, run.facts.get("model", "no base"))
     parts = [tasks[name] for name in tasks[spec.task].mixture or [spec.task]]

@@ -23,7 +23,7 @@ from rankscope.extensions.trainers.files import PLACES, TrainerFile, read_traine
 from rankscope.tools.new_study import MAX_BYTES_READ, model_for_study_file, own_rows, split_files
 
 MAX_RANK = 256  # No rank above it that the file does not have itself
-DEFAULT_RATES = [1e-4, 5e-4]  # Of the preset, if the file has none
+DEFAULT_RATES = [1e-4, 5e-4]  # The preset's, if the file has none
 HUB_ID = r"[\w.-]+(/[\w.-]+)?"
 ALPACA = {"prompt": "instruction", "completion": "output"}
 COPIED = ("epochs", "max_steps", "batch_size", "gradient_accumulation", "schedule", "weight_decay",

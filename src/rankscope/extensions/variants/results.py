@@ -269,7 +269,10 @@ def _task_difference(
     matches: Sequence[tuple[ScaledModel, Crossing]],
     slopes: Sequence[float] | None = None,
 ) -> Comparison | None:
-    """Return mixture minus model, (seeds, items); ``slopes`` multiply it, centered per seed."""
+    """Compare mixtures with models, item by item: their differences, (seeds, items).
+
+    With ``slopes``, differences are centered per seed and multiplied by that seed's slope.
+    """
     crossings = [crossing for _, crossing in matches]
     models = [found for found, _ in matches]
     models += [c.first for c in crossings] + [c.second for c in crossings]

@@ -126,16 +126,16 @@ def load_adapter(
     *,
     readable: bool = False,
 ) -> Adapter:
-    """Read a LoRA or DoRA adapter that PEFT or Rankscope wrote, strictly, and once.
+    """Read a LoRA or DoRA adapter that PEFT or Rankscope wrote, and check it.
 
     If PEFT's ``alpha_pattern`` gives a module another scaling, its B absorbs the difference. An
-    adapter whose recorded base is not ``base`` is refused, and one that does not fit ``shapes``:
-    (out, in) of a model's linear layers. ``readable`` accepts one that cannot be
-    continued: its start was a part of the base, or it holds PEFT's copy of an output head, which
-    the caller compares with the base's.
+    adapter is refused if its recorded base is not ``base``, or if it does not fit ``shapes``, (out,
+    in) of a model's linear layers. ``readable`` accepts an adapter that cannot be continued: its
+    start was a part of the base, or it holds PEFT's copy of an output head, which the caller
+    compares with the base's.
 
     Raises UserError for an adapter that cannot be used, IntegrityError for a damaged one. A module
-    without both A and B is only noticed beside ``shapes``.
+    without both A and B is noticed only if ``shapes`` are given.
     """
     settings = read_adapter_config(folder, readable=readable)
     path = weights_file(folder)
@@ -170,11 +170,10 @@ def load_adapter(
 
 
 def check_fits(folder: Path, adapter: Adapter, shapes: Mapping[str, tuple[int, int]]) -> None:
-    """Check that an adapter changes linear layers of a model, in the same shapes, and all of those
-    that its configuration names.
+    """Check that an adapter changes linear layers of a model in its shapes, and all that it names.
 
-    Raises UserError for an adapter of another model, IntegrityError for one that is not whole: PEFT
-    would leave a missing layer as in the base, and another one out.
+    Raises UserError for an adapter of another model. Raises IntegrityError for an incomplete one:
+    PEFT would leave a missing layer as in the base, and leave out another one.
     """
     place, do = f"adapter {folder}", "give an adapter of this model"
     for name, a in adapter.a.items():

@@ -56,7 +56,7 @@ class AdapterSettings(BaseModel):
         return [name for name in _method_fields() if getattr(self, name, False)]
 
     def _marked(self, function: str) -> MethodKind:
-        """Return the marked method that has its own ``function``; LoRA if none has."""
+        """Return the method that the flags mark and that overrides ``function``; else LoRA."""
         plain = get_method(LORA)
         marked = (m for m in all_methods() if not m.peft_fields.keys().isdisjoint(self.flags))
         usual = getattr(type(plain), function)
@@ -111,10 +111,10 @@ class AdapterSettings(BaseModel):
         layers, targets = self.layers_to_transform, self.target_modules
         if layers is None or layers == [] or isinstance(targets, str) or module in (targets or ()):
             return True
-        patterns = as_list(self.layers_pattern or r"[^.]*")
+        patterns = _as_list(self.layers_pattern or r"[^.]*")
         found = (self.match(rf"(?:.*?\.)?{p}\.(?P<layer>\d+)\..*", module) for p in patterns)
         match = next(filter(None, found), None)
-        return match is not None and int(match["layer"]) in as_list(layers)
+        return match is not None and int(match["layer"]) in _as_list(layers)
 
     def names(self, modules: list[str] | str | None, module: str) -> bool:
         """Whether a regular expression, or a list of paths and last parts of paths, names a
@@ -138,7 +138,7 @@ def match_pattern(folder: Path, pattern: str, module: str) -> Any:
         return compile_pattern(pattern).fullmatch(module, timeout=PATH_SECONDS)
 
 
-def as_list(values: Any) -> list[Any]:
+def _as_list(values: Any) -> list[Any]:
     return values if isinstance(values, list) else [values]
 
 

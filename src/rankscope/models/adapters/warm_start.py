@@ -27,7 +27,7 @@ def resolve_adapters(
     with as many parameters. ``init_from`` gives method, rank, alpha and targets.
 
     Returns:
-        The filled arms. Also, by folder to continue from, as the study names it: the hash of the
+        The filled arms; and two hashes by folder to continue from, as the study names it: of the
         adapter's files, and of its base or None.
     """
     hashes: dict[str, tuple[str, str | None]] = {}
@@ -40,7 +40,7 @@ def resolve_adapters(
             if arm.init_from is not None:
                 key, folder = "init_from", Path(arm.init_from)
                 adapter = load_adapter(folder, "start", shapes=shapes.linear_shapes)
-                arm = filled_arm(arm, folder, adapter, shapes)
+                arm = _filled_arm(arm, folder, adapter, shapes)
                 hashes[str(arm.init_from)] = adapter_sha256(folder), adapter.base_sha256
         except UserError as error:
             place = f"arms.{index}.{key}: {error.where}"
@@ -86,7 +86,7 @@ def _with_ranks_by_module(arm: ArmConfig, shapes: Architecture) -> ArmConfig:
     return arm.model_copy(update=update)
 
 
-def filled_arm(arm: ArmConfig, folder: Path, adapter: Adapter, shapes: Architecture) -> ArmConfig:
+def _filled_arm(arm: ArmConfig, folder: Path, adapter: Adapter, shapes: Architecture) -> ArmConfig:
     """Fill in an arm's missing settings from the adapter that it continues.
 
     Raises UserError: the adapter does not fit the model, or a setting contradicts it.

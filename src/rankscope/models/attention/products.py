@@ -73,7 +73,7 @@ class RowLayout:
         counts = torch.tensor(lengths, dtype=torch.int64)
         starts = torch.cumsum(counts, 0) - counts
         place = 0
-        for rows in group_by_length(lengths, max_scores, num_shared):
+        for rows in _group_by_length(lengths, max_scores, num_shared):
             index = torch.tensor(rows)
             width = int(counts[index].max())
             steps = torch.arange(width)
@@ -124,7 +124,7 @@ class RowLayout:
         return self._masks[key]
 
 
-def group_by_length(
+def _group_by_length(
     lengths: Sequence[int], max_scores: int | None = None, num_shared: int = 0
 ) -> list[list[int]]:
     """Group row indices by similar length, longest first; see :class:`RowLayout`."""

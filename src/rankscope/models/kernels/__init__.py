@@ -1,7 +1,7 @@
-"""How a frozen model computes norms, rotary embeddings and gates: a value of ``train.kernels``.
+"""Ways to compute norms, rotary embeddings and gates of a frozen model, by ``train.kernels``.
 
 The core has the model's own operations. A subclass of :class:`Kernels` in an extension computes
-them otherwise; its module imports torch inside methods only.
+them otherwise; its module imports torch only inside methods.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ class Kernels:
     start_seconds: ClassVar[float] = 0.0  # Until a new process has them, on two idle cores
 
     def forwards(self, model: nn.Module) -> Iterable[tuple[nn.Module, Callable[..., Any]]]:
-        """Layers of a model that compute otherwise, each with a method in place of ``forward``.
-        Raises UserError: they cannot run on its device."""
+        """Return the layers of a model that compute otherwise, each with its new ``forward``.
+
+        Raises UserError: they cannot run on its device.
+        """
         return ()
 
 
@@ -36,13 +38,15 @@ PLAIN = Kernels.name
 
 @cache
 def all_kernels() -> dict[str, type[Kernels]]:
-    """All kernels by name: ``plain``, the default, first."""
+    """Return all kernels by name; ``plain``, the default, is first."""
     return {PLAIN: Kernels, **parts(Kernels)}
 
 
 def use_kernels(model: nn.Module, name: str) -> None:
-    """Let a frozen model without adapters compute its element-wise parts as the kernels of this
-    name do. Its weights and their names stay. Raises UserError: they cannot run on its device."""
+    """Let a frozen model without adapters compute its element-wise parts by these kernels.
+
+    Its weights and their names stay. Raises UserError: they cannot run on its device.
+    """
     for layer in model.modules():
         if isinstance(vars(layer).get("forward"), MethodType):
             del layer.forward
@@ -52,6 +56,6 @@ def use_kernels(model: nn.Module, name: str) -> None:
 
 
 def kernels_of(model: nn.Module) -> str:
-    """The name that :func:`use_kernels` was last called with."""
+    """Return the name that :func:`use_kernels` was last called with."""
     name: str = vars(model).get(USED, PLAIN)
     return name

@@ -21,13 +21,13 @@ class MethodKind:
     label: ClassVar[str]  # In reports
     summary: ClassVar[str]  # A Markdown sentence for the table in docs/study-file.md
     arm_note: ClassVar[str] = ""  # Why its arms have other settings, after "method NAME"
-    arm_fields: ClassVar[tuple[str, ...]] = ()  # Of a study's arm, besides those of all methods
-    field_defaults: ClassVar[Mapping[str, Any]] = {}  # Of optional ``arm_fields``
+    arm_fields: ClassVar[tuple[str, ...]] = ()  # Fields of its arms, besides those of all methods
+    field_defaults: ClassVar[Mapping[str, Any]] = {}  # Values of optional ``arm_fields``
     trains: ClassVar[bool] = True  # Changes weights
     has_rank: ClassVar[bool] = False  # Trains A (r, in) and B (out, r) of each target
     trains_base: ClassVar[bool] = False  # Trains every weight of the base
     takes_settings: ClassVar[bool] = False  # An arm names it by a mapping, ``{name: settings}``
-    settings_example: ClassVar[str] = ""  # Of such a mapping
+    settings_example: ClassVar[str] = ""  # Example of such a mapping
     accepts_warm_start: ClassVar[bool] = False  # Can continue training from an adapter on disk
     delta_needs_base: ClassVar[bool] = False  # W - W0 depends on W0, not on A and B alone
     delta_is_low_rank: ClassVar[bool] = True  # W - W0 is s (B A - B0 A0): it has factors
@@ -64,7 +64,7 @@ def _methods() -> dict[str, MethodKind]:
 
 
 def all_methods() -> tuple[MethodKind, ...]:
-    """``lora``, the default, first."""
+    """Return all methods; ``lora``, the default, is first."""
     return tuple(_methods().values())
 
 

@@ -125,8 +125,10 @@ class LoraMethod(Method):
         return adapter.scaling * (b @ a)
 
     def update(self, adapter: Adapter, name: str, weight: Tensor) -> LowRankUpdate | Tensor:
-        """dW of one module, on the device of W0, ``weight``: factors or, if updates have full rank,
-        dense, (m, n) float64."""
+        """Return dW of one module, on the device of W0, ``weight``.
+
+        It is in factors or, if updates have full rank, dense, (m, n) float64.
+        """
         from rankscope.models.low_rank_update import LowRankUpdate, to_float64
 
         if self.delta_is_low_rank:
@@ -166,7 +168,7 @@ class LoraMethod(Method):
         return math.hypot(*updates) / math.hypot(*weights)
 
     def read_given(self, given: GivenConfig, name: str, base: StudyBase) -> TrialSpec:
-        """Read it as a trial of the method that trained it would be."""
+        """Make the trial that would have trained the adapter in a folder."""
         from rankscope.models.adapters.folder import load_adapter
         from rankscope.models.adapters.warm_start import shortest_targets
         from rankscope.models.given import given_trial

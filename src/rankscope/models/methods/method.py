@@ -30,7 +30,7 @@ class Method(MethodKind):
 
     @classmethod
     def of(cls, name: str) -> Self:
-        """The method of a name. Raises ValueError: it is no method of this class."""
+        """Return the method of a name. Raises ValueError: it is no method of this class."""
         if isinstance(method := get_method(name), cls):
             return method
         raise ValueError(f"method {name!r} is no {cls.__name__}")
@@ -67,8 +67,8 @@ class Method(MethodKind):
     def read_given(self, given: GivenConfig, name: str, base: StudyBase) -> TrialSpec:
         """Make the trial of a model in a folder, checked against the base without loading it.
 
-        Raises UserError: it is of another base, architecture or tokenizer. Raises IntegrityError:
-        it is damaged.
+        Raises UserError: the model has another base, architecture or tokenizer. Raises
+        IntegrityError: it is damaged.
         """
         raise NotImplementedError
 

@@ -62,7 +62,7 @@ def peft_config(
     """Make PEFT's configuration from an arm's settings; AdaLoRA's budget needs the number of
     steps."""
     name = str(settings.get("peft_type")).upper()
-    config_type = config_class(name)
+    config_type = _config_class(name)
     fields = {field.name for field in dataclasses.fields(config_type) if field.init}
     given = {key: value for key, value in settings.items() if key != "peft_type"}
     for key, value in given.items():
@@ -83,7 +83,7 @@ def peft_config(
     return config
 
 
-def config_class(name: str) -> Any:
+def _config_class(name: str) -> Any:
     classes = {kind.value: config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     reasons = dict(UNUSABLE_TYPES)
     learn_prompts = [k for k, config in classes.items() if issubclass(config, PromptLearningConfig)]
@@ -129,7 +129,7 @@ def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def count_parameters(model: PretrainedConfig, config: PeftConfig) -> int | None:
+def _count_parameters(model: PretrainedConfig, config: PeftConfig) -> int | None:
     """Count a method's parameters in a model without storage; None if it needs the weights."""
     shapes = model_on_meta(model)
     shapes.requires_grad_(False)
@@ -150,4 +150,4 @@ def count_in_folder(
 ) -> int:
     """Count the parameters that a method trains in the model of a folder; 0 if unknown."""
     config = peft_config(json.loads(settings), targets, num_steps)
-    return count_parameters(read_model_config(folder), config) or 0
+    return _count_parameters(read_model_config(folder), config) or 0

@@ -36,13 +36,13 @@ Drawn = dict[str, Any]
 class Figure:
     key: str  # Unique within the page; letters, digits and hyphens
     title: str
-    finding: str  # What to see, computed from the data; without a plot, what is missing
+    finding: str  # The finding, computed from the data; without a plot, what is missing
     data: pd.DataFrame
     """Data as shown, by the plot, its hover texts, the table and the CSV file."""
     plot: go.Figure | None = None
     caption: str = ""  # How to read the plot
     choices: Sequence[Choice] = ()
-    choice_name: str = "Arm"  # What the drop-down selects
+    choice_name: str = "Arm"  # Kind of the drop-down's entries
     min_width: int = 0  # Pixels below which the plot scrolls sideways instead of shrinking
     texts: Sequence[Mapping[str, str]] = ()
     """Texts to read in place of a plot, by their titles, two side by side."""

@@ -35,7 +35,7 @@ class Grid:
     texts: pd.DataFrame | None = None  # Written in the cells
     hover: pd.DataFrame | None = None
     framed: Sequence[tuple[str, str]] = ()
-    """(row, column) of the cells with a frame; only for plots of one panel."""
+    """Cells with a frame, as (row, column); only for plots of one panel."""
 
     @property
     def largest(self) -> float:

@@ -40,7 +40,7 @@ class _Box(NamedTuple):
         return not (beside or self.high <= other.low or other.high <= self.low)
 
 
-def place_labels(
+def _place_labels(
     labels: Sequence[PointLabel],
     points: Sequence[tuple[float, float]],
     x_range: tuple[float, float],
@@ -94,7 +94,7 @@ def add_labels(
     height = figure.layout.height - margin.t - margin.b
 
     def texts(plot_width: float) -> dict[str, list[object]]:
-        placed = place_labels(labels, points, x_range, y_range, (plot_width, height))
+        placed = _place_labels(labels, points, x_range, y_range, (plot_width, height))
         return {
             "x": [label.x for label, _ in placed],
             "y": [label.y for label, _ in placed],

@@ -62,7 +62,7 @@ class Panel(NamedTuple):
     frame: pd.DataFrame
     column: str  # Its title is the panel's heading, with the unit
     references: Sequence[Reference] = ()
-    words: Mapping[str, str] | None = None  # Of the hover texts; the column alone if None
+    words: Mapping[str, str] | None = None  # Words of the hover texts; the column alone if None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,10 @@ class Path:
 
     frame: pd.DataFrame  # One row per point, with the columns of the two axes and ``arm``
     words: Mapping[str, str]  # Values of the hover text: column by word
-    colors: Sequence[str]  # Of the markers: one for each point, or a single one
+    colors: Sequence[str]  # Colors of the markers: one for each point, or a single one
     style: tuple[str, str] = ("solid", "circle")  # Dash and symbol
     line_color: str = ""  # The color of the markers if empty
-    sizes: Sequence[float] = (11.0,)  # Of the markers: one for each point, or a single one
+    sizes: Sequence[float] = (11.0,)  # Sizes of the markers: one for each point, or a single one
     end_name: str = ""  # Written beside the last point if there is room
 
 

@@ -28,7 +28,9 @@ def draw_curves(
     curves = [
         (arm, curve)
         for arm in view.focus_arms(task)
-        if (curve := binned([xy for t in view.trials(arm) if t.train for xy in points_of(t.train)]))
+        if (
+            curve := _binned([xy for t in view.trials(arm) if t.train for xy in points_of(t.train)])
+        )
     ]
     if not curves:
         return None
@@ -68,7 +70,7 @@ def _finding(curves: Sequence[tuple[ArmSummary, list[tuple[float, float]]]]) -> 
     return text + (f" to {high:#.3g} ({highest})." if len(ends) > 1 else ".")
 
 
-def binned(
+def _binned(
     points: Sequence[tuple[float, float]], most: int = MAX_POINTS
 ) -> list[tuple[float, float]]:
     """Return (mean step, mean value) of all finite values, in at most ``most`` bins of steps."""

@@ -34,13 +34,13 @@ class _CurveStep:
     gain: float  # In-domain: tuned minus base, on the same items
     retention: float | None  # Tuned minus base, mean over retention tasks; None without one
     seeds: int
-    items: int  # Of the in-domain task
+    items: int  # Number of in-domain items
 
 
 @in_section("planes", 20)
 def draw_learning_curve(view: StudyView, task: str) -> Figure | None:
     """Draw the curves of one training task; None if no trial was scored while it trained."""
-    curves = [(arm, curve) for arm in view.arms(task) if (curve := curve_of(view, arm))]
+    curves = [(arm, curve) for arm in view.arms(task) if (curve := _curve_of(view, arm))]
     if not curves:
         return None
     kept = view.retention_unit(task)
@@ -100,11 +100,11 @@ def _missing(view: StudyView, task: str) -> str:
 # --- curves ------------------------------------------------------------------------------------
 
 
-def curve_of(view: StudyView, arm: ArmSummary) -> list[_CurveStep]:
-    """The curve of an arm by rising step; a trial counts at the steps with all its scores.
+def _curve_of(view: StudyView, arm: ArmSummary) -> list[_CurveStep]:
+    """Return the curve of an arm by rising step; a trial counts at the steps with all its scores.
 
     A trial that stopped early counts up to the step whose weights were kept. At later steps its
-    last score up to there is used, as long as other seeds trained.
+    last score until then is used, as long as other seeds trained.
     """
     trials = [(_trial_curve(view, trial), trial.train) for trial in view.trials(arm)]
     steps = []
@@ -129,7 +129,7 @@ def _mean_over_seeds(step: int, seeds: list[_CurveStep]) -> _CurveStep:
 
 
 def _trial_curve(view: StudyView, trial: TrialRecords) -> dict[int, _CurveStep]:
-    """One trial by step, up to the weights that were kept."""
+    """Return the curve of one trial by step, up to the weights that were kept."""
     by_step: dict[int, dict[str, CurvePoint]] = defaultdict(dict)
     for point in trial.curve:
         by_step[point.step][point.task] = point

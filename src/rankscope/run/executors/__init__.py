@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Executor(Protocol):
-    name: str  # Of its settings in the study file
+    name: str  # Name of its settings in the study file
     num_local: int  # Units that run at a time on this machine and share its memory, at least 1
 
     def submit(self, folder: Path) -> Future[None]:

@@ -25,7 +25,7 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
 
     name = "evaluate"
     engine: Vllm | None = None
-    noted: frozenset[str] = frozenset()  # Of the engine's notes, those that were shown
+    noted: frozenset[str] = frozenset()  # Notes of the engine that were shown
 
     def missing(self, group: Group) -> list[EvalBatch]:
         study, with_tests = self.context.study, self.context.round.is_last

@@ -209,7 +209,7 @@ class _StepCallbacks:
                 evaluations, _ = evaluate_task(
                     scored, study.data.encoder, first, "validation", models, study.config.evaluate
                 )
-                new = [curve_point(record, step) for record, _ in evaluations.values()]
+                new = [_curve_point(record, step) for record, _ in evaluations.values()]
                 self.context.ledger.commit(new)
                 self.points.update(((p.trial_id, p.task, p.step), p) for p in new)
         if scored is not model:
@@ -230,7 +230,7 @@ class _StepCallbacks:
 
 
 def _can_score(state: TrialState, step: int) -> bool:
-    """Whether a trial made the last of ``step`` optimizer steps and has finite weights."""
+    """Whether a trial trained until ``step`` optimizer steps were done, and has finite weights."""
     return state.is_active(step - 1) and all(
         bool(torch.isfinite(local(parameter)).all()) for parameter in state.parameters
     )
@@ -266,7 +266,7 @@ def _in_dtype_of(base: Base, model: Base) -> Base:
     return copied
 
 
-def curve_point(record: EvalRecord, step: int) -> CurvePoint:
+def _curve_point(record: EvalRecord, step: int) -> CurvePoint:
     """Return the part of an evaluation that a curve keeps."""
     fields = {"trial_id", "task", "metric", "score", "standard_error", "n", "seconds", "num_tokens"}
     return CurvePoint(step=step, **record.model_dump(include=fields))

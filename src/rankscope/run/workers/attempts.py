@@ -36,7 +36,7 @@ one on, and never if the unit is smaller already. Nothing else makes the base sm
 worker ends with OutOfMemory."""
 MESSAGES = "worker.log"
 VMSTAT = Path("/proc/vmstat")
-LAST_LINES = 4  # Of a worker that ended without a message, such as those of a traceback
+LAST_LINES = 4  # Lines of a worker that ended without a message, as of a traceback
 WORKER = ("-P", "-c", "from rankscope.cli import main; main()")
 """Python's arguments; -P: a file in the current folder must not hide a standard module."""
 
@@ -97,10 +97,8 @@ def run_worker(
 
     Returns:
         0 once the unit is sealed. Otherwise the exit code of an error that concerns the whole
-            study,
-        which another attempt would meet again, or that of the last attempt. A signal that killed
-            the
-        last attempt is negative.
+        study, which another attempt would meet again, or that of the last attempt. A signal that
+        killed the last attempt is negative.
     """
     code, failures, kills = Interrupted.exit_code, 0, 0
     extra: dict[str, str] = {}

@@ -97,7 +97,7 @@ def work(out: Path, unit: str) -> None:
 
         with (
             _open_when_free(folder, should_stop) as ledger,
-            started_shards(devices, study.device) as shards,
+            _started_shards(devices, study.device) as shards,
         ):
             stored = ledger.groups()
             assert stored is not None
@@ -143,7 +143,7 @@ def _open_when_free(folder: Path, should_stop: Callable[[], bool]) -> Ledger:
 
 
 @contextmanager
-def started_shards(size: int, device: torch.device) -> Iterator[Shards | None]:
+def _started_shards(size: int, device: torch.device) -> Iterator[Shards | None]:
     """Start the other shards on this machine, and yield shard 0; None if there is only one."""
     if size == 1:
         yield None

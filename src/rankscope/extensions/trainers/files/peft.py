@@ -7,7 +7,7 @@ from rankscope.extensions.trainers.documents import TrainerDocument
 from rankscope.extensions.trainers.files import TrainerFile
 from rankscope.filesystem import read_json_object
 
-LARGEST_RATE = "largest learning_rate"  # Of those that were logged
+LARGEST_RATE = "largest learning_rate"  # Among the logged rates
 OF_STATE = ("num_train_epochs", "max_steps", "train_batch_size")
 
 

@@ -8,7 +8,7 @@ from rankscope.extensions.trainers.documents import TrainerDocument
 from rankscope.extensions.trainers.files import TrainerFile
 
 OF_COMMAND = {"rank": 16, "alpha": 32.0, "dropout": 0.05}  # Defaults of ModelConfig
-RATE_OF_TRANSFORMERS = 5e-5  # Of TrainingArguments
+RATE_OF_TRANSFORMERS = 5e-5  # Default of TrainingArguments
 RUNS = ("SFTConfig", "TrainingArguments", "UnslothTrainingArguments")
 OF_ADAPTER = r"(LoraConfig|Fast\w*Model\.get_peft_model)\."
 OF_RUN = r"(?!Lora|BitsAndBytes)\w+(Config|Arguments)\."

@@ -23,7 +23,7 @@ class SampledGeneration(Generation):
     """A sequence whose tokens are drawn; its ``ids`` keep its end token."""
 
     draws: random.Random = field(default_factory=random.Random)
-    entropy: float = 0.0  # Of its tokens' distributions together, nats, see :func:`drawing_at`
+    entropy: float = 0.0  # Sum over its tokens' distributions, nats, see :func:`drawing_at`
 
     def accept(self, token: int, batch: RunningBatch) -> None:
         self.ids.append(token)
