@@ -164,8 +164,7 @@ class TrialSpec(Record):
     @property
     def short_label(self) -> str:
         """Short label without settings, for a mark in a figure: ``r=8``, ``full``, ``vera``."""
-        is_lora = get_method(self.method).has_rank
-        return f"r={self.rank}" if is_lora else self._label_parts[0][1]
+        return f"r={self.rank}" if get_method(self.method).has_rank else self._label_parts[0][1]
 
     def is_called(self, term: str, value: object) -> bool:
         """Tell whether a term such as ``lora``, ``lr=2e-4`` or ``on mlp`` is one of its settings.

@@ -32,7 +32,6 @@ from rankscope.records import (
     EvalRecord,
     Record,
     ScoredModel,
-    Split,
     Status,
     TrainRecord,
     TrialSpec,
@@ -137,7 +136,7 @@ def _key_of(record: StoredRecord) -> str:
     return ""
 
 
-def eval_key(model: ScoredModel, task: str, split: Split) -> str:
+def eval_key(model: ScoredModel, task: str, split: str) -> str:
     """Return the key of an evaluation among those of its trial."""
     return f"{task}/{split}/{variant_label(model)}".rstrip("/")
 
