@@ -5,18 +5,6 @@ import torch
 from torch import Tensor
 
 from rankscope.models.low_rank_update import LowRankUpdate
-from rankscope.records import Variant, trial_of, variant_of
-
-
-def test_a_model_id_names_a_trial_and_its_variant() -> None:
-    assert (trial_of("base"), variant_of("base")) == ("base", None)
-    for variant in (Variant("scale", 0.1 + 0.2), Variant("truncated", 8)):
-        model_id = variant.of("0123456789abcdef")
-        assert trial_of(model_id) == "0123456789abcdef"
-        found = variant_of(model_id)
-        assert found is not None
-        assert found.of("x") == variant.of("x")
-
 
 # --- what can be done to a low-rank update, against the dense matrix
 
