@@ -43,14 +43,10 @@ def store_finished(
     records: Sequence[StoredRecord],
     artifacts: Sequence[Artifact] = (),
 ) -> None:
-    """Make models of other programs the trials of a study, done with all that is known of them."""
-    trials = [trial for trial, _ in trained]
-    ids = [trial.trial_id for trial in trials]
-    ledger.put_trials(trials)
-    ledger.repeat_trials(ids)
+    """Enter models of other programs, trials of the study, with all that is known of them."""
     ledger.commit([train for _, train in trained])
     ledger.commit(records, artifacts)
-    ledger.finish_trials(ids)
+    ledger.finish_trials([trial.trial_id for trial, _ in trained])
 
 
 def _copy_scores(
