@@ -302,7 +302,7 @@ class TrainRecord(Record):
     weights_sha256: str  # Hash of the stored adapter or full model weights
     penalties: tuple[PenaltyPoint, ...] = ()  # By step, for a trial with replay or KL to the base
     rewards: tuple[dict[str, float], ...] = ()
-    """Figures by step of the answers that rewards judged. The loss then means nothing."""
+    """Figures of the judged answers, by step. The loss then means nothing."""
     num_replay_tokens: int = 0  # The part of ``num_tokens`` in replayed rows
     loss_scale_halvings: int = 0  # In float16, by gradients not finite
     best_step: int | None = None  # Only with early stopping: the step whose weights were kept
