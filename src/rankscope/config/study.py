@@ -163,7 +163,7 @@ class _EvaluateFields(ConfigSection):
     is counted."""
     engine: Annotated[str, RegisteredName(lambda: [AUTO, *all_engines()])] = OWN
     """Writer of the answers: Rankscope itself (``own``), or an engine of an extension. ``auto``
-    takes one of those on a GPU if it is able to."""
+    takes such an engine on a GPU if it can write there."""
 
 
 if TYPE_CHECKING:
