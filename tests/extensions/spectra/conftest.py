@@ -2,9 +2,10 @@
 
 from ...run.test_costs import inputs
 from ...run.test_given import evaluated
-from ...run.test_shards import folder, sharded, shards
+from ...run.test_shards import folder, sharded, shards, two
 from ...run.test_study import copy
 from ...test_benchmarks import lines_of
 from ...tools.test_refusals import places
 
-__all__ = ["copy", "evaluated", "folder", "inputs", "lines_of", "places", "sharded", "shards"]
+__all__ = ["copy", "evaluated", "folder", "inputs", "lines_of", "places",
+           "sharded", "shards", "two"]  # fmt: skip
