@@ -136,7 +136,7 @@ def test_the_text_on_the_page_is_the_text_that_was_scored(prompted: Path) -> Non
     for trial in (t for t in study.trials if t.prompt):
         seen = study.data.seen_by(trial)
         encoder, item = seen.encoder, seen.tasks["pocket_med"].test[0]
-        shown = _prompt_steps(view, "pocket_med", trial.prompt)[1].code
+        shown = _prompt_steps(view, "pocket_med", trial.prompt)[-1].code
         ids = encoder.text_ids(shown.removesuffix("...") + item.prompt)
         assert encoder.prompt_ids(item) == [*encoder.bos_ids, *ids]
 

@@ -17,6 +17,7 @@ from transformers import (
 
 from rankscope.models.base import Base
 from rankscope.models.methods import get_method
+from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.multi_lora import linear_layers
 from rankscope.records import TrialSpec
 from rankscope.train.loop import train_group
@@ -85,8 +86,10 @@ def test_a_relative_update_is_the_dense_ones(method: str) -> None:
     base, state = trained(trial(method=method), 3)
     adapter, linears = state.adapter, linear_layers(base.model)
     assert adapter is not None
-    weights = [linears[name].weight.detach() for name in adapter.a]
-    changed = norm(map(adapter.delta, adapter.a, weights)) / norm(weights)
+    method_of = LoraMethod.of(method)
+    weights = {name: linears[name].weight.detach() for name in adapter.a}
+    deltas = (method_of.delta(adapter, name, weight) for name, weight in weights.items())
+    changed = norm(deltas) / norm(weights.values())
     assert 0 < changed < 1
     assert state.relative_update() == pytest.approx(changed, rel=1e-4)
 
