@@ -19,8 +19,8 @@ from typing import Any
 from evaluation import DATA
 from packed_runs import load as load_base, train
 from race import Segment, Turn, announce, race
+from rankscope.extensions.preferences.rows import reference_margins
 from rankscope.models.model_folder import pocket_folder
-from rankscope.train.objectives.dpo import reference_margins
 from real_model import real_model
 from single_runs import (
     TrainerClock,

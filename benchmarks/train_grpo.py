@@ -7,7 +7,7 @@ with its own generation and without computing activations again; ours trains all
 whose answers are one continuous batch. Counted are tokens of answers, written and trained, per
 second. What each side draws differs, so parity is of the first step, in which both draw from the
 base: the difference of the mean lengths of their answers, in standard errors. Gradients given the
-same answers are compared in tests/train/test_objectives.py. The last line is one JSON object.
+same answers are compared in tests/extensions/rewards/. The last line is one JSON object.
 """
 
 import argparse

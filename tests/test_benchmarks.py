@@ -119,8 +119,6 @@ RACES: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
         "--steps 3 --batch-size 4 --pairs 2",
         lambda line: line["rates"].keys() == {"packed", "plain_loop", "hand_tuned"},
     ),
-    "train_dpo": ("--pocket --pairs 1", lambda line: line["ratio_reference_before"]),
-    "train_grpo": ("--steps 2 --pairs 1", lambda line: line["mean_length"]["trl"] > 0),
     # A random model ties nearly: every item predicted otherwise has to be listed as that.
     "evaluate_choice": (
         "--task arc_easy --items 12 --ranks 2 --pairs 6 --model BYTES --data-dir DATA",

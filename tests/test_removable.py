@@ -60,6 +60,7 @@ EXTENSIONS = {
     "executor=slurm": "expected one of local",
     "train.kernels=compiled": "expected one of plain",
     "tasks.0.scorer=rouge": "expected one of contains",
+    "train.objective=dpo": "expected one of sft, or",
     "evaluate.cross_domain=[lm_eval:x]": "as there is no source of such tasks",
 }
 """How a study file would name extensions, and what the refusal says without them."""
@@ -67,7 +68,6 @@ FILES = {
     "evaluate/scorers/math_verify.py": ("tasks.0.scorer=math_verify", "expected one of contains"),
     "models/methods/dora.py": ("arms.0.method=dora", "expected one of lora, eva, full"),
     "models/methods/pissa.py": ("arms.0.method=pissa", "expected one of lora, eva, full"),
-    "train/objectives/grpo.py": ("train.objective=grpo", "expected one of sft, dpo"),
 }
 """The same of files of the core."""
 OTHERS = ("extensions", "report/figures/loss.py")

@@ -62,7 +62,7 @@ def processor_seconds() -> float:
 def measure(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, object]]:
     """Figures by name."""
     sys.path.insert(1, str(Path(__file__).parents[2] / "tests" / "fixtures"))
-    from pocket_study import SETTINGS, changed, small_study
+    from pocket_study import SETTINGS, UNANALYZED, changed, small_study
 
     from rankscope.progress import ProgressReporter
     from rankscope.run.executors.local import LocalExecutor
@@ -87,7 +87,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, ob
         "max_group_size": 1,
         **changed("train", max_steps=2),
         **changed("evaluate", max_items=4),
-        "analyze": {"spectra": {"enabled": False}},
+        "analyze": {name: off for name, off in UNANALYZED.items() if name == "spectra"},
     }
     finished = small_study(folder / "one", **settings, seeds=[0]).run(folder / "finished")
     os.environ |= {SECONDS: str(options.seconds), FINISHED: str(folder / "finished")}

@@ -13,7 +13,7 @@ sys.path.insert(1, str(Path(__file__).parents[2] / "tests" / "fixtures"))
 
 from command_line import Outcome
 from launcher import Launcher
-from pocket_study import SETTINGS, changed, leftovers, results, study_file
+from pocket_study import SETTINGS, UNANALYZED, changed, leftovers, results, study_file
 
 from rankscope.errors import OK, RankscopeError
 from rankscope.hashing import SUMS, sha256_file
@@ -58,7 +58,7 @@ def tiny_study(folder: Path, **changes: Any) -> Path:
         "seeds": [0],
         **changed("train", max_steps=2),
         **changed("evaluate", max_items=4, cross_domain=[], retention=[]),
-        "analyze": {"spectra": {"enabled": False}},
+        "analyze": {name: off for name, off in UNANALYZED.items() if name == "spectra"},
     }
     return study_file(folder, **{**settings, **changes})
 

@@ -114,15 +114,16 @@ def read_task(content: bytes, folder: Path) -> None:
     from rankscope.errors import RankscopeError
     from rankscope.evaluate.scorers import get_scorer
     from rankscope.evaluate.scorers.generation import GenerationScorer
-    from rankscope.extensions.harness.task_files import check_tags
+    from rankscope.registry import extension_files
 
     path = folder / "task.yaml"
     path.write_bytes(content)
     rows = [{"question": f"what is {n}?", "answer": f"the answer is {'ab' * n}"} for n in range(9)]
     for name in ("rows", "train", "test"):
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
-    with suppress(RankscopeError):
-        check_tags(path, False)
+    for harness in extension_files("task_files"):
+        with suppress(RankscopeError):
+            harness.check_tags(path, False)
     config = load_task_file(path)
     if config.hub is not None:
         return

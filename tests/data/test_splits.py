@@ -19,7 +19,7 @@ from rankscope.data.splits import (
     first_of_order,
     split_rows,
 )
-from rankscope.data.tasks import LoadedTask, compared, load_task
+from rankscope.data.tasks import LoadedTask, load_task, with_contamination
 from rankscope.errors import UserError
 
 
@@ -236,7 +236,7 @@ def test_stock_answers_and_a_shared_system_prompt_are_no_contamination() -> None
 
 def test_leaks_of_a_real_task_are_those_of_the_slow_way(data_dir: Path) -> None:
     """The reference forms every run of 13 words of both sides as text."""
-    task = compared(load_task(TaskConfig(name="arc_challenge"), data_dir, data_seed=0))
+    task = with_contamination(load_task(TaskConfig(name="arc_challenge"), data_dir, data_seed=0))
 
     def runs(text: str) -> set[str]:
         words = text.split()
@@ -268,7 +268,9 @@ def question(number: int, subject: str = "a") -> dict[str, object]:
 
 
 def own(folder: Path, **options: object) -> LoadedTask:
-    return compared(load_task(TaskConfig(name="mine", path=str(folder), **options), None, 0))
+    return with_contamination(
+        load_task(TaskConfig(name="mine", path=str(folder), **options), None, 0)
+    )
 
 
 def test_training_rows_give_the_examples_and_none_is_scored(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ TrainedBy = Annotated[
         | dict[Annotated[str, RegisteredName(objectives)], dict[str, JsonValue]],
     ),
 ]
-"""An objective by name, or ``{dpo: {beta: 0.3}}``."""
+"""An objective by name, or with its settings."""
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]

@@ -82,9 +82,8 @@ class TrainConfig(ConfigSection):
     """The training protocol; an arm may override the fields in ``arm.TRAIN_OVERRIDES``."""
 
     objective: TrainedBy = "sft"
-    """The loss. ``sft`` trains on the answers of the rows, ``dpo`` on rows with a chosen and a
-    rejected answer, ``grpo`` on rewards of the model's own answers. ``{dpo: {beta: 0.3}}`` has
-    settings."""
+    """The loss. ``sft`` trains on the answers of the rows. Extensions have others, by name or as
+    ``{NAME: {KEY: VALUE}}``."""
     epochs: float = Field(3.0, gt=0)
     """Passes over the training rows; ``max_steps`` and ``tokens`` take precedence."""
     max_steps: int | None = Field(None, ge=1)

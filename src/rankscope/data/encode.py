@@ -43,8 +43,7 @@ class EncodedRow:
     truncated: bool  # The completion was cut at ``max_length``
     rejected: "EncodedRow | None" = None  # The same prompt with the rejected answer
     value: float = field(default=0.0, compare=False)
-    """A number of its objective. ``dpo``: log p of the answer less that of the rejected one under
-    the base; ``grpo``: the advantage of the answer over all answer tokens of its step."""
+    """A number that its objective weighs it with, such as an advantage."""
     asked: "Judged | None" = field(default=None, compare=False, repr=False)
 
     @property

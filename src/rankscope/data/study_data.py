@@ -15,7 +15,7 @@ from rankscope.data.encode import EncodedRows, Encoder, LabelMode, encode_rows
 from rankscope.data.items import Item
 from rankscope.data.splits import find_contamination_between_tasks, first_of_order
 from rankscope.data.task_source import no_training_rows
-from rankscope.data.tasks import LoadedTask, compared, load_task
+from rankscope.data.tasks import LoadedTask, load_task, with_contamination
 from rankscope.errors import UserError
 from rankscope.evaluate.scorers import get_scorer
 from rankscope.formatting import count, join_names
@@ -249,7 +249,9 @@ def _mark_contamination(
         The tasks with the ids of such items, and notes.
     """
     described = config.evaluation_tasks()
-    own = {n: task if described[n].source else compared(task) for n, task in tasks.items()}
+    own = {
+        n: task if described[n].source else with_contamination(task) for n, task in tasks.items()
+    }
     trained = {**replayed, **{task.name: tasks[task.name] for task in config.tasks}}
     notes, between_tasks = find_contamination_between_tasks(
         {name: task.train for name, task in trained.items()},
@@ -372,7 +374,7 @@ def _stand_ins(task: LoadedTask) -> LoadedTask:
 
 
 def _by_length(items: Sequence[Item], spans: int = SPANS) -> tuple[Item, ...]:
-    """Replace each item by the one in the middle of its span; the longest stands for itself."""
+    """Replace each item by the middle one of its span, by length; the longest item stays."""
     order = sorted(range(len(items)), key=lambda index: _num_characters(items[index]))
     chosen = list(items)
     for span in range(spans):

@@ -17,7 +17,7 @@ from rankscope.data.registry import LETTERED_PROMPT, TaskSpec, named_tasks
 from rankscope.data.rows import QUESTION_PROMPT
 from rankscope.data.sources import SplitRows, check_file, read_file, split_paths
 from rankscope.errors import UserError, did_you_mean
-from rankscope.evaluate.scorers import get_scorer
+from rankscope.evaluate.scorers import get_scorer, scorers
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,8 @@ def own_spec(config: TaskConfig, contents: Sequence[Item]) -> TaskSpec:
     default = "loss"
     if first.choices:
         is_pair = {"chosen", "rejected"} <= first.fields.keys()
-        default = "preference" if is_pair else "option_text"
+        of_pairs = [s.name for s in scorers().values() if is_pair and s.compares_with_base]
+        default = next(iter(of_pairs), "option_text")
     elif 2 * marked > len(contents):
         default = "number"
     elif config.name == "perplexity" and first.completion and not first.question:

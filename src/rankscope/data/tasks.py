@@ -151,7 +151,7 @@ def load_task(
     )
 
 
-def compared(task: LoadedTask) -> LoadedTask:
+def with_contamination(task: LoadedTask) -> LoadedTask:
     """Return a task with the ids of its test rows that are in its own training rows, and notes."""
     found = find_contamination(task.train, task.test)
     notes = () if task.parts else contamination_notes(found, task.spec.name, len(task.test))

@@ -39,8 +39,7 @@ def choice_predictions(
     Returns:
         ``acc``: largest log p(option | prompt). ``acc_norm``: largest per character of the option's
         text, without the space before it, as in lm-evaluation-harness 0.4.13. ``acc_bytes``:
-            largest
-        per UTF-8 byte of that text. ``acc_token``: largest per token.
+        largest per UTF-8 byte of that text. ``acc_token``: largest per token.
     """
     lengths = {
         "acc": [1] * len(choices),

@@ -1,6 +1,6 @@
 """Bases and adapters: loading, fine-tuning methods, many adapters on one base, devices."""
 
-__all__ = ["adapters", "attention", "base", "checkpoint_reader", "fetch"]
+__all__ = ["adapters", "attention", "base", "checkpoint_reader", "given"]
 __all__ += ["grouped_lora", "init_context", "kernels", "load"]
 __all__ += ["lora", "low_rank_update", "methods", "model_folder", "output_layer"]
 __all__ += ["multi_lora", "parameters", "peft_backend", "quantize", "scaling", "sharding"]

@@ -268,17 +268,6 @@ class PenaltyPoint(Record):
     divergence: float | None = None  # Unweighted KL(base || tuned), mean over labeled tokens, nats
 
 
-class RewardPoint(Record):
-    """The answers that a model wrote for one step."""
-
-    step: int
-    reward: float  # Mean over all answers
-    length: float  # Mean, tokens
-    entropy: float  # For the next token, mean over all tokens of the answers, nats
-    cut: float  # Share that the limit on their length cut
-    alike: float  # Share of prompts all of whose answers have the same reward: they teach nothing
-
-
 class TrainRecord(Record):
     trial_id: str
     group_id: str  # Equal for trials trained together
@@ -295,7 +284,8 @@ class TrainRecord(Record):
     losses: tuple[LossPoint, ...]
     weights_sha256: str  # Hash of the stored adapter or full model weights
     penalties: tuple[PenaltyPoint, ...] = ()  # By step, for a trial with replay or KL to the base
-    rewards: tuple[RewardPoint, ...] = ()  # By step, for an objective whose models write answers
+    rewards: tuple[dict[str, float], ...] = ()
+    """Figures by step of the answers that rewards judged. The loss then means nothing."""
     num_replay_tokens: int = 0  # The part of ``num_tokens`` in replayed rows
     loss_scale_halvings: int = 0  # In float16, by gradients not finite
     best_step: int | None = None  # Only with early stopping: the step whose weights were kept

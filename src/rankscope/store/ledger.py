@@ -181,7 +181,7 @@ class Ledger:
     def kernels(self) -> str | None:
         """Return ``train.kernels`` of the stored study; None without one."""
         config = stored(self._db, "config", dict[str, Any])
-        return str(config["train"]["kernels"]) if config else None
+        return None if config is None else str(config["train"]["kernels"])
 
     def put_notes(self, notes: Sequence[str]) -> None:
         self._put(notes=json.dumps(list(notes)))

@@ -183,8 +183,10 @@ def _convert(
 
 
 def _base_reference(model: ModelConfig, name: str | None) -> dict[str, str | None]:
-    """Where PEFT finds the base: a hub id, or the folder of this machine. ``name`` is the id that
-    the user gives."""
+    """Return the place of the base for PEFT: a hub id, or the folder of this machine.
+
+    ``name`` is the id that the user gives.
+    """
     hub = name or model.hub
     revision = model.revision if hub and hub == model.hub else None
     path = hub or str(model_folder(model, weights=False))

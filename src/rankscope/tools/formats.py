@@ -34,7 +34,7 @@ def get_format(name: str) -> Format:
 
 
 def check_format(name: str, *, whole: str = "") -> None:
-    """Raise UserError for a format that is unknown, or that takes no ``whole`` model."""
+    """Raise UserError for an unknown format, or for a ``whole`` model in one for adapters."""
     if name not in _format_names():
         raise UserError("--format", repr(name), f"one of {', '.join(_format_names())}")
     if whole and name != PEFT:

@@ -54,7 +54,7 @@ def study_template(
     """Write the commented study file of a preset.
 
     Args:
-        preset: name of the preset; the default one is ``dpo`` for rows with a rejected answer.
+        preset: name of the preset; the default one is that of the task's scorer.
         model: replaces the preset's model; a short form of the ``model`` key, such as ``./folder``
             or ``owner/name``. With ``pocket``, tasks, rates and sizes suit that model.
         task: keys of the user's own task; only for presets that train on the user's rows.
@@ -70,8 +70,8 @@ def study_template(
         known = f"one of {', '.join(PRESETS)}"
         raise UserError("--preset", short_repr(preset), known, did_you_mean(preset, PRESETS))
     scorer = (task or {}).get("scorer")
-    if preset == "default" and scorer is not None and get_scorer(scorer).compares_with_base:
-        preset = "dpo"
+    if preset == "default" and scorer is not None:
+        preset = get_scorer(scorer).preset
     text, is_pocket = PRESET_TEXTS[preset], False
     study, names = read_values(text), dict[str, str]()
     if model is not None:

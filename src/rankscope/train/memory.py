@@ -54,9 +54,9 @@ sizes every time. Studies that trained Gemma 3 270M held 4 to 18 % of a pass (LO
 left out")."""
 
 KERNEL_BYTES = 400_000_000
-"""Bytes of the bfloat16 products that oneDNN keeps (:data:`rankscope.device.KEPT_KERNELS`), beyond
-the 32 of HELD_SHARE's fit. With AMX and SmolLM2-135M they were 310 MB for four adapters, 490 for
-five."""
+"""Bytes of the kernels for bfloat16 products that oneDNN keeps
+(:data:`rankscope.device.KEPT_KERNELS`). HELD_SHARE was fitted with 32 kernels; these are for more.
+With AMX and SmolLM2-135M they took 310 MB for four adapters, 490 MB for five."""
 
 LIBRARY_BYTES = 620_000_000
 """Bytes of Python, torch and transformers in a process, about."""
@@ -387,7 +387,7 @@ def saved_values(trial: TrialSpec) -> int:
 
 
 def _grouped_bytes(adapter: Adapter, dtype: torch.dtype) -> int:
-    """Bytes that grouped products add to an adapter's weights and gradients.
+    """Count the bytes that grouped products add to an adapter's weights and gradients.
 
     They are the padding, and copies in the base's dtype.
     """

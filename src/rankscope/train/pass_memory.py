@@ -141,8 +141,8 @@ class PassMemory:
 
         Returns:
             Two peaks. The first lasts until the backward pass has gone through the layers, and
-                grows with
-            their number. The second comes after that, during the gradient of a trained embedding.
+            grows with their number. The second comes after that, during the gradient of a trained
+            embedding.
 
         No law of layers is used. Gradients exist from an earlier pass of the step and do not count.
         """

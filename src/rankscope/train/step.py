@@ -83,8 +83,7 @@ def compute_gradients(
 
     Returns:
         For each term its loss, and its mean KL(base || tuned). The loss of supervised fine-tuning
-            and
-        the KL are nats per labeled token. A KL of weight 0 is not computed, and 0.
+        and the KL are nats per labeled token. A KL of weight 0 is not computed, and 0.
     """
     num_labels = [term.num_labels for term in terms]
     totals = torch.zeros(2, len(terms), device=model.device)  # weighted losses; KL

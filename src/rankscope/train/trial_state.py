@@ -19,7 +19,7 @@ from rankscope.models.init_context import InitContext
 from rankscope.models.lora import Adapter
 from rankscope.models.methods.method import Method
 from rankscope.models.sharding import is_sharded, local, whole
-from rankscope.records import LossPoint, PenaltyPoint, RewardPoint, TrialSpec
+from rankscope.records import LossPoint, PenaltyPoint, TrialSpec
 from rankscope.train.objectives.objective import Objective, objective_of
 from rankscope.train.step import (
     LOSS_SCALE,
@@ -70,7 +70,7 @@ class TrialState:
     optimizer: torch.optim.Optimizer = field(init=False)
     losses: list[LossPoint] = field(default_factory=list)
     penalties: list[PenaltyPoint] = field(default_factory=list)
-    rewards: list[RewardPoint] = field(default_factory=list)
+    rewards: list[dict[str, float]] = field(default_factory=list)  # See TrainRecord
     written: list[EncodedRow] = field(default_factory=list)  # Its own answers in this step
     num_tokens: int = 0
     num_label_tokens: int = 0
@@ -270,7 +270,7 @@ class TrialState:
             **{name: getattr(self, name) for name in STORED_FIELDS},
             "losses": [point.model_dump() for point in self.losses],
             "penalties": [point.model_dump() for point in self.penalties],
-            "rewards": [point.model_dump() for point in self.rewards],
+            "rewards": self.rewards,
             "tuner": self.tuner.counters() if self.tuner is not None else {},
             "early_stop": self.early_stop.counters() if self.early_stop is not None else {},
         }
@@ -297,7 +297,7 @@ class TrialState:
             setattr(self, name, counters.get(name, getattr(self, name)))
         self.losses = [LossPoint.model_validate(point) for point in counters["losses"]]
         self.penalties = [PenaltyPoint.model_validate(point) for point in counters["penalties"]]
-        self.rewards = [RewardPoint.model_validate(point) for point in counters["rewards"]]
+        self.rewards = list(counters["rewards"])
         if self.early_stop is not None:
             best = {p: tensors.get(f"{BEST}{i}") for i, p in enumerate(self.parameters)}
             weights = [t.to(p.device, copy=True) for p, t in best.items() if t is not None]

@@ -8,6 +8,7 @@ import os
 import weakref
 from collections.abc import Callable
 from functools import partial
+from inspect import unwrap
 from pathlib import Path
 from threading import Thread
 
@@ -75,7 +76,7 @@ def test_values_and_gradients_are_those_of_the_model() -> None:
 
 def test_a_token_alone_has_the_numbers_that_it_has_among_others() -> None:
     layer = stock("Gemma 3").bfloat16().requires_grad_(False).model.layers[0]
-    rotary = type(layer.self_attn).forward.__globals__[compiled.ROTARY]
+    rotary = unwrap(type(layer.self_attn).forward).__globals__[compiled.ROTARY]
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(97, *shape, generator=generator).bfloat16().requires_grad_()
@@ -176,8 +177,8 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is compiled, and after that check."""
     monkeypatch.setenv(compiled.CACHE, str(tmp_path))
-    function = compiled.Compiled(lambda _, x: x.tanh() * 3, 1)
-    checks = partial(compiled.check.__wrapped__, torch.device("cpu"))
+    function = compiled.CompiledFunction(lambda _, x: x.tanh() * 3, 1)
+    checks = partial(compiled.check_compiler.__wrapped__, torch.device("cpu"))
     for call in (checks, partial(function, None, torch.ones(3))):
         refused = pytest.raises(UserError, match=r"train\.kernels: .*InvalidCxxCompiler")
         with inductor_config.patch({"cpp.cxx": ("/bin/false",)}), refused:
@@ -195,7 +196,7 @@ def test_a_backward_pass_in_a_thread_of_its_own(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     compiled._configure()
     x = torch.ones(2, 3, requires_grad=True)
-    thread = Thread(target=compiled.Compiled(doubled, 1)(None, x).sum().backward)
+    thread = Thread(target=compiled.CompiledFunction(doubled, 1)(None, x).sum().backward)
     thread.start()
     thread.join()
     assert limits == 2 * [compiled.MOST_GRAPHS]

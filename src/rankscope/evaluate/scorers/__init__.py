@@ -39,7 +39,8 @@ class ScorerKind:
     """Version of user tasks with this scorer; raise it when a change of the code moves scores."""
     generates: bool = False
     """Whether models write answers, so that ``stop``, ``extract`` and ``max_new_tokens`` apply."""
-    compares_with_base: bool = False  # Items have ``base_margin``, see ``extensions/reference``
+    preset: str = "default"  # ``init`` takes it for rows that it scores
+    compares_with_base: bool = False  # Items have ``base_margin``, see ``extensions/preferences``
     needs_choices: bool = False  # Rows must have choices and the index of the right one
     needs_listed_options: bool = False  # The prompt must show the lettered options
     metric_choices: tuple[str, ...] = ()  # Metrics that a task may name as its primary metric

@@ -10,7 +10,7 @@ from rankscope.report.charts.figure import Figure
 from rankscope.report.figures import Section, in_section
 from rankscope.report.study_view import StudyView
 
-ANSWERS = Section(
+ANSWERS_SECTION = Section(
     "answers",
     2,
     "What the models wrote",

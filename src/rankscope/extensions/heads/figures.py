@@ -28,7 +28,7 @@ from rankscope.report.charts.rank_lines import Panel, rank_plot
 from rankscope.report.figures import Section, in_section
 from rankscope.report.table_formats import table_from_rows
 
-HEADS = Section(
+HEADS_SECTION = Section(
     "heads",
     60,
     "Attention heads",

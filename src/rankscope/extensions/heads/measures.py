@@ -195,7 +195,7 @@ Weights = Callable[[str], Tensor]  # Module path -> weight, (out, in)
 
 
 def head_norms(update: LowRankUpdate | Tensor, num_heads: int, by_columns: bool) -> Tensor:
-    """Return |W_h|_F of every head, (heads,) float64; factors do not form B A.
+    """Return |W_h|_F of every head, (heads,) float64, for factors without forming B A.
 
     Heads are side by side in the rows of a matrix (out, in), or ``by_columns`` (o_proj).
     """

@@ -22,6 +22,6 @@ class Liger(Compiled):
     name = "liger"
 
     def forwards(self, model: Any) -> Any:
-        from rankscope.extensions.kernels.liger import forwards
+        from rankscope.extensions.kernels.liger import liger_forwards
 
-        return forwards(model)
+        return liger_forwards(model)

@@ -48,7 +48,7 @@ def refusing(*faults: type[Exception]) -> Iterator[None]:
         raise UserError("train.kernels", found, do=do) from error
 
 
-class Compiled:
+class CompiledFunction:
     """Runs ``function(owner, *tensors)``, and the gradient of its first ``num_inputs`` tensors.
 
     All of these have N tokens first.
@@ -78,7 +78,7 @@ class _WithGradient(torch.autograd.Function):
     """A compiled function that keeps only its inputs."""
 
     @staticmethod
-    def forward(ctx: Any, compiled: Compiled, owner: Any, *tensors: Tensor) -> Any:
+    def forward(ctx: Any, compiled: CompiledFunction, owner: Any, *tensors: Tensor) -> Any:
         tensors = tuple(x.detach().contiguous() for x in tensors)
         ctx.save_for_backward(*tensors)
         ctx.compiled, ctx.owner = compiled, owner
@@ -100,9 +100,9 @@ def _rotate(rotary: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tupl
     return tuple(x[0].transpose(0, 1).contiguous() for x in rotated)
 
 
-NORM = Compiled(lambda layer, x: type(layer).forward(layer, x), 1)
-GATE = Compiled(lambda mlp, gate, up: mlp.act_fn(gate) * up, 2)
-ROTATE = Compiled(_rotate, 2)
+NORM = CompiledFunction(lambda layer, x: type(layer).forward(layer, x), 1)
+GATE = CompiledFunction(lambda mlp, gate, up: mlp.act_fn(gate) * up, 2)
+ROTATE = CompiledFunction(_rotate, 2)
 
 
 # --- the layers that call them
@@ -177,7 +177,7 @@ def forwards(
     Functions are compiled when they are first called.
     """
     _configure()
-    check(model.device)
+    check_compiler(model.device)
     like = torch.empty(0, dtype=model.dtype, device=model.device)
 
     def forward_of(layer: Any) -> Callable[..., Any] | None:
@@ -208,7 +208,7 @@ def _configure() -> None:
 
 @cache
 @refusing(Exception)  # of torch, of the compiler, of the file system
-def check(device: torch.device) -> None:
+def check_compiler(device: torch.device) -> None:
     """Raise UserError if functions cannot be compiled on a device, as a small one shows."""
     torch.compile(lambda x: x.sin() * 2, dynamic=True, fullgraph=True)(
         torch.ones(64, device=device)

@@ -18,8 +18,8 @@ LARGEST_ERROR = 5e-5
 """Largest error for values up to 16, in float32; the two kinds of GELU are 5e-4 apart."""
 
 
-def forwards(model: Any) -> Any:
-    check(model.device)
+def liger_forwards(model: Any) -> Any:
+    check_triton(model.device)
     return compiled.forwards(model, norm_of, gate_of)
 
 
@@ -69,7 +69,7 @@ def _functions() -> tuple[Any, Any, Any]:
 
 @cache
 @refusing(Exception)  # of Liger, of Triton, of the compiler
-def check(device: torch.device) -> None:
+def check_triton(device: torch.device) -> None:
     """Raise UserError if the functions cannot run on a device.
 
     They are called, because the package may be missing or of another version.

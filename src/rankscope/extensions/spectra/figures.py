@@ -33,7 +33,7 @@ from rankscope.report.study_view import StudyView
 from rankscope.report.style import DASHES, MUTED, SYMBOLS
 from rankscope.report.table_formats import table_from_rows
 
-WEIGHTS = Section(
+WEIGHTS_SECTION = Section(
     "weights",
     50,
     "Inside the weights",

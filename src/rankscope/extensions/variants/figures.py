@@ -16,7 +16,7 @@ from rankscope.report.figures import Section, in_section
 from rankscope.report.study_view import StudyView, retention_text
 from rankscope.report.table_formats import table_from_rows
 
-MITIGATION = Section(
+MITIGATION_SECTION = Section(
     "mitigation",
     20,
     "Forgetting less",

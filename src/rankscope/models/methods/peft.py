@@ -69,10 +69,12 @@ class PeftMethod(Method):
 
     def read_given(self, given: GivenConfig, name: str, base: StudyBase) -> TrialSpec:
         from rankscope.models.given import given_trial, peft_type
-        from rankscope.models.peft_backend.tuner import check_fits  # PEFT takes a second to import
+        from rankscope.models.peft_backend.tuner import (
+            check_peft_fits,  # PEFT takes a second to import
+        )
 
         folder = user_path(given.folder)
-        check_fits(base.config, folder)
+        check_peft_fits(base.config, folder)
         peft = canonical_json({"peft_type": peft_type(folder)})
         settings = {"method": self.name, "peft": peft, "targets": ()}
         return given_trial(given, name, base.folder, base.sha256, settings)

@@ -261,7 +261,7 @@ def _stored_config(model: nn.Module, folder: Path) -> PeftConfig:
     return config
 
 
-def check_fits(base: PretrainedConfig, folder: Path) -> None:
+def check_peft_fits(base: PretrainedConfig, folder: Path) -> None:
     """Check that a stored method fits a model of this configuration, without the model's weights.
 
     Raises UserError for other shapes, IntegrityError for a damaged method.

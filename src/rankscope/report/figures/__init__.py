@@ -24,22 +24,22 @@ class Section(NamedTuple):
     figures: tuple[Figure, ...] = ()  # Figures of one page
 
 
-RANKS = Section(
+RANKS_SECTION = Section(
     "ranks",
     5,
     "How much rank is enough",
     "The net gain that is expected of every rank, then what was measured on the test split.",
 )
-PLANES = Section(
+PLANES_SECTION = Section(
     "planes",
     10,
     "Learning against retention",
     "What each arm learned in its domain and what it kept elsewhere.",
 )
-TRANSFER = Section(
+TRANSFER_SECTION = Section(
     "transfer", 40, "Effect on other tasks", "Every tested task for every training task."
 )
-TRAINING = Section("training", 70, "Training")
+TRAINING_SECTION = Section("training", 70, "Training")
 
 Scope = Literal["task", "unit", "models"]
 Draw = Callable[..., Figure | None]

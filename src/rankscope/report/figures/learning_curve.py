@@ -101,7 +101,7 @@ def _missing(view: StudyView, task: str) -> str:
 
 
 def _curve_of(view: StudyView, arm: ArmSummary) -> list[_CurveStep]:
-    """The curve of an arm by rising step; a trial counts at the steps with all its scores.
+    """Return the curve of an arm by rising step; a trial counts at the steps with all its scores.
 
     A trial that stopped early counts up to the step whose weights were kept. At later steps its
     last score until then is used, as long as other seeds trained.

@@ -125,6 +125,6 @@ def rows_stages(context: RunContext) -> list[RowsStage[Any]]:
 
 
 def use_rows(context: RunContext) -> None:
-    """Put all results into the study that only a run of the base can make."""
+    """Put the lists of all row stages into the study, and make those that are not stored."""
     for stage in rows_stages(context):
         stage.use()

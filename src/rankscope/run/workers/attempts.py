@@ -97,10 +97,8 @@ def run_worker(
 
     Returns:
         0 once the unit is sealed. Otherwise the exit code of an error that concerns the whole
-            study,
-        which another attempt would meet again, or that of the last attempt. A signal that killed
-            the
-        last attempt is negative.
+        study, which another attempt would meet again, or that of the last attempt. A signal that
+        killed the last attempt is negative.
     """
     code, failures, kills = Interrupted.exit_code, 0, 0
     extra: dict[str, str] = {}

@@ -31,7 +31,7 @@ def objectives() -> dict[str, type[ObjectiveKind]]:
 
 
 def parse_objective(value: Any) -> str:
-    """Parse ``dpo``, ``{dpo: {beta: 0.3}}``, or the text that this returns.
+    """Parse a name, ``{NAME: {KEY: VALUE}}``, or the text that this returns.
 
     Returns:
         The name alone, or JSON with the settings that differ from the default.
@@ -44,7 +44,7 @@ def parse_objective(value: Any) -> str:
     name, given = next(iter(named.items()), ("", {}))
     if len(named) != 1 or name not in objectives():
         hint = did_you_mean(str(name), objectives())
-        rule = f"one of {', '.join(objectives())}, or one with settings: {{dpo: {{beta: 0.3}}}}"
+        rule = f"one of {', '.join(objectives())}, or one with settings: {{NAME: {{KEY: VALUE}}}}"
         raise Unfit(short_repr(value), rule, hint)
     settings = objectives()[name].settings_type.model_validate(given or {})
     chosen = settings.model_dump(mode="json", exclude_defaults=True)

@@ -33,8 +33,6 @@ class Objective(ObjectiveKind):
     by_row: ClassVar[bool] = False
     """Whether :meth:`loss` maps the summed log-probabilities of rows to the loss."""
     needs_pairs: ClassVar[bool] = False  # Rows have a rejected answer, too
-    needs_reference: ClassVar[bool] = False
-    """Whether each row carries the base's value for its pair, see ``EncodedRow.value``."""
     rows_each: int = 1  # Rows that run for each row of the task
     temperature: float = 1.0  # Divides logits before log-probabilities
     max_new_tokens: int = 0  # Longest answer that models write, and learn from
@@ -44,19 +42,10 @@ class Objective(ObjectiveKind):
 
     def check_task(self, task: LoadedTask, train: TrainConfig) -> None:
         """Raise UserError for a task, or a protocol, that the objective cannot be trained with."""
-        where = f"task {task.spec.name!r}, objective {self.name!r}"
         if self.by_row and train.tokens is not None:
+            where = f"task {task.spec.name!r}, objective {self.name!r}"
             found = "'train.tokens', which counts the rows' own answers"
             raise UserError(where, found, "'epochs' or 'max_steps'")
-        if self.needs_pairs and any(item.contexts for item in task.train):
-            raise UserError(where, "options inside the sentence", "options that follow a prompt")
-        if self.needs_pairs and not all(item.choices for item in task.train):
-            raise UserError(
-                where,
-                f"rows of the shape {task.row_shape!r}, with one answer",
-                "a preferred and a rejected one (prompt, chosen, rejected), or multiple choice",
-                "give such rows, or choose another objective",
-            )
 
     def scorers(self, spec: TaskSpec) -> dict[GenerationScorer, float]:
         """Return the scorers that judge written answers, with weights; empty if no answers are
@@ -72,7 +61,11 @@ class Objective(ObjectiveKind):
         return rows.num_tokens
 
     def begin_step(self, model: Base, states: Sequence[TrialState], step: int) -> None:
-        """Called before each step of these trials, for work that needs the current weights."""
+        """Called before each step of these trials, for work that needs the current weights.
+
+        Answers that models write go into ``written`` of their states, their figures into
+        ``rewards``.
+        """
 
     def step_rows(self, state: TrialState, step: int) -> list[EncodedRow]:
         """Return the rows of a trial's step, in order; the two rows of a pair are neighbors."""

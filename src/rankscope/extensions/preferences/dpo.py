@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from rankscope.config.section import ConfigSection
+from rankscope.errors import UserError
 from rankscope.train.objectives.objective import Objective
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rankscope.config.study import TrainConfig
     from rankscope.data.encode import EncodedRow, EncodedRows
-    from rankscope.models.base import Base
+    from rankscope.data.tasks import LoadedTask
     from rankscope.train.trial_state import TrialState
 
 
@@ -31,8 +33,21 @@ class Dpo(Objective):
 
     name = "dpo"
     settings_type = DpoSettings
-    by_row = needs_pairs = needs_reference = True
+    by_row = needs_pairs = True
     rows_each = 2
+
+    def check_task(self, task: LoadedTask, train: TrainConfig) -> None:
+        super().check_task(task, train)
+        where = f"task {task.spec.name!r}, objective {self.name!r}"
+        if any(item.contexts for item in task.train):
+            raise UserError(where, "options inside the sentence", "options that follow a prompt")
+        if not all(item.choices for item in task.train):
+            raise UserError(
+                where,
+                f"rows of the shape {task.row_shape!r}, with one answer",
+                "a preferred and a rejected one (prompt, chosen, rejected), or multiple choice",
+                "give such rows, or choose another objective",
+            )
 
     def num_tokens(self, rows: EncodedRows) -> int:
         return sum(len(part.input_ids) for row in rows.rows for part in row.parts)
@@ -51,25 +66,3 @@ class Dpo(Objective):
         margins = losses[1::2] - losses[::2] - reference
         log_odds: Tensor = torch.nn.functional.logsigmoid(self.settings.beta * margins)
         return -log_odds.sum() / (len(of_step) // 2)
-
-
-def reference_margins(base: Base, rows: Sequence[EncodedRow], batch_tokens: int) -> list[float]:
-    """Log p of each pair's chosen answer less that of its rejected one under the bare base, nats,
-    in the passes of training."""
-    import torch
-
-    from rankscope.models.output_layer import output_layer_apart
-    from rankscope.train.loss import mean_losses
-    from rankscope.train.step import forward_passes, label_states
-
-    pairs = [part for row in rows for part in row.parts]
-    losses = []
-    with torch.no_grad():
-        for ((_, part),) in forward_passes([pairs], batch_tokens):
-            with output_layer_apart(base.model) as head:
-                states, labels = label_states(base, [(part, None, True)])
-            counts = [sum(row.is_label) for row in part]
-            losses.append(mean_losses(states, labels, counts, [1.0] * len(counts), head))
-    chosen, rejected = torch.cat(losses).unflatten(0, (-1, 2)).unbind(1)
-    margins: list[float] = (rejected - chosen).tolist()
-    return margins

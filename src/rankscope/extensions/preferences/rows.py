@@ -7,19 +7,23 @@ from functools import partial
 
 import torch
 
-from rankscope.data.encode import EncodedRows
+from rankscope.data.encode import EncodedRow, EncodedRows
 from rankscope.data.tasks import LoadedTask, items_sha256
 from rankscope.errors import NotFiniteError
 from rankscope.evaluate.context_window import context_length
 from rankscope.evaluate.evaluator import encode_split
 from rankscope.evaluate.likelihood import continuation_logprobs
 from rankscope.evaluate.scorers import get_scorer
+from rankscope.extensions.preferences.dpo import Dpo
 from rankscope.hashing import sha256_json
 from rankscope.models.base import Base
+from rankscope.models.output_layer import output_layer_apart
 from rankscope.records import Split
 from rankscope.run.prepared import SPLITS, PreparedStudy
 from rankscope.run.stages import RowsStage
+from rankscope.train.loss import mean_losses
 from rankscope.train.objectives.objective import objective_of
+from rankscope.train.step import forward_passes, label_states
 
 Margins = Callable[[Base], list[float]]
 
@@ -32,9 +36,7 @@ class ReferenceStage(RowsStage[Margins]):
     def wanted(self) -> dict[str, Margins]:
         study = self.context.study
         data, wanted = study.data, dict[str, Margins]()
-        if any(objective_of(text).needs_reference for text in study.config.objectives()):
-            from rankscope.train.objectives.dpo import reference_margins
-
+        if any(isinstance(objective_of(text), Dpo) for text in study.config.objectives()):
             compute = partial(reference_margins, batch_tokens=study.config.train.batch_tokens)
             sets = [rows for of in data.fewer_rows.values() for rows in of.values()]
             for rows in (*data.rows.values(), *sets):
@@ -118,3 +120,19 @@ def _item_margins(study: PreparedStudy, task: LoadedTask, split: Split, base: Ba
     answers = [item.answer or 0 for item in encoded.items]
     values = zip(answers, by_model[None].values, strict=True)
     return [float(own[answer] - own[1 - answer]) for answer, own in values]
+
+
+def reference_margins(base: Base, rows: Sequence[EncodedRow], batch_tokens: int) -> list[float]:
+    """Log p of each pair's chosen answer less that of its rejected one under the bare base, nats,
+    in the passes of training."""
+    pairs = [part for row in rows for part in row.parts]
+    losses = []
+    with torch.no_grad():
+        for ((_, part),) in forward_passes([pairs], batch_tokens):
+            with output_layer_apart(base.model) as head:
+                states, labels = label_states(base, [(part, None, True)])
+            counts = [sum(row.is_label) for row in part]
+            losses.append(mean_losses(states, labels, counts, [1.0] * len(counts), head))
+    chosen, rejected = torch.cat(losses).unflatten(0, (-1, 2)).unbind(1)
+    margins: list[float] = (rejected - chosen).tolist()
+    return margins

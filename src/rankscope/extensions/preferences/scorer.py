@@ -30,6 +30,7 @@ class PreferenceScorer(ChoiceScorer):
         "margin": "mean over the base's, nats",
         "acc": "the chosen answer is the likelier one",
     }
+    preset = "dpo"
     scores_texts = True
     compares_with_base = True
 

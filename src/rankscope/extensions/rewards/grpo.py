@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from rankscope.data.encode import EncodedRows
     from rankscope.data.registry import TaskSpec
     from rankscope.data.tasks import LoadedTask
-    from rankscope.evaluate.sampling import SampledGeneration
+    from rankscope.extensions.rewards.sampling import SampledGeneration
     from rankscope.models.base import Base
     from rankscope.train.trial_state import TrialState
 
@@ -146,11 +146,11 @@ class Grpo(Objective):
 
     def why_hopeless(self, state: TrialState) -> str:
         first = state.rewards
-        if len(first) != min(JUDGED_STEPS, state.num_steps) or any(p.alike < 1 for p in first):
+        if len(first) != min(JUDGED_STEPS, state.num_steps) or any(p["alike"] < 1 for p in first):
             return ""
         return (
             f"nothing to learn from: in {len(first)} steps all {self.rows_each} answers of every "
-            f"prompt had the same reward, {first[-1].reward:.3g} on average"
+            f"prompt had the same reward, {first[-1]['reward']:.3g} on average"
         )
 
     def _drafts(
@@ -159,7 +159,7 @@ class Grpo(Objective):
         """The answers of a trial, yet to be written: several in a row to each prompt."""
         from rankscope.evaluate.context_window import context_length
         from rankscope.evaluate.prefix_sharing import find_shared_prefixes
-        from rankscope.evaluate.sampling import SampledGeneration
+        from rankscope.extensions.rewards.sampling import SampledGeneration
 
         prompts = [row.prompt_ids for row in rows for _ in range(self.rows_each)]
         room = context_length(model.model.config) or math.inf
@@ -188,7 +188,7 @@ class Grpo(Objective):
 
         from rankscope.evaluate.context_window import context_length
         from rankscope.evaluate.continuous_batching import GenerationLimits, RunningBatch
-        from rankscope.evaluate.sampling import drawing_at
+        from rankscope.extensions.rewards.sampling import drawing_at
 
         assert row.asked is not None
         item, spec, encoder, _ = row.asked
@@ -213,8 +213,6 @@ class Grpo(Objective):
         step: int,
     ) -> list[EncodedRow]:
         """The answers as rows with their advantages; notes what they are like."""
-        from rankscope.records import RewardPoint
-
         made, rewards, alike = list[EncodedRow](), list[float](), 0
         num_tokens = sum(len(answer.ids) for answer in answers)
         for index, row in enumerate(rows):
@@ -230,14 +228,17 @@ class Grpo(Objective):
                 ids = (*answer.prompt, *answer.ids)
                 made.append(EncodedRow(ids, marks, not answer.stopped, value=value))
         state.rewards.append(
-            RewardPoint(
-                step=step,
-                reward=statistics.fmean(rewards),
-                length=num_tokens / len(answers),
-                entropy=sum(answer.entropy for answer in answers) / num_tokens,
-                cut=statistics.fmean(not answer.stopped for answer in answers),
-                alike=alike / len(rows),
-            )
+            {
+                "step": step,
+                "reward": statistics.fmean(rewards),
+                "length": num_tokens / len(answers),  # Mean, tokens
+                # For the next token, mean over all tokens of the answers, nats
+                "entropy": sum(answer.entropy for answer in answers) / num_tokens,
+                # Share that the limit on their length cut
+                "cut": statistics.fmean(not answer.stopped for answer in answers),
+                # Share of prompts whose answers have one reward: they teach nothing
+                "alike": alike / len(rows),
+            }
         )
         # Answers without advantage add nothing to the gradient, but to KL.
         kept = made if state.spec.kl_to_base else [row for row in made if row.value]

@@ -1,7 +1,6 @@
 """Answers that models write while they learn from rewards, by step."""
 
 from dataclasses import replace
-from typing import Any
 
 from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.training_curves import draw_curves
@@ -15,14 +14,14 @@ def _drawing(place: float, key: str, name: str, unit: str) -> Drawing:
     def draw(view: StudyView, task: str) -> Figure | None:
         names = (f"training-{key}", f"{name} while training, {task}", f"{name.lower()}, {unit}")
         figure = draw_curves(
-            view, task, names, lambda train: ((p.step, getattr(p, key)) for p in train.rewards)
+            view, task, names, lambda train: ((p["step"], p[key]) for p in train.rewards)
         )
         if figure is None:
             return None
         own = [t for t in view.study.trials if t.train and t.spec.task == task]
-        points: list[Any] = [point for t in own if t.train for point in t.train.rewards]
-        cut = sum(point.cut for point in points) / len(points)
-        alike = sum(point.alike for point in points) / len(points)
+        points = [point for t in own if t.train for point in t.train.rewards]
+        cut = sum(point["cut"] for point in points) / len(points)
+        alike = sum(point["alike"] for point in points) / len(points)
         finding = (
             f"{name} {figure.finding} {cut:.0%} of all answers were cut at their longest; of "
             f"{alike:.0%} of the prompts all answers had one reward, which teaches nothing."
