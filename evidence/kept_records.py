@@ -28,11 +28,14 @@ from rankscope.records import (
     Provenance,
     Record,
     RoundRecord,
+    ScoredModel,
     StudyRecords,
     TaskRecord,
     TrainRecord,
     TrialRecords,
     TrialSpec,
+    Variant,
+    trial_of,
 )
 from rankscope.tools.frames import _trial_row as trial_row
 
@@ -57,7 +60,10 @@ def keep_records(study: StudyRecords, out: Path) -> None:
         "tasks": [task.model_dump(mode="json", exclude={"system"}) for task in study.tasks],
         "trials": [trial_row(trial) for trial in study.trials],
     }
-    found: list[tuple[str, Record | None]] = [("eval", record) for record in study.evals.values()]
+    found: list[tuple[str, Record | None]] = [
+        ("eval", record.model_copy(update={"trial_id": str(model), "variant": None}))
+        for (model, _, _), record in study.evals.items()
+    ]
     for trial in study.trials:
         found += [
             ("trial", without_examples(trial.spec)),
@@ -87,7 +93,7 @@ def _item_rows(study: StudyRecords, key: EvalKey) -> Iterator[tuple[object, ...]
         offers = item.letter_logprobs or item.option_logprobs
         among = logprob * (item.gold_tokens or 0) if offers else None
         yield (
-            *(*key, item.item_id, item.subject, item.gold_tokens),
+            *(str(key[0]), *key[1:], item.item_id, item.subject, item.gold_tokens),
             *(item.score, item.gold_logprob, among),
         )
 
@@ -135,7 +141,7 @@ def kept_study(folder: Path) -> StudyRecords:
         def of(kind: str, record: type[Kept]) -> list[Kept]:
             return [record.model_validate_json(body) for body in bodies.get(kind, ())]
 
-        evals = {(r.trial_id, r.task, r.split): r for r in of("eval", EvalRecord)}
+        evals = {record.key: record for record in map(_with_variant, of("eval", EvalRecord))}
         train = {record.trial_id: record for record in of("train", TrainRecord)}
         points, rows = of("curve", CurvePoint), {row["trial"]: row for row in about["trials"]}
         trials = [
@@ -163,17 +169,30 @@ def kept_study(folder: Path) -> StudyRecords:
         )
 
 
+def _scored_model(name: str) -> ScoredModel:
+    """The base, a trial, or a variant such as ``3f2a...@scale=0.5``, as records name it."""
+    trial_id, mark, change = name.partition("@")
+    kind, _, strength = change.partition("=")
+    return Variant(trial_id, kind, float(strength)) if mark else name  # type: ignore[arg-type]
+
+
+def _with_variant(record: EvalRecord) -> EvalRecord:
+    model = _scored_model(record.trial_id)
+    variant = model if isinstance(model, Variant) else None
+    return record.model_copy(update={"trial_id": trial_of(model), "variant": variant})
+
+
 def _item_scores(table: pd.DataFrame) -> dict[EvalKey, ItemScores]:
     among = table["among"] if "among" in table else pd.Series(np.nan, table.index)
     logprobs = among.astype(float).fillna(table["gold_logprob"]) / table["gold_tokens"]
     table = table.assign(logprob=logprobs.replace([np.inf, -np.inf], np.nan))
     table["subject"] = table["subject"].astype(object).where(table["subject"].notna(), None)
     return {
-        key: ItemScores(
+        (_scored_model(name), *place): ItemScores(
             tuple(rows["item"]),
             rows["score"].to_numpy(np.float64),
             rows["logprob"].to_numpy(np.float64),
             tuple(rows["subject"]),
         )
-        for key, rows in table.groupby(["model", "task", "split"], sort=False)
+        for (name, *place), rows in table.groupby(["model", "task", "split"], sort=False)
     }

@@ -31,7 +31,7 @@ from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.config.arm import TARGET_GROUPS
 from rankscope.extensions.variants.results import compare_mitigations
 from rankscope.formatting import Unit, percent, signed
-from rankscope.records import BASE, Estimate, ExpectedChange, Variant
+from rankscope.records import BASE, Estimate, ExpectedChange, ScoredModel, Variant
 
 PAGE = RECORDS.parent / "findings" / "axes.md"
 ARMS = ROOT / "studies" / "axes" / "README.md"
@@ -333,7 +333,7 @@ def keeps_gain(cut: int, trained: int | None, against: int | None) -> Judge:
     of the arm of rank ``against`` on test items; seeds are paired."""
 
     def judge(results: TaskResults) -> Verdict:
-        def scores(ids: Sequence[str]) -> ScoreArray:
+        def scores(ids: Sequence[ScoredModel]) -> ScoreArray:
             found = scores_of_models(results.study, ids, results.task, "test")
             assert len(found) == len(ids), f"{results.task}: {len(found)} of {ids} are scored"
             return np.array([model.scores for model in found])
@@ -345,7 +345,7 @@ def keeps_gain(cut: int, trained: int | None, against: int | None) -> Judge:
         (base,), whole = scores([BASE]), scores(trials(against))
         told, beyond = list[str](), dict[int, Estimate]()
         for rank in (1, 8, 32):
-            kept = scores([Variant("truncated", rank).of(trial) for trial in trials(trained)])
+            kept = scores([Variant(trial, "truncated", rank) for trial in trials(trained)])
             beyond[rank] = paired_estimate(kept - 0.95 * whole, 0.05 * base)
             share = 100 * (kept - base).mean() / (whole - base).mean()
             near = percent(p_between(beyond[rank], low=0))

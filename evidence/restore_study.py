@@ -71,7 +71,7 @@ def _published_items(
     artifacts: list[Artifact] = []
     with ledger.stage() as folder:
         for record in evals:
-            key = (record.trial_id, record.task, record.split)
+            key = (str(record.key[0]), record.task, record.split)
             items = [
                 ItemResult(
                     item_id=row.item,
@@ -86,7 +86,7 @@ def _published_items(
                 for row in groups[key].itertuples()
             ]
             write_items(folder / "items.parquet", items)
-            artifacts += ledger.publish(folder / "items.parquet", items_path(*key))
+            artifacts += ledger.publish(folder / "items.parquet", items_path(*record.key))
     return artifacts
 
 

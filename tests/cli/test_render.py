@@ -19,7 +19,7 @@ def printed(table: Table, width: int = 140) -> list[str]:
 
 
 def test_a_terminal_table_blanks_repeated_names_and_keeps_numbers_whole() -> None:
-    rows = [("a", "x", 1234.5, 1e6), ("a", "y", None, 22e6), ("b", "[red]z", 0.12345, None)]
+    rows = [("a", "x", 1234.5, 1e6), ("a", "y", None, 22e6), ("b", "[red]z", 0.12345, "2/3")]
     titles = ("task", "arm", "value", "size")
     cells = [dict(zip(titles, row, strict=True)) for row in rows]
     sizes = {"size": Column(text=lambda size: f"{size / 1e6:.0f} MB")}
@@ -35,7 +35,7 @@ def test_a_terminal_table_blanks_repeated_names_and_keeps_numbers_whole() -> Non
         " a    x      1,234  1 MB",
         "      y          \N{EN DASH} 22 MB",
         "",
-        " b    [red]z 0.123     \N{EN DASH}",
+        " b    [red]z 0.123   2/3",
         "",
     ]
 

@@ -6,7 +6,7 @@ from rankscope.records import BASE
 from rankscope.report.charts.figure import Figure, axis, layout, plot_text
 from rankscope.report.figures import in_section
 from rankscope.report.study_view import StudyView
-from rankscope.report.table_formats import table_from_rows
+from rankscope.report.table_formats import table
 
 
 @in_section("training", 30)
@@ -25,7 +25,7 @@ def draw(view: StudyView, task: str) -> Figure:
         key=view.key("items", task),
         title=f"Tested items, {task}",
         finding=f"{sum(row['items'] for row in rows)} items in {len(rows)} tasks.",
-        data=table_from_rows(rows),
+        data=table(rows),
         plot=plot,
         caption="Test split.",
     )

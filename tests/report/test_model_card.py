@@ -145,6 +145,7 @@ def test_base_and_data_are_named_as_others_can_find_them_and_no_folder_of_the_ma
     parts: list[str],
 ) -> None:
     study, advice = study_and_advice(Truth(num_items=20))
+    rows = {"source": source, "from_hub": source.startswith("hub ")}
     settings = {
         "model": ModelConfig.model_validate(model),
         "tasks": [TaskConfig.model_validate({"name": "med", **task})],
@@ -153,7 +154,7 @@ def test_base_and_data_are_named_as_others_can_find_them_and_no_folder_of_the_ma
         study,
         config=study.config.model_copy(update=settings),
         model=study.model.model_copy(update={"label": str(next(iter(model.values())))}),
-        tasks=tuple(t.model_copy(update={"source": source}) for t in study.tasks),
+        tasks=tuple(t.model_copy(update=rows) for t in study.tasks),
     )
     text = card_of(StudyView(study, advice), trial_of(study, "med r=8 lr=0.001 seed=0"))
     assert ModelCard(text).data.base_model == hub_name

@@ -12,7 +12,7 @@ from synthetic_study import Truth
 
 from rankscope.formatting import POINTS, Unit, markdown_text
 from rankscope.records import RoundRecord
-from rankscope.report.columns import Column, shown_rows
+from rankscope.report.columns import Column
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import (
     FORMATS,
@@ -24,7 +24,6 @@ from rankscope.report.table_formats import (
     markdown,
     shown,
     table,
-    table_from_rows,
 )
 from rankscope.report.tables import (
     arms_table,
@@ -109,17 +108,17 @@ def test_with_one_task_it_shows_what_was_retained() -> None:
 
 def test_the_best_as_shown_is_bold_ties_included() -> None:
     rows = [
-        {"arm": "base", "x": 3.0, "y": None, "y, low": None, "y, high": None},
-        {"arm": "a", "x": 90.54, "y": 1.26, "y, low": 1.0, "y, high": 2.0},
-        {"arm": "b", "x": 90.51, "y": 1.31, "y, low": 1.0, "y, high": 2.0},
+        {"arm": "base", "x": 3.0, "y": None, "y_low": None, "y_high": None},
+        {"arm": "a", "x": 90.54, "y": 1.26, "y_low": 1.0, "y_high": 2.0},
+        {"arm": "b", "x": 90.51, "y": 1.31, "y_low": 1.0, "y_high": 2.0},
     ]
-    table = table_from_rows(rows, {"x": 1, "y": 1, "y, low": 1, "y, high": 1}, ["x", "y"])
-    assert markdown(table).splitlines()[2:] == [
+    made = table(rows, dict.fromkeys(("x", "y"), Column(digits=1)), ["x", "y"])
+    assert markdown(made).splitlines()[2:] == [
         "| base | 3.0 | \N{EN DASH} |",
         "| a | **90.5** | **1.3 \\[1.0, 2.0\\]** |",
         "| b | **90.5** | **1.3 \\[1.0, 2.0\\]** |",
     ]
-    assert r"b & \textbf{90.5} & \textbf{1.3 {[}1.0, 2.0]} \\" in latex(table)
+    assert r"b & \textbf{90.5} & \textbf{1.3 {[}1.0, 2.0]} \\" in latex(made)
 
 
 def test_programs_get_names_and_plain_numbers_and_people_titles_and_units() -> None:
@@ -170,16 +169,16 @@ def test_a_task_may_be_called_like_a_column_or_like_the_end_of_one(tasks: tuple[
         assert shown(made)[f"{task}, %"][0] == 100 * score
     if len(tasks) == 1:
         assert made["parameters"][1] == advice.advice[0].arms[0].trainable_parameters
-    read, _ = shown_rows([{"x_largest": 0.5}], {"x_largest": Column("most", POINTS)})
-    assert read == [{"most": 50}]
+    read = shown(table([{"x_largest": 0.5}], {"x_largest": Column("most", POINTS)}))
+    assert read.to_dict("records") == [{"most": 50}]
 
 
-SMALL = table_from_rows(
+SMALL = table(
     [
         {"arm": "r=8 lr=0.001", "gain, %": 3.14159, "p": 0.03571, "note": "a_b & 50 %"},
         {"arm": "full | x", "gain, %": -0.25, "p": None, "note": "=1+1"},
     ],
-    {"gain, %": 1, "p": 3},
+    {"gain, %": Column(digits=1), "p": Column(digits=3)},
 )
 
 MARKDOWN = """\
@@ -223,10 +222,9 @@ def test_a_small_table_as_it_was_written_by_hand() -> None:
 
 def test_a_value_and_its_interval_are_one_column_but_in_csv() -> None:
     rows = [("a", 3.14, -1.0, 7.25, 12), ("b", 2.0, None, None, 1), ("c", None, None, None, 0)]
-    titles = ("arm", "gain", "gain, low", "gain, high", "n")
-    made = table_from_rows(
-        [dict(zip(titles, row, strict=True)) for row in rows], dict.fromkeys(titles[1:4], 1)
-    )
+    titles = ("arm", "gain", "gain_low", "gain_high", "n")
+    named = [dict(zip(titles, row, strict=True)) for row in rows]
+    made = table(named, {"gain": Column(digits=1)})
     assert markdown(made) == (
         "| arm | gain \\[95 %\\] | n |\n| --- | --- | ---: |\n"
         "| a | 3.1 \\[\N{MINUS SIGN}1.0, 7.2\\] | 12 |\n| b | 2.0 | 1 |\n"
@@ -234,7 +232,7 @@ def test_a_value_and_its_interval_are_one_column_but_in_csv() -> None:
     )
     assert r"a & 3.1 {[}$-$1.0, 7.2] & 12 \\" in latex(made)
     assert comma_separated(made).splitlines() == [
-        'arm,gain,"gain, low","gain, high",n',
+        "arm,gain,gain_low,gain_high,n",
         "a,3.14,-1.0,7.25,12",
         "b,2.0,,,1",
         "c,,,,0",
@@ -243,7 +241,7 @@ def test_a_value_and_its_interval_are_one_column_but_in_csv() -> None:
 
 def test_csv_reads_back_with_every_digit() -> None:
     numbers = (1 / 3, -1e-12, 12345678901234567890, 0)
-    made = table_from_rows([{"n": value} for value in numbers], {"n": 1})
+    made = table([{"n": value} for value in numbers], {"n": Column(digits=1)})
     _, *rows = csv.reader(io.StringIO(comma_separated(made), newline=""))
     assert [float(row[0]) for row in rows] == [float(value) for value in numbers]
 
@@ -301,14 +299,14 @@ def assert_inert(made: pd.DataFrame) -> None:
 
 def test_files_hold_an_answer_whole() -> None:
     answer = " ".join(f"sentence {i}." for i in range(250))
-    made = table_from_rows([{"answer": answer}])
+    made = table([{"answer": answer}])
     assert len(answer) > 3000
     for text in (markdown(made), latex(made), comma_separated(made)):
         assert answer in text
 
 
 def test_hostile_text_stays_text_in_every_format() -> None:
-    assert_inert(table_from_rows([{"x": attack} for attack in ATTACKS]))
+    assert_inert(table([{"x": attack} for attack in ATTACKS]))
 
 
 def test_main_tables_of_a_hostile_study_stay_text() -> None:

@@ -399,5 +399,5 @@ def test_a_ledger_of_another_version_is_refused(tmp_path: Path) -> None:
     for version in (99, 5):
         change_rows(tmp_path, f"PRAGMA user_version = {version}")
         for write in (False, True):
-            with pytest.raises(UserError, match=f"ledger version {version}, expected 6"):
+            with pytest.raises(UserError, match=f"ledger version {version}, expected 7"):
                 Ledger.open(tmp_path, write=write)

@@ -178,6 +178,8 @@ def test_the_recommended_arm_is_the_default_and_its_best_seed_is_taken() -> None
         ("med r=8 lr=0.001 seed=1", None, "med r=8 lr=0.001 seed=1"),
         ("r=8 lr=0.001", "law", "law r=8 lr=0.001 seed="),
         ("law full", None, "law full lr=0.0005 seed="),
+        ("LoRA rank=8 lr=1e-3 alpha=16", "law", "law r=8 lr=0.001 seed="),
+        ("r=8 seed=1 lr=.001 task=law", None, "law r=8 lr=0.001 seed=1"),
         # The trial of seed 1 diverged.
         ("r=32 lr=0.003", "med", "med r=32 lr=0.003 seed="),
     ],

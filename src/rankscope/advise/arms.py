@@ -152,6 +152,7 @@ def summarize(study: StudyRecords, trials: Sequence[TrialRecords]) -> ArmSummary
     }
     return ArmSummary(
         label=spec.arm_label,
+        short_label=spec.short_label,
         task=spec.task,
         method=spec.method,
         rank=spec.rank,

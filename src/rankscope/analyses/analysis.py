@@ -36,7 +36,7 @@ class Analysis(AnalysisKind[Settings]):
         return []
 
     def record_settings(
-        self, study: "PreparedStudy", kind: str, model_id: str
+        self, study: "PreparedStudy", kind: str, trial_id: str
     ) -> dict[str, object]:
         """Return the settings that stored records of a kind and model depend on besides the trial.
 

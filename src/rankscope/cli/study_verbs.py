@@ -85,7 +85,7 @@ _PLAN_COLUMNS = {
     "num_tokens": Column("tokens"),
     "memory_bytes": Column("memory", text=byte_size),
     "seconds": Column("time", text=rough_duration),
-    "limited_by": Column("limit"),
+    "limited_by": Column("limit", words={"all trials of the task": "all", "size limit": "size"}),
 }
 
 
@@ -100,7 +100,6 @@ def plan_table(plan: "Plan") -> Table:
             "trials": group.labels[0]
             if len(group.labels) == 1
             else f"{len(group.labels)} adapters",
-            "limited_by": group.limited_by.split()[0],
         }
         for number, group in enumerate(plan.groups, 1)
     ]

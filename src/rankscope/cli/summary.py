@@ -1,15 +1,16 @@
 """Output of ``run`` and ``report``: one row per arm, and the answer in words."""
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 from rich.console import Group
 from rich.table import Table
 
 from rankscope.cli.terminal import folded, print_line, terminal_table
-from rankscope.formatting import UNKNOWN, clock, compact, percent, score_text
+from rankscope.formatting import UNKNOWN, Unit, clock, compact, score_text, signed
 from rankscope.records import Recommendation, StudyRecords
 from rankscope.report.answer import FAILED_NOTE, answer_lines
-from rankscope.report.columns import Column
+from rankscope.report.columns import PROBABILITY, Column
 from rankscope.report.page_limit import limited, not_shown
 from rankscope.report.study_view import StudyView
 from rankscope.report.tables import arm_row
@@ -33,10 +34,11 @@ def summary_table(study: StudyRecords, recommendation: Recommendation) -> Group:
 def _task_table(view: StudyView, task: str) -> Table:
     base, unit, chosen = view.base(task), view.unit(task), view.advice(task).chosen
     columns = {
-        "expected_gain": Column("gain", unit, sign=True),
-        "expected_retention_change": Column("retention", view.retention_unit(task), sign=True),
-        "expected_net_gain": Column("net gain", view.net_unit(task), sign=True),
-        "p_within_margin": Column("P within", text=percent),
+        "seeds": Column(digits=0),
+        "expected_gain": _signed("gain", unit),
+        "expected_retention_change": _signed("retention", view.retention_unit(task)),
+        "expected_net_gain": _signed("net gain", view.net_unit(task)),
+        "p_within_margin": Column("P within", PROBABILITY),
         "trainable_parameters": Column("params", text=compact),
         "seconds": Column("time", text=clock),
     }
@@ -51,7 +53,11 @@ def _task_table(view: StudyView, task: str) -> Table:
     title = f"{view.study.name}, {task} (base on test items: {scored})"
     if not rows:
         return terminal_table([{"arm": "no arm has finished"}], title)
-    return terminal_table(rows, title, columns, ("", "arm", "seeds", *columns), styles=styles)
+    return terminal_table(rows, title, columns, ("", "arm", *columns), styles=styles)
+
+
+def _signed(title: str, unit: Unit) -> Column:
+    return Column(title, unit, text=partial(signed, unit=unit._replace(scale=1.0)))
 
 
 def _captions(view: StudyView) -> Iterator[str]:

@@ -24,8 +24,8 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from rankscope.formatting import Unit, safe_text, shortened_lines, signed, terminal_text
-from rankscope.report.columns import Column, number_text, shown_rows
+from rankscope.formatting import number, safe_text, shortened_lines, terminal_text
+from rankscope.report.columns import Column, read_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -194,16 +194,15 @@ def terminal_table(
         sections: number of leading columns that leave repeated values blank.
         styles: one per row, or none at all.
     """
-    rows, columns = _rows_of(rows, columns)
-    known = dict.fromkeys([*names, *(name for row in rows for name in row)])
-    if names:
-        used = {*names, *(columns[name].unit_from for name in names if name in columns)}
-        known = {name: None for name in known if re.sub("(_|, )(low|high)$", "", name) in used}
-    read, digits = shown_rows([{name: row.get(name) for name in known} for row in rows], columns)
-    titles = dict(zip(known, read[0], strict=True)) if read else {}
-    if not names:
-        ends = {f"{title}, {end}" for title in titles.values() for end in ("low", "high")}
-        names = [name for name, heading in titles.items() if heading not in ends]
+    if isinstance(rows, Sequence):
+        columns = read_columns([*names, *(name for row in rows for name in row)], columns)
+    else:
+        from rankscope.report.table_formats import frame_rows
+
+        columns = {name: rows.attrs["columns"][name] for name in rows.columns}
+        rows = [dict(zip(columns, row, strict=True)) for row in frame_rows(rows)]
+    ends = {end for column in columns.values() for end in column.ends}
+    names = names or [name for name in columns if name not in ends]
     table = Table(
         title=Text(terminal_text(title)),
         title_justify="left",
@@ -215,16 +214,17 @@ def terminal_table(
         table.caption = Text(f"and {more:,} more; --json lists all")
         table.caption_justify = "left"
     for name in names if rows else ():
+        heading, column = columns[name].title, columns[name]
         cells = [row[name] for row in rows if row.get(name) is not None]
-        if cells and not any(isinstance(cell, str) for cell in cells):
-            heading = titles[name]
+        is_text = (column.text or column.places) is None and any(isinstance(c, str) for c in cells)
+        if cells and not is_text:
             heading = heading if len(heading) <= MAX_HEADING else heading.replace(" ", "\n")
             table.add_column(Text(heading), justify="right", no_wrap=True)
         else:
-            table.add_column(Text(titles[name]), overflow="fold")
+            table.add_column(Text(heading), overflow="fold")
     before: list[str] = []
-    for position, row in enumerate(read[:MAX_ROWS]):
-        texts = [_cell(row, titles[name], columns.get(name, Column()), digits) for name in names]
+    for position, row in enumerate(rows[:MAX_ROWS]):
+        texts = [_cell(row, name, columns[name]) for name in names]
         group = texts[:sections]
         if before and group[:1] != before[:1]:
             table.add_section()
@@ -234,30 +234,12 @@ def terminal_table(
     return table
 
 
-def _rows_of(
-    table: Sequence[Mapping[str, Any]] | pd.DataFrame, columns: Mapping[str, Column]
-) -> tuple[Sequence[Mapping[str, Any]], Mapping[str, Column]]:
-    """Return the rows of a table or frame, and the format of each column for readers."""
-    if isinstance(table, Sequence):
-        return table, columns
-    from rankscope.report.table_formats import frame_rows
-
-    digits = table.attrs.get("digits", {})  # a figure's
-    columns = table.attrs.get("columns", {n: Column(digits=d) for n, d in digits.items()})
-    return [dict(zip(table.columns, row, strict=True)) for row in frame_rows(table)], columns
-
-
-def _cell(row: Mapping[str, Any], title: str, column: Column, digits: Mapping[str, int]) -> str:
-    value, places = row[title], digits.get(title)
+def _cell(row: Mapping[str, Any], name: str, column: Column) -> str:
+    value, *ends = (column.shown(row.get(n), row) for n in (name, *column.ends))
     if isinstance(value, str):
         return terminal_text(value, MAX_CELL)
-    if column.text is not None and value is not None:
-        return column.text(value)
-    text = number_text(value, title, places)
-    if column.sign and value is not None and places is not None:
-        text = signed(value, Unit(1.0, "", "", places))
-    if value is None or f"{title}, low" not in row:
+    text = column.number(value)
+    if value is None or not ends:
         return text
-    low, high = row[f"{title}, low"], row[f"{title}, high"]
-    half = "?" if low is None or high is None else number_text((high - low) / 2, "", places)
+    half = "?" if None in ends else number((ends[1] - ends[0]) / 2, column.places)
     return f"{text} ±{half}"

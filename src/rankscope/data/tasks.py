@@ -62,6 +62,7 @@ class LoadedTask:
     test: tuple[Item, ...] = ()
     sha256: str = ""  # Hash of the items used, prompts included
     is_own: bool = False  # The user's own rows
+    from_hub: bool = False  # The rows were read from the hub
     dropped: int = 0  # Rows dropped on reading
     contamination: dict[str, int] = field(default_factory=dict)
     """Number of test rows that are also in train, by kind: exact, ngram13."""
@@ -226,7 +227,7 @@ def read_task_items(
         )
     told, dropped = tuple(notes), len(rejected)
     task = LoadedTask(spec, source, is_own=own_data, dropped=dropped, notes=told, row_shape=shape)
-    return task, items
+    return replace(task, from_hub=located.is_hub), items
 
 
 def _subject_notes(config: TaskConfig, test: Sequence[Item]) -> Iterator[str]:

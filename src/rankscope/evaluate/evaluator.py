@@ -38,9 +38,12 @@ from rankscope.records import (
     EvalRecord,
     ItemResult,
     Role,
+    ScoredModel,
     Split,
     TaskRecord,
+    Variant,
     WithoutContamination,
+    trial_of,
 )
 
 Evaluation = tuple[EvalRecord, list[ItemResult]]
@@ -54,15 +57,15 @@ def evaluate_task(
     encoder: Encoder,
     task: LoadedTask,
     split: Split,
-    models: Mapping[str | None, str],
+    models: Mapping[str | None, ScoredModel],
     settings: EvaluateConfig,
     engine: Engine = OWN_ENGINE,
 ) -> tuple[dict[str | None, Evaluation], dict[str | None, str]]:
     """Score one split of one task under the base and any number of attached adapters.
 
     Args:
-        models: maps adapter names to model ids for the records. None is ``base``, which may be a
-            fully fine-tuned model.
+        models: maps adapter names to models. None is ``base``, which may be a fully fine-tuned
+            model.
 
     Raises UserError for items that cannot be scored. ``max_items`` was applied when the task was
     loaded.
@@ -179,12 +182,13 @@ def wanted_splits(
 
 
 def _make_record(
-    scores: ModelScores, task: LoadedTask, split: Split, trial_id: str, truncated: int
+    scores: ModelScores, task: LoadedTask, split: Split, model: ScoredModel, truncated: int
 ) -> EvalRecord:
     metric = primary_metric(task)
     score, items = scores.metrics[metric], [item.score for item in scores.items]
     return EvalRecord(
-        trial_id=trial_id,
+        trial_id=trial_of(model),
+        variant=model if isinstance(model, Variant) else None,
         task=task.spec.name,
         split=split,
         metric=metric,
@@ -249,7 +253,7 @@ def _merged_evaluation(
         num_read=sum(record.num_read for record in records),
     )
     truncated = sum(record.truncated for record in records)
-    return _make_record(scores, task, split, records[0].trial_id, truncated), results
+    return _make_record(scores, task, split, records[0].key[0], truncated), results
 
 
 # --- the stored form of a task ------------------------------------------------------------------
@@ -280,6 +284,7 @@ def _task_record(
         prompt_format=encoder.prompt_format,
         system=_system_text(task.train),
         source=task.source,
+        from_hub=task.from_hub,
         sha256=hashed(task.sha256),
         validation_sha256=hashed(items_sha256(task.validation)),
         test_sha256=hashed(items_sha256(task.test)),

@@ -44,6 +44,7 @@ class ArmSummary(Record):
     otherwise."""
 
     label: str
+    short_label: str  # Without settings: ``r=8``, ``full``, ``vera``
     task: str
     method: str
     rank: int | None
@@ -82,11 +83,6 @@ class ArmSummary(Record):
     def is_lora(self) -> bool:
         """Whether its method is one of the low-rank methods that a rank sweep compares."""
         return get_method(self.method).has_rank
-
-    @property
-    def short_label(self) -> str:
-        """Short mark for a figure: ``r=8``, ``full``, ``vera``."""
-        return f"r={self.rank}" if self.is_lora else self.label.split()[0]
 
 
 AdviceKind = Literal["forgetting", "transfer", "axis", "diagnostic", "caveat"]
@@ -226,7 +222,7 @@ class TaskAdvice(Record):
 class Recommendation(Record):
     """Content of ``recommendation.json``: one answer per training task."""
 
-    schema_version: int = 3  # 3: changes by task, next steps with their commands
+    schema_version: int = 4  # 4: short labels of arms
     study: str
     advice: tuple[TaskAdvice, ...]
     method: str  # How the choice was made, one paragraph

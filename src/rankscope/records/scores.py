@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rankscope.records.record import Estimate, Record, Split
+from rankscope.records.trials import ScoredModel, Variant
 
 
 class WithoutContamination(Record):
@@ -22,6 +23,7 @@ class EvalRecord(Record):
     """One model (the base or a trial) scored on one split of one task."""
 
     trial_id: str  # ``base`` for the untuned model
+    variant: Variant | None = None  # Of the trial, if it is not as trained
     task: str
     split: Split
     metric: str  # Primary metric: one of the keys of ``metrics``
@@ -36,6 +38,10 @@ class EvalRecord(Record):
     num_read: int = 0
     """Tokens of all prompts and offered answers. ``num_tokens`` counts a beginning that items share
     once. 0 means not counted, as in older studies."""
+
+    @property
+    def key(self) -> "EvalKey":
+        return self.variant or self.trial_id, self.task, self.split
 
 
 class CurvePoint(Record):
@@ -91,7 +97,7 @@ class ComparedCell(Record):
     difference: Estimate  # Second minus first; unpaired, of two samples without p
 
 
-EvalKey = tuple[str, str, Split]  # (trial id or ``base``, task, split)
+EvalKey = tuple[ScoredModel, str, Split]  # (model, task, split)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ class TaskRecord(Record):
     prompt_format: Literal["chat", "plain", ""] = ""  # Whether prompts use the chat template
     system: str = ""  # First turn of every training row; empty if rows have none or different ones
     source: str  # Where the rows come from, in words
+    from_hub: bool = False
     sha256: str  # Hash of the rows used
     validation_sha256: str = ""  # Hash of the validation items, their prompts and scoring alone
     test_sha256: str = ""  # Hash of the test items, alike

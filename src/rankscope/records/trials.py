@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ValidationInfo, field_validator
 
@@ -162,6 +162,22 @@ class TrialSpec(Record):
         )
 
     @property
+    def short_label(self) -> str:
+        """Short label without settings, for a mark in a figure: ``r=8``, ``full``, ``vera``."""
+        return f"r={self.rank}" if get_method(self.method).has_rank else self._label_parts[0][1]
+
+    def is_called(self, term: str, value: object) -> bool:
+        """Tell whether a term such as ``lora``, ``lr=2e-4`` or ``on mlp`` is one of its settings.
+
+        A part of the label is, and so is a field's name, or the label's, with the field's value.
+        """
+        name, _, _ = term.partition("=")
+        fields = {label: field for field, label in OVERRIDE_LABELS.items()} | LABEL_FIELDS
+        known = vars(self).get(fields.get(name, name))
+        parts = {self.task, f"seed={self.seed}", *(text for _, text in self._label_parts)}
+        return term in parts or term.casefold() == self.method or value == known is not None
+
+    @property
     def arm_label(self) -> str:
         """Short name for tables, such as ``r=32 lr=0.0002``, without the task.
 
@@ -242,6 +258,7 @@ OVERRIDE_LABELS = {
     "weight_decay": "decay",
     "objective": "objective",
 }
+LABEL_FIELDS = {"r": "rank", "ratio": "lr_ratio", "kl": "kl_to_base", "patience": "early_stop"}
 
 
 def _peft_label(settings: str) -> list[tuple[str, str]]:
@@ -292,34 +309,34 @@ class TrainRecord(Record):
 
 
 VariantKind = Literal["scale", "truncated"]
-_MARK = "@"  # Between the ids of a trial and of its variant
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A change of a trained trial's update W - W0 that needs no training, scored under an id.
+    """A change of a trained trial's update W - W0 that needs no training, scored as a model.
 
     ``scale``: the whole update times ``strength``. ``truncated``: every matrix cut to the rank
     ``strength`` with the least error.
     """
 
+    trial_id: str
     kind: VariantKind
     strength: float
 
     def __str__(self) -> str:
-        return f"{self.kind}={self.strength:.12g}"
-
-    def of(self, trial_id: str) -> str:
-        """Return the model id of the changed trial, such as ``3f2a...@scale=0.5``."""
-        return f"{trial_id}{_MARK}{self}"
+        """Return the name of its adapter."""
+        return f"{self.trial_id}@{variant_label(self)}"
 
 
-def trial_of(model_id: str) -> str:
-    """Return the trial id within a model id; ``base`` and plain trial ids are unchanged."""
-    return model_id.partition(_MARK)[0]
+ScoredModel = str | Variant
+"""A model that is scored: ``base``, a trial by its id, or a variant of a trial."""
 
 
-def variant_of(model_id: str) -> Variant | None:
-    """Return the variant within a model id; None for the base and for a trial as trained."""
-    kind, _, strength = model_id.partition(_MARK)[2].partition("=")
-    return Variant(kind, float(strength)) if kind in get_args(VariantKind) else None  # type: ignore[arg-type]
+def trial_of(model: ScoredModel) -> str:
+    """Return the id of a model's trial, or ``base``."""
+    return model.trial_id if isinstance(model, Variant) else model
+
+
+def variant_label(model: ScoredModel) -> str:
+    """Return a variant's kind and strength, such as ``scale=0.5``; empty for other models."""
+    return f"{model.kind}={model.strength:.12g}" if isinstance(model, Variant) else ""

@@ -13,7 +13,7 @@ from rankscope.report.charts.figure import range_cells
 from rankscope.report.charts.rank_lines import RankAxis, RankLine, RankPoint
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import DASHES, SYMBOLS, rank_colors
-from rankscope.report.table_formats import table_from_rows
+from rankscope.report.table_formats import shown, table
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class AnalyzedModels:
                 cells |= range_cells(title, map(measure, model.records(kind)))
             if model.records(kind):
                 rows.append(cells)
-        return table_from_rows(rows)
+        return shown(table(rows))
 
     def by_rank(
         self,

@@ -2,26 +2,22 @@
 
 A table has names of Python (``lr``, ``gain_low``), booleans, shares of 1 or nats per token, seconds
 and bytes. Memory, CSV and Parquet hold these. Terminal, page, Markdown and LaTeX show titles, units
-and rounded numbers, which ``shown_rows`` makes. The command line needs this module, so it does not
+and rounded numbers, each cell by its ``Column``. The command line needs this module, so it does not
 import pandas.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from rankscope.formatting import NATS, POINTS, Unit, number, percent
 
 Cell = str | float | int | None
-PROBABILITIES = frozenset({"P(better)", "P(within margin)", "P(best)", "P(good enough)"})
-"""Titles of columns of posterior probabilities, which end at ``over 99 %``."""
+ENDS = ("low", "high", "smallest", "largest")
+PROBABILITY = Unit(1.0, "", "", 2)  # Shown as ``96 %``, and from 99 % on as ``over 99 %``
 
 
 class Column(NamedTuple):
-    """The way people read a column.
-
-    It also covers ``x_low`` and ``x_high``, the 95 % interval of ``x``, with ", low" and ", high"
-    after the title, and ``x_smallest`` and ``x_largest``.
-    """
+    """The way people read a column."""
 
     title: str = ""  # If empty, the name: a Python name with spaces, others as they are
     unit: Unit | None = None  # Its scale multiplies the values, its digits follow the point
@@ -30,49 +26,52 @@ class Column(NamedTuple):
     """Name of the column with each row's score unit, if rows differ: ``accuracy`` (points) or
     ``log_probability`` (nats)."""
     words: Mapping[str, str] | None = None  # Words shown in place of texts
-    sign: bool = False  # On a terminal, whether numbers above zero have a plus sign
-    text: Callable[[Any], str] | None = None  # On a terminal, what is shown for a known value
+    text: Callable[[Any], str] | None = None  # What is shown for a known number, in its unit
+    ends: tuple[str, ...] = ()  # Columns of its 95 % interval; ``read_columns`` finds them
 
     @property
     def places(self) -> int | None:
         """Number of digits after the point."""
         return self.unit.digits if self.digits is None and self.unit else self.digits
 
+    def shown(self, value: object, row: Mapping[str, object]) -> Any:
+        """Put a cell of a row into its unit, or into words; numbers stay numbers."""
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        if isinstance(value, str):
+            return (self.words or {}).get(value, value)
+        of_row = POINTS if row.get(self.unit_from) == "accuracy" else NATS
+        unit = of_row if self.unit_from else self.unit
+        return value * unit.scale if unit and isinstance(value, int | float) else value
 
-def shown_rows(
-    rows: Sequence[Mapping[str, object]], columns: Mapping[str, Column]
-) -> tuple[list[dict[str, object]], dict[str, int]]:
-    """Translate rows for people: return them by title, and the digits after the point by title."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    read: dict[str, tuple[str, Column]] = {}
+    def number(self, value: float | None) -> str:
+        """Write a number that is in its unit."""
+        text = percent if self.unit == PROBABILITY else self.text
+        return number(value, self.places) if value is None or text is None else text(value)
+
+
+def read_columns(names: Iterable[str], known: Mapping[str, Column]) -> dict[str, Column]:
+    """Give every column its title and its interval, by name.
+
+    ``x_low`` and ``x_high``, the ends of the interval of ``x``, are read like it, with ", low" and
+    ", high" after its title; so are ``x_smallest`` and ``x_largest``.
+    """
+    names, read = dict.fromkeys(names), dict[str, Column]()
+    wholes = dict.fromkeys([*names, *known])
+    ends = {f"{whole}_{end}": (whole, end) for whole in wholes for end in ENDS}
     for name in names:
-        value, _, end = name.rpartition("_")
-        is_end = (end in ("low", "high") and value in names) or end in ("smallest", "largest")
-        is_end = is_end and name not in columns  # a task may be called x_largest
-        whole, ending = (value, f", {end}") if is_end else (name, "")
-        column = columns.get(whole, Column())
-        spaced = whole.replace("_", " ")
+        # A task may be called x_largest.
+        whole, end = (name, "") if name in known else ends.get(name, (name, ""))
+        column, spaced = known.get(whole, Column()), whole.replace("_", " ")
         plain = spaced if whole.isidentifier() and spaced not in names else whole
-        read[name] = (column.title or plain) + ending, column
-    shown = [
-        {read[n][0]: _shown(value, row, read[n][1]) for n, value in row.items()} for row in rows
-    ]
-    return shown, {title: c.places for title, c in read.values() if c.places is not None}
+        title = (column.title or plain) + (end and f", {end}")
+        own = (f"{name}_low", f"{name}_high")
+        has_ends = {*own} <= names.keys() - known.keys()
+        read[name] = column._replace(title=title, ends=own if has_ends else ())
+    return read
 
 
-def number_text(value: float | None, title: str, digits: int | None = None) -> str:
-    """Write a number in the column ``title``."""
-    if value is not None and title in PROBABILITIES:
-        return percent(value)
-    return number(value, digits)
-
-
-def _shown(value: object, row: Mapping[str, object], column: Column) -> object:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, str):
-        return (column.words or {}).get(value, value)
-    unit = column.unit
-    if column.unit_from:
-        unit = POINTS if row[column.unit_from] == "accuracy" else NATS
-    return value * unit.scale if unit and isinstance(value, int | float) else value
+def interval_cells(name: str, estimate: object) -> dict[str, float | None]:
+    """Return an estimate, or None, as three cells: ``x``, ``x_low`` and ``x_high``."""
+    ends = {f"{name}_{end}": getattr(estimate, end, None) for end in ENDS[:2]}
+    return {name: getattr(estimate, "value", None), **ends}

@@ -38,7 +38,7 @@ from rankscope.records import (
 from rankscope.report.columns import Cell
 from rankscope.report.page import template_environment
 from rankscope.report.study_view import StudyView, change_on
-from rankscope.report.table_formats import markdown, table_from_rows
+from rankscope.report.table_formats import markdown, table
 from rankscope.report.tables import role_of_tested
 from rankscope.report.use_it import BaseSource, UseStep, folder_name
 
@@ -126,7 +126,7 @@ def _render(
 @cache
 def _environment() -> Environment:
     filters = {
-        "table": lambda rows: Markup(markdown(table_from_rows(rows))),
+        "table": lambda rows: Markup(markdown(table(rows))),
         "code": Markup,
     }
     return template_environment(
@@ -238,5 +238,5 @@ def _data_source(study: StudyRecords, task: TaskRecord) -> str:
     # The record joins several files by ", ", which a folder's name may hold as well.
     paths = () if settings is None else (settings.train, settings.validation, settings.test)
     files = [PurePath(path).name for path in paths if path is not None]
-    is_public = task.source.startswith("hub ") or task.source.endswith(" together")
+    is_public = task.from_hub or task.parts
     return ", ".join(files) or (task.source if is_public else PurePath(task.source).name)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from math import inf
 
-from rankscope.records import BASE, TaskAdvice, trial_of
+from rankscope.records import BASE, TaskAdvice
 from rankscope.report.study_view import StudyView
 
 MAX_PAGE_ARMS = 300  # Most arms of all training tasks together; each takes some 30 kB of a page
@@ -23,7 +23,7 @@ def limited(view: StudyView) -> StudyView:
     labels = {a.task: {arm.label for arm in a.arms} for a in advice}
     trials = tuple(t for t in study.trials if t.spec.arm_label in labels.get(t.spec.task, ()))
     ids = {BASE, *(trial.spec.trial_id for trial in trials)}
-    evals = {key: record for key, record in study.evals.items() if trial_of(key[0]) in ids}
+    evals = {key: record for key, record in study.evals.items() if record.trial_id in ids}
     shown = recommendation.model_copy(update={"advice": advice})
     return StudyView(replace(study, trials=trials, evals=evals), shown, unlimited=study)
 

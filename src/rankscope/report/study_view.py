@@ -28,6 +28,7 @@ from rankscope.records import (
     trained_parts,
 )
 from rankscope.report.charts.rank_lines import RankAxis, RankLine, RankPoint
+from rankscope.report.columns import Column
 from rankscope.report.style import DASHES, FULL_COLOR, MUTED, SYMBOLS, Color, rank_colors
 
 
@@ -120,9 +121,9 @@ class StudyView:
         gain = f"gain over base, {self.unit(task).difference}"
         return gain, f"retention change, {kept.difference}"
 
-    def plane_digits(self, task: str, kept: Unit) -> dict[str, int]:
-        gain, retained = self.plane_titles(task, kept)
-        return {gain: self.unit(task).digits + 1, retained: kept.digits + 1}
+    def plane_columns(self, task: str, kept: Unit) -> dict[str, Column]:
+        units = zip(self.plane_titles(task, kept), (self.unit(task), kept), strict=True)
+        return {title: Column(unit=unit, digits=unit.digits + 1) for title, unit in units}
 
     def point_names(self, task: str) -> dict[str, str]:
         """Return the text at each arm's point: ``r=8``, or the label of a prompt.

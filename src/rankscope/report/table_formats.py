@@ -1,14 +1,12 @@
 """Writers of a table, a DataFrame, as HTML, Markdown, LaTeX, CSV or Parquet.
 
 ``frame.attrs["columns"]`` says how people read its columns (``columns.py``). HTML, Markdown and
-LaTeX follow it; CSV and Parquet keep names and every digit. A figure's frame has titles for names:
-``attrs["digits"]`` maps them to digits after the point. Other numbers show three significant
-digits, and p values and probabilities end at <0.001 and at over 99 %. ``attrs["best"]`` names
-columns whose highest value is bold in Markdown and LaTeX.
+LaTeX follow it; CSV and Parquet keep names and every digit. ``attrs["best"]`` names columns whose
+highest value is bold in Markdown and LaTeX.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -18,27 +16,9 @@ from markupsafe import Markup, escape
 from rankscope.errors import reporting_shortages
 from rankscope.filesystem import make_folder, replace_bytes
 from rankscope.formatting import MAX_TEXT, MINUS, UNKNOWN, markdown_text, safe_text
-from rankscope.report.columns import Cell, Column, number_text, shown_rows
+from rankscope.report.columns import Cell, Column, read_columns
 
 MAX_PAGE_CELL = 300  # Longest text of a cell on a page, in characters; files hold longer ones
-
-
-def table_from_rows(
-    rows: Sequence[Mapping[str, object]],
-    digits: Mapping[str, int] = MappingProxyType({}),
-    best: Sequence[str] = (),
-) -> pd.DataFrame:
-    """Make a DataFrame from rows, each a mapping of column title to cell; None is unknown.
-
-    Args:
-        digits: digits after the point by column title; an interval has those of its value.
-        best: titles of columns whose highest value is marked.
-    """
-    frame = _frame(rows)
-    values = {title: re.sub(", (low|high)$", "", title) for title in frame.columns}
-    frame.attrs["digits"] = {t: digits[value] for t, value in values.items() if value in digits}
-    frame.attrs["best"] = [title for title in best if title in frame.columns]
-    return frame
 
 
 def table(
@@ -53,21 +33,26 @@ def table(
         best: names of columns whose highest value is marked.
     """
     frame = _frame(rows)
-    frame.attrs["columns"] = dict(columns)
+    frame.attrs["columns"] = read_columns(frame.columns, columns)
     frame.attrs["best"] = [name for name in best if name in frame.columns]
     return frame
 
 
 def shown(frame: pd.DataFrame) -> pd.DataFrame:
-    """Translate a table for people: titles, units and digits. A figure's frame needs no change."""
-    if (columns := frame.attrs.get("columns")) is None:
-        return frame
-    names = list(frame.columns)
-    rows = [dict(zip(names, row, strict=True)) for row in frame_rows(frame)]
-    read, digits = shown_rows(rows or [dict.fromkeys(names)], columns)
-    titles = dict(zip(names, read[0], strict=True))
-    best = [titles[name] for name in frame.attrs["best"]]
-    return table_from_rows(read if rows else [], digits, best)
+    """Translate a table for people: titles, units and words. Twice changes no more than once."""
+    columns: dict[str, Column] = {name: frame.attrs["columns"][name] for name in frame.columns}
+    titles = {name: column.title for name, column in columns.items()}
+    rows = [dict(zip(frame.columns, row, strict=True)) for row in frame_rows(frame)]
+    read = _frame([{titles[n]: columns[n].shown(row[n], row) for n in row} for row in rows])
+    ends = {c.title: tuple(titles[end] for end in c.ends) for c in columns.values()}
+    read.attrs["columns"] = {
+        c.title: c._replace(
+            unit=c.unit and c.unit._replace(scale=1.0), unit_from="", ends=ends[c.title]
+        )
+        for c in columns.values()
+    }
+    read.attrs["best"] = [titles[name] for name in frame.attrs["best"]]
+    return read
 
 
 def _frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
@@ -86,13 +71,9 @@ def frame_rows(frame: pd.DataFrame) -> list[tuple[Cell, ...]]:
     return list(cells.itertuples(index=False, name=None))
 
 
-def _shown_cell(
-    value: Cell, title: str, digits: Mapping[str, int], limit: int = MAX_PAGE_CELL
-) -> str:
+def _shown_cell(value: Cell, column: Column, limit: int = MAX_PAGE_CELL) -> str:
     """Write a cell's text in a column, before it is escaped."""
-    if isinstance(value, str):
-        return safe_text(value, limit)
-    return number_text(value, title, digits.get(title))
+    return safe_text(value, limit) if isinstance(value, str) else column.number(value)
 
 
 def _is_numeric(column: "pd.Series[object]") -> bool:
@@ -105,7 +86,7 @@ def html_table(frame: pd.DataFrame) -> Markup:
     """Write a ``<table>``; ``data-v`` holds every digit of a number, for the page's CSV
     download."""
     frame = shown(frame)
-    digits = frame.attrs.get("digits", {})
+    columns = [frame.attrs["columns"][title] for title in frame.columns]
     header = [
         f'<th scope="col" class="n">{escape(title)}</th>'
         if _is_numeric(frame[title])
@@ -113,7 +94,7 @@ def html_table(frame: pd.DataFrame) -> Markup:
         for title in frame.columns
     ]
     rows = [
-        [_html_cell(cell, title, digits) for cell, title in zip(row, frame.columns, strict=True)]
+        [_html_cell(cell, column) for cell, column in zip(row, columns, strict=True)]
         for row in frame_rows(frame)
     ]
     body = "".join(f"<tr>{''.join(cells)}</tr>\n" for cells in rows)
@@ -122,8 +103,8 @@ def html_table(frame: pd.DataFrame) -> Markup:
     )
 
 
-def _html_cell(cell: Cell, title: str, digits: Mapping[str, int]) -> str:
-    text = escape(_shown_cell(cell, title, digits))
+def _html_cell(cell: Cell, column: Column) -> str:
+    text = escape(_shown_cell(cell, column))
     if isinstance(cell, str):
         return f"<td>{text}</td>"
     value = "" if cell is None else f' data-v="{cell}"'
@@ -132,18 +113,16 @@ def _html_cell(cell: Cell, title: str, digits: Mapping[str, int]) -> str:
 
 def markdown(frame: pd.DataFrame) -> str:
     """Write a table in GitHub's Markdown; numbers are flush right."""
-    frame = _with_intervals(shown(frame))
-    text = _texts(frame, markdown_text, "**{}**")
-    rules = ["---:" if _is_numeric(frame[title]) else "---" for title in frame.columns]
+    text, are_numbers = _texts(shown(frame), markdown_text, "**{}**")
+    rules = ["---:" if is_number else "---" for is_number in are_numbers]
     lines = [text.columns, rules, *text.itertuples(index=False, name=None)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def latex(frame: pd.DataFrame) -> str:
     """Write a ``tabular`` for the booktabs package; numbers are flush right."""
-    frame = _with_intervals(shown(frame))
-    kinds = "".join("r" if _is_numeric(frame[title]) else "l" for title in frame.columns)
-    cells = _texts(frame, latex_text, r"\textbf{{{}}}")
+    cells, are_numbers = _texts(shown(frame), latex_text, r"\textbf{{{}}}")
+    kinds = "".join("r" if is_number else "l" for is_number in are_numbers)
     text = cells.to_latex(index=False, escape=False, column_format=kinds)
     return f"% \\usepackage{{booktabs}}\n{text}"
 
@@ -190,26 +169,30 @@ def write_tables(
     return written
 
 
-def _with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
-    """Merge columns ``x``, ``x, low`` and ``x, high`` into ``x [95 %]``: ``3.1 [1.0, 5.2]``."""
-    digits, titles = frame.attrs.get("digits", {}), set(frame.columns)
-    with_ends = {t for t in titles if {f"{t}, low", f"{t}, high"} <= titles}
-    ends = {f"{title}, {end}" for title in with_ends for end in ("low", "high")}
-    merged: dict[str, Iterable[Cell]] = {}
-    for title in frame.columns:
-        if title in with_ends:
-            rows = frame_rows(frame[[title, f"{title}, low", f"{title}, high"]])
-            merged[f"{title} [95 %]"] = [_value_with_ends(row, title, digits) for row in rows]
-        elif title not in ends:
-            merged[title] = frame[title]
-    result = pd.DataFrame(merged)
-    result.attrs["digits"] = digits
-    result.attrs["bold"] = {
-        (f"{title} [95 %]" if title in with_ends else title, row)
-        for title in frame.attrs.get("best", ())
-        for row in _best_rows(frame[title].astype(float).round(digits.get(title, 3)))
-    }
-    return result
+def _texts(
+    frame: pd.DataFrame, escape_text: Callable[[str], str], bold: str
+) -> tuple[pd.DataFrame, list[bool]]:
+    """Write titles and cells as escaped text, texts whole, and tell which columns are numbers.
+
+    A column and its interval are one, ``x [95 %]``: ``3.1 [1.0, 5.2]``.
+    """
+    columns, made, are_numbers = frame.attrs["columns"], list[list[str]](), list[bool]()
+    ends = {end for column in columns.values() for end in column.ends}
+    titles = [title for title in frame.columns if title not in ends]
+    for title in titles:
+        column, marked = columns[title], list[int]()
+        if title in frame.attrs["best"]:
+            places = 3 if column.places is None else column.places
+            marked = _best_rows(frame[title].astype(float).round(places))
+        rows = enumerate(frame_rows(frame[[title, *column.ends]]))
+        texts = [(place, escape_text(_value_with_ends(row, column))) for place, row in rows]
+        made.append([bold.format(text) if place in marked else text for place, text in texts])
+        are_numbers.append(not column.ends and _is_numeric(frame[title]))
+    text = pd.DataFrame(dict(enumerate(made)))
+    text.columns = [
+        escape_text(f"{title} [95 %]" if columns[title].ends else title) for title in titles
+    ]
+    return text, are_numbers
 
 
 def _best_rows(values: "pd.Series[float]") -> list[int]:
@@ -217,24 +200,9 @@ def _best_rows(values: "pd.Series[float]") -> list[int]:
     return [int(row) for row in values.index[values == values.max()]]
 
 
-def _value_with_ends(row: tuple[Cell, ...], title: str, digits: Mapping[str, int]) -> Cell:
-    value, low, high = (None if cell is None else _shown_cell(cell, title, digits) for cell in row)
-    return value if low is None or high is None else f"{value} [{low}, {high}]"
-
-
-def _texts(frame: pd.DataFrame, escape_text: Callable[[str], str], bold: str) -> pd.DataFrame:
-    """Write every cell as escaped text, texts whole; titles are escaped as well."""
-    digits, marked = frame.attrs["digits"], frame.attrs["bold"]
-
-    def text(cell: Cell, title: str, row: int) -> str:
-        escaped = escape_text(_shown_cell(cell, title, digits, MAX_TEXT))
-        return bold.format(escaped) if (title, row) in marked else escaped
-
-    cells = [
-        [text(cell, title, place) for cell, title in zip(row, frame.columns, strict=True)]
-        for place, row in enumerate(frame_rows(frame))
-    ]
-    return pd.DataFrame(cells, columns=[escape_text(title) for title in frame.columns])
+def _value_with_ends(row: tuple[Cell, ...], column: Column) -> str:
+    value, *ends = (_shown_cell(cell, column, MAX_TEXT) for cell in row)
+    return f"{value} [{', '.join(ends)}]" if ends and None not in row[1:] else value
 
 
 _DASHES = re.compile("-(?=-)|(?<=-)-")  # LaTeX joins two hyphens into one dash

@@ -9,10 +9,10 @@ from functools import partial
 import pandas as pd
 
 from rankscope.formatting import CONFIDENCES, NATS, Unit
-from rankscope.records import FAILED, ArmSummary, Estimate, ExpectedChange, ModelScore, StudyRecords
+from rankscope.records import FAILED, ArmSummary, Estimate, ModelScore, StudyRecords
 from rankscope.registry import objects
 from rankscope.report.analysis_tables import TableRow
-from rankscope.report.columns import Column
+from rankscope.report.columns import PROBABILITY, Column, interval_cells
 from rankscope.report.figures import figure_files
 from rankscope.report.study_view import StudyView, change_on
 from rankscope.report.table_formats import table
@@ -28,9 +28,9 @@ STUDY_COLUMNS = {
     "expected_retention_change": Column(unit_from="retention_unit"),
     "expected_net_gain": Column(unit_from="net_unit"),
     "expected_regret": Column(unit_from="net_unit"),
-    "p_better": Column("P(better)"),
-    "p_within_margin": Column("P(within margin)"),
-    "p_best": Column("P(best)"),
+    "p_better": Column("P(better)", PROBABILITY),
+    "p_within_margin": Column("P(within margin)", PROBABILITY),
+    "p_best": Column("P(best)", PROBABILITY),
     "retention_change": Column(unit_from="retention_unit"),
     "score_unit": Column("unit", words={"accuracy": "%", "log_probability": NATS.score}),
     "difference_unit": Column("unit", words=_WORDS),
@@ -82,14 +82,6 @@ def study_tables(view: StudyView) -> dict[str, pd.DataFrame]:
     }
 
 
-def _with_interval(name: str, estimate: Estimate | ExpectedChange | None) -> TableRow:
-    """Return an estimate as three cells: ``x``, ``x_low`` and ``x_high``."""
-    value, low, high = (
-        (None,) * 3 if estimate is None else (estimate.value, estimate.low, estimate.high)
-    )
-    return {name: value, f"{name}_low": low, f"{name}_high": high}
-
-
 def _score_unit(unit: Unit) -> str:
     return "log_probability" if unit == NATS else "accuracy"
 
@@ -133,16 +125,16 @@ def paper_table(view: StudyView) -> pd.DataFrame:
     columns = {f"{t}_score": Column(f"{t}, {view.unit(t).score}", view.unit(t)) for t in tasks}
     rows: dict[str, TableRow] = {"base": {"arm": "base"}}
     for task in tasks:
-        rows["base"] |= _with_interval(f"{task}_score", view.recommendation.base.get(task))
+        rows["base"] |= interval_cells(f"{task}_score", view.recommendation.base.get(task))
         for arm in view.candidates(task):
             name = view.spec(arm).label_without("lr")
             row = rows.setdefault(name, {"arm": name})
-            row |= _with_interval(f"{task}_score", arm.score)
+            row |= interval_cells(f"{task}_score", arm.score)
             if len(tasks) == 1:
                 lost = view.retention_unit(task)
                 title = f"retention change, {lost.difference}"
                 columns["retention_change"] = Column(title, lost)
-                row |= _with_interval("retention_change", view.retention_change(arm))
+                row |= interval_cells("retention_change", view.retention_change(arm))
                 row["parameters"] = arm.trainable_parameters or (None if arm.trains else 0)
     return table(list(rows.values()) if len(rows) > 1 else [], columns, tuple(columns))
 
@@ -161,8 +153,8 @@ def arms_table(view: StudyView) -> pd.DataFrame:
             rows.append(
                 dict.fromkeys(arms[0])
                 | {"task": task, "arm": "base", "recommended": False}
-                | {name: arms[0][name] for name in arms[0] if name.endswith("_unit")}
-                | _with_interval("score", base)
+                | {name: arms[0][name] for name in ("net_unit", "score_unit", "retention_unit")}
+                | interval_cells("score", base)
             )
         rows += arms
     return table(rows, columns)
@@ -170,8 +162,8 @@ def arms_table(view: StudyView) -> pd.DataFrame:
 
 def arm_row(view: StudyView, arm: ArmSummary) -> TableRow:
     of, expected, measured = arm.expected, view.expected(arm), view.measured(arm)
-    cells = {name: _with_interval(name, change) for name, (change, _) in expected.items()}
-    cells |= {name: _with_interval(name, change) for name, (change, _) in measured.items()}
+    cells = {name: interval_cells(name, change) for name, (change, _) in expected.items()}
+    cells |= {name: interval_cells(name, change) for name, (change, _) in measured.items()}
     return {
         "task": arm.task,
         "arm": arm.label,
@@ -216,7 +208,7 @@ def _changes_table(view: StudyView) -> pd.DataFrame:
 
 def change_cells(change: Estimate, unit: Unit) -> TableRow:
     return {
-        **_with_interval("change", change),
+        **interval_cells("change", change),
         "items": change.n,
         "seeds": change.seeds,
         "difference_unit": _score_unit(unit),
@@ -236,7 +228,7 @@ def given_table(scores: Sequence[ModelScore]) -> pd.DataFrame:
             "standard_error": score.record.standard_error,
             "items": score.record.n,
             **({"without_contaminated_rows": clean and clean.score} if has_clean else {}),
-            **_with_interval("change", score.change),
+            **interval_cells("change", score.change),
             "score_unit": score.score_unit,
         }
         for score in scores
@@ -264,7 +256,7 @@ def _comparisons_table(view: StudyView) -> pd.DataFrame:
             "first": pair.first_label,
             "second": pair.second_label,
             "compared": name,
-            **_with_interval("difference", change),
+            **interval_cells("difference", change),
             "p_within_margin": p,
             "difference_unit": _score_unit(unit),
         }
@@ -345,12 +337,12 @@ def contamination_table(view: StudyView) -> pd.DataFrame:
 
     Scores are as recorded: a fraction, or nats per token.
     """
-    labels = {trial.spec.trial_id: trial.spec.label for trial in view.study.trials}
+    labels: dict[object, str] = {t.spec.trial_id: t.spec.label for t in view.study.trials}
     return table(
         [
             {
                 "task": record.task,
-                "model": labels.get(record.trial_id, record.trial_id),
+                "model": labels.get(model, str(model)),
                 "score": record.score,
                 "items": record.n,
                 "without_contaminated_rows": clean.score,
@@ -358,7 +350,7 @@ def contamination_table(view: StudyView) -> pd.DataFrame:
                 "items_without": clean.n,
                 "contaminated_rows": clean.contaminated,
             }
-            for record in view.study.evals.values()
+            for (model, _, _), record in view.study.evals.items()
             if (clean := record.without_contamination) is not None
         ]
     )

@@ -22,7 +22,7 @@ from rankscope.models.load import load_base, model_record
 from rankscope.models.parameters import model_on_meta
 from rankscope.models.sharding import ONE_SHARD, Shards
 from rankscope.progress import ProgressReporter
-from rankscope.records import BASE, FAILED, ModelRecord, TaskRecord, trial_of
+from rankscope.records import BASE, FAILED, ModelRecord, TaskRecord
 from rankscope.run.context import Round, RunContext
 from rankscope.run.group_ledger import GroupLedger
 from rankscope.run.prepared import PreparedStudy
@@ -132,15 +132,15 @@ def check_record_settings(ledger: Ledger, study: PreparedStudy) -> None:
     Raises UserError: results of two definitions would be compared.
     """
     trials = {trial.trial_id for trial in study.candidates}
-    for kind, model_id, stored in ledger.record_settings():
-        if trial_of(model_id) not in trials:
+    for kind, trial_id, stored in ledger.record_settings():
+        if trial_id not in trials:
             continue
-        before, now = json.loads(stored), study.record_settings(kind, model_id)
+        before, now = json.loads(stored), study.record_settings(kind, trial_id)
         for name in sorted(before.keys() | now.keys()):
             if before.get(name) != now.get(name):
                 raise UserError(
                     study.config.name,
-                    f"stored {kind} results of {model_id} that were made with {name} "
+                    f"stored {kind} results of {trial_id} that were made with {name} "
                     f"{before.get(name)!r}",
                     f"{now.get(name)!r}, as the study file says now",
                     "use another --out",

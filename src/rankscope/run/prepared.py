@@ -22,7 +22,7 @@ from rankscope.evaluate.token_trees import most_kept
 from rankscope.hashing import canonical_json
 from rankscope.models.parameters import nbytes
 from rankscope.models.study_base import StudyBase
-from rankscope.records import BASE, EvalKey, Split, TaskRecord, TrialSpec, trial_of
+from rankscope.records import BASE, EvalKey, ScoredModel, Split, TaskRecord, TrialSpec, trial_of
 from rankscope.run.groups import Group, Grouping
 from rankscope.train.memory import GroupMemory, MemoryModel
 from rankscope.train.objectives.objective import objective_of
@@ -124,9 +124,9 @@ class PreparedStudy:
             return max(_scoring_memory(model, items, settings)(()) for items in prompted)
         return max((of_split(group) for of_split in needed), default=0)
 
-    def trial(self, model_id: str) -> TrialSpec:
-        """Return the trial of its id, or of the id of one of its variants."""
-        return self._by_id[trial_of(model_id)]
+    def trial(self, model: ScoredModel) -> TrialSpec:
+        """Return the trial of its id, or of one of its variants."""
+        return self._by_id[trial_of(model)]
 
     def wanted_evals(self, trial_id: str, trained_on: str | None) -> list[EvalKey]:
         """List the evaluations of one model, in order (see :func:`wanted_splits`)."""
@@ -191,7 +191,7 @@ class PreparedStudy:
         wanted = self.wanted_evals("", trained_on)
         return [task for _, task, split in wanted if split == "validation"]
 
-    def record_settings(self, kind: str, model_id: str) -> dict[str, object]:
+    def record_settings(self, kind: str, trial_id: str) -> dict[str, object]:
         """Return the settings that a stored record of a kind depends on besides its trial.
 
         A run refuses to continue if they differ from the stored ones.
@@ -199,12 +199,12 @@ class PreparedStudy:
         settings: dict[str, object] = {}
         for analysis in all_analyses():
             if isinstance(analysis, Analysis):
-                settings |= analysis.record_settings(self, kind, model_id)
+                settings |= analysis.record_settings(self, kind, trial_id)
         return settings
 
-    def settings_of(self, kind: str, model_ids: Iterable[str]) -> dict[str, str]:
-        """Return :meth:`record_settings` of several models as canonical JSON, '' for none."""
-        settings = {i: self.record_settings(kind, i) for i in model_ids if i != BASE}
+    def settings_of(self, kind: str, trial_ids: Iterable[str]) -> dict[str, str]:
+        """Return :meth:`record_settings` of several trials as canonical JSON, '' for none."""
+        settings = {i: self.record_settings(kind, i) for i in trial_ids if i != BASE}
         return {i: canonical_json(values) if values else "" for i, values in settings.items()}
 
     def check(self) -> None:

@@ -47,7 +47,8 @@ def model_with_weights(context: RunContext, group: Group) -> Base | None:
             if not trial.is_full:
                 raise
             # The base itself has passed the same checks.
-            reason = f"the trained model cannot be used: {str(error).split(';')[0]}"
+            met = UserError(error.where, error.found, error.expected)  # nobody can do anything
+            reason = f"the trained model cannot be used: {met}"
             context.ledger.fail_trials([TrialFailure(trial.trial_id, "failed", reason)])
             return None
     return model

@@ -31,14 +31,16 @@ from rankscope.records import (
     CurvePoint,
     EvalRecord,
     Record,
+    ScoredModel,
     Status,
     TrainRecord,
     TrialSpec,
+    variant_label,
 )
 from rankscope.store.artifacts import ARTIFACTS, CHECKPOINTS, STAGING, UNITS
 from rankscope.store.row_hashes import LEDGER, LEDGER_REMEDY, keep_counts, row_sha256
 
-LEDGER_VERSION = 6
+LEDGER_VERSION = 7
 SCHEMA = """
 CREATE TABLE study (
     key TEXT PRIMARY KEY,
@@ -56,7 +58,8 @@ CREATE TABLE trials (
 CREATE TABLE records (
     trial_id TEXT NOT NULL,
     kind TEXT NOT NULL,  -- as of _kind_of
-    key TEXT NOT NULL,  -- task/step of a curve's point, task/split of an eval, or ''
+    key TEXT NOT NULL,  -- task/step of a curve's point, task/split of an eval,
+    -- with /change of a variant, or ''
     sha256 TEXT NOT NULL,
     settings TEXT NOT NULL,  -- what the record depends on besides its trial, canonical JSON
     body TEXT NOT NULL,  -- last, so that reading the others does not read its pages
@@ -127,10 +130,15 @@ def _key_of(record: StoredRecord) -> str:
     """Return the key that tells a trial's records of one kind apart."""
     match record:
         case EvalRecord():
-            return f"{record.task}/{record.split}"
+            return eval_key(*record.key)
         case CurvePoint():
             return f"{record.task}/{record.step}"
     return ""
+
+
+def eval_key(model: ScoredModel, task: str, split: str) -> str:
+    """Return the key of an evaluation among those of its trial."""
+    return f"{task}/{split}/{variant_label(model)}".rstrip("/")
 
 
 def record_row(record: StoredRecord, settings: str) -> tuple[str, ...]:

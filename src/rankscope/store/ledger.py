@@ -23,6 +23,7 @@ from rankscope.records import (
     TaskRecord,
     TrainRecord,
     TrialSpec,
+    trial_of,
 )
 from rankscope.store.artifacts import ARTIFACTS, CHECKPOINTS, Artifact, ArtifactStore
 from rankscope.store.database import (
@@ -32,6 +33,7 @@ from rankscope.store.database import (
     StoredGroups,
     StoredRecord,
     TrialFailure,
+    eval_key,
     has_study,
     is_whole_file,
     json_list,
@@ -292,8 +294,7 @@ class Ledger:
         """Remove all results of some trials, or of the base, so that they are computed again."""
         with transaction(self._db, self.out):
             for i in trial_ids:
-                of_trial = "trial_id = ?1 OR trial_id LIKE ?1 || '@%'"
-                self._db.execute(f"DELETE FROM records WHERE {of_trial}", (i,))
+                self._db.execute("DELETE FROM records WHERE trial_id = ?", (i,))
                 self._db.execute(f"DELETE FROM artifacts {BELOW}", (f"{ARTIFACTS}/{i}",))
             set_statuses(self._db, [i for i in trial_ids if i != BASE], "planned")
         self._keys = None
@@ -324,7 +325,7 @@ class Ledger:
         """Return the evaluations of ``wanted`` that are not stored, in its order; failed trials'
         too."""
         keys = self._record_keys()
-        return [key for key in wanted if ("eval", key[0], f"{key[1]}/{key[2]}") not in keys]
+        return [key for key in wanted if ("eval", trial_of(key[0]), eval_key(*key)) not in keys]
 
     def without_record(self, kind: str, trials: Sequence[TrialSpec]) -> list[TrialSpec]:
         """Return the trained ones of ``trials`` without a record of a kind, in order; prompts

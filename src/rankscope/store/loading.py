@@ -6,6 +6,7 @@ Per-item scores are read on demand, so a study of a thousand trials opens in sec
 import sqlite3
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,6 +30,7 @@ from rankscope.records import (
     ModelRecord,
     Provenance,
     RoundRecord,
+    ScoredModel,
     StudyRecords,
     TaskRecord,
     TrainRecord,
@@ -37,6 +39,7 @@ from rankscope.records import (
     gold_logprobs_per_token,
     results_of,
     trial_of,
+    variant_label,
 )
 from rankscope.store.artifacts import ARTIFACTS, Artifact, ArtifactStore
 from rankscope.store.database import has_study, required, stored, stored_records, stored_trials
@@ -60,10 +63,13 @@ def rows_path(sha256: str) -> str:
     return f"{WRITTEN_ROWS}/{sha256[:16]}.jsonl"
 
 
-def items_path(trial_id: str, task: str, split: str, kind: str = "items") -> str:
-    """``kind`` is the engine's name for a table of its own."""
-    folder = trial_id.replace("@", "/")  # a variant's items go below its trial's
-    return f"artifacts/{folder}/{kind}/{task}.{split}.parquet"
+def items_path(model: ScoredModel, task: str, split: str, kind: str = "items") -> str:
+    """Return the place of items, or of an engine's table with its name as ``kind``.
+
+    A variant's files go below its trial's.
+    """
+    folder = PurePosixPath("artifacts", trial_of(model), variant_label(model), kind)
+    return f"{folder}/{task}.{split}.parquet"
 
 
 def load_study(
@@ -82,9 +88,9 @@ def load_study(
     trials = tuple(_trial_records(db, task_names, with_analyses))
     shown = {BASE, *(trial.spec.trial_id for trial in trials)}
     evals = {
-        (trial_id, record.task, record.split): record
+        record.key: record
         for trial_id, record in stored_records(db, EvalRecord)
-        if trial_of(trial_id) in shown and record.task in task_names
+        if trial_id in shown and record.task in task_names
     }
     history = required(db, "provenance", list[Provenance])
     tables = _ItemTables(store, artifacts)

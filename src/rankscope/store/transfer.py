@@ -3,7 +3,6 @@
 from collections.abc import Collection
 
 from rankscope.errors import IntegrityError, reporting_shortages
-from rankscope.records import trial_of
 from rankscope.store.artifacts import ARTIFACTS, link_or_copy
 from rankscope.store.database import set_statuses, stored_statuses, transaction
 from rankscope.store.ledger import Ledger
@@ -25,12 +24,12 @@ def transfer(
     """
     for problem in find_problems(source.out) if verified else ():
         raise IntegrityError(source.out / problem.where, problem.found, problem.expected)
-    rows = [row for row in source._db.execute(ROWS) if trial_of(row[0]) in trial_ids]
-    of_model = "SELECT * FROM records WHERE trial_id = ?"  # not all: there may be 10,000 trials
+    rows = [row for row in source._db.execute(ROWS) if row[0] in trial_ids]
+    of_trial = "SELECT * FROM records WHERE trial_id = ?"  # not all: there may be 10,000 trials
     stored = {
         row[:3]: row
-        for model_id in {row[0] for row in rows}
-        for row in target._db.execute(of_model, (model_id,))
+        for trial_id in {row[0] for row in rows}
+        for row in target._db.execute(of_trial, (trial_id,))
     }
     paths = {WRITTEN_ROWS, *(f"{ARTIFACTS}/{trial_id}" for trial_id in trial_ids)}
     found = {artifact for path in paths for artifact in source.artifacts(path)}

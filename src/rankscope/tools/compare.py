@@ -27,12 +27,12 @@ from rankscope.records import (
     TaskRecord,
 )
 from rankscope.report.analysis_tables import TableRow
-from rankscope.report.charts.figure import Drawn, Figure, interval_cells
+from rankscope.report.charts.figure import Drawn, Figure
 from rankscope.report.charts.interval_rows import interval_rows
-from rankscope.report.columns import Column
+from rankscope.report.columns import Column, interval_cells
 from rankscope.report.page import render_page
 from rankscope.report.style import FULL_COLOR, MUTED, rank_colors
-from rankscope.report.table_formats import table, table_from_rows
+from rankscope.report.table_formats import shown, table
 from rankscope.run.trials import NOT_TRAINING
 from rankscope.store import Ledger
 
@@ -284,7 +284,7 @@ def _text(value: object) -> str:
 
 MAX_ARMS = 80  # Arms drawn; all of them are in the table
 FACET_COLUMNS = {"text": Column("details")}
-_DIGITS = {"first": 2, "second": 2, "difference": 2}
+_SCORES = dict.fromkeys(("first", "second", "difference"), Column(digits=2, unit_from="score_unit"))
 _CAPTION = """Right of zero, the second study scored higher. Lines are 95 % intervals. A hollow \
 mark is unpaired: the studies did not score the same items in the same way."""
 
@@ -317,7 +317,8 @@ def render_comparison(comparison: StudyComparison, provenance: Provenance) -> st
 
 
 def compared_table(cells: Sequence[ComparedCell]) -> pd.DataFrame:
-    return table_from_rows([_row(cell) for cell in cells], _DIGITS)
+    frame = shown(table([_row(cell) for cell in cells], _SCORES))
+    return frame.drop(columns="score unit", errors="ignore")
 
 
 def _compared_ranks(comparison: StudyComparison) -> tuple[int, ...]:
@@ -365,18 +366,17 @@ def _draw_pair(pair: _StudyPair, key: str, task: str | None, ranks: tuple[int, .
 
 
 def _row(cell: ComparedCell) -> TableRow:
-    """Return a cell in its unit."""
-    unit, change = unit_of(cell.score_unit), cell.difference
     return {
         "arm": cell.arm or "base",
         "tested on": cell.tested_on,
-        **interval_cells("first", cell.first, unit),
-        **interval_cells("second", cell.second, unit),
-        **interval_cells("difference", change, unit),
+        **interval_cells("first", cell.first),
+        **interval_cells("second", cell.second),
+        **interval_cells("difference", cell.difference),
         "paired": "yes" if cell.paired else "no",
         "same models": "yes" if cell.same_models else "no",
-        "items": change.n,
-        "seeds": change.seeds,
+        "items": cell.difference.n,
+        "seeds": cell.difference.seeds,
+        "score_unit": cell.score_unit,
     }
 
 

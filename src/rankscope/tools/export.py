@@ -1,8 +1,10 @@
 """Export of one trial's weights: adapter or model, tokenizer, model card, scores for the hub."""
 
 import json
+import re
 import shutil
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,6 +14,7 @@ import yaml
 from rankscope.advise.arms import summarize
 from rankscope.advise.recommend import recommend
 from rankscope.config.study import ModelConfig
+from rankscope.config.yaml_lines import Document, compose
 from rankscope.data.registry import named_tasks
 from rankscope.errors import UserError
 from rankscope.filesystem import check_outside, check_taken, folder_in_one_step, read_json_object
@@ -277,7 +280,7 @@ def _write_hub_scores(study: StudyRecords, trial: TrialRecords, folder: Path) ->
         if record is None or hub is None or task.score_unit != "accuracy":
             continue
         shots = f", {task.num_fewshot}-shot" if task.num_fewshot else ""
-        local = "" if task.source.startswith("hub ") else ", rows from a local copy"
+        local = "" if task.from_hub else ", rows from a local copy"
         entry = EvalResultEntry(
             dataset_id=hub[0],
             task_id=hub[1] or "default",
@@ -311,10 +314,11 @@ def choose_trial(
 ) -> tuple[TrialSpec, str]:
     """Choose the trial that a label names; the default is the recommended or the best LoRA arm.
 
-    A label is a trial's id or the beginning of one, or words of its name: ``r=8 lr=0.001`` as the
-    report shows it, ``arc_easy r=8 lr=0.001 seed=1`` in full. Among an arm's seeds, the one with
-    the highest score on the validation split is taken; the second value says so. Raises UserError:
-    there is no such trial or recommendation, or there are several; the message lists them.
+    A label is a trial's id or the beginning of one, or settings: ``r=8 lr=0.001`` as the report
+    shows it, ``arc_easy r=8 lr=0.001 seed=1`` in full, ``LoRA rank=8 lr=1e-3`` likewise. Among an
+    arm's seeds, the one with the highest score on the validation split is taken; the second value
+    says so. Raises UserError: there is no such trial or recommendation, or there are several; the
+    message lists them.
     """
     if not view.training_tasks:
         found = "a study without arms, which has nothing to export"
@@ -344,10 +348,10 @@ def _trials_with_label(
     Raises UserError: there is no such trial, or there are several arms.
     """
     trials = [t.spec for t in study.trials if task in (None, t.spec.task)]
-    words = set(label.split())
+    terms = {term: _value_of(term) for term in re.findall(r"(?:(?:on|from) )?\S+", label)}
     by_id = [spec for spec in trials if label and spec.trial_id.startswith(label)]
-    exact = [spec for spec in trials if label in (spec.label, spec.arm_label)]
-    partial = [spec for spec in trials if words and words <= set(spec.label.split())]
+    exact = [s for s in trials if label in (s.label, s.arm_label, f"{s.task} {s.arm_label}")]
+    partial = [s for s in trials if terms and all(s.is_called(*term) for term in terms.items())]
     matches = by_id or exact or partial
     if not matches:
         raise UserError(
@@ -371,6 +375,14 @@ def _trials_with_label(
         "give more of the id" if by_id else "give one of these labels",
         faults=[*names[:MOST_LISTED], *more],
     )
+
+
+def _value_of(term: str) -> object:
+    """Return the value of a term ``NAME=VALUE``, read as in a study file; None without one."""
+    node = None
+    with suppress(yaml.YAMLError):
+        node = compose(term.partition("=")[2], term)
+    return node and Document(node, Path()).values
 
 
 def _trials_of_answer(

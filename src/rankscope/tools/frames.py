@@ -12,11 +12,12 @@ from rankscope.formatting import safe_text
 from rankscope.records import (
     BASE,
     Recommendation,
+    ScoredModel,
     StudyRecords,
     TrialRecords,
     TrialSpec,
     trial_of,
-    variant_of,
+    variant_label,
 )
 from rankscope.report.analysis_tables import TableRow, analysis_tables
 from rankscope.report.answer import answer_html, answer_lines
@@ -68,10 +69,10 @@ class StudyFrames:
         """
         evals = self.records.evals
         rows: list[TableRow] = []
-        for (model_id, task, split), record in evals.items():
+        for (model, task, split), record in evals.items():
             base = evals.get((BASE, task, split))
             rows.append(
-                self._model_row(model_id)
+                self._model_row(model)
                 | {
                     "task": task,
                     "split": split,
@@ -94,12 +95,12 @@ class StudyFrames:
         """
         prompts = {
             (task, split, item.item_id): item.prompt
-            for (model_id, task, split) in self.records.results
-            if model_id == BASE
-            for item in self.records.results[model_id, task, split]
+            for (model, task, split) in self.records.results
+            if model == BASE
+            for item in self.records.results[model, task, split]
         }
         rows = [
-            self._model_row(model_id)
+            self._model_row(model)
             | {
                 "task": task,
                 "split": split,
@@ -112,8 +113,8 @@ class StudyFrames:
                 "generated": item.generated,
                 "prompt": prompts.get((task, split, item.item_id)),
             }
-            for (model_id, task, split) in self.records.results
-            for item in self.records.results[model_id, task, split]
+            for (model, task, split) in self.records.results
+            for item in self.records.results[model, task, split]
         ]
         return table(rows)
 
@@ -137,13 +138,13 @@ class StudyFrames:
         ]
         return table(rows)
 
-    def _model_row(self, model_id: str) -> TableRow:
+    def _model_row(self, model: ScoredModel) -> TableRow:
         """Return the columns that tell models apart; ``variant`` is a trial's change at
         inference."""
-        spec, variant = self._specs.get(trial_of(model_id)), variant_of(model_id)
+        spec = self._specs.get(trial_of(model))
         return {
-            "trial": trial_of(model_id),
-            "variant": str(variant) if variant else None,
+            "trial": trial_of(model),
+            "variant": variant_label(model) or None,
             "trained_on": spec.task if spec else None,
             "arm": spec.arm_label if spec else BASE,
             "rank": spec.rank if spec else None,

@@ -72,11 +72,11 @@ def with_variants(study: StudyRecords) -> StudyRecords:
     arm = [t.spec.trial_id for t in study.trials if t.spec.arm_label == label]
     for (model, task, split), record in study.evals.items():
         if model in arm:
-            key = (Variant("scale", 0.5).of(model), task, split)
+            key = (Variant(model, "scale", 0.5), task, split)
             scores = items[model, task, split].scores.copy()
             scores[::2] = items[BASE, task, split].scores[::2]
             items[key] = replace(items[model, task, split], scores=scores)
-            update = {"trial_id": key[0], "score": float(scores.mean())}
+            update = {"variant": key[0], "score": float(scores.mean())}
             evals[key] = record.model_copy(update=update)
     return replace(study, evals=evals, items=items)
 

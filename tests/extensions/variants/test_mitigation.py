@@ -28,8 +28,8 @@ from rankscope.records import (
 ITEMS = 1000
 SPLITS, TASKS = ("validation", "test"), ("med", "general")
 A, B = "a" * 16, "b" * 16
-HALF = Variant("scale", 0.5)
-Models = dict[str, tuple[float, float]]
+HALF = {trial: Variant(trial, "scale", 0.5) for trial in (A, B)}
+Models = dict[Any, tuple[float, float]]
 Specs = dict[str, dict[str, Any]]
 
 
@@ -75,7 +75,7 @@ def study_of(
     return replace(blank, trials=trials, items=items, evals=evals)
 
 
-BASE_AND_PLAIN: Models = {BASE: (0.3, 0.8), A: (0.7, 0.6), HALF.of(A): (0.6, 0.74)}
+BASE_AND_PLAIN: Models = {BASE: (0.3, 0.8), A: (0.7, 0.6), HALF[A]: (0.6, 0.74)}
 
 
 def comparison(models: Models, specs: Specs) -> MitigationComparison:
@@ -85,7 +85,7 @@ def comparison(models: Models, specs: Specs) -> MitigationComparison:
 
 def test_a_mitigation_is_compared_with_the_plain_arm_at_its_own_gain() -> None:
     """Plain: gain .4, falls .2; at half: .3, .06. With replay: .35, .08. At .35 plain falls .13."""
-    replayed = {**BASE_AND_PLAIN, B: (0.65, 0.72), HALF.of(B): (0.5, 0.78)}
+    replayed = {**BASE_AND_PLAIN, B: (0.65, 0.72), HALF[B]: (0.5, 0.78)}
     specs: Specs = {A: {}, B: {"replay": "general", "replay_share": 0.1, "replay_sha256": "0"}}
     found = comparison(replayed, specs)
     assert (found.baseline, found.difference.value) == pytest.approx((0.13, 0.08 - 0.13))
@@ -113,7 +113,7 @@ def drawn_study(
     truth, specs = {BASE: (0.3, 0.8)}, dict[str, dict[str, Any]]()
     for seed in range(3):
         plain = f"{seed:016x}"
-        truth |= {plain: (0.7, 0.6), HALF.of(plain): (0.5, 0.74)}
+        truth |= {plain: (0.7, 0.6), Variant(plain, "scale", 0.5): (0.5, 0.74)}
         specs[plain] = {"seed": seed}
         for arm in range(arms):
             name = f"{arm + 1:08x}{seed:08x}"

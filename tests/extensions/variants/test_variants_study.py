@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from rankscope.models.model_folder import pocket_folder
-from rankscope.records import BASE, TrialSpec, Variant, trial_of, variant_of
+from rankscope.records import BASE, TrialSpec, Variant, trial_of
 from rankscope.store import weights_path
 
 from ...run.test_given import given_study
@@ -29,7 +29,7 @@ def varied(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 def test_every_trial_has_a_scaled_form_on_the_line_from_the_base(varied: Finished) -> None:
     study = varied.records
-    variants = {key for key in study.evals if variant_of(key[0])}
+    variants = {key for key in study.evals if isinstance(key[0], Variant)}
     # Five trials at half; one of rank 8 and the full one cut; two tasks of two splits.
     assert len(variants) == (5 + 2) * 2 * 2
     assert {trial_of(model) for model, _, _ in variants} == {t.spec.trial_id for t in study.trials}
@@ -38,7 +38,7 @@ def test_every_trial_has_a_scaled_form_on_the_line_from_the_base(varied: Finishe
         label = trial.spec.trial_id
         base, half, tuned = (
             np.mean([item.gold_logprob for item in study.results[model, "pocket_med", "test"]])
-            for model in (BASE, f"{label}@scale=0.5", label)
+            for model in (BASE, Variant(label, "scale", 0.5), label)
         )
         between += base < half < tuned or base > half > tuned
     assert between >= 3
@@ -74,7 +74,7 @@ def assert_scores_as_cut(varied: Finished, folder: Path) -> None:
     (trial,) = [t.spec.trial_id for t in scored.trials]
     for task in ("pocket_med", "pocket_cloze"):
         known = {item.item_id: item for item in scored.results[trial, task, "test"]}
-        cut = Variant("truncated", 2).of(full_of(varied).trial_id)
+        cut = Variant(full_of(varied).trial_id, "truncated", 2)
         ours = varied.records.results[cut, task, "test"]
         assert len(ours) > 5
         for item in ours:
@@ -88,7 +88,7 @@ def test_variants_are_scored_on_the_split_of_their_models(
     evaluate = SETTINGS["evaluate"] | {"scales": [0.5], "split": "validation"}
     records = given_study(tmp_path, given_models / "lora", evaluate=evaluate).run(tmp_path / "out")
     assert {split for _, _, split in records.evals} == {"validation"}
-    assert any("@scale=0.5" in model for model, _, _ in records.evals)
+    assert any(isinstance(model, Variant) for model, _, _ in records.evals)
 
 
 def test_the_preset_compares_mitigations(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def assert_lawful(view: StudyView) -> None:
         assert figure.finding.endswith("."), figure.title
         assert len(figure.data), figure.title
         assert figure.data.columns.is_unique, figure.title
-        assert set(figure.data.attrs["digits"]) <= set(figure.data.columns), figure.title
+        assert set(figure.data.attrs["columns"]) <= set(figure.data.columns), figure.title
         assert figure.caption.endswith("."), figure.title
         assert {i for c in figure.choices for i in c.traces} <= set(range(len(figure.plot.data)))
     (pair,), ranks = compared_studies().pairs, compared_ranks(compared_studies())

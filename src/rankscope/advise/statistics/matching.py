@@ -12,6 +12,7 @@ from rankscope.records import (
     BASE,
     Estimate,
     ItemScores,
+    ScoredModel,
     Split,
     StudyRecords,
     TrialRecords,
@@ -71,7 +72,7 @@ def stored_scores(
 
 
 def scores_of_models(
-    study: StudyRecords, models: Sequence[str], task: str, split: Split
+    study: StudyRecords, models: Sequence[ScoredModel], task: str, split: Split
 ) -> list[ItemScores]:
     """Return item scores of the models that have them: the base, trials or variants."""
     return [s for model in models if (s := study.items.get((model, task, split)))]

@@ -55,7 +55,7 @@ class AnswersAnalysis(Analysis[AnswersConfig]):
         return min(MAX_ANSWER_TOKENS, config.evaluate.max_new_tokens)
 
     def record_settings(
-        self, study: "PreparedStudy", kind: str, model_id: str
+        self, study: "PreparedStudy", kind: str, trial_id: str
     ) -> dict[str, object]:
         is_own = kind == self.name
         return {"max_new_tokens": self.max_new_tokens(study.config)} if is_own else {}

@@ -66,11 +66,11 @@ class HeadsAnalysis(Analysis[HeadsConfig]):
         return "analyze.heads.enabled"
 
     def record_settings(
-        self, study: "PreparedStudy", kind: str, model_id: str
+        self, study: "PreparedStudy", kind: str, trial_id: str
     ) -> dict[str, object]:
         if kind != self.name:
             return {}
-        heads, task = self.settings(study.config), self.task_of(study, study.trial(model_id))
+        heads, task = self.settings(study.config), self.task_of(study, study.trial(trial_id))
         return {"task": task, "items": heads.items, "ablate": sorted(set(heads.ablate))}
 
     def task_of(self, study: "PreparedStudy", trial: "TrialSpec") -> str:

@@ -26,7 +26,7 @@ from rankscope.report.charts.figure import (
 from rankscope.report.charts.heat_map import Grid
 from rankscope.report.charts.rank_lines import Panel, rank_plot
 from rankscope.report.figures import Section, in_section
-from rankscope.report.table_formats import table_from_rows
+from rankscope.report.table_formats import table
 
 HEADS_SECTION = Section(
     "heads",
@@ -46,6 +46,8 @@ MODULES = {
     "v_proj": "value heads",
     "o_proj": "output slices",
 }
+MOVED = {f"{words} moved: |dW_h| / |W0_h| of {m}": m for m, words in MODULES.items()}
+CHANGES = {name: f"{name}, change" for name in ("importance", "attention entropy")}
 BEFORE, AFTER = "cost before, nats per item", "cost after, nats per item"
 COST_ERROR = "standard error of the difference"
 COSTS = {
@@ -73,9 +75,9 @@ def _mean_tables(seeds: Sequence[HeadsRecord]) -> dict[str, pd.DataFrame]:
     Seeds are scored on the same items, so the error of a mean is at most the mean error.
     """
     tables = head_tables([({}, record) for record in seeds])
-    for name, table in tables.items():
-        keys = [key for key in ("task", "items", "layer", "head") if key in table]
-        numbers = table.astype({column: float for column in table if column not in keys})
+    for name, found in tables.items():
+        keys = [key for key in ("task", "items", "layer", "head") if key in found]
+        numbers = found.astype({column: float for column in found if column not in keys})
         if len(seeds) > 1 and keys:
             numbers = numbers.groupby(keys, sort=False, dropna=False, as_index=False).mean()
         tables[name] = numbers
@@ -113,13 +115,12 @@ def _head_quantities(tables: Mapping[str, pd.DataFrame]) -> dict[str, HeadValues
     """Return the known quantities of one model's heads, by their labels in a drop-down."""
     heads, groups = tables["heads"], tables["kv_heads"]
     values = {}
-    for module, words in MODULES.items():
+    for title, module in MOVED.items():
         table = groups if module in ("k_proj", "v_proj") else heads
-        moved = _by_head(table, f"{module}_relative")
-        values[f"{words} moved: |dW_h| / |W0_h| of {module}"] = moved
+        values[title] = _by_head(table, f"{module}_relative")
     for name, column in (("importance", "importance"), ("attention entropy", "entropy")):
         before, after = (_by_head(heads, f"{column}_{when}") for when in ("before", "after"))
-        values |= {f"{name}, change": after - before, f"{name} after training": after}
+        values |= {CHANGES[name]: after - before, f"{name} after training": after}
         values[f"{name} before training"] = before
     values["importance of key/value heads"] = _by_head(groups, "importance_after")
     values |= {SKILL: _by_head(heads, "skill"), LOST: _by_head(heads, "lost")}
@@ -190,13 +191,13 @@ def draw_heads_ablated(models: AnalyzedModels) -> Figure | None:
     panels = {title: _grids(values, True) for title, values in shown.items()}
     parts = [f"{entry} {_head_text(v)}, {_most(v)} nats" for entry, v in after.items()]
     changed = [f"{entry} {_beyond_noise(table)}" for entry, table in heads.items()]
-    table = pd.concat(removals.values())
+    every = pd.concat(removals.values())
     return Figure(
         **models.names("heads-ablated", "What removing each head costs"),
         finding=f"Largest cost after tuning: {join_names(parts)} of the right answer. Heads whose "
         f"cost changed by more than two standard errors: {join_names(changed)}. "
-        + _noise_text(table["items"].tolist()),
-        data=table_from_rows(records(table.drop(columns="items"))),
+        + _noise_text(every["items"].tolist()),
+        data=table(records(every.drop(columns="items"))),
         **_map_panels(panels, list(removals), ("cost", "cost", "difference")),
         caption=_ABLATED.format(_precision_note(with_heads[0][1].dtype)),
         choice_name="Model and task",
@@ -219,7 +220,7 @@ def draw_heads_compared(models: AnalyzedModels) -> Figure | None:
         return None
     by_model = {label: _head_quantities(tables) for label, _, tables in with_heads}
     entries = list(dict.fromkeys(entry for values in by_model.values() for entry in values))
-    signed = {entry for entry in entries if entry.endswith(("change", "nats"))}
+    signed = {*CHANGES.values(), SKILL, LOST}
     panels = {
         label: _grids({e: v for e, v in values.items() if e not in signed})
         | _grids({e: v for e, v in values.items() if e in signed}, signed=True)
@@ -237,7 +238,7 @@ def draw_heads_compared(models: AnalyzedModels) -> Figure | None:
     return Figure(
         **models.names("heads", "Attention heads"),
         finding=_finding(by_model, entries[0]),
-        data=table_from_rows(rows),
+        data=table(rows),
         **_map_panels(panels, entries, ["all"] * len(panels)),
         caption=_COMPARE.format(*of_items),
         choice_name="Shown",
@@ -250,7 +251,8 @@ def _finding(by_model: Mapping[str, Mapping[str, HeadValues]], first: str) -> st
         f"{_head_text(v)} in {label}, {_most(v)} (median head {number(float(np.nanmedian(v)))})"
         for label, v in drawn.items()
     )
-    text = f"By {first.rpartition(': ')[2]}, these heads come first: {parts}."
+    measure = f"|dW_h| / |W0_h| of {MOVED[first]}" if first in MOVED else first
+    text = f"By {measure}, these heads come first: {parts}."
     label, values = next(iter(by_model.items()))
     if SKILL in values:
         text += f" Removing {_head_text(values[SKILL])} costs {label} {_most(values[SKILL])} nats "

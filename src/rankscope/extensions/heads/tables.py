@@ -35,10 +35,11 @@ def _head_rows(model: TableRow, heads: HeadsRecord, is_query: bool) -> Iterator[
     """Yield one row per query head, or key/value head: the change of its slices, and its
     importance."""
     modules = ("q_proj", "o_proj") if is_query else ("k_proj", "v_proj")
-    fields = ("importance", "entropy") if is_query else ("group_importance",)
+    fields = {"importance": "importance", "entropy": "entropy"}
+    fields = fields if is_query else {"importance": "group_importance"}
     changes = {(c.module, c.layer): (c.frobenius, c.relative) for c in heads.changes}
     for before, after in zip(heads.base, heads.tuned, strict=True):
-        for head in range(len(getattr(after, fields[0]))):
+        for head in range(len(getattr(after, fields["importance"]))):
             row = {**model, "layer": after.layer, "head": head}
             for module in modules:
                 for name, values in zip(
@@ -47,8 +48,7 @@ def _head_rows(model: TableRow, heads: HeadsRecord, is_query: bool) -> Iterator[
                     strict=True,
                 ):
                     row[f"{module}_{name}"] = None if values is None else values[head]
-            for field in fields:
-                name = field.removeprefix("group_")
+            for name, field in fields.items():
                 row[f"{name}_before"] = getattr(before, field)[head]
                 row[f"{name}_after"] = getattr(after, field)[head]
             if is_query:

@@ -61,7 +61,7 @@ class SpectraAnalysis(Analysis[SpectraConfig]):
         check_spectra_settings(self.settings(study.config), matrices)
 
     def record_settings(
-        self, study: "PreparedStudy", kind: str, model_id: str
+        self, study: "PreparedStudy", kind: str, trial_id: str
     ) -> dict[str, object]:
         from rankscope.extensions.spectra.spectra import num_compared_vectors
 

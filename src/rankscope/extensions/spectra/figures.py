@@ -20,7 +20,6 @@ from rankscope.report.charts.concentration import effective_number, gini
 from rankscope.report.charts.figure import (
     Figure,
     hover_texts,
-    interval_cells,
     plot_text,
     range_cells,
     records,
@@ -28,10 +27,11 @@ from rankscope.report.charts.figure import (
 from rankscope.report.charts.heat_map import Grid, heat_map, pivot
 from rankscope.report.charts.rank_lines import Panel, Reference, rank_plot
 from rankscope.report.charts.scatter import Path, plane_plot
+from rankscope.report.columns import Column, interval_cells
 from rankscope.report.figures import Section, in_section
 from rankscope.report.study_view import StudyView
 from rankscope.report.style import DASHES, MUTED, SYMBOLS
-from rankscope.report.table_formats import table_from_rows
+from rankscope.report.table_formats import shown, table
 
 WEIGHTS_SECTION = Section(
     "weights",
@@ -197,14 +197,14 @@ def draw_objectives(view: StudyView, task: str) -> Figure | None:
             "objective": objective,
             "seeds": arm.seeds,
             **range_cells(NORM, (total_norm(s) for s in _spectra(view.trials(arm)))),
-            **interval_cells(gain, arm.gain, view.unit(task)),
-            **interval_cells(retention, view.retention_change(arm), kept),
+            **interval_cells(gain, arm.gain),
+            **interval_cells(retention, view.retention_change(arm)),
         }
         for objective, arms in named.items()
         for arm in arms
     ]
-    digits = view.plane_digits(task, kept) | {NORM: 3}
-    frame = table_from_rows(rows, digits)
+    columns = view.plane_columns(task, kept) | {NORM: Column(digits=3)}
+    frame = shown(table(rows, columns))
     known = frame[frame[NORM].notna() & frame[gain].notna()].set_index("arm", drop=False)
     title = f"Objectives by distance from the base, {task}"
     if known["objective"].nunique() < 2:
@@ -214,11 +214,12 @@ def draw_objectives(view: StudyView, task: str) -> Figure | None:
     level = min(group[gain].max() for group in groups.values())
     near = {name: g.loc[(g[gain] - level).abs().idxmin()] for name, g in groups.items()}
     unit = view.unit(task).difference
-    most = f"{number(level, digits[gain])} {unit} is the most that every objective reached."
+    most = f"{columns[gain].number(level)} {unit} is the most that every objective reached."
     listed = [
-        f"{safe_text(name, MAX_NAME)} gained {number(row[gain], digits[gain])} ({row['arm']}) with "
-        f"|dW|_F {number(row[NORM], 3)} and retention {number(row[retention], digits[retention])}"
+        f"{safe_text(name, MAX_NAME)} gained {texts[0]} ({row['arm']}) with "
+        f"|dW|_F {texts[1]} and retention {texts[2]}"
         for name, row in near.items()
+        for texts in [[columns[t].number(row[t]) for t in (gain, NORM, retention)]]
     ]
     return Figure(
         key=view.key("objectives", task),
@@ -369,7 +370,7 @@ def draw_modules(models: AnalyzedModels) -> Figure | None:
     return Figure(
         **models.names("modules", "The models side by side"),
         finding=f"Mean of {RELATIVE} over layers: largest {most}, smallest {least}.",
-        data=table_from_rows(by_module.to_dict("records")),
+        data=table(by_module.to_dict("records")),
         **heat_map({"": Grid(wide)}, cell_format="%{z:.2~g}"),
         caption="A row per model, a column per type of module. The table has other measures.",
     )
@@ -424,7 +425,7 @@ def draw_weight_maps(models: AnalyzedModels) -> Figure | None:
     return Figure(
         **models.names("map-weights", "Where the update is, by layer and module"),
         finding=f"The size of an update is {size}. {'; '.join(parts)}.",
-        data=table_from_rows(matrices[columns].to_dict("records")),
+        data=table(matrices[columns].to_dict("records")),
         **heat_map(
             grids,
             x_title="layer",

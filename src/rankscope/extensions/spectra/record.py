@@ -1,6 +1,7 @@
 """Records of how training changed the weight matrices, and of the update's growth with the rank."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from statistics import fmean, linear_regression
@@ -165,3 +166,14 @@ def _has_one_rank(spectra: SpectraRecord, rank: int) -> bool:
     return len({count for count, _ in found}) == 1 or all(
         count in (0, min(rank, *shape, STORED_SINGULAR_VALUES)) for count, shape in found
     )
+
+
+def layer_index(name: str) -> int | None:
+    """Return the layer number in a module or parameter path, from 0; None outside the layers."""
+    match = re.search(r"(?:^|\.)([0-9]+)\.", name)
+    return int(match[1]) if match else None
+
+
+def module_kind(name: str) -> str:
+    """Return a module's path within its layer, such as ``self_attn.q_proj``."""
+    return re.split(r"(?:^|\.)[0-9]+\.", name, maxsplit=1)[-1]

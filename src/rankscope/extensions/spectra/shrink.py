@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rankscope.device import choose_device
 from rankscope.errors import UserError, reading
+from rankscope.extensions.spectra.record import layer_index, module_kind
 from rankscope.extensions.spectra.stored_models import StoredTunedModel, check_full
 from rankscope.filesystem import check_taken, folder_in_one_step
 from rankscope.hashing import weights_sha256
@@ -25,7 +26,6 @@ from rankscope.models.lora import Adapter, adapter_of
 from rankscope.models.low_rank_update import LowRankUpdate, StoredFactors
 from rankscope.models.methods import get_method
 from rankscope.models.model_folder import shapes_folder
-from rankscope.models.scaling import layer_index, module_kind
 from rankscope.models.svd_cache import decomposition_device
 from rankscope.records import ModelRecord, Record
 from rankscope.report.charts.heat_map import heat_map_svg, pivot

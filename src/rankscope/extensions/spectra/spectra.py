@@ -26,6 +26,7 @@ from rankscope.extensions.spectra.record import (
     MatrixSpectrum,
     SpectraRecord,
     chance_levels,
+    layer_index,
 )
 from rankscope.extensions.spectra.subspace_iteration import Triples
 from rankscope.models.base import Base
@@ -34,7 +35,6 @@ from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate, to_float64
 from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.quantize import dense_weight
-from rankscope.models.scaling import layer_index
 from rankscope.models.svd_cache import (
     SvdCache,
     at_least_float32,

@@ -11,9 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from rankscope.cli.terminal import folded, note_lines, terminal_table
-from rankscope.extensions.spectra.record import MatrixSpectrum, SpectraRecord, growth_of_given
+from rankscope.extensions.spectra.record import (
+    MatrixSpectrum,
+    SpectraRecord,
+    growth_of_given,
+    layer_index,
+)
 from rankscope.formatting import count
-from rankscope.models.scaling import layer_index
 from rankscope.records import StudyRecords, TrialRecords
 from rankscope.report.analysis_tables import TableRow
 from rankscope.report.columns import Column

@@ -87,7 +87,7 @@ class Tracker(ProgressReporter):
         try:
             with contextlib.redirect_stdout(sys.stderr):  # libraries print greetings
                 records = self.ledger.load(with_analyses=False)
-                scores: dict[str, dict[str, float]] = {}
+                scores: dict[object, dict[str, float]] = {}
                 for (model, task, split), record in records.evals.items():
                     scores.setdefault(model, {})[f"{split}/{task}"] = record.score
                 for trial in records.trials:

@@ -47,14 +47,14 @@ class VariantsAnalysis(Analysis[VariantsConfig]):
         from rankscope.records import Variant
 
         own = self.settings(study.config)
-        variants = [Variant("scale", strength) for strength in own.scales]
+        variants = [Variant(trial.trial_id, "scale", strength) for strength in own.scales]
         if own.truncated_ranks:
             line = [
                 t.rank or 0 for t in study.trials if t.arm_without_rank == trial.arm_without_rank
             ]
             ranks = [r for r in own.truncated_ranks if r < (trial.rank or 0) == max(line)]
             ranks = own.truncated_ranks if trial.is_full else ranks
-            variants += [Variant("truncated", rank) for rank in ranks]
+            variants += [Variant(trial.trial_id, "truncated", rank) for rank in ranks]
         return list(dict.fromkeys(variants)) if trial.peft is None else []
 
     def wanted_evals(self, study: "PreparedStudy", trial: "TrialSpec") -> "list[EvalKey]":
@@ -62,7 +62,7 @@ class VariantsAnalysis(Analysis[VariantsConfig]):
         itself."""
         tasks = set(study.curve_tasks(trial.task))
         return [
-            (variant.of(trial.trial_id), task, split)
+            (variant, task, split)
             for variant in self.variants(study, trial)
             for _, task, split in study.wanted_evals(trial.trial_id, trial.task)
             if task in tasks

@@ -9,12 +9,13 @@ from rankscope.extensions.variants.results import (
     scaling_curves,
 )
 from rankscope.formatting import amount, count, difference
-from rankscope.report.charts.figure import Figure, interval_cells
+from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.interval_rows import interval_rows
 from rankscope.report.charts.scatter import Path, paths_from_base
+from rankscope.report.columns import Column, interval_cells
 from rankscope.report.figures import Section, in_section
 from rankscope.report.study_view import StudyView, retention_text
-from rankscope.report.table_formats import table_from_rows
+from rankscope.report.table_formats import shown, table
 
 MITIGATION_SECTION = Section(
     "mitigation",
@@ -43,20 +44,20 @@ def draw_scaled_variants(view: StudyView, task: str) -> Figure | None:
     }
     if not curves:
         return None
-    unit, kept = view.unit(task), view.retention_unit(task)
+    kept = view.retention_unit(task)
     gain, retained = view.plane_titles(task, kept)
     rows = [
         {
             "arm": label,
             "strength": point.strength,
-            gain: point.gain * unit.scale,
-            retained: -point.forgetting * kept.scale,
+            gain: point.gain,
+            retained: -point.forgetting,
             "seeds": point.seeds,
         }
         for label, points in curves.items()
         for point in points
     ]
-    frame = table_from_rows(rows, view.plane_digits(task, kept))
+    frame = shown(table(rows, view.plane_columns(task, kept)))
     words = {"strength": "strength", "gain": gain, "retention": retained}
     paths: dict[str, list[Path]] = {}
     names = view.point_names(task)
@@ -106,25 +107,25 @@ def comparisons_figure(
 ) -> Figure | None:
     if not compared:
         return None
-    lost, scale = view.retention_unit(task), view.retention_unit(task).scale
+    lost = view.retention_unit(task)
     gain, retained = view.plane_titles(task, lost)
     comparisons = sorted(compared, key=lambda c: c.difference.value)
     rows = [
         {
             "mitigation": c.label,
             "plain arm": c.plain,
-            gain: c.gain * view.unit(task).scale,
-            retained: -c.forgetting * scale,
-            "retention change of the plain arm at that gain": -c.baseline * scale,
-            **interval_cells("difference", -c.difference, lost),
+            gain: c.gain,
+            retained: -c.forgetting,
+            "retention change of the plain arm at that gain": -c.baseline,
+            **interval_cells("difference", -c.difference),
             "seeds": c.difference.seeds,
             "seeds that learned more than the plain arm": c.beyond,
         }
         for c in comparisons
     ]
     titles = [title for title in rows[0] if "retention" in title or title == "difference"]
-    digits = dict.fromkeys(titles, lost.digits + 1) | {gain: view.unit(task).digits + 1}
-    frame = table_from_rows(rows, digits)
+    columns = dict.fromkeys(titles, Column(unit=lost, digits=lost.digits + 1))
+    frame = shown(table(rows, columns | view.plane_columns(task, lost)))
     return Figure(
         key=view.key("mitigation", task),
         title=f"Mitigations at an equal score, {task}",

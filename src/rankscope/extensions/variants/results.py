@@ -29,19 +29,18 @@ from rankscope.records import (
     BASE,
     FEWEST_SEEDS,
     Estimate,
+    ScoredModel,
     Split,
     StudyRecords,
     TrialRecords,
     TrialSpec,
     Variant,
     finished_trials,
-    trial_of,
-    variant_of,
 )
 
 Strengths = Mapping[str, Sequence[float]]
 """Rising strengths at which a trial was scored, without 0 and 1, by trial id."""
-ScaledModel = tuple[str, float, float]
+ScaledModel = tuple[ScoredModel, float, float]
 """A model with its gain and its forgetting."""
 
 
@@ -103,11 +102,11 @@ def scaling_curves(study: StudyRecords, task: str) -> dict[str, list[ScaledPoint
 
 
 def _scored_strengths(study: StudyRecords) -> Strengths:
-    variants = {(trial_of(m), v) for m, _, _ in study.evals if (v := variant_of(m)) is not None}
+    variants = {model for model, _, _ in study.evals if isinstance(model, Variant)}
     strengths: dict[str, list[float]] = {}
-    for trial_id, variant in sorted(variants, key=lambda found: found[1].strength):
+    for variant in sorted(variants, key=lambda variant: variant.strength):
         if variant.kind == "scale":
-            strengths.setdefault(trial_id, []).append(variant.strength)
+            strengths.setdefault(variant.trial_id, []).append(variant.strength)
     return strengths
 
 
@@ -119,7 +118,8 @@ def _scaling_curve(
     It is empty without variants.
     """
     scaled = strengths.get(trial.trial_id, ())
-    models = {s: Variant("scale", s).of(trial.trial_id) for s in scaled} | {1.0: trial.trial_id}
+    models: dict[float, ScoredModel] = {s: Variant(trial.trial_id, "scale", s) for s in scaled}
+    models[1.0] = trial.trial_id
     curve = {
         s: (model, *changes)
         for s, model in models.items()
@@ -130,7 +130,9 @@ def _scaling_curve(
     return {0.0: (BASE, 0.0, 0.0), **curve}
 
 
-def _gain_and_forgetting(study: StudyRecords, task: str, model: str) -> tuple[float, float] | None:
+def _gain_and_forgetting(
+    study: StudyRecords, task: str, model: ScoredModel
+) -> tuple[float, float] | None:
     """Return gain on ``task`` and mean forgetting on the retention tasks; None if a score is
     missing."""
     gain = _change(study, model, task, "test")
@@ -141,14 +143,14 @@ def _gain_and_forgetting(study: StudyRecords, task: str, model: str) -> tuple[fl
     return gain, float(np.mean(known))
 
 
-def _net_gain(study: StudyRecords, parts: Sequence[Part], model: str) -> float:
+def _net_gain(study: StudyRecords, parts: Sequence[Part], model: ScoredModel) -> float:
     """Return net gain by the study's weights on validation; minus infinity without a score."""
     changes = [_change(study, model, p.task, "validation") for p in parts]
     known = [p.weight * c for p, c in zip(parts, changes, strict=True) if c is not None]
     return sum(known) if len(known) == len(parts) else -np.inf
 
 
-def _change(study: StudyRecords, model: str, task: str, split: Split) -> float | None:
+def _change(study: StudyRecords, model: ScoredModel, task: str, split: Split) -> float | None:
     """Return the mean score minus the base's on their common items; None without any."""
     base, tuned = (scores_of_models(study, [m], task, split) for m in (BASE, model))
     pair = align_scores(tuned, base, trained=False)

@@ -9,14 +9,14 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from rankscope.extensions.variants import VARIANTS
+from rankscope.extensions.variants.scaling import replaced_updates, scaled_adapter, scaled_model
 from rankscope.models.base import Base
 from rankscope.models.checkpoint_reader import CheckpointReader
 from rankscope.models.lora import Adapter, adapter_of
 from rankscope.models.low_rank_update import LowRankUpdate, to_float64
 from rankscope.models.quantize import dense_weight
-from rankscope.models.scaling import replaced_updates, scaled_adapter, scaled_model
 from rankscope.models.svd_cache import decomposition_device
-from rankscope.records import Variant, trial_of, variant_of
+from rankscope.records import ScoredModel, Variant
 from rankscope.run.groups import Group
 from rankscope.run.stages.evaluate import EvalBatch, EvaluateStage, Scored
 
@@ -34,50 +34,45 @@ class VariantsStage(EvaluateStage):
         """
         study, batches = self.context.study, list[EvalBatch]()
         wanted = [key for trial in group for key in VARIANTS.wanted_evals(study, trial)]
-        ids = list(dict.fromkeys(model_id for model_id, _, _ in wanted))
-        if not any(trial.is_full for trial in group):
-            return self.missing_batches({i: i for i in ids}, wanted)
-        cut = [i for i in ids if (variant := variant_of(i)) and variant.kind == "truncated"]
-        batches += self.missing_batches({i: i for i in cut}, wanted)
-        for model_id in ids:
-            if model_id not in cut:
-                batches += self.missing_batches({None: model_id}, wanted)
-        return batches
+        variants: dict[str | None, ScoredModel] = {str(model): model for model, _, _ in wanted}
+        if any(trial.is_full for trial in group):
+            for name, variant in list(variants.items()):
+                if isinstance(variant, Variant) and variant.kind == "scale":
+                    batches += self.missing_batches({None: variants.pop(name)}, wanted)
+        return self.missing_batches(variants, wanted) + batches
 
     def run(self, model: Base, work: Sequence[EvalBatch]) -> Iterator[Scored]:
         self.context.begin_stage(self.name, len(work))
         of_adapters = [batch for batch in work if None not in batch[2]]
-        if names := list(dict.fromkeys(name for batch in of_adapters for name in batch[2] if name)):
-            is_full = self.context.study.trial(names[0]).is_full
+        found = (v for batch in of_adapters for v in batch[2].values() if isinstance(v, Variant))
+        if variants := list(dict.fromkeys(found)):
+            is_full = self.context.study.trial(variants[0]).is_full
             frozen = self.context.base if is_full else model
-            self.attach_truncations(model, names) if is_full else self.attach(model, names)
+            self.attach_truncations(model, variants) if is_full else self.attach(model, variants)
             yield from self.score_batches(frozen, of_adapters)
-            for name in names:
-                frozen.multi_lora.detach(name)
+            for variant in variants:
+                frozen.multi_lora.detach(str(variant))
         rest = [batch for batch in work if None in batch[2]]
-        for model_id, batches in itertools.groupby(rest, lambda batch: batch[2][None]):
-            variant = variant_of(model_id)
-            assert variant is not None
+        for variant, batches in itertools.groupby(rest, lambda batch: batch[2][None]):
+            assert isinstance(variant, Variant)
             scaled = scaled_model(self.context.base, model, variant.strength)
             yield from self.score_batches(scaled, list(batches))
             del scaled  # before the next copy is made
 
-    def attach(self, model: Base, names: Sequence[str]) -> None:
-        """Attach the variants called ``names`` next to the adapters that they scale."""
-        for name in names:
-            variant = variant_of(name)
-            assert variant is not None
-            adapter = model.multi_lora.adapters[trial_of(name)]
-            model.multi_lora.attach(self.adapter_variant(adapter, name, variant, model))
+    def attach(self, model: Base, variants: Sequence[Variant]) -> None:
+        """Attach variants next to the adapters that they scale."""
+        for variant in variants:
+            adapter = model.multi_lora.adapters[variant.trial_id]
+            model.multi_lora.attach(self.adapter_variant(adapter, variant, model))
 
-    def attach_truncations(self, tuned: Base, names: Sequence[str]) -> None:
+    def attach_truncations(self, tuned: Base, variants: Sequence[Variant]) -> None:
         """Attach the truncations of a fully fine-tuned model to the base.
 
         They are adapters on every linear layer but the output head, like those of ``shrink``.
         Everything else stays as in the base.
         """
         base, stored = self.context.base, CheckpointReader(tuned.folder)
-        ranks = [round(variant.strength) for name in names if (variant := variant_of(name))]
+        ranks = [round(variant.strength) for variant in variants]
         factors: list[dict[str, tuple[Tensor, Tensor]]] = [{} for _ in ranks]
         linears, device = base.linears(), decomposition_device(base.device)
         for module in stored.layers:
@@ -86,11 +81,12 @@ class VariantsStage(EvaluateStage):
             cuts = LowRankUpdate.from_dense(delta).truncations(ranks)
             for own, cut in zip(factors, cuts, strict=True):
                 own[module] = cut.A.float(), cut.B.float()
-        for name, own in zip(names, factors, strict=True):
-            base.multi_lora.attach(adapter_of(name, own).to(base.device))
+        for variant, own in zip(variants, factors, strict=True):
+            base.multi_lora.attach(adapter_of(str(variant), own).to(base.device))
 
-    def adapter_variant(self, adapter: Adapter, name: str, variant: Variant, base: Base) -> Adapter:
+    def adapter_variant(self, adapter: Adapter, variant: Variant, base: Base) -> Adapter:
         """Scale or truncate an adapter's update."""
+        name = str(variant)
         linears, device = base.linears(), decomposition_device(base.device)
         if variant.kind == "scale":
             return scaled_adapter(adapter, name, variant.strength, linears)

@@ -9,9 +9,8 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from rankscope.formatting import MAX_NAME, Unit, number, safe_text
-from rankscope.records import Estimate, ExpectedChange
-from rankscope.report.columns import number_text
+from rankscope.formatting import MAX_NAME, number, safe_text
+from rankscope.report.columns import Column
 from rankscope.report.style import GRID, INK, MUTED, NEUTRAL, SURFACE
 from rankscope.report.table_formats import frame_rows
 
@@ -39,8 +38,7 @@ class Figure:
     title: str
     finding: str  # The finding, computed from the data; without a plot, what is missing
     data: pd.DataFrame
-    """Data from ``table_from_rows``, shown by the plot, its hover texts, the table and the CSV
-    file."""
+    """Data as shown, by the plot, its hover texts, the table and the CSV file."""
     plot: go.Figure | None = None
     caption: str = ""  # How to read the plot
     choices: Sequence[Choice] = ()
@@ -50,21 +48,12 @@ class Figure:
     """Texts to read in place of a plot, by their titles, two side by side."""
 
 
-def interval_cells(
-    title: str, estimate: Estimate | ExpectedChange | None, unit: Unit
-) -> dict[str, float | None]:
-    """Return an estimate in its unit as three cells: ``x``, ``x, low`` and ``x, high``."""
-    ends = (None,) * 3 if estimate is None else (estimate.value, estimate.low, estimate.high)
-    value, low, high = (None if end is None else end * unit.scale for end in ends)
-    return {title: value, f"{title}, low": low, f"{title}, high": high}
-
-
-def range_cells(title: str, values: Iterable[float | None]) -> dict[str, float | None]:
-    """Return the mean of the known values, the smallest and the largest, titled as an interval."""
+def range_cells(name: str, values: Iterable[float | None]) -> dict[str, float | None]:
+    """Return the mean of the known values, the smallest and the largest, named as an interval."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     ends = (min(known), max(known)) if len(known) > 1 else (None, None)
     mean = fmean(known) if known else None
-    return {title: mean, f"{title}, low": ends[0], f"{title}, high": ends[1]}
+    return {name: mean, f"{name}_low": ends[0], f"{name}_high": ends[1]}
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -76,17 +65,18 @@ def hover_texts(frame: pd.DataFrame, name: str, values: Mapping[str, str]) -> li
     """Write a hover text for each row: its name in bold, then each known value with its interval.
 
     Args:
-        frame: from ``table_from_rows``.
+        frame: as shown.
         name: column of the name.
         values: column by the word in front of the value.
     """
-    digits: Mapping[str, int] = frame.attrs.get("digits", {})
+    columns: Mapping[str, Column] = frame.attrs.get("columns", {})
 
     def line(row: Mapping[str, Any], word: str, title: str) -> str:
-        value, places = row[title], digits.get(title)
-        shown = plot_text(value) if isinstance(value, str) else number_text(value, title, places)
-        if f"{title}, low" in row:
-            shown = value_text(value, row[f"{title}, low"], row[f"{title}, high"], places)
+        value, column = row[title], columns.get(title, Column())
+        shown = plot_text(value) if isinstance(value, str) else column.number(value)
+        if column.ends:
+            low, high = (row[end] for end in column.ends)
+            shown = value_text(value, low, high, column.places)
         return f"{word} {shown}".strip()
 
     return [

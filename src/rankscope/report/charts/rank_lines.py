@@ -212,7 +212,7 @@ class _PanelDrawing:
         ends = self.axis.ends()
         if low is not None and high is not None:
             _add_area(figure, at, [*ends, *ends[::-1]], [low, low, high, high], color)
-        digits = self.panel.frame.attrs["digits"].get(self.panel.column)
+        digits = self.panel.frame.attrs["columns"][self.panel.column].places
         has_interval = low is not None and high is not None
         text = value_text(value, low, high, digits) if has_interval else number(value, digits)
         figure.add_scatter(

@@ -7,8 +7,9 @@ import plotly.graph_objects as go
 
 from rankscope.records import ArmSummary, TrainRecord
 from rankscope.report.charts.figure import Figure, axis, hover_texts, layout
+from rankscope.report.columns import Column
 from rankscope.report.study_view import StudyView
-from rankscope.report.table_formats import table_from_rows
+from rankscope.report.table_formats import table
 
 MAX_POINTS = 80  # Bins of a curve
 
@@ -34,7 +35,7 @@ def draw_curves(
     if not curves:
         return None
     rows = [{"arm": arm.label, "step": at, value: y} for arm, curve in curves for at, y in curve]
-    frame = table_from_rows(rows, {"step": 1, value: 4})
+    frame = table(rows, {"step": Column(digits=1), value: Column(digits=4)})
     figure = go.Figure(layout=layout(360, margin={"l": 56, "r": 64, "t": 20, "b": 52}))
     # Names are pushed apart if curves meet; a name needs a line of text, in pixels.
     gap = frame[value].max() * 15 / 288

@@ -1,11 +1,12 @@
 """Score and retention against rank, one panel each."""
 
 from rankscope.formatting import MAX_NAME, difference, safe_text, score_text
-from rankscope.report.charts.figure import Figure, interval_cells
+from rankscope.report.charts.figure import Figure, records
 from rankscope.report.charts.rank_lines import Panel, Reference, rank_plot
+from rankscope.report.columns import Column, interval_cells
 from rankscope.report.figures import in_section
 from rankscope.report.study_view import StudyView
-from rankscope.report.table_formats import table_from_rows
+from rankscope.report.table_formats import shown, table
 
 MAX_RETAINED = 5
 _CAPTION = """Test split. {} The interval of the base covers the choice of items only. Retention \
@@ -25,18 +26,17 @@ def draw_against_rank(view: StudyView, task: str) -> Figure:
     rows = []
     for arm in view.arms(task):
         row = {"arm": arm.label, "rank": arm.rank, "learning rate": arm.lr or None}
-        row |= {"seeds": arm.seeds, **interval_cells(score, arm.score, unit)}
+        row |= {"seeds": arm.seeds, **interval_cells(score, arm.score)}
         for name, title in changes.items():
-            row |= interval_cells(title, arm.retention.get(name), view.unit(name))
+            row |= interval_cells(title, arm.retention.get(name))
         rows.append(row)
-    references = []
     if base and rows:
-        cells = interval_cells(score, base, unit)
-        low, high = (cells[f"{score}, {end}"] for end in ("low", "high"))
-        references = [Reference("base", base.value * unit.scale, low, high)]
-        rows.append(dict.fromkeys(rows[0]) | {"arm": "base"} | cells)
-    digits = {title: view.unit(name).digits + 1 for name, title in changes.items()}
-    frame = table_from_rows(rows, digits | {score: unit.digits + 1})
+        rows.append(dict.fromkeys(rows[0]) | {"arm": "base"} | interval_cells(score, base))
+    units = {title: view.unit(name) for name, title in changes.items()} | {score: unit}
+    columns = {title: Column(unit=u, digits=u.digits + 1) for title, u in units.items()}
+    frame = shown(table(rows, columns))
+    titles, of_base = (score, f"{score}, low", f"{score}, high"), records(frame)[-1:]
+    references = [Reference("base", *(row[t] for t in titles)) for row in of_base if base]
     panels = [Panel(frame, score, references)] + [
         Panel(frame, title, [Reference("base", 0.0)])
         for title in list(changes.values())[:MAX_RETAINED]

@@ -15,7 +15,7 @@ from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.scatter import Path, paths_from_base
 from rankscope.report.figures import in_section
 from rankscope.report.study_view import StudyView, retention_text
-from rankscope.report.table_formats import table_from_rows
+from rankscope.report.table_formats import shown, table
 
 SMALLEST, LARGEST = 5.0, 11.0  # Size of the first and the last marker of a line, pixels
 STEP = "optimizer step"
@@ -43,21 +43,21 @@ def draw_learning_curve(view: StudyView, task: str) -> Figure | None:
     curves = [(arm, curve) for arm in view.arms(task) if (curve := _curve_of(view, arm))]
     if not curves:
         return None
-    unit, kept = view.unit(task), view.retention_unit(task)
+    kept = view.retention_unit(task)
     gain, retained = view.plane_titles(task, kept)
     rows = [
         {
             "arm": arm.label,
             STEP: step.step,
-            gain: step.gain * unit.scale,
-            retained: None if step.retention is None else step.retention * kept.scale,
+            gain: step.gain,
+            retained: step.retention,
             "seeds": step.seeds,
             "items": step.items,
         }
         for arm, curve in curves
         for step in curve
     ]
-    frame = table_from_rows(rows, view.plane_digits(task, kept))
+    frame = shown(table(rows, view.plane_columns(task, kept)))
     is_plane = bool(frame[retained].notna().all())
     words = {"step": STEP, "gain": gain, "retention": retained, "seeds": "seeds", "items": "items"}
     paths, names = {}, view.point_names(task)

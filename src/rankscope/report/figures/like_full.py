@@ -10,9 +10,10 @@ from rankscope.formatting import number
 from rankscope.records import BASE, ItemScores
 from rankscope.report.charts.figure import Figure, range_cells
 from rankscope.report.charts.rank_lines import Panel, rank_plot
+from rankscope.report.columns import Column
 from rankscope.report.figures import in_section
 from rankscope.report.study_view import StudyView
-from rankscope.report.table_formats import table_from_rows
+from rankscope.report.table_formats import shown, table
 
 ItemChanges = npt.NDArray[np.float64]
 ALIKE = "correlation with full fine-tuning"
@@ -43,7 +44,7 @@ def draw_like_full(view: StudyView, task: str) -> Figure | None:
     ranked = [(p.rank, means[p.arm]) for p in axis.focus_points if p.arm in means]
     if not ranked or full.label not in means:
         return None
-    frame = table_from_rows(rows, {ALIKE: 2})
+    frame = shown(table(rows, {ALIKE: Column(digits=2)}))
     listed = ", ".join(f"{number(value)} at r={rank}" for rank, value in ranked)
     return Figure(
         key=view.key("like-full", task),

@@ -8,7 +8,7 @@ from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.training_curves import draw_curves
 from rankscope.report.figures import in_section
 from rankscope.report.study_view import StudyView
-from rankscope.report.table_formats import table_from_rows
+from rankscope.report.table_formats import table
 
 LOSS = "loss, nats per label token"
 OWN_LOSS = "loss of the objective"  # If an arm has another one than supervised fine-tuning
@@ -32,8 +32,8 @@ def draw_loss(view: StudyView, task: str) -> Figure | None:
     if figure is None and trained:
         return None
     if figure is None:
-        frame = table_from_rows([], {"step": 1, name: 4})
-        return Figure(view.key("loss", task), title, "No trial has a training record yet.", frame)
+        missing = "No trial has a training record yet."
+        return Figure(view.key("loss", task), title, missing, table([]))
     diverged = sum(t.status == "diverged" and t.spec.task == task for t in view.study.trials)
     failed = f" {count(diverged, 'trial')} of this task diverged." if diverged else ""
     caption = f"{figure.caption} A low loss is no result yet."

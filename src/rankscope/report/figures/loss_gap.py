@@ -6,9 +6,10 @@ from rankscope.formatting import number
 from rankscope.records import TrialRecords
 from rankscope.report.charts.figure import Figure, range_cells
 from rankscope.report.charts.rank_lines import Panel, Reference, rank_plot
+from rankscope.report.columns import Column
 from rankscope.report.figures import in_section
 from rankscope.report.study_view import StudyView
-from rankscope.report.table_formats import table_from_rows
+from rankscope.report.table_formats import shown, table
 
 GAP = "training loss less test loss, nats per token"
 _CAPTION = """Training loss: mean over the steps of the last epoch. Test loss: mean over test \
@@ -34,7 +35,7 @@ def draw_loss_gap(view: StudyView, task: str) -> Figure | None:
         {"arm": arm.label, "rank": arm.rank, **range_cells(GAP, gaps[arm.label])}
         for arm in view.arms(task)
     ]
-    frame = table_from_rows(rows, {GAP: 3})
+    frame = shown(table(rows, {GAP: Column(digits=3)}))
     listed = ", ".join(f"{number(fmean(g))} at r={rank}" for rank, g in known)
     return Figure(
         key=view.key("loss-gap", task),

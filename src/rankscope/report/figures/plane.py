@@ -1,12 +1,13 @@
 """Learning and retention, one point per arm: the plane of Biderman et al. (arXiv 2405.09673)."""
 
 from rankscope.formatting import count, difference
-from rankscope.report.charts.figure import Figure, interval_cells
+from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.scatter import Path, plane_plot
+from rankscope.report.columns import interval_cells
 from rankscope.report.figures import in_section
 from rankscope.report.study_view import StudyView, retention_text
 from rankscope.report.style import FULL_COLOR, MUTED
-from rankscope.report.table_formats import table_from_rows
+from rankscope.report.table_formats import shown, table
 
 MAX_CROSSES = 60  # With more arms than this, only those on the front have crosses
 _CAPTION = """Each point is one arm, the mean over its seeds. Right is learned more, up is \
@@ -23,8 +24,8 @@ def draw_plane(view: StudyView, task: str) -> Figure:
         {
             "arm": arm.label,
             "seeds": arm.seeds,
-            **interval_cells(axes[0], arm.gain, view.unit(task)),
-            **interval_cells(axes[1], view.retention_change(arm), kept),
+            **interval_cells(axes[0], arm.gain),
+            **interval_cells(axes[1], view.retention_change(arm)),
             "on the front": "yes" if arm.label in front else "no",
             "on the front with parameters counted": "yes" if arm.on_pareto_front else "no",
             "trainable parameters": arm.trainable_parameters,
@@ -34,7 +35,7 @@ def draw_plane(view: StudyView, task: str) -> Figure:
         }
         for arm in view.arms(task)
     ]
-    frame = table_from_rows(rows, view.plane_digits(task, kept))
+    frame = shown(table(rows, view.plane_columns(task, kept)))
     key, title = view.key("plane", task), f"Learning and retention, {task}"
     if not front:
         return Figure(key, title, "No arm has both a gain and a retention score.", frame)

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 
 from rankscope.formatting import join_names
 from rankscope.records import ArmSummary, Status, TrialRecords
-from rankscope.report.charts.figure import Figure, interval_cells
+from rankscope.report.charts.figure import Figure
 from rankscope.report.charts.heat_map import change_grid, heat_map
+from rankscope.report.columns import Column, interval_cells
 from rankscope.report.figures import in_section
 from rankscope.report.study_view import StudyView
-from rankscope.report.table_formats import table_from_rows
+from rankscope.report.table_formats import shown, table
 
 _CAPTION = """Each cell is the expected net gain of one arm. Blue is better than the base, orange \
 worse; an empty cell was not trained, and an arm without a score says why. Brackets: the 95 % \
@@ -36,7 +37,7 @@ def draw_rate_map(view: StudyView, task: str) -> Figure:
     variants, chosen = view.variants(task), view.advice(task).chosen
     of_lora = [arm for group in variants.values() for arm in group]
     if len({arm.lr for arm in of_lora}) < 2:
-        return Figure(key, title, UNKNOWN_RATES, table_from_rows([]))
+        return Figure(key, title, UNKNOWN_RATES, table([]))
     unit, arms = view.net_unit(task), of_lora + view.full(task)
     gain = f"expected net gain, {unit.difference}"
     cells = [
@@ -44,11 +45,11 @@ def draw_rate_map(view: StudyView, task: str) -> Figure:
             "arm": arm.label,
             "rank": arm.rank,
             "learning rate": arm.lr,
-            **interval_cells(gain, arm.expected.net if arm.expected else None, unit),
+            **interval_cells(gain, arm.expected and arm.expected.net),
         }
         for arm in arms
     ]
-    frame = table_from_rows(cells, {gain: unit.digits + 1})
+    frame = shown(table(cells, {gain: Column(unit=unit, digits=unit.digits + 1)}))
     row_of = {a.label: "full" if a.is_full else f"r={a.rank}" for a in arms}
     ranks = [f"r={rank}" for rank in sorted({arm.rank for arm in of_lora if arm.rank})]
     rows = [*ranks, *(["full"] if view.full(task) else [])]

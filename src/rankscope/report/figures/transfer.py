@@ -1,12 +1,13 @@
 """Train x test map: the effect of training on one task on every other task."""
 
-from rankscope.formatting import Unit, difference
+from rankscope.formatting import NATS, Unit, difference
 from rankscope.records import trained_parts
-from rankscope.report.charts.figure import Drawn, Figure, interval_cells
+from rankscope.report.charts.figure import Drawn, Figure
 from rankscope.report.charts.heat_map import change_grid, heat_map
+from rankscope.report.columns import Column, interval_cells
 from rankscope.report.figures import in_section
 from rankscope.report.study_view import StudyView, change_on
-from rankscope.report.table_formats import table_from_rows
+from rankscope.report.table_formats import shown, table
 
 MAX_CHOICES = 60
 
@@ -22,14 +23,14 @@ def draw_transfer(view: StudyView, unit: Unit) -> Figure:
             "trained on": train,
             "arm": arm.label,
             "tested on": test,
-            **interval_cells(title, change, unit),
+            **interval_cells(title, change),
         }
         for train in trains
         for arm in view.arms(train)
         for test in tests
         if (change := change_on(arm, test))
     ]
-    frame = table_from_rows(rows, {title: unit.digits + 1})
+    frame = shown(table(rows, {title: Column(unit=unit, digits=unit.digits + 1)}))
     arms = {a.label: (a.is_full, a.lr, a.rank or 0) for train in trains for a in view.arms(train)}
     labels = sorted(arms, key=arms.__getitem__)[:MAX_CHOICES]
     best = {train: arm.label for train in trains if (arm := view.focus(train))}
@@ -37,8 +38,8 @@ def draw_transfer(view: StudyView, unit: Unit) -> Figure:
         label: dict.fromkeys(trains, label) for label in labels
     }
     grids = {}
-    for entry, shown in entries.items():
-        layer = frame[frame["arm"] == frame["trained on"].map(shown)] if rows else frame
+    for entry, of_task in entries.items():
+        layer = frame[frame["arm"] == frame["trained on"].map(of_task)] if rows else frame
         if len(layer):
             grids[entry] = change_grid(
                 layer,
@@ -54,7 +55,7 @@ def draw_transfer(view: StudyView, unit: Unit) -> Figure:
     if grids:
         drawn = heat_map(grids, row_height=52, x_title="tested on", y_title="trained on")
     return Figure(
-        key=f"transfer-{unit.score.split()[0].strip('%') or 'accuracy'}",
+        key=f"transfer-{'nats' if unit == NATS else 'accuracy'}",
         title=f"Train x test map, change against the base in {unit.difference}",
         finding=_finding(view, tests, unit),
         data=frame,

@@ -8,14 +8,13 @@ from rankscope.errors import NotFiniteError, reporting_shortages
 from rankscope.evaluate.engines.engine import OWN_ENGINE, Engine
 from rankscope.evaluate.evaluator import Evaluation, evaluate_task
 from rankscope.models.base import Base
-from rankscope.records import BASE, EvalKey, Split, trial_of, write_items, write_table
+from rankscope.records import BASE, EvalKey, ScoredModel, Split, trial_of, write_items, write_table
 from rankscope.run.groups import Group
 from rankscope.run.stages import Stage
 from rankscope.store import Artifact, TrialFailure, items_path, weights_path
 
-EvalBatch = tuple[str, Split, Mapping[str | None, str]]
-"""Task, split, and model ids by adapter name. An id is that of a trial, a scaled variant or
-``base``; the name None means no adapter."""
+EvalBatch = tuple[str, Split, Mapping[str | None, ScoredModel]]
+"""Task, split, and models by adapter name; the name None means no adapter."""
 Scored = tuple[Sequence[Evaluation], Sequence[TrialFailure]]
 """Evaluations of a batch, and the trials that failed: some likelihood, or a variant's, is not
 finite."""
@@ -36,22 +35,22 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
             for key in study.wanted_evals(trial.trial_id, trial.task)
             if with_tests or key[2] == "validation"
         ]
-        model_ids = {(None if t.trains_alone else t.trial_id): t.trial_id for t in group}
-        return self.missing_batches(model_ids, wanted)
+        models = {(None if t.trains_alone else t.trial_id): t.trial_id for t in group}
+        return self.missing_batches(models, wanted)
 
     def missing_of_base(self) -> list[EvalBatch]:
         return self.missing_batches({None: BASE}, self.context.study.wanted_evals(BASE, None))
 
     def missing_batches(
-        self, model_ids: Mapping[str | None, str], wanted: Sequence[EvalKey]
+        self, models: Mapping[str | None, ScoredModel], wanted: Sequence[EvalKey]
     ) -> list[EvalBatch]:
         """Return batches of the ``wanted`` scores of these models that the ledger lacks, in
         order."""
         missing = dict.fromkeys(self.context.ledger.missing_evals(wanted))
-        ids = set(model_ids.values())
-        splits = dict.fromkeys((task, split) for i, task, split in missing if i in ids)
+        own = set(models.values())
+        splits = dict.fromkeys((task, split) for i, task, split in missing if i in own)
         return [
-            (task, split, {n: i for n, i in model_ids.items() if (i, task, split) in missing})
+            (task, split, {n: i for n, i in models.items() if (i, task, split) in missing})
             for task, split in splits
         ]
 
@@ -74,9 +73,9 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
     def score_batches(self, model: Base, work: Sequence[EvalBatch]) -> Iterator[Scored]:
         """Score batch by batch; a failed trial is left out of the later ones."""
         failed: set[str] = set()
-        for task, split, model_ids in work:
+        for task, split, models in work:
             self.context.begin_piece(f"{task} {split}")
-            alive = {n: i for n, i in model_ids.items() if trial_of(i) not in failed}
+            alive = {n: i for n, i in models.items() if trial_of(i) not in failed}
             batch = task, split, alive
             is_base = BASE in alive.values()
             scored = self.score_base(batch) if is_base else self.score_trials(model, batch)
@@ -84,16 +83,16 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
             yield scored
 
     def score_trials(self, model: Base, batch: EvalBatch) -> Scored:
-        study, (name, split, model_ids) = self.context.study, batch
+        study, (name, split, models) = self.context.study, batch
         data = study.data
-        for model_id in model_ids.values():  # a prompt is scored alone
-            data = data.seen_by(study.trial(model_id))
+        for scored in models.values():  # a prompt is scored alone
+            data = data.seen_by(study.trial(scored))
         settings = study.config.evaluate
         evaluations, reasons = evaluate_task(
-            model, data.encoder, data.tasks[name], split, model_ids, settings, self.engine
+            model, data.encoder, data.tasks[name], split, models, settings, self.engine
         )
         failures = [
-            TrialFailure(trial_of(model_ids[adapter]), "failed", f"{name} {split}: {reason}")
+            TrialFailure(trial_of(models[adapter]), "failed", f"{name} {split}: {reason}")
             for adapter, reason in reasons.items()
         ]
         return list(evaluations.values()), failures
@@ -101,13 +100,13 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
     def score_base(self, batch: EvalBatch) -> Scored:
         """Score the untuned base. A failure is an error: without the base no gain can be
         measured."""
-        study, (name, split, ids) = self.context.study, batch
+        study, (name, split, models) = self.context.study, batch
         data, settings, where = study.data, study.config.evaluate, f"{name} {split}"
         do = f"free memory, or lower evaluate.batch_tokens (now {settings.batch_tokens})"
         with reporting_shortages(f"{where}: scoring the base", do=do):
             base, task = self.context.base, data.tasks[name]
             evaluations, failures = evaluate_task(
-                base, data.encoder, task, split, ids, settings, self.engine
+                base, data.encoder, task, split, models, settings, self.engine
             )
         for reason in failures.values():
             raise NotFiniteError(
@@ -118,9 +117,9 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
             )
         return list(evaluations.values()), ()
 
-    def weights_folder(self, model_id: str) -> Path:
+    def weights_folder(self, model: ScoredModel) -> Path:
         """Return the weights' folder of a trial, a given model or the base, which prompts share."""
-        trial = None if model_id == BASE else self.context.study.trial(model_id)
+        trial = None if model == BASE else self.context.study.trial(model)
         if trial is None or trial.prompt is not None:
             return self.context.base.folder
         if trial.given is not None:
@@ -132,8 +131,8 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
         artifacts: list[Artifact] = []
         with ledger.stage() as folder:
             for record, items in evaluations:
-                file = folder / f"{record.trial_id}.parquet"
-                key = record.trial_id, record.task, record.split
+                key = record.key
+                file = folder / f"{key[0]}.parquet"
                 write_items(file, items)
                 artifacts += ledger.publish(file, items_path(*key))
                 tables = self.engine.tables

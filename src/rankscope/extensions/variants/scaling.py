@@ -1,6 +1,5 @@
 """Scaled copies of a tuned model, W0 + f (W - W0)."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -11,17 +10,6 @@ from rankscope.models.base import Base
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import LowRankUpdate
 from rankscope.models.quantize import dense_weight
-
-
-def layer_index(name: str) -> int | None:
-    """Return the layer number in a module or parameter path, from 0; None outside the layers."""
-    match = re.search(r"(?:^|\.)([0-9]+)\.", name)
-    return int(match[1]) if match else None
-
-
-def module_kind(name: str) -> str:
-    """Return a module's path within its layer, such as ``self_attn.q_proj``."""
-    return re.split(r"(?:^|\.)[0-9]+\.", name, maxsplit=1)[-1]
 
 
 def scaled_adapter(
