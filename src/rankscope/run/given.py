@@ -44,10 +44,11 @@ def store_finished(
     artifacts: Sequence[Artifact] = (),
 ) -> None:
     """Make models of other programs the trials of a study, done with all that is known of them."""
-    trials = [trial for trial, _ in trained]
+    trials, is_new = [trial for trial, _ in trained], not ledger.trials()
     ids = [trial.trial_id for trial in trials]
     ledger.put_trials(trials)
-    ledger.repeat_trials(ids)
+    if not is_new:  # else it would remove what is published and not yet named
+        ledger.repeat_trials(ids)
     ledger.commit([train for _, train in trained])
     ledger.commit(records, artifacts)
     ledger.finish_trials(ids)
@@ -65,10 +66,9 @@ def _copy_scores(
         artifacts: list[Artifact] = []
         for record in records:
             file = staged / f"{len(artifacts)}.parquet"
-            path = source.checked_path(items_path(scored, record.task, record.split))
-            shutil.copyfile(path, file)
-            own_path = items_path(trial.trial_id, record.task, record.split)
-            artifacts += ledger.publish(file, own_path)
+            of_items = record.task, record.split
+            shutil.copyfile(source.checked_path(items_path(scored, *of_items)), file)
+            artifacts += ledger.publish(file, items_path(trial.trial_id, *of_items))
         own = [record.model_copy(update={"trial_id": trial.trial_id}) for record in records]
         entry = given_record(trial, train.trainable_parameters if train else 0)
         settings = context.study.settings_of("eval", [trial.trial_id])
