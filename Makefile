@@ -10,7 +10,7 @@ quickstart: .venv/installed
 # One process per core, one thread each: most tests are too small for more.
 # Some of them, or other options of pytest: make test TESTS="tests/run -k kill".
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal $(TESTS)
 
 # Every number of evidence/ is computed again from its records, and compared with its page.
 evidence: .venv/installed-dev
@@ -36,14 +36,14 @@ test-without-extensions: .venv/installed-dev
 		cd $$core && rm -r src/rankscope/extensions/*/ tests/extensions/*/ && \
 		export PYTHONPATH=$$core/src OMP_NUM_THREADS=1 && \
 		$(CURDIR)/$(BIN)/rankscope init --schema > docs/study.schema.json && \
-		$(CURDIR)/$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(TESTS)
+		$(CURDIR)/$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(TESTS)
 
 # With the oldest releases that pyproject.toml admits, in an environment of its own. uv finds them.
 test-oldest: .venv/bin/python
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-oldest
 	$(BIN)/uv pip install --quiet --python .venv-oldest --resolution lowest-direct --editable '.[dev]'
-	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest --numprocesses auto --dist loadfile $(TESTS)
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest --numprocesses auto --dist worksteal $(TESTS)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -74,23 +74,27 @@ OTHERS = ("extensions", "report/figures/loss.py")
 """Folders and files that no study file names."""
 
 
-def copy_without(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Copy the package without some files; the environment that finds the copy."""
-    shutil.copytree(SOURCE, folder / "rankscope", ignore=shutil.ignore_patterns("__pycache__"))
+def copy_without(folder: Path, names: Iterable[str]) -> Path:
+    """A copy of the package without some files, compiled as far as the original is."""
+    shutil.copytree(SOURCE, folder / "rankscope")
     for name in names:
         place = folder / "rankscope" / name
         shutil.rmtree(place) if place.is_dir() else place.unlink()
-    return os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    return folder
+
+
+def python(code: str, *words: object, folder: Path, path: str) -> subprocess.CompletedProcess[str]:
+    """What code comes to in a folder, with another one on the path of imports."""
+    env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, *map(str, words)]
+    return subprocess.run(command, cwd=folder, env=env, check=False, capture_output=True, text=True)
 
 
 def test_without_extensions_the_smallest_study_runs(tmp_path: Path) -> None:
-    env = copy_without(tmp_path / "src", [*OTHERS, *FILES])
+    place = copy_without(tmp_path / "src", [*OTHERS, *FILES])
     refused = EXTENSIONS | dict(FILES.values())
     (tmp_path / "study.yaml").write_text(STUDY, "utf-8")
-    command = [sys.executable, "-c", CODE, *refused]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=env, check=False, capture_output=True, text=True
-    )
+    done = python(CODE, *refused, folder=tmp_path, path=str(place))
     assert done.returncode == 0, done.stderr[-2000:]
     refusals = [line for line in done.stdout.splitlines() if line.startswith("--set ")]
     for line, (override, known) in zip(refusals, refused.items(), strict=True):
@@ -105,25 +109,35 @@ def test_without_extensions_the_smallest_study_runs(tmp_path: Path) -> None:
 
 
 LIST = """
-from pathlib import Path
-import rankscope.cli, rankscope.registry
-from rankscope.config.loader import load_study_file
-from rankscope.report.figures import all_sections
-load_study_file(Path("study.yaml")), all_sections()
-print(*(module.__name__ for module in rankscope.registry.extensions()))
+import os, sys
+import numpy, pandas, plotly, pyarrow, pydantic, rich, scipy.stats, typer, yaml  # once for all
+for name in sys.argv[1:]:
+    if os.fork() == 0:
+        sys.path.insert(0, name)
+        from pathlib import Path
+        import rankscope.cli, rankscope.registry
+        from rankscope.config.loader import load_study_file
+        from rankscope.report.figures import all_sections
+        load_study_file(Path("study.yaml")), all_sections()
+        print(name, *(module.__name__ for module in rankscope.registry.extensions()), flush=True)
+        os._exit(0)
+    os.wait()
 """
 
 
 def test_every_extension_can_be_removed_alone(tmp_path: Path) -> None:
     """The rest of the package is found, and its figures and verbs are loaded."""
     (tmp_path / "study.yaml").write_text(STUDY, "utf-8")
-    names = [place.name for place in (SOURCE / "extensions").glob("[a-z]*")]
-    command, options = [sys.executable, "-c", LIST], {"capture_output": True, "text": True}
+    names = sorted(place.name for place in (SOURCE / "extensions").glob("[a-z]*"))
     for name in names:
-        env = copy_without(tmp_path / name, [f"extensions/{name}"])
-        done = subprocess.run(command, cwd=tmp_path, env=env, check=False, **options)
-        left = [f"rankscope.extensions.{other}" for other in names if other != name]
-        assert sorted(done.stdout.split()) == sorted(left), (name, done.stderr[-2000:])
+        copy_without(tmp_path / name, [f"extensions/{name}"])
+    done = python(LIST, *names, folder=tmp_path, path="")
+    found = [sorted(line.split()) for line in done.stdout.splitlines()]
+    left = [
+        sorted([name, *(f"rankscope.extensions.{other}" for other in names if other != name)])
+        for name in names
+    ]
+    assert found == left, done.stderr[-2000:]
 
 
 REPOSITORY = Path(__file__).parents[1]

@@ -39,6 +39,7 @@ def test_every_signal_that_asks_to_stop_saves_the_state(
     undisturbed.assert_equal(out)
 
 
+@pytest.mark.usefixtures("minutes")
 @pytest.mark.pitfall(35)
 def test_a_scheduler_stops_workers_with_their_driver(
     launcher: Launcher, long_file: Path, undisturbed: Undisturbed, tmp_path: Path

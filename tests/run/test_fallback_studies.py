@@ -123,7 +123,7 @@ def test_a_study_comes_to_what_transformers_and_peft_make_of_its_exports(finishe
 
 @pytest.mark.parametrize("finished", ["convolutions"], indirect=True)
 def test_a_study_stopped_again_and_again_comes_to_the_same(finished: Path, tmp_path: Path) -> None:
-    user = run_interrupted(Study.load(finished), tmp_path / "out", every=4)
+    user = run_interrupted(Study.load(finished), tmp_path / "out", every=6)
     assert user.stops > 2
     assert results(tmp_path / "out") == results(finished.parent / "out")
 

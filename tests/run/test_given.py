@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from command_line import rankscope
+from finished_studies import once
 from pocket_study import UNANALYZED, leftovers, loaded, other_base, other_tokenizer, small_study
 from safetensors.torch import load_file, save_file
 
+from rankscope.advise.recommend import recommend
 from rankscope.errors import UserError
 from rankscope.models.adapters.folder import BASE_HASH
 from rankscope.models.adapters.settings import CONFIG, WEIGHTS
@@ -76,7 +78,7 @@ def test_given_models_beside_trained_ones_move_nothing_of_these(
     lora = by_name(after)["lora"]
     assert (lora, "pocket_med", "test") in after.evals
     assert (lora, "pocket_med", "validation") not in after.evals
-    assert write_outputs(out, after)[1].advice == write_outputs(small, before)[1].advice
+    assert recommend(after).advice == recommend(before).advice
     with pytest.raises(UserError, match="found a given model, expected a trial that was trained"):
         export_trial(out, tmp_path / "exported", ExportRequest(label=lora))
     # Judged for again, its scores are computed anew.
@@ -181,7 +183,7 @@ def scored_study(folder: Path, *given: object, **changes: object) -> Study:
     return small_study(folder, given=list(given), **settings | {"evaluate": evaluate} | changes)
 
 
-@pytest.fixture(scope="module")
+@once
 def evaluated(given_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What ``eval --out`` leaves of two adapters."""
     out = tmp_path_factory.mktemp("evaluated") / "scores"
@@ -209,8 +211,7 @@ def test_stored_scores_stand_beside_models_that_are_scored(
         assert list(records.results[ours]) == list(source.results[theirs])
         assert records.evals[BASE, task, "test"].score == source.evals[BASE, task, "test"].score
     assert find_problems(tmp_path / "out") == []
-    _, answer = write_outputs(tmp_path / "out")
-    assert {score.model for score in answer.given} == {"base", "zero", "stored"}
+    assert {score.model for score in recommend(records).given} == {"base", "zero", "stored"}
     # Nothing is done again; with its own weights it is the same trial.
     assert study.run(tmp_path / "out").evals == records.evals
     weights = {"path": str(given_models / "lora"), "name": "stored"}

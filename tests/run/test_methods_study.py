@@ -10,11 +10,11 @@ from pocket_study import ROUNDING, UNANALYZED, changed, small_study
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from rankscope.advise.recommend import recommend
 from rankscope.models.model_folder import pocket_folder
 from rankscope.records import StudyRecords
 from rankscope.run.costs import CostModel
 from rankscope.run.machines import MACHINES
-from rankscope.run.outputs import write_outputs
 from rankscope.run.plan import make_plan
 from rankscope.run.prepare import prepare
 from rankscope.store import Ledger, weights_path
@@ -69,9 +69,8 @@ def finished(folder: Path, implementation: str) -> tuple[StudyRecords, dict[str,
         **changed("train", lora_implementation=implementation, max_steps=8, evaluate_every=4),
         **changed("evaluate", max_items=24, cross_domain=[]),
     }
-    small_study(folder, **changes).run(folder / "out")
-    study, advice = write_outputs(folder / "out")
-    return study, advice.model_dump(mode="json")
+    study = small_study(folder, **changes).run(folder / "out")
+    return study, recommend(study).model_dump(mode="json")
 
 
 NUMBERS = ("text", "explanation", "next_steps", "peak_memory_bytes")

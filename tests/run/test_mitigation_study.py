@@ -18,11 +18,11 @@ from pocket_study import (
 )
 from safetensors.torch import load_file
 
+from rankscope.advise.recommend import recommend
 from rankscope.config.loader import load_study_file
 from rankscope.data.study_data import _replay_notes as replay_notes
 from rankscope.errors import UserError
 from rankscope.records import BASE, StudyRecords, TrialRecords
-from rankscope.run.outputs import write_outputs
 from rankscope.run.trials import make_trials
 from rankscope.store import snapshot_path, weights_path
 from rankscope.tools.export import ExportRequest, export_trial
@@ -103,7 +103,7 @@ def test_interrupted_over_and_over_it_comes_to_the_same_end(
 ) -> None:
     """Between steps, points of curves, and scores alike, bit for bit: adapters with and
     without dropout, an early stop, full fine-tuning, and the weights kept by step."""
-    user = run_interrupted(small_study(tmp_path, **MITIGATED), tmp_path / "out", every=10)
+    user = run_interrupted(small_study(tmp_path, **MITIGATED), tmp_path / "out", every=12)
     assert user.stops > 3
     assert (user.steps, user.scored) == (mitigated.user.steps, mitigated.user.scored)
     assert results(tmp_path / "out") == results(mitigated.out)
@@ -120,9 +120,8 @@ def test_a_joined_task_has_the_rows_and_items_of_its_parts(tmp_path: Path) -> No
     study = small_study(tmp_path, **two)
     inputs = study.check()
     assert len(inputs.data.rows["both"].rows) == 512 + 2000
-    study.run(tmp_path / "out")
-    records, advice = write_outputs(tmp_path / "out")
-    assert [a.task for a in advice.advice] == ["pocket_med", "both"]
+    records = study.run(tmp_path / "out")
+    assert [a.task for a in recommend(records).advice] == ["pocket_med", "both"]
     for model in (BASE, records.trials[1].spec.trial_id):
         whole = records.evals[model, "both", "test"]
         parts = [records.evals[model, name, "test"] for name in ("pocket_med", "pocket_gsm")]

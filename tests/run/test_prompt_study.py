@@ -168,33 +168,6 @@ def test_a_search_leaves_none_out_and_scores_its_test_items(tmp_path: Path) -> N
     assert study.plan().trials == 9
 
 
-@pytest.mark.parametrize(
-    ("arms", "tasks", "found"),
-    [
-        ({**SHOTS, "num_fewshot": 600}, None, "512 usable rows in the training rows"),
-        ({**SHOTS, "num_fewshot": -1}, None, "-1"),
-        ({**SHOTS, "num_fewshot": 0}, None, "pocket_med: prompt 0-shot: found the base itself"),
-        ({"method": "prompt"}, None, "the base itself"),
-        ({"method": "prompt", "system": ["", "x"]}, None, "the base itself"),
-        ({**SHOTS, "num_fewshot": 2}, {"num_fewshot": 2}, "the base itself"),
-        ({**SHOTS, "lr": 1e-3}, None, "lr, expected none: method 'prompt' trains nothing"),
-        ({**SHOTS, "rank": 4, "rows": 8}, None, "rank, rows, expected none"),
-        ({**LORA, "num_fewshot": 1}, None, "use prompt"),
-        ({**LORA, "lr": None}, None, "no 'lr'"),
-        ({**SHOTS, "method": ["prompt", "lora"]}, None, "'prompt' among others"),
-        (SHOTS, {"scorer": "loss"}, "'num_fewshot'"),
-        ({**SYSTEM, "system": "which " * 600}, None, "shorten the prompt"),
-    ],
-)
-def test_a_prompt_that_cannot_be_is_refused(
-    arms: dict[str, Any], tasks: dict[str, Any] | None, found: str, tmp_path: Path
-) -> None:
-    task = {"name": "pocket_med", **(tasks or {})}
-    with pytest.raises(UserError, match=found):
-        prepare(small_study(tmp_path, **SHORT | {"arms": [LORA, arms], "tasks": [task]}).config)
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_mixture_shows_examples_of_each_part(tmp_path: Path) -> None:
     both = {"name": "both", "mixture": ["pocket_med", "pocket_law"]}
     changes = {"tasks": [both], "arms": [LORA, SHOTS]}

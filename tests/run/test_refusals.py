@@ -35,6 +35,10 @@ def executor(name: str, **settings: Any) -> dict[str, Any]:
     return {"executor": {name: settings}}
 
 
+def prompt(**arm: Any) -> dict[str, Any]:
+    return {"arms": [LORA, {"method": "prompt", **arm}]}
+
+
 # (what is changed in the small study, a part of the message)
 REFUSED: list[tuple[dict[str, Any], str]] = [
     # arms and mitigations
@@ -56,6 +60,23 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (arm(method="pissa", rank=[8, 129]), "method pissa: found rank 129"),
     (arm(method=["lora", "full"]), "method 'full' among others, which trains every weight"),
     (changed("train", tokens=1000), "'tokens' and 'max_steps'"),
+    (arm(rows=513), "513 of task"),
+    (arm(rows=0), "found 0"),
+    (arm(rows=[32, "some"]), "found 'some'"),
+    # prompts
+    (prompt(num_fewshot=600), "512 usable rows in the training rows"),
+    (prompt(num_fewshot=-1), "found -1"),
+    (prompt(num_fewshot=0), "pocket_med: prompt 0-shot: found the base itself"),
+    (prompt(), "the base itself"),
+    (prompt(system=["", "x"]), "the base itself"),
+    (prompt(num_fewshot=2) | mixture({"name": "pocket_med", "num_fewshot": 2}), "the base itself"),
+    (prompt(num_fewshot=3, lr=1e-3), "lr, expected none: method 'prompt' trains nothing"),
+    (prompt(num_fewshot=3, rank=4, rows=8), "rank, rows, expected none"),
+    (prompt(num_fewshot=3, method=["prompt", "lora"]), "'prompt' among others"),
+    (prompt(num_fewshot=3) | mixture({"name": "pocket_med", "scorer": "loss"}), "'num_fewshot'"),
+    (prompt(system="which " * 600), "shorten the prompt"),
+    (arm(num_fewshot=1), "use prompt"),
+    (arm(lr=None), "no 'lr'"),
     # joined tasks
     (mixture({"name": "b", "mixture": ["pocket_med"]}), "at least two tasks"),
     (mixture({"name": "b", "mixture": ["b", "pocket_med"]}), "in its own mixture"),

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from pocket_study import ROUNDING, changed, small_study
 
-from rankscope.errors import UserError
 from rankscope.records import StudyRecords
 from rankscope.run.prepare import prepare
 from rankscope.store import Ledger
@@ -52,11 +51,3 @@ def test_all_is_every_row_and_each_number_is_an_arm_of_a_plan(tmp_path: Path) ->
     study = prepare(small_study(tmp_path, **(SHORT | {"arms": arms})).config, is_plan=True)
     assert [trial.rows for trial in study.trials] == [24, None]
     assert study.num_steps(study.trials[0]) == 3
-
-
-@pytest.mark.parametrize(
-    ("rows", "found"), [(513, "513 of task"), (0, "0"), ([32, "some"], "some")]
-)
-def test_a_number_of_rows_that_cannot_be_is_refused(rows: Any, found: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=found):
-        prepare(small_study(tmp_path, **(SHORT | {"arms": [{**LORA, "rows": rows}]})).config)

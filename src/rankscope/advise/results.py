@@ -46,7 +46,7 @@ class TaskResults:
     scored: tuple[int, ...] = ()  # Places in ``arms``
     allowed: tuple[int, ...] = ()  # Places of those that probably keep the limit on forgetting
     untried: tuple[int, ...] = ()
-    """Places, among the arms that could be trained, of those in the last columns of ``net``."""
+    """Indices, among the untried arms, of those in the last columns of ``net``."""
     fit_failed: str | None = None  # Why the posterior is that of the flat prior
 
     @property

@@ -82,8 +82,8 @@ class TrainConfig(ConfigSection):
     """The training protocol; an arm may override the fields in ``arm.TRAIN_OVERRIDES``."""
 
     objective: TrainedBy = "sft"
-    """The loss. ``sft`` trains on the answers of the rows. Extensions have others, by name or as
-    ``{NAME: {KEY: VALUE}}``."""
+    """The loss. ``sft`` trains on the answers of the rows. Extensions have other objectives, by
+    name or as ``{NAME: {KEY: VALUE}}``."""
     epochs: float = Field(3.0, gt=0)
     """Passes over the training rows; ``max_steps`` and ``tokens`` take precedence."""
     max_steps: int | None = Field(None, ge=1)
@@ -163,7 +163,7 @@ class _EvaluateFields(ConfigSection):
     is counted."""
     engine: Annotated[str, RegisteredName(lambda: [AUTO, *all_engines()])] = OWN
     """Writer of the answers: Rankscope itself (``own``), or an engine of an extension. ``auto``
-    takes one of those on a GPU if it is able to."""
+    takes such an engine on a GPU if it can write there."""
 
 
 if TYPE_CHECKING:

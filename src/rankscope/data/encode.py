@@ -43,7 +43,7 @@ class EncodedRow:
     truncated: bool  # The completion was cut at ``max_length``
     rejected: "EncodedRow | None" = None  # The same prompt with the rejected answer
     value: float = field(default=0.0, compare=False)
-    """A number that its objective weighs it with, such as an advantage."""
+    """A number that its objective uses, such as an advantage."""
     asked: "Judged | None" = field(default=None, compare=False, repr=False)
 
     @property

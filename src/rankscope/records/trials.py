@@ -167,9 +167,9 @@ class TrialSpec(Record):
         return f"r={self.rank}" if get_method(self.method).has_rank else self._label_parts[0][1]
 
     def is_called(self, term: str, value: object) -> bool:
-        """Tell whether a term such as ``lora``, ``lr=2e-4`` or ``on mlp`` is one of its settings.
+        """Whether a term such as ``lora``, ``lr=2e-4`` or ``on mlp`` is a setting of the trial.
 
-        A part of the label is, and so is a field's name, or the label's, with the field's value.
+        Terms are parts of the label, or ``NAME=VALUE`` with a name of a field or of the label.
         """
         name, _, _ = term.partition("=")
         fields = {label: field for field, label in OVERRIDE_LABELS.items()} | LABEL_FIELDS
@@ -302,7 +302,7 @@ class TrainRecord(Record):
     weights_sha256: str  # Hash of the stored adapter or full model weights
     penalties: tuple[PenaltyPoint, ...] = ()  # By step, for a trial with replay or KL to the base
     rewards: tuple[dict[str, float], ...] = ()
-    """Figures by step of the answers that rewards judged. The loss then means nothing."""
+    """Figures of the judged answers, by step. The loss then means nothing."""
     num_replay_tokens: int = 0  # The part of ``num_tokens`` in replayed rows
     loss_scale_halvings: int = 0  # In float16, by gradients not finite
     best_step: int | None = None  # Only with early stopping: the step whose weights were kept
@@ -324,7 +324,7 @@ class Variant:
     strength: float
 
     def __str__(self) -> str:
-        """Return the name of its adapter."""
+        """Return the name of the variant's adapter."""
         return f"{self.trial_id}@{variant_label(self)}"
 
 

@@ -35,7 +35,7 @@ class Column(NamedTuple):
         return self.unit.digits if self.digits is None and self.unit else self.digits
 
     def shown(self, value: object, row: Mapping[str, object]) -> Any:
-        """Put a cell of a row into its unit, or into words; numbers stay numbers."""
+        """Convert a cell of a row to its unit, or to words; numbers stay numbers."""
         if isinstance(value, bool):
             return "yes" if value else "no"
         if isinstance(value, str):
@@ -53,8 +53,8 @@ class Column(NamedTuple):
 def read_columns(names: Iterable[str], known: Mapping[str, Column]) -> dict[str, Column]:
     """Give every column its title and its interval, by name.
 
-    ``x_low`` and ``x_high``, the ends of the interval of ``x``, are read like it, with ", low" and
-    ", high" after its title; so are ``x_smallest`` and ``x_largest``.
+    ``x_low`` and ``x_high``, the ends of the interval of ``x``, are read like ``x``, with ", low"
+    and ", high" after its title. ``x_smallest`` and ``x_largest`` are read likewise.
     """
     names, read = dict.fromkeys(names), dict[str, Column]()
     wholes = dict.fromkeys([*names, *known])

@@ -39,7 +39,7 @@ def table(
 
 
 def shown(frame: pd.DataFrame) -> pd.DataFrame:
-    """Translate a table for people: titles, units and words. Twice changes no more than once."""
+    """Translate a table for people: titles, units and words. A second call changes nothing."""
     columns: dict[str, Column] = {name: frame.attrs["columns"][name] for name in frame.columns}
     titles = {name: column.title for name, column in columns.items()}
     rows = [dict(zip(frame.columns, row, strict=True)) for row in frame_rows(frame)]
@@ -172,7 +172,7 @@ def write_tables(
 def _texts(
     frame: pd.DataFrame, escape_text: Callable[[str], str], bold: str
 ) -> tuple[pd.DataFrame, list[bool]]:
-    """Write titles and cells as escaped text, texts whole, and tell which columns are numbers.
+    """Write titles and cells as escaped text, uncut; also return which columns are numbers.
 
     A column and its interval are one, ``x [95 %]``: ``3.1 [1.0, 5.2]``.
     """

@@ -1,6 +1,6 @@
 """The use of a trained model: commands and code with every name filled in, for card and page.
 
-What llama.cpp's ``convert_lora_to_gguf.py`` reads comes from its source.
+The settings that llama.cpp's ``convert_lora_to_gguf.py`` reads come from its source.
 """
 
 import json
@@ -155,7 +155,7 @@ def use_steps(
 
 
 def serve_steps(*model: Any) -> list[UseStep]:
-    """The steps of extensions that serve a model: its base, settings, name and place."""
+    """Return extensions' steps to serve a model, given its base, settings, name and place."""
     return [file.serve_step(*model) for file in extension_files("serving")]
 
 

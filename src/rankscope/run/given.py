@@ -43,15 +43,10 @@ def store_finished(
     records: Sequence[StoredRecord],
     artifacts: Sequence[Artifact] = (),
 ) -> None:
-    """Make models of other programs the trials of a study, done with all that is known of them."""
-    trials, is_new = [trial for trial, _ in trained], not ledger.trials()
-    ids = [trial.trial_id for trial in trials]
-    ledger.put_trials(trials)
-    if not is_new:  # else it would remove what is published and not yet named
-        ledger.repeat_trials(ids)
+    """Enter models of other programs, trials of the study, with all that is known of them."""
     ledger.commit([train for _, train in trained])
     ledger.commit(records, artifacts)
-    ledger.finish_trials(ids)
+    ledger.finish_trials([trial.trial_id for trial, _ in trained])
 
 
 def _copy_scores(
@@ -66,9 +61,10 @@ def _copy_scores(
         artifacts: list[Artifact] = []
         for record in records:
             file = staged / f"{len(artifacts)}.parquet"
-            of_items = record.task, record.split
-            shutil.copyfile(source.checked_path(items_path(scored, *of_items)), file)
-            artifacts += ledger.publish(file, items_path(trial.trial_id, *of_items))
+            path = source.checked_path(items_path(scored, record.task, record.split))
+            shutil.copyfile(path, file)
+            own_path = items_path(trial.trial_id, record.task, record.split)
+            artifacts += ledger.publish(file, own_path)
         own = [record.model_copy(update={"trial_id": trial.trial_id}) for record in records]
         entry = given_record(trial, train.trainable_parameters if train else 0)
         settings = context.study.settings_of("eval", [trial.trial_id])

@@ -125,7 +125,7 @@ class PreparedStudy:
         return max((of_split(group) for of_split in needed), default=0)
 
     def trial(self, model: ScoredModel) -> TrialSpec:
-        """Return the trial of its id, or of one of its variants."""
+        """Return the trial of a trial id or of a variant."""
         return self._by_id[trial_of(model)]
 
     def wanted_evals(self, trial_id: str, trained_on: str | None) -> list[EvalKey]:

@@ -51,7 +51,8 @@ CPU = torch.device("cpu")
 FEWEST_LAYERS = 2  # A model of one layer has its peak elsewhere if layers are computed again
 
 _COUNTED: dict[tuple[object, ...], int] = {}
-"""Counts of this process. Only shapes decide a count, so later studies of a model reuse them."""
+"""Counts of this process, and whether a model gives plain logits. Only shapes decide them, so later
+studies of a model reuse them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +80,13 @@ class PassMemory:
             has_kernel,
         )
         block_output_layer(model)
-        shortest = _batch_of_shape(PassShape((2,), 1), [None])
-        with AllocationCounter():
-            note_plain_logits(model, lambda: self._logits(shortest))
+        if isinstance(head := model.get_output_embeddings(), OutputLayer):
+            if self._model_key not in _COUNTED:
+                shortest = _batch_of_shape(PassShape((2,), 1), [None])
+                with AllocationCounter():
+                    note_plain_logits(model, lambda: self._logits(shortest))
+                _COUNTED[self._model_key] = head.gives_logits
+            head.gives_logits = bool(_COUNTED[self._model_key])
 
     def pass_bytes(
         self,

@@ -176,29 +176,20 @@ def test_global_generators_stay_where_they_were(
     [
         ({}, "x: !!python/object/apply:os.getcwd []\n", "python/object/apply:os.getcwd"),
         ({"dataset_path": "./loader.py"}, "", "needs code of its own"),
-        (
-            {"dataset_path": "json", "dataset_kwargs": {"trust_remote_code": True}},
-            "",
-            "needs code of its own",
-        ),
+        ({"dataset_path": "json", "dataset_kwargs": {"trust_remote_code": True}}, "",
+         "needs code of its own"),
         ({"metric_list": [{"metric": "no_such_metric"}]}, "", "fetched as code from the hub"),
         ({"metric_list": [{"metric": "acc", "hf_evaluate": True}]}, "", "fetched as code"),
         ({"unsafe_code": True}, "", "runs what the model writes"),
         ({"dataset_kwargs": {"data_files": "none.jsonl"}}, "", "data set can be read"),
         ({"no_such_key": 1}, "", r"unexpected keyword.*expected a task that lm-evaluation-harness"),
         ({"doc_to_text": "{{ ''.__class__.__mro__ }}"}, "", "cannot be loaded.*unsafe"),
-        (
-            {"output_type": "generate_until", "generation_kwargs": {"do_sample": True}},
-            "",
-            "found sampling",
-        ),
-        (
-            {"doc_to_text": "{{question * 100}}"},
-            "",
-            r"3 of 6 prompts that do not fit .* 256 tokens",
-        ),
+        ({"output_type": "generate_until", "generation_kwargs": {"do_sample": True}}, "",
+         "found sampling"),
+        ({"doc_to_text": "{{question * 100}}"}, "",
+         r"3 of 6 prompts that do not fit .* 256 tokens"),
     ],
-)
+)  # fmt: skip
 def test_task_files_that_are_refused(
     tmp_path: Path,
     packed: tuple[Base, Adapter],

@@ -489,42 +489,24 @@ REFUSED: list[tuple[list[Row], str, list[str]]] = [
     (GOOD[2:], "", ["column arm: found arms a, expected 'base' and others; name the base with"]),
     (GOOD[:2], "", ["column arm: found arms base, expected 'base' and others"]),
     (GOOD, "--base c", ["column arm: found arms a, another base, expected 'base'"]),
-    (
-        [GOOD[0] | {"item": 9}, *GOOD[2:]],
-        "",
-        ["task t: found no test item that the base and another model have"],
-    ),
-    (
-        [*GOOD, *(row | {"task": "u"} for row in GOOD[2:])],
-        "--task t",
-        ["task u: found no test", "add rows of the base"],
-    ),
+    ([GOOD[0] | {"item": 9}, *GOOD[2:]], "",
+     ["task t: found no test item that the base and another model have"]),
+    ([*GOOD, *(row | {"task": "u"} for row in GOOD[2:])], "--task t",
+     ["task u: found no test", "add rows of the base"]),
     ([*GOOD, LAST | {"score": "inf"}], "", ["'inf' in 1 rows, first row 5, expected a finite"]),
-    (
-        [*GOOD, LAST | {"seed": 0.5}],
-        "",
-        ["seed: found '0.5' in 1 rows, first row 5, expected a who"],
-    ),
-    (
-        [*GOOD, LAST | {"rank": 2.7}],
-        "",
-        ["rank: found '2.7' in 1 rows, first row 5, expected a who"],
-    ),
+    ([*GOOD, LAST | {"seed": 0.5}], "",
+     ["seed: found '0.5' in 1 rows, first row 5, expected a who"]),
+    ([*GOOD, LAST | {"rank": 2.7}], "",
+     ["rank: found '2.7' in 1 rows, first row 5, expected a who"]),
     ([*GOOD, LAST | {"arm": ""}], "", ["column arm: found '' in 1 rows, first row 5"]),
-    (
-        [GOOD[0] | {"score": 0.5}, *changed(score=60.5)[1:]],
-        "",
-        ["scores from 0.5 to 60.5", "percentages (none between"],
-    ),
+    ([GOOD[0] | {"score": 0.5}, *changed(score=60.5)[1:]], "",
+     ["scores from 0.5 to 60.5", "percentages (none between"]),
     (changed(score=160.5), "", ["found scores from 160.5 to 160.5", "shares (0 to 1)"]),
     (changed(score=2), "--metric log_probability", ["from 2 to 2", "--lower score if less is bet"]),
     (changed(score=-1), "--lower score", ["found scores from -1 to -1"]),
     (changed(score=-1), "--metric accuracy", ["scores from -1 to -1"]),
-    (
-        [*GOOD, LAST | {"metric": "f1"}, LAST | {"arm": "base", "metric": "acc"}],
-        "",
-        ["column metric: found several values for task t, expected one"],
-    ),
+    ([*GOOD, LAST | {"metric": "f1"}, LAST | {"arm": "base", "metric": "acc"}], "",
+     ["column metric: found several values for task t, expected one"]),
     ([*GOOD, LAST | {"lr": 1}, LAST | {"item": 3, "lr": 2}], "", ["column lr: found several"]),
     (changed(split="train"), "", ["column split: found 'train' in 4 rows, first row 1, expected"]),
     (changed(seed=1e17), "", ["column seed: found '1e+17' in 4 rows"]),
@@ -535,12 +517,9 @@ REFUSED: list[tuple[list[Row], str, list[str]]] = [
     (GOOD, "--retention t", ["--task: found none, expected the one task"]),
     (GOOD, "--map score=acc", ["--map score=acc: found no column 'acc'", "found no column score"]),
     (GOOD, "--map scor=score", ["--map scor=score: found 'scor', expected one of arm, seed"]),
-    (
-        [*GOOD, GOOD[3], LAST | {"score": "high", "rank": "x"}],
-        "--retention kept --map lrr=seed",
-        ["found 5 faults", "'lrr'", "found 'high'", "found 'x'", "1 more rows", "task kept: found"],
-    ),
-]
+    ([*GOOD, GOOD[3], LAST | {"score": "high", "rank": "x"}], "--retention kept --map lrr=seed",
+     ["found 5 faults", "'lrr'", "found 'high'", "found 'x'", "1 more rows", "task kept: found"]),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("rows", "words", "said"), REFUSED)

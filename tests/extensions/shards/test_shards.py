@@ -58,12 +58,18 @@ SAME = 1e-5
 """Largest relative difference after eight steps in float32."""
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["cut", "replicated"])
-def shards(request: pytest.FixtureRequest) -> Iterator[Shards]:
-    """This process as shard 0 of two; frozen models are cut, or whole on each."""
+@pytest.fixture(scope="module")
+def two() -> Iterator[Shards]:
+    """This process as shard 0 of two."""
     with started_shards(2, CPU) as shards:
-        shards.replicates = request.param
         yield shards
+
+
+@pytest.fixture(params=[False, True], ids=["cut", "replicated"])
+def shards(two: Shards, request: pytest.FixtureRequest) -> Shards:
+    """Frozen models are cut, or whole on each."""
+    two.replicates = request.param
+    return two
 
 
 @pytest.fixture(scope="module")

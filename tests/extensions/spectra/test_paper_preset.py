@@ -103,4 +103,4 @@ def test_a_training_task_without_rows_is_refused_with_a_way_out(
 
 
 def test_the_preset_runs(tmp_path: Path) -> None:
-    page_of("paper", ["arms.0.rank=8", *ENDS], tmp_path)
+    page_of("paper", ["tasks=[pocket_med,pocket_gsm]", "arms.0.rank=8", *ENDS], tmp_path)

@@ -22,9 +22,10 @@ from ..shards.test_shards import (
     sharded,
     shards,
     train_together,
+    two,
 )
 
-__all__ = ["folder", "sharded", "shards"]
+__all__ = ["folder", "sharded", "shards", "two"]
 
 
 def test_shards_find_what_one_process_finds(sharded: Base, folder: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from finished_studies import MITIGATED, Finished, finish
+from finished_studies import MITIGATED, Finished, finish, once
 from pocket_study import SETTINGS, UNANALYZED
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -21,7 +21,7 @@ from ...run.test_presets_run import page_of
 VARIANTS = {"scales": [0.5], "truncated_ranks": [2]}
 
 
-@pytest.fixture(scope="module")
+@once
 def varied(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     evaluate = MITIGATED["evaluate"] | VARIANTS
     return finish(tmp_path_factory.mktemp("varied"), **MITIGATED | {"evaluate": evaluate})

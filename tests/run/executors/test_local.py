@@ -121,6 +121,7 @@ seal_unit, worker.seal_unit = worker.seal_unit, seal_and_die
 """
 
 
+@pytest.mark.usefixtures("minutes")
 def test_workers_that_die_between_their_seal_and_their_end_cost_nothing(
     two_groups: dict[str, Any], launcher: Launcher, tmp_path: Path
 ) -> None:
@@ -427,6 +428,8 @@ class CrowdedExecutor(LocalExecutor):
 
     def run(self, folder: Path) -> None:
         self.units.append(folder.name)
+        # ``auto`` would be decided anew on a node that has vLLM, and give scores another key.
+        assert read_unit(folder).config["evaluate"]["engine"] == "own"
         with pytest.MonkeyPatch.context() as patch:
             if self.units == [BASE]:
                 patch.setenv(KILLED_FOR_MEMORY, "2")
@@ -436,31 +439,12 @@ class CrowdedExecutor(LocalExecutor):
 def test_a_base_short_of_memory_is_scored_again_alone(
     two_groups: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Nothing makes it smaller, so its worker ends at once instead of being killed once more."""
-    study, out = small_study(tmp_path, **TWO_GROUPS), tmp_path / "out"
+    """Nothing makes it smaller, so its worker ends at once instead of being killed once more. The
+    driver decides what writes answers."""
+    evaluate = {**TWO_GROUPS["evaluate"], "engine": "auto"}
+    study, out = small_study(tmp_path, **TWO_GROUPS | {"evaluate": evaluate}), tmp_path / "out"
     executor = CrowdedExecutor(study.config)
     study.run(out, executor=executor)
     assert executor.units[0] == executor.units[-1] == BASE
     assert executor.units.count(BASE) == 2
     assert results(out) == two_groups
-
-
-class ReadingExecutor(LocalExecutor):
-    """Works on each unit in this process, after reading what writes its answers."""
-
-    def __init__(self, config: StudyConfig) -> None:
-        super().__init__(config, 1)
-        self.engines: list[str] = []
-
-    def run(self, folder: Path) -> None:
-        self.engines.append(read_unit(folder).config["evaluate"]["engine"])
-        work(folder.parents[1], folder.name)
-
-
-def test_the_driver_decides_what_writes_answers(tmp_path: Path) -> None:
-    """``auto`` would be decided anew on a node that has vLLM, and give scores another key."""
-    evaluate = {**TWO_GROUPS["evaluate"], "engine": "auto"}
-    study = small_study(tmp_path, **TWO_GROUPS | {"evaluate": evaluate})
-    executor = ReadingExecutor(study.config)
-    study.run(tmp_path / "out", executor=executor)
-    assert executor.engines == ["own"] * 3

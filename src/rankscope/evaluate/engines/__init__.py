@@ -26,11 +26,11 @@ class EngineKind:
 
     @classmethod
     def check(cls, config: "StudyConfig", device: "torch.device", dtype: "torch.dtype") -> None:
-        """Raise UserError if it cannot write answers of this study here."""
+        """Raise UserError if the engine cannot write answers of this study here."""
 
     @classmethod
     def study_notes(cls, scores: "Iterable[EvalRecord]") -> list[str]:
-        """Return sentences for the page about models whose answers it wrote."""
+        """Return sentences for the page about models whose answers this engine wrote."""
         return []
 
 
@@ -40,8 +40,11 @@ def all_engines() -> dict[str, type[EngineKind]]:
 
 
 def resolved_engine(config: "StudyConfig", device: "torch.device", dtype: "torch.dtype") -> str:
-    """Return the name of a study's engine: under ``auto`` one of an extension that can write on a
-    GPU. Raises UserError: the one asked for cannot."""
+    """Return the name of a study's engine.
+
+    ``auto`` takes one of an extension that can write on a GPU, else ``own``. Raises UserError: the
+    engine that the study names cannot write here.
+    """
     wish = config.evaluate.engine
     if wish != AUTO:
         all_engines()[wish].check(config, device, dtype)

@@ -22,8 +22,11 @@ Prompts = Mapping[str, Sequence[int]]  # Token ids by item id
 
 
 class Engine(EngineKind):
-    """Rankscope's own engine. A subclass leaves to it the models that it cannot run; the module of
-    the subclass imports torch and records only inside methods."""
+    """Rankscope's own engine.
+
+    A subclass leaves to it the models that it cannot run. The module of the subclass imports torch
+    and records only inside methods.
+    """
 
     name = OWN
 
@@ -38,12 +41,12 @@ class Engine(EngineKind):
         return kinds[name]()
 
     def begin(self, folder_of: Callable[[str | None], Path]) -> None:
-        """Prepare for models, whose weights ``folder_of`` finds by adapter name."""
+        """Prepare for models; ``folder_of`` returns the folder of their weights by adapter name."""
 
     def generate(
         self, base: Base, prompts: Prompts, names: Names, limits: GenerationLimits
     ) -> Answers:
-        """Continue every prompt greedily under every model, as ``continuous_batching.generate``."""
+        """Continue each prompt greedily under each model, like ``continuous_batching.generate``."""
         from rankscope.evaluate.continuous_batching import generate
 
         return generate(base, [*prompts.values()], names, limits) if names else {}

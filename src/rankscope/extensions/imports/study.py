@@ -276,6 +276,7 @@ def _write(
     with folder_in_one_step(out) as folder, Ledger.open(folder, write=True) as ledger:
         ledger.put_study(name, config, ModelRecord.model_validate(model), tasks, provenance())
         ledger.put_notes(notes)
+        ledger.put_trials([spec for spec, _ in trials.values()])
         records, artifacts = list[EvalRecord](), list[Artifact]()
         with ledger.stage() as staged:
             for (arm, seed, task, split), part in table.groupby([*MODEL, *ITEM[:2]], sort=False):

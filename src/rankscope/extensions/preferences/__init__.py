@@ -1,4 +1,4 @@
-"""Preferred answers: training by pairs of answers (DPO), and how far a model prefers the first."""
+"""Preferred answers: training by pairs of answers (DPO), and a score of learned preference."""
 
 from rankscope.extensions.preferences.dpo import Dpo
 from rankscope.extensions.preferences.scorer import PreferenceScorer

@@ -28,8 +28,10 @@ class DpoSettings(ConfigSection):
 
 
 class Dpo(Objective):
-    """-log sigmoid(beta [(lp_c - ref_c) - (lp_r - ref_r)]), the mean over the pairs of a step; lp
-    and ref are summed over the tokens of an answer."""
+    """-log sigmoid(beta [(lp_c - ref_c) - (lp_r - ref_r)]), the mean over the pairs of a step.
+
+    lp and ref are log-probabilities summed over an answer's tokens; c is chosen, r rejected.
+    """
 
     name = "dpo"
     settings_type = DpoSettings

@@ -123,8 +123,10 @@ def _item_margins(study: PreparedStudy, task: LoadedTask, split: Split, base: Ba
 
 
 def reference_margins(base: Base, rows: Sequence[EncodedRow], batch_tokens: int) -> list[float]:
-    """Log p of each pair's chosen answer less that of its rejected one under the bare base, nats,
-    in the passes of training."""
+    """Return log p of each pair's chosen answer minus its rejected one's, under the bare base.
+
+    In nats, computed in the passes of training.
+    """
     pairs = [part for row in rows for part in row.parts]
     losses = []
     with torch.no_grad():

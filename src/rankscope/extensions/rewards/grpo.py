@@ -2,11 +2,11 @@
 
 Every adapter of a group answers the prompts of its step several times, all in one continuous batch.
 An answer's advantage is its reward less the mean of its prompt's answers, over their standard
-deviation. One update follows each batch, so the ratio of the probabilities is 1, and the loss is
+deviation. One update follows each batch, so the ratio of the probabilities is 1. The loss is
 
     - sum of advantage x log p(answer) / tokens of all answers of the step
 
-What is drawn is a function of seed, step, prompt and answer, and of the weights, without dropout.
+Draws depend only on seed, step, prompt, answer and weights; there is no dropout.
 """
 
 from __future__ import annotations
@@ -56,16 +56,16 @@ class GrpoSettings(ConfigSection):
     answers: int = Field(8, ge=2)
     """Answers to each prompt."""
     temperature: float = Field(1.0, gt=0)
-    """Of the answers, and of the log-probabilities in the loss."""
+    """Temperature of the answers, and of the log-probabilities in the loss."""
     max_new_tokens: int = Field(64, ge=1)
     """Longest answer, tokens."""
     scale: bool = True
-    """Divide advantages by the standard deviation of the rewards of a prompt's answers; 2503.20783
-    leaves it out."""
+    """Divide advantages by the standard deviation of the rewards of a prompt's answers. 2503.20783
+    leaves this out."""
 
 
 class Grpo(Objective):
-    """Rewards of the answers that a model writes itself."""
+    """Trains a model on rewards of its own answers."""
 
     name = "grpo"
     settings_type = GrpoSettings
@@ -78,7 +78,7 @@ class Grpo(Objective):
         self.max_new_tokens = settings.max_new_tokens
 
     def scorers(self, spec: TaskSpec) -> dict[GenerationScorer, float]:
-        """What judges an answer, with weights."""
+        """Return the scorers that judge an answer, with weights."""
         reward = self.settings.reward or spec.scorer
         weights = reward if isinstance(reward, dict) else {reward: 1.0}
         scorers = {}
@@ -105,7 +105,7 @@ class Grpo(Objective):
             raise UserError(where, f"'train.devices: {train.devices}'", "1")
 
     def identity(self) -> dict[str, Any]:
-        """Python code counts by its content, with its weight, and not by its place."""
+        """Return the settings, in which Python code stands for itself, not for its place."""
         settings = self.settings.model_dump(mode="json")
         reward = settings["reward"]
         if isinstance(reward, str):
@@ -156,7 +156,7 @@ class Grpo(Objective):
     def _drafts(
         self, model: Base, state: TrialState, rows: Sequence[EncodedRow], step: int
     ) -> list[SampledGeneration]:
-        """The answers of a trial, yet to be written: several in a row to each prompt."""
+        """Return the answers that a trial will write: several in a row to each prompt."""
         from rankscope.evaluate.context_window import context_length
         from rankscope.evaluate.prefix_sharing import find_shared_prefixes
         from rankscope.extensions.rewards.sampling import SampledGeneration
@@ -212,7 +212,7 @@ class Grpo(Objective):
         answers: Sequence[SampledGeneration],
         step: int,
     ) -> list[EncodedRow]:
-        """The answers as rows with their advantages; notes what they are like."""
+        """Return the answers as rows with their advantages, and store a point on their rewards."""
         made, rewards, alike = list[EncodedRow](), list[float](), 0
         num_tokens = sum(len(answer.ids) for answer in answers)
         for index, row in enumerate(rows):

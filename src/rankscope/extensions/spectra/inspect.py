@@ -120,6 +120,8 @@ def _inspect_stored(
         record = _model_record(base, stored_base, sha256)
         note = "the base is quantized by bitsandbytes: its numbers are compared"
         store_study(ledger, config, record, [], [note] if stored_base.is_quantized else [])
+        ledger.put_trials(trials)
+        ledger.repeat_trials([trial.trial_id for trial in trials])
         of_base = record.num_parameters
         trained = [(t, given_record(t, num_trained_parameters(t, of_base))) for t in trials]
         named = {m.name: {"trial_id": t.trial_id} for m, t in zip(models, trials, strict=True)}

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 Parity = dict[str, float]
 ANSWERS_COMPARED = 16  # Of each model, before any of its answers counts
 EQUAL, DIFFERENCE = "vllm_equal", "vllm_difference"
-"""Metrics of a model's first answers: the share that the own engine writes too, and how much their
-log p differs from the own engine's, nats per token."""
+"""Metrics of a model's first answers: the share that the own engine writes, too, and the difference
+of their log p from the own engine's, nats per token."""
 
 
 class ServerEnded(Exception):
@@ -41,21 +41,24 @@ class ServerEnded(Exception):
 
 
 class Refused(Exception):
-    """The server does not do what it is asked for; says why."""
+    """The server refuses a request, or computes something else; says why."""
 
 
 class VllmEngine(Engine):
-    """A server of vLLM. Models that it cannot read, refuses or computes otherwise are left to the
-    own engine, and so is everything once a server has failed twice."""
+    """Writes answers with a server of vLLM.
+
+    The own engine takes the models that the server cannot read, refuses or computes otherwise. It
+    takes everything once a server has failed twice.
+    """
 
     name = "vllm"
 
     def __init__(self) -> None:
         super().__init__()
         self.parity: dict[Path, Parity] = {}
-        """``EQUAL`` and ``DIFFERENCE`` by folder, of models whose answers it wrote."""
+        """``EQUAL`` and ``DIFFERENCE`` of models whose answers it wrote, by folder."""
         self.unfit: dict[Path, str] = {}  # Why a folder is left to the own engine
-        self.failure = ""  # Why everything is
+        self.failure = ""  # Why everything is left to the own engine
         self._server: Server | None = None
 
     @classmethod
@@ -121,7 +124,7 @@ class VllmEngine(Engine):
     def _write(
         self, base: Base, prompts: Prompts, names: Names, limits: GenerationLimits
     ) -> Answers:
-        """Answers of those models that the server computes as the own engine does."""
+        """Return the answers of the models that the server computes like the own engine."""
         from rankscope.extensions.vllm.comparison import compared, parity
         from rankscope.extensions.vllm.server import Server
 
@@ -160,7 +163,7 @@ class VllmEngine(Engine):
 
 
 def _note(written: Collection[Mapping[str, float]]) -> list[str]:
-    """A sentence on models whose answers vLLM wrote, from their metrics; none without such."""
+    """Write a sentence on models whose answers vLLM wrote, from their metrics; none without any."""
     if not written:
         return []
     equal, largest = fmean(m[EQUAL] for m in written), max(m[DIFFERENCE] for m in written)
@@ -177,7 +180,7 @@ def _settings(folder: Path) -> Any:
 
 
 def _is_readable(folder: Path, name: str | None) -> bool:
-    """Whether it is a whole model, or plain LoRA of one rank on linear layers inside."""
+    """Whether a folder holds a whole model, or plain LoRA of one rank on inner linear layers."""
     from rankscope.extensions.vllm.serving import obstacle
 
     settings = _settings(folder)

@@ -1,4 +1,4 @@
-"""Compares the answers of both engines under one model."""
+"""Comparison of both engines' answers under one model."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -15,15 +15,15 @@ from rankscope.models.base import Base
 
 Pair = tuple[str, Generation, VllmAnswer]  # An item's id, and the answers of both engines
 LARGEST_DIFFERENCE = {torch.bfloat16: 0.1, torch.float16: 0.0125, torch.float32: 0.0001}
-"""Of an answer's log p, nats per token, in the mean over the answers compared.
+"""Limit of an answer's difference of log p, nats per token, the mean over compared answers.
 
 A logit between 16 and 32 is a multiple of .125 in bfloat16. Two engines that round it apart differ
-by a third of that in the mean, .04; over 16 answers of one token by less than .07 (four standard
-errors). The layers before add their own roundings; a longer answer averages over its tokens.
+by a third of that in the mean, .04. Over 16 answers of one token it is less than .07 (four standard
+errors). Earlier layers add their own roundings; a longer answer averages over its tokens.
 float16 has steps an eighth as large. In float32, 6e-6 was measured.
 """
 LARGEST_MISSED = 1 / 10
-"""Of vLLM's tokens, the share that the own engine would not write after the tokens before.
+"""Limit of the share of vLLM's tokens that the own engine would not write at their places.
 
 Rounding to bfloat16 swaps two nearly equal tokens at two to four in a hundred, as
 ``benchmarks/vllm_parity.py`` measured. The difference of log p does not show an engine that samples
@@ -32,7 +32,7 @@ or penalizes repetition: log p of what it writes is right.
 
 
 def compared(base: Base, name: str | None, answers: Sequence[Pair], batch_tokens: int) -> pa.Table:
-    """The first answers of both engines under one model, and their log p per token, nats."""
+    """Tabulate the first answers of both engines under one model, with log p per token, nats."""
     questions = [Question(answer.prompt, [answer.all_ids]) for _, _, answer in answers]
     models = [name] if name is None else [name, None]
     computed = continuation_logprobs(base, questions, models, batch_tokens, greedy=True)
@@ -57,8 +57,11 @@ def compared(base: Base, name: str | None, answers: Sequence[Pair], batch_tokens
 
 
 def parity(table: pa.Table, dtype: torch.dtype) -> dict[str, float]:
-    """``EQUAL`` and ``DIFFERENCE`` of answers that were compared. Raises Refused: they are of
-    another model, of the base without its adapter, or not greedy."""
+    """Return ``EQUAL`` and ``DIFFERENCE`` of compared answers.
+
+    Raises Refused: the answers come from another model or the base without its adapter, or are not
+    greedy.
+    """
     columns = table.to_pydict()
     difference, without = fmean(columns["difference"]), fmean(columns["difference_without_adapter"])
     missed, tokens = sum(columns["missed"]), sum(columns["tokens"])

@@ -1,7 +1,7 @@
 """``vllm serve`` in a process of its own, and its HTTP interface.
 
-The command ``vllm`` may be of another environment than this one, as it needs other versions of
-libraries. The server ends with the process that started it, however that ends.
+The command ``vllm`` may be of another environment than this one, because it needs other versions
+of libraries. The server ends with the process that started it, however that process ends.
 """
 
 import json
@@ -44,8 +44,8 @@ server=$!
 (read -r _ <&3; kill $server; sleep 30; kill -9 0) &
 wait $server
 """
-"""Runs a command that ends when the input of this shell does, which is when the process at its
-other end closes it or dies."""
+"""Shell script that runs a command until the input of the shell ends. That happens when the process
+at its other end closes it or dies."""
 
 
 @dataclass(slots=True)
@@ -62,8 +62,11 @@ def find_command() -> str | None:
 def serve_options(
     max_tokens: int, largest_rank: int, dtype: torch.dtype, gpu_memory: tuple[int, int] | None
 ) -> list[str]:
-    """Options of ``vllm serve``. ``largest_rank`` is one of ``RANKS``, or 0 without
-    adapters; ``gpu_memory`` the free and all bytes of its GPU, None on a CPU."""
+    """Return the options of ``vllm serve``.
+
+    ``largest_rank`` is one of ``RANKS``, or 0 without adapters. ``gpu_memory`` holds the free and
+    all bytes of the GPU; None is a CPU.
+    """
     words = ["--served-model-name", BASE, "--generation-config", "vllm"]
     words += ["--max-model-len", str(max_tokens), "--dtype", dtype_name(dtype)]
     if largest_rank:
@@ -76,7 +79,7 @@ def serve_options(
 
 
 class Server:
-    """``vllm serve`` on one folder of weights. Raises ServerEnded: it does not start."""
+    """Runs ``vllm serve`` on one folder of weights. Raises ServerEnded: it does not start."""
 
     def __init__(self, base: Base, folder: Path, max_tokens: int, largest_rank: int) -> None:
         self.base, self.folder, self.max_tokens = base, folder, max_tokens
@@ -129,7 +132,7 @@ class Server:
         return folder == self.folder and fits
 
     def load(self, name: str, folder: Path) -> None:
-        """An adapter, once."""
+        """Load an adapter, unless it is loaded already."""
         if name not in self.loaded:
             body = {"lora_name": name, "lora_path": str(folder.resolve())}
             self._ask("/v1/load_lora_adapter", body)
@@ -138,7 +141,7 @@ class Server:
     def answers(
         self, name: str | None, prompts: Sequence[Sequence[int]], limits: GenerationLimits
     ) -> list[VllmAnswer]:
-        """In the order of the prompts. Raises Refused and ServerEnded."""
+        """Return the answers in the order of the prompts. Raises Refused and ServerEnded."""
         lengths = [min(limits.max_new_tokens, limits.context - len(prompt)) for prompt in prompts]
         answers = [VllmAnswer(name, *each) for each in zip(prompts, lengths, strict=True)]
         for length in set(lengths):

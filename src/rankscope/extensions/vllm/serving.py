@@ -1,7 +1,7 @@
-"""How to serve a trained model with vLLM, for card and page.
+"""The steps that serve a trained model with vLLM, for card and page.
 
-The ranks of vLLM 0.22 (``MaxLoRARanks``), and what its ``PEFTHelper`` refuses or ignores, were read
-in its sources.
+The ranks of vLLM 0.22 (``MaxLoRARanks``), and the settings that its ``PEFTHelper`` refuses or
+ignores, come from its sources.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # Values of ``--max-lora-rank`` fro
 
 
 def obstacle(settings: Mapping[str, Any]) -> str:
-    """Why vLLM cannot serve an adapter unmerged, in one sentence; empty if it can."""
+    """Say in one sentence why vLLM cannot serve an adapter unmerged; empty if it can."""
     uneven = settings.get("alpha_pattern") or settings.get("rank_pattern")
     if reason := general_obstacle({**settings, "alpha_pattern": uneven}, "vLLM"):
         return reason
@@ -27,7 +27,7 @@ def obstacle(settings: Mapping[str, Any]) -> str:
 def serve_step(
     base: BaseSource, settings: Mapping[str, Any] | None, name: str, place: str
 ) -> UseStep:
-    """Serve what was exported; the arguments are those of ``use_steps``, ``place`` quoted."""
+    """Return the step that serves an export; arguments as in ``use_steps``, ``place`` quoted."""
     title = f"Serve {'the base' if place == base.shell else 'it'} with vLLM"
     if settings is None:
         return UseStep(title, f"vllm serve {place}")
