@@ -9,7 +9,7 @@ from pathlib import Path
 
 LIMITS = {
     "code lines of the core": 28_091,
-    "code lines of extensions": 7_795,  # a cap: 7,000, the objectives and vLLM, which left the core
+    "code lines of extensions": 8_103,  # a cap: 7,000, and the objectives, vLLM and shards
     "lines of tests": 31_147,
     "lines of tests of extensions": 7_615,
     "words of docs and README": 36_583,

@@ -47,6 +47,7 @@ for override in sys.argv[1:]:
 from rankscope.cli import run_command_line
 assert run_command_line(["init", "new.yaml", "--from", "study.yaml"]) == 2
 assert run_command_line(["export", "out", "--patch", "study.yaml", "--out", "new"]) == 2
+assert run_command_line(["check", "study.yaml", "--set", "train.devices=2"]) == 2
 assert run_command_line(["import", "scores.csv", "--out", "new"]) == 2
 assert run_command_line(["--help"]) == 0
 """
@@ -101,6 +102,7 @@ def test_without_extensions_the_smallest_study_runs(tmp_path: Path) -> None:
         assert known in line
     for option in ("init --from", "export --patch"):
         assert f"{option}: expected 'trainers', an extension that is not there" in done.stderr
+    assert "train.devices: expected 'shards', an extension that is not there" in done.stderr
     assert "No such command 'import'" in done.stderr
     assert "  quickstart " in done.stdout
     assert "  import " not in done.stdout

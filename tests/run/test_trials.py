@@ -387,3 +387,13 @@ def test_the_plan_counts_the_steps_that_training_takes(
     train = TrainConfig(epochs=epochs, batch_size=batch, gradient_accumulation=accumulation)
     order = RowSampler(rows, batch, accumulation, seed=0)
     assert planned_steps(rows, 10 * rows, train) == math.ceil(epochs * order.steps_per_epoch)
+
+
+def test_an_adapter_is_the_same_trial_on_any_number_of_devices() -> None:
+    """Not so a fully fine-tuned model, whose activations may be rounded otherwise."""
+    one, two, four = (
+        make_trials(study(device="cpu", train={"devices": n}), "b" * 64, DATA) for n in (1, 2, 4)
+    )
+    for a, b in zip(one, two, strict=True):
+        assert (a.trial_id == b.trial_id) is (a.method == "lora")
+    assert [t.trial_id for t in two] == [t.trial_id for t in four]

@@ -41,7 +41,7 @@ BY_STEP = {
 NOW_AND_THEN = {
     "LowRankUpdate.frobenius": "after 1, 2, 4, 8, ... steps: has a trial run away?",
     "Base.weight_norm": "once for each weight",
-    "all_finite": "after the last step",
+    "_all_finite": "after the last step",
     "TrialState.why_nothing_trained": "after the last step",
 }
 COPIES = {

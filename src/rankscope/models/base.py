@@ -23,7 +23,7 @@ from rankscope.models.attention.varlen import AttentionPlan, KVCache
 from rankscope.models.kernels import PLAIN, use_kernels
 from rankscope.models.multi_lora import AdapterSpan, MultiLora, linear_layers, unwrap
 from rankscope.models.quantize import dense_weight
-from rankscope.models.sharding import Shards, is_sharded, trainable_shards
+from rankscope.models.sharding import ONE_SHARD, Shards, is_sharded
 from rankscope.records import ModelRecord
 
 OWN_CACHES = ("cache", "past_key_values", "cache_params", "state")
@@ -124,7 +124,7 @@ class Base:
     record: ModelRecord
     folder: Path  # Holds its weights
     multi_lora: MultiLora
-    shards: Shards = field(default_factory=Shards)  # The shards that hold the model together
+    shards: Shards = ONE_SHARD  # The shards that hold the model together
     name: str = "base"  # Among the models of the shards
     weight_norms: dict[str, float] = field(default_factory=dict)  # By linear layer, once needed
     product_dtype: torch.dtype | None = None
@@ -256,12 +256,7 @@ class Base:
     def trainable_copy(self) -> "Base":
         """Make a float32 copy whose every parameter trains, with products in the base's dtype."""
         if self.shards.size > 1:
-            name = "trained"
-            self.shards.models.pop(name, None)  # before there is another one
-            parts, rest = trainable_shards(self.model, self.shards), (self.record, self.folder)
-            made = Base(parts, self.tokenizer, *rest, MultiLora(parts), self.shards, name)
-            self.shards.models[name] = made
-            return made
+            return self.shards.trainable_copy(self)
         copied = self.copied()
         model = copied.model.float()
         use_kernels(model, PLAIN)  # others take frozen weights, and no mixed precision

@@ -30,7 +30,7 @@ from rankscope.models.multi_lora import MultiLora
 from rankscope.models.output_layer import block_output_layer, note_plain_logits
 from rankscope.models.parameters import read_model_config
 from rankscope.models.quantize import check_quantize, quantization
-from rankscope.models.sharding import Shards, attach_gathering, frozen_shards
+from rankscope.models.sharding import ONE_SHARD, Shards
 from rankscope.records import ModelRecord
 
 LAYER = re.compile(r"model\.layers\.\d+\.(?!.*inv_freq$)")
@@ -51,7 +51,7 @@ def load_base(
     dtype: torch.dtype,
     quantize: Literal["none", "4bit"] = "none",
     tokenizer: PreTrainedTokenizerBase | None = None,
-    shards: Shards | None = None,
+    shards: Shards = ONE_SHARD,
 ) -> Base:
     """Load the base of a study's model section, frozen, with varlen attention.
 
@@ -69,8 +69,8 @@ def load_base(
     model = load_model(source, dtype, **options)
     sha256 = weights_sha256(source)
     record = model_record(config, device, dtype, model, tokenizer, sha256, quantize)
-    if shards is not None:
-        return sharded_base(shards, "base", record, source, model, tokenizer)
+    if shards.size > 1:
+        return shards.hold("base", model, tokenizer, record, source)
     if not options:
         model.to(device)  # type: ignore[arg-type]  # a wrapper without its own types
     return frozen_base(model, tokenizer, record, source)
@@ -102,10 +102,9 @@ def model_record(
 
 
 def load_trained_model(base: Base, folder: Path) -> Base:
-    base.shards.models.pop("trained", None)  # before there is another one
     model = load_model(folder, base.model.dtype)
     if base.is_sharded:
-        return sharded_base(base.shards, "trained", base.record, folder, model, base.tokenizer)
+        return base.shards.hold("trained", model, base.tokenizer, base.record, folder)
     model.to(base.device)  # type: ignore[arg-type]  # a wrapper without its own types
     trained = frozen_base(model, base.tokenizer, base.record, folder)
     use_kernels(model, kernels_of(base.model))
@@ -133,49 +132,9 @@ def frozen_base(
     return base
 
 
-def sharded_base(
-    shards: Shards,
-    name: str,
-    record: ModelRecord,
-    folder: Path,
-    model: PreTrainedModel | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-) -> Base:
-    """Make a frozen model that all shards hold together under ``name``, or each of them whole.
-
-    Shard 0 calls this with the model and its tokenizer, read from ``folder``. The other shards call
-    it without them, as the handler of shard 0's announcement.
-    """
-    shards.announce("shard", shards.replicates, name, record, folder)
-    shards.models.pop(name, None)  # before there is another one
-    dtype: torch.dtype = getattr(torch, record.dtype)
-    parts = frozen_shards(read_model_config(folder), dtype, shards, model)
-    if shards.replicates:
-        block_output_layer(parts)
-    base = Base(parts, tokenizer, record, folder, MultiLora(parts), shards, name)
-    shards.models[name] = base
-    attach_gathering(base)
-    # A first pass under inference_mode would make tensors that no later training pass may use.
-    with torch.no_grad(), shards.in_step():
-        pass_one_token(base)
-        note_plain_logits(parts, partial(pass_one_token, base))
-    if shards.index == 0:
-        check_rows_apart(base)
-    return base
-
-
 def pass_one_token(base: Base) -> Tensor:
     """Run one token, for logits (1, vocabulary); other shards take part in a pass of shard 0."""
     return base.logits(RowBatch.of([Row([0], [0])], base.device))
-
-
-def gathered_model(sharded: Base) -> PreTrainedModel:
-    """Gather a sharded model whole, in float32 on the CPU; call this on shard 0."""
-    model = load_model(sharded.folder, torch.float32)
-    with torch.no_grad():
-        for i, parameter in enumerate(model.parameters()):
-            parameter.copy_(sharded.shards.gather(sharded.name, i))
-    return model
 
 
 def load_model(folder: Path, dtype: torch.dtype, **options: Any) -> PreTrainedModel:

@@ -30,7 +30,7 @@ from rankscope.models.parameters import (
     with_matched_ranks,
 )
 from rankscope.models.quantize import check_bitsandbytes
-from rankscope.models.sharding import check_devices
+from rankscope.models.sharding import sharding
 from rankscope.records import TrialSpec
 
 
@@ -91,7 +91,8 @@ def check_machine(
 ) -> None:
     """Raise UserError if this machine cannot train the trials."""
     check_bitsandbytes(config.quantize, config.train.optimizer, trials, device)
-    check_devices(config, trials, device)
+    if config.train.devices > 1:
+        sharding().check(config, trials, device)
     choose_lora_implementation(config.train.lora_implementation, device, dtype)
 
 

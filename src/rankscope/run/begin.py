@@ -20,7 +20,7 @@ from rankscope.models.base import Base
 from rankscope.models.kernels import use_kernels
 from rankscope.models.load import load_base, model_record
 from rankscope.models.parameters import model_on_meta
-from rankscope.models.sharding import Shards
+from rankscope.models.sharding import ONE_SHARD, Shards
 from rankscope.progress import ProgressReporter
 from rankscope.records import BASE, FAILED, ModelRecord, TaskRecord
 from rankscope.run.context import Round, RunContext
@@ -51,7 +51,7 @@ def begin_run(
     unit: Round | None = None,
     *,
     has_executor: bool = False,
-    shards: Shards | None = None,
+    shards: Shards = ONE_SHARD,
 ) -> RunContext:
     """Store the parts of the study, without its groups; a ``unit`` has its trials already.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from rankscope.errors import IntegrityError, UserError, reporting_shortages
 from rankscope.filesystem import check_in_place, fsync
 from rankscope.hashing import SUMS, matches_sums, sums_text
-from rankscope.models.sharding import Shards
+from rankscope.models.sharding import ONE_SHARD, Shards
 
 if TYPE_CHECKING:
     from rankscope.train.trial_state import TrialState
@@ -39,7 +39,7 @@ class GroupCheckpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.shards = Shards()
+        self.shards: Shards = ONE_SHARD
         self.file, self.is_writer = STATE, True
         self._saved_at = time.monotonic()  # or opened, before the first save
         self._took = 0.0  # Seconds that this save took

@@ -18,7 +18,7 @@ from rankscope.models.grouped_lora import choose_lora_implementation
 from rankscope.models.init_context import InitContext
 from rankscope.models.lora import Adapter
 from rankscope.models.methods.method import Method
-from rankscope.models.sharding import all_finite, local
+from rankscope.models.sharding import is_sharded, local, whole
 from rankscope.records import LossPoint, PenaltyPoint, TrialSpec
 from rankscope.train.objectives.objective import Objective, objective_of
 from rankscope.train.step import (
@@ -220,7 +220,7 @@ class TrialState:
             self.early_stop.restore_best(self.parameters)
             self.drop_cached_weights()
         # Each step checks the loss and gradient before its update; nothing checks the last update.
-        if not all_finite(self.parameters):
+        if not _all_finite(self.parameters):
             self.failure = "weights not finite after the last step"
         elif reason := self.why_nothing_trained():
             self.failure_status = "failed"
@@ -443,3 +443,9 @@ def _excessive_loss(losses: Sequence[float], num_steps: int) -> str | None:
     return (
         f"the loss was {lowest:.3g} or more for {stretch} steps, and {first:.3g} at the first step"
     )
+
+
+def _all_finite(parameters: Sequence[Tensor]) -> bool:
+    """Whether all values are finite; all shards have to call this if they are sharded."""
+    values = [whole(p.detach().norm()) if is_sharded(p) else p for p in parameters]
+    return not values or bool(torch.stack([torch.isfinite(x).all() for x in values]).all())

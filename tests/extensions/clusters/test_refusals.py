@@ -3,15 +3,12 @@
 from pathlib import Path
 
 import pytest
-import torch
-from pocket_study import changed, small_study
+from pocket_study import small_study
 
 from rankscope.errors import UserError
-from rankscope.models.sharding import check_devices
 from rankscope.run.executors import with_executor
 
 from ...run.test_refusals import executor as on
-from ...run.test_shards import lora, study, trials_of
 from ..conftest import refusals
 
 test_what_cannot_run_is_refused = refusals(
@@ -31,16 +28,3 @@ def test_a_study_has_one_executor(tmp_path: Path) -> None:
     config = small_study(tmp_path, executor={"slurm": {"time": "1:00:00"}}).config
     assert with_executor(config, "slurm") == config
     assert not with_executor(config, "local").runs_elsewhere
-
-
-def test_a_login_node_counts_no_devices(tmp_path: Path) -> None:
-    """Units of a cluster run where the devices are; what the code lacks is refused all the same."""
-    dropped = study(device="auto", executor="slurm", **lora(dropout=0.1))
-    with pytest.raises(UserError, match="found dropout"):
-        check_devices(dropped, trials_of(dropped), torch.device("cpu"))
-    two = {**lora(), **changed("train", devices=2)}
-    for executor in ("slurm", {"ray": {"address": "auto"}}):
-        assert small_study(tmp_path, **two, executor=executor).plan().devices == 2
-    for name in ("local", "ray"):
-        with pytest.raises(UserError, match="found 0 GPUs, expected at least 2"):
-            small_study(tmp_path, **two, executor=name).plan()

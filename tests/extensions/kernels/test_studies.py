@@ -12,14 +12,7 @@ from rankscope.run.executors.local import LocalExecutor
 from rankscope.run.plan import plan_sentences
 from rankscope.store import Ledger
 
-from ...run.test_refusals import on_two
-from ..conftest import refusals
-
 ARMS = [{"method": "lora", "rank": 2, "lr": 2e-3}]
-
-test_several_devices_are_refused = refusals(
-    (on_two(**changed("train", devices=2, kernels="compiled")), "found kernels: compiled, which")
-)
 
 
 def study(folder: Path, kernels: str) -> Any:

@@ -57,10 +57,10 @@ class FullMethod(Method):
         return given_trial(given, name, base.folder, base.sha256, settings)
 
     def save(self, trained: Any, record: ModelRecord, folder: Path) -> None:
-        from rankscope.models.load import check_stored_weights, gathered_model
+        from rankscope.models.load import check_stored_weights
 
         is_sharded = trained.shards.size > 1
-        model = gathered_model(trained) if is_sharded else trained.model
+        model = trained.shards.gathered(trained) if is_sharded else trained.model
         model.save_pretrained(folder)
         trained.tokenizer.save_pretrained(folder)
         if is_sharded:

@@ -15,16 +15,16 @@ from torch import Tensor
 from toy_training import full_trial, protocol, toy_rows, trial
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from rankscope.config.study import StudyConfig, TrainConfig
+from rankscope.config.study import TrainConfig
 from rankscope.errors import Interrupted, UserError
+from rankscope.extensions.shards.processes import FOLLOW, started_shards
+from rankscope.extensions.shards.sharding import ManyShards
 from rankscope.models.base import Base, Row, RowBatch
-from rankscope.models.load import gathered_model, load_model, sharded_base
+from rankscope.models.load import load_model
 from rankscope.models.methods import get_method
 from rankscope.models.quantize import dense_weight
-from rankscope.models.sharding import Shards, check_devices, is_sharded
+from rankscope.models.sharding import Shards, is_sharded
 from rankscope.records import TrialSpec
-from rankscope.run.trials import make_trials
-from rankscope.run.workers.worker import FOLLOW, _started_shards as started_shards
 from rankscope.train.checkpoint import GroupCheckpoint
 from rankscope.train.loop import GroupResult, train_group
 from rankscope.train.step import forward_passes
@@ -53,6 +53,7 @@ ADAPTERS = [
 ]
 FULL = [full_trial(lr=1e-3)]
 SHORT = {"max_steps": 3, "warmup_fraction": 0.0}
+CPU = torch.device("cpu")
 SAME = 1e-5
 """Largest relative difference after eight steps in float32."""
 
@@ -60,8 +61,7 @@ SAME = 1e-5
 @pytest.fixture(scope="module")
 def two() -> Iterator[Shards]:
     """This process as shard 0 of two."""
-    with started_shards(2, torch.device("cpu")) as shards:
-        assert shards is not None
+    with started_shards(2, CPU) as shards:
         yield shards
 
 
@@ -89,7 +89,7 @@ def sharded(shards: Shards, folder: Path) -> Base:
 def on_shards(shards: Shards, folder: Path, dtype: torch.dtype) -> Base:
     plain = base_of(load_model(folder, dtype))
     record = plain.record.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
-    return sharded_base(shards, "base", record, folder, plain.model, NoTokenizer())
+    return shards.hold("base", plain.model, NoTokenizer(), record, folder)
 
 
 class NoTokenizer:
@@ -122,7 +122,7 @@ def weights(result: GroupResult) -> dict[str, Tensor]:
     """What was trained, whole, by trial."""
     if result.states[0].spec.is_full:
         tuned = result.tuned
-        model = gathered_model(tuned) if tuned.shards.size > 1 else tuned.model
+        model = tuned.shards.gathered(tuned) if tuned.shards.size > 1 else tuned.model
         return {"full": torch.cat([p.detach().flatten() for p in model.parameters()])}
     return {
         state.spec.trial_id: torch.cat([p.detach().flatten() for p in state.parameters])
@@ -204,7 +204,7 @@ def test_shards_share_the_passes_of_a_step(num_shards: int, batch_tokens: int) -
     """Each counts once, and all shards run equally many."""
     passes = forward_passes([ROWS[:7], ROWS[7:]], batch_tokens, num_shards)
     idle = passes[0][:1]
-    of_shards = [list(Shards(i, num_shards).own(passes, idle)) for i in range(num_shards)]
+    of_shards = [list(ManyShards(i, num_shards, CPU).own(passes, idle)) for i in range(num_shards)]
     assert len({len(own) for own in of_shards}) == 1
     counted = [parts for own in of_shards for parts, weight in own if weight]
     assert sorted(map(str, counted)) == sorted(map(str, passes))
@@ -212,38 +212,7 @@ def test_shards_share_the_passes_of_a_step(num_shards: int, batch_tokens: int) -
 
 
 def test_a_checkpoint_of_another_number_of_shards_is_refused(tmp_path: Path) -> None:
-    two = GroupCheckpoint(tmp_path / "group").of_shards(Shards(size=2), is_sharded=True)
+    two = GroupCheckpoint(tmp_path / "group").of_shards(ManyShards(0, 2, CPU), is_sharded=True)
     GroupCheckpoint(tmp_path / "group").save(1, {"a": torch.zeros(1)}, {})
     with pytest.raises(UserError, match=r"found state\.safetensors, expected state-000-of-002"):
         two.load()
-
-
-def study(train: dict[str, Any] | None = None, **changes: Any) -> StudyConfig:
-    values: dict[str, Any] = {
-        "name": "s",
-        "model": "pocket",
-        "tasks": ["med"],
-        "arms": [{"method": "lora", "rank": 2, "lr": 1e-3}, {"method": "full", "lr": 1e-3}],
-        "device": "cpu",
-        "train": {"devices": 2, **(train or {})},
-    }
-    return StudyConfig.model_validate({**values, **changes})
-
-
-def lora(**changes: Any) -> dict[str, Any]:
-    return {"arms": [{"method": "lora", "rank": 2, "lr": 1e-3, **changes}]}
-
-
-def trials_of(config: StudyConfig) -> list[TrialSpec]:
-    seen = {"med": "2" * 64}
-    return make_trials(config, "b" * 64, seen, validation_sha256=seen)
-
-
-def test_an_adapter_is_the_same_trial_on_any_number_of_devices() -> None:
-    """Not so a fully fine-tuned model, whose activations may be rounded otherwise."""
-    one, two, four = (trials_of(study({"devices": n})) for n in (1, 2, 4))
-    assert [a.trial_id == b.trial_id for a, b in zip(one, two, strict=True)] == [True] * 3 + [
-        False
-    ] * 3
-    assert [t.trial_id for t in two] == [t.trial_id for t in four]
-    check_devices(study({"devices": 1}, quantize="4bit"), one, torch.device("cpu"))

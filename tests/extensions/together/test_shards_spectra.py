@@ -12,7 +12,20 @@ from rankscope.models.base import Base
 from rankscope.models.load import load_model
 from rankscope.models.methods import get_method
 
-from ...run.test_shards import FULL, SAME, SHORT, TRAIN, on_shards, train_together
+from ..shards.test_shards import (
+    FULL,
+    SAME,
+    SHORT,
+    TRAIN,
+    folder,
+    on_shards,
+    sharded,
+    shards,
+    train_together,
+    two,
+)
+
+__all__ = ["folder", "sharded", "shards", "two"]
 
 
 def test_shards_find_what_one_process_finds(sharded: Base, folder: Path, tmp_path: Path) -> None:
