@@ -8,21 +8,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 LIMITS = {
-    "code lines of the core": 28_091,
-    "code lines of extensions": 8_103,  # a cap: 7,000, and the objectives, vLLM and shards
-    "lines of tests": 31_147,
-    "lines of tests of extensions": 7_615,
-    "words of docs and README": 36_583,
-    "words of README": 875,
+    "code lines of the core": 26_483,
+    "code lines of extensions": 8_066,  # a cap: 7,000, and the objectives, vLLM and shards
+    "lines of tests": 29_147,
+    "lines of tests of extensions": 9_453,
+    "words of docs and README": 36_243,
+    "words of README": 867,
     "sentences over 40 words": 19,
-    "data types": 154,
-    "public definitions": 1_034,
-    "functions over 60 lines": 6,
-    "headless docstrings": 197,
-    "modules with one importer": 35,
-    "modules in the largest circle": 53,  # imports inside functions count
+    "data types": 146,
+    "public definitions": 905,
+    "functions over 60 lines": 3,
+    "headless docstrings": 1,
+    "modules with one importer": 27,
+    "modules in the largest circle": 10,  # imports inside functions count
     "modules that prepare.py imports": 10,  # run/prepare.py itself, not what those import
-    "keys of the study file": 142,  # 32 of them in sections that a mere name can stand for
+    "keys of the study file": 141,  # 32 of them in sections that a mere name can stand for
 }
 SCHEMA = "docs/study.schema.json"
 DATA_BASES = set("NamedTuple Record ConfigSection BaseModel TypedDict Enum StrEnum".split())
