@@ -24,7 +24,7 @@ from rankscope.models.output_layer import block_output_layer, note_plain_logits
 from rankscope.models.parameters import read_model_config
 from rankscope.models.sharding import Shards, cut_like, is_sharded, local, whole
 
-P = ParamSpec("P")
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
@@ -87,8 +87,8 @@ class ManyShards(Shards):
         finally:
             self.is_in_step = before
 
-    def alone(self, function: Callable[P, None]) -> Callable[P, None]:
-        def call(*args: P.args, **kwargs: P.kwargs) -> None:
+    def alone(self, function: Callable[_P, None]) -> Callable[_P, None]:
+        def call(*args: _P.args, **kwargs: _P.kwargs) -> None:
             with self.in_step(False):
                 function(*args, **kwargs)
 

@@ -1,6 +1,6 @@
 """The worker's side, ``rankscope work OUT UNIT``: one unit, from its folder to its seal.
 
-On several devices it has shards, of which it is the first (``models/sharding.py``).
+On several devices it is the first of several shards (``models/sharding.py``).
 """
 
 import os
