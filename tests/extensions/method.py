@@ -16,12 +16,13 @@ from rankscope.models.quantize import dense_weight
 class OloraMethod(LoraMethod):
     """Trains the leading part of W0's QR decomposition."""
 
-    name = "olora"
-    label = "OLoRA"
+    name, label = "olora", "OLoRA"
     summary = "`lora` that starts from the QR decomposition of W0 (2406.01775)."
     accepts_warm_start = False
-    delta_needs_base = True
-    init_is_part_of_base = True
+    delta_needs_base = init_is_part_of_base = True
+
+    def rank_scale(self, rank: int) -> float:
+        return 2 * rank  # which PEFT does not know
 
     def init_module(
         self, adapter: Adapter, name: str, linear: nn.Linear, context: InitContext

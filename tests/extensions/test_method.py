@@ -49,10 +49,8 @@ def test_its_label_and_its_memory_come_from_the_same_object() -> None:
     assert get_method("olora").label == "OLoRA"
     model = MemoryModel(tiny_llama().config, torch.float32, torch.device("cpu"))
     counts = RowCounts.of(ROWS)
-    needed = [
-        model.of_group([trial("a", method=name)], counts, protocol()).total_bytes
-        for name in ("lora", "olora")
-    ]
+    groups = [[trial("a", method=name)] for name in ("lora", "olora")]
+    needed = [model.of_group(group, counts, protocol()).total_bytes for group in groups]
     assert needed[0] < needed[1]  # A0 and B0 besides A and B
 
 

@@ -4,8 +4,10 @@ from rankscope.evaluate.scorers.generation import EqualAnswerScorer, normalized_
 
 
 class ExactMatchScorer(EqualAnswerScorer):
-    """Right if the answer, or the part that the task's ``extract`` matches, equals the gold
-    answer."""
+    """Compares the answer, or what the task's ``extract`` matches in it, with the gold answer.
+
+    Case, spacing and a final full stop do not count.
+    """
 
     name = "exact_match"
     summary = "greedy generation; equal texts (case, spacing, final full stop aside)"

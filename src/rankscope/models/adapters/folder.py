@@ -33,7 +33,7 @@ from rankscope.models.adapters.settings import (
 )
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import StoredFactors
-from rankscope.models.methods import get_method
+from rankscope.models.methods import LORA, get_method
 from rankscope.records import ModelRecord
 
 if TYPE_CHECKING:
@@ -90,15 +90,16 @@ def _lora_config(adapter: Adapter, base: ModelRecord) -> "LoraConfig":
     from peft import LoraConfig, TaskType
 
     method = get_method(adapter.method)
+    scale_of = (method if method.peft_fields else get_method(LORA)).rank_scale  # as PEFT has it
     double = 2 if adapter.initial_factors else 1
     ranks = {name: len(a) for name, a in adapter.a.items() if len(a) != adapter.rank}
-    per_rank = adapter.alpha / method.rank_scale(adapter.rank)
-    alphas = {name: per_rank * method.rank_scale(rank) for name, rank in ranks.items()}
+    own_scale = method.rank_scale(adapter.rank)
+    alphas = {name: adapter.alpha / own_scale * scale_of(r) for name, r in ranks.items()}
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         base_model_name_or_path=base.label,
         r=double * adapter.rank,
-        lora_alpha=_as_whole(double * adapter.alpha),
+        lora_alpha=_as_whole(double * adapter.alpha * (scale_of(adapter.rank) / own_scale)),
         rank_pattern=ranks,
         alpha_pattern={name: _as_whole(alpha) for name, alpha in alphas.items()},
         lora_dropout=adapter.dropout,
