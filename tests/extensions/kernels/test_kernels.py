@@ -1,7 +1,7 @@
 """Compiled norms, rotary embeddings and gates against PyTorch's own operations.
 
-All models are Gemmas, so that functions are compiled once for each dtype. Gemma's norms multiply by
-1 + w, its heads have some, and its gate is a GELU.
+Most models are Gemmas, so that functions are compiled once for each dtype. Gemma's norms multiply
+by 1 + w, its heads have some, and its gate is a GELU. Llama's multiply by w, its gate is a SiLU.
 """
 
 import os
@@ -105,11 +105,14 @@ def both_ways(call: Callable[..., object], tensors: list[Tensor]) -> list[Tensor
     return [*results, *(gradient for gradient in gradients if gradient is not None)]
 
 
-def test_a_group_of_every_method_trains_as_plainly() -> None:
-    """With gradient checkpointing, which runs each layer twice."""
-    steps = protocol(epochs=1, gradient_checkpointing=True)
-    plain, fused = base_of(stock("Gemma 3")), base_of(stock("Gemma 3"))
+@pytest.mark.parametrize(("name", "twice", "norms"), [("Gemma 3", True, 13), ("Llama", False, 5)])
+def test_a_group_of_every_method_trains_as_plainly(name: str, twice: bool, norms: int) -> None:
+    """Also with gradient checkpointing, which runs each layer twice."""
+    steps = protocol(epochs=1, gradient_checkpointing=twice)
+    plain, fused = base_of(stock(name)), base_of(stock(name))
     use_kernels(fused.model, "compiled")
+    # All norms, and of both layers the attention and the gate.
+    assert sum("forward" in vars(layer) for layer in fused.model.modules()) == norms + 2 * 2
     run = partial(train_group, trials=EVERY_METHOD, rows=toy_rows(), config=steps)
     found, expected = run(fused), run(plain)
     for ours, theirs in zip(found.states, expected.states, strict=True):
@@ -175,10 +178,12 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before anything is compiled, and after that check."""
+    """At the check before anything is compiled, and after it."""
     monkeypatch.setenv(compiled.CACHE, str(tmp_path))
+    torch._dynamo.reset()
+    compiled.check_compiler.cache_clear()
     function = compiled.CompiledFunction(lambda _, x: x.tanh() * 3, 1)
-    checks = partial(compiled.check_compiler.__wrapped__, torch.device("cpu"))
+    checks = partial(use_kernels, stock("Gemma 3"), "compiled")
     for call in (checks, partial(function, None, torch.ones(3))):
         refused = pytest.raises(UserError, match=r"train\.kernels: .*InvalidCxxCompiler")
         with inductor_config.patch({"cpp.cxx": ("/bin/false",)}), refused:
