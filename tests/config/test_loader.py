@@ -10,6 +10,7 @@ import pytest
 from rankscope.config.loader import dump_study, load_study_file
 from rankscope.config.study import MAX_TRIALS, StudyConfig
 from rankscope.errors import UserError
+from rankscope.models.methods import all_methods
 
 GOOD = """\
 name: demo
@@ -83,7 +84,7 @@ def test_a_good_file_loads_with_the_protocol_as_defaults(write: Write) -> None:
 
 # --- the table of faults --------------------------------------------------------------------------
 
-METHODS = "lora, dora, eva, full, lora+, pissa, prompt, rslora"
+METHODS = ", ".join(method.name for method in all_methods() if not method.takes_settings)
 ITEM = "    rank: [2, 8]\n"
 PEFT_KEYS = "method 'peft' takes its settings from PEFT's configuration, under PEFT's names"
 
