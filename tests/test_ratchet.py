@@ -11,7 +11,7 @@ LIMITS = {
     "code lines of the core": 26_483,
     "code lines of extensions": 8_066,  # a cap: 7,000 and objectives, kernels, vLLM, shards
     "lines of tests": 29_147,
-    "lines of tests of extensions": 9_450,
+    "lines of tests of extensions": 9_449,
     "words of docs and README": 36_243,
     "words of README": 867,
     "sentences over 40 words": 19,
