@@ -38,8 +38,8 @@ def test_every_page_is_in_the_navigation_once() -> None:
         ("docs/plan.md", "../README.md", "index.md"),
         ("docs/plan.md", "report.md#top", "report.md#top"),
         ("docs/plan.md", "../benchmarks/results/x.md", "benchmarks/results/x.md"),
-        ("evidence/findings/claims.md", "../studies/claims/a.yaml", "../studies/claims/a.yaml"),
-        ("evidence/findings/claims.md", "../../docs/tasks.md", "../../tasks.md"),
+        ("evidence/judges/claims.md", "../studies/claims/a.yaml", "../studies/claims/a.yaml"),
+        ("evidence/judges/claims.md", "../../docs/tasks.md", "../../tasks.md"),
         ("LOG.md", "benchmarks", "benchmarks/README.md"),  # a folder that has a page
         ("LOG.md", "benchmarks/results", "benchmarks/results/index.md"),  # one that is listed
     ],
