@@ -179,23 +179,28 @@ class ArmConfig(ConfigSection):
     )
 
     method: OneOrMore[MethodChoice] = []
-    """Method name, or ``{peft: {peft_type: ADALORA, ...}}`` for any other PEFT method."""
+    """Method name, or ``{peft: {peft_type: ADALORA, ...}}`` for any other PEFT method.
+    ``init_from`` makes it optional."""
     rank: ZeroOrMore[PositiveInt] = []
-    """LoRA rank r, one or more."""
+    """LoRA rank r, one or more. Methods with a rank need it, except beside ``init_from``."""
     rank_pattern: Annotated[PathText | dict[str, PositiveInt], LocalPath()] = None
     """Ranks by module in place of ``rank``: the ``adapter_config.json`` of an adapter,
-    such as ``shrink --parameters`` writes; or every target's rank by module path."""
+    such as ``shrink --parameters`` writes; or every target's rank by module path. The file's
+    ``targets`` are the default, and all modules have one scaling. In tables the arm has the rank
+    with as many parameters."""
     alpha: OneOrMore[Alpha] = ["2r"]
     """LoRA alpha: a number, a multiple of the rank (``2r``) or of its root (``16sqrt(r)``)."""
     lr: OneOrMore[PositiveFloat] | None = None
-    """Peak learning rate; no default, because a rank sweep at one rate measures the rate."""
+    """Peak learning rate, which all methods but ``prompt`` need. It has no default, because a rank
+    sweep at one rate measures the rate."""
     lr_ratio: OneOrMore[PositiveFloat] | None = None
     """``lora+`` only: learning rate of B over that of A, which is ``lr``; by default 16."""
     targets: Annotated[
         list[TargetSet],
         BeforeValidator(_parse_target_sets, json_schema_input_type=TargetSet | list[TargetSet]),
     ] = ["attention"]
-    """``attention``, ``mlp``, ``all-linear`` or a list of module names; several sets in a list."""
+    """``attention`` (q, k, v, o), ``mlp`` (gate, up, down), ``all-linear`` or a list of module
+    names. Several sets are a list of these: ``[attention, [q_proj, v_proj]]``."""
     match: Literal["parameters"] | None = None
     """``parameters`` keeps the ranks for the first set of targets. Every other set gets the rank
     that trains as many parameters, within 5 %."""

@@ -106,7 +106,7 @@ class TaskConfig(ConfigSection):
     """Prompt template over a row's fields, such as ``"Question: {question}\\nAnswer:"``."""
     scorer: Annotated[ScorerName | None, LocalPath(PYTHON_PREFIX)] = None
     """How answers are scored; by default chosen from the shape of the rows.
-    ``python:FILE:FUNCTION`` is a function of your own."""
+    ``python:FILE:FUNCTION`` is a function of your own; it needs ``--trust-task-code``."""
     primary_metric: MetricName | None = None
     """Metric that is quoted for a multiple-choice task; all metrics are recorded."""
     num_fewshot: Fewshot = 0
