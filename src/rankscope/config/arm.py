@@ -186,8 +186,8 @@ class ArmConfig(ConfigSection):
     rank_pattern: Annotated[PathText | dict[str, PositiveInt], LocalPath()] = None
     """Ranks by module in place of ``rank``: the ``adapter_config.json`` of an adapter,
     such as ``shrink --parameters`` writes; or every target's rank by module path. The file's
-    ``targets`` are the default, and all modules have one scaling. In tables the arm has the rank
-    with as many parameters."""
+    ``targets`` are the default. All modules have one scaling; tables name the rank with as many
+    parameters."""
     alpha: OneOrMore[Alpha] = ["2r"]
     """LoRA alpha: a number, a multiple of the rank (``2r``) or of its root (``16sqrt(r)``)."""
     lr: OneOrMore[PositiveFloat] | None = None
@@ -207,14 +207,14 @@ class ArmConfig(ConfigSection):
     dropout: OneOrMore[Fraction] = [0.0]
     """Dropout on the adapter's input, probability."""
     rows: OneOrMore[PositiveInt | Literal["all"]] | None = None
-    """Number of training rows of each task, or ``all``. All counts take the first rows of one
-    shuffled order, so a smaller set is part of a larger one. The steps follow from the epochs."""
+    """Number of training rows of each task, or ``all``: the first of one shuffled order, so a
+    smaller set is part of a larger one. The steps follow from the epochs."""
     num_fewshot: OneOrMore[Annotated[int, Field(ge=0)]] | None = None
     """``prompt`` only: solved examples before each item of the training task, from its training
     rows. The default is the number that the task shows anyway."""
     system: OneOrMore[str] | None = None
-    """``prompt`` only: text before every item of every task. It is the system turn if there is a
-    chat template, and otherwise precedes the prompt. An empty text adds nothing."""
+    """``prompt`` only: text before every item of every task, as the system turn if there is a chat
+    template. An empty text adds nothing."""
     init_from: PathText = None
     """Folder of a LoRA or DoRA adapter in PEFT's format to continue training from."""
     batch_size: OneOrMore[PositiveInt] | None = None

@@ -97,8 +97,8 @@ class TrainConfig(ConfigSection):
     gradient_accumulation: int = Field(4, ge=1)
     """Micro-batches per optimizer step."""
     batch_tokens: int = Field(4096, ge=64)
-    """Most tokens in one forward pass, whatever the batch size. Rows of a step are concatenated or
-    divided to fit. The value affects memory and speed, and results by rounding alone."""
+    """Most tokens in one forward pass; rows of a step are concatenated or divided to fit. Results
+    change by rounding alone."""
     schedule: ScheduleName = "linear"
     """Learning rate after warm-up."""
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
@@ -117,16 +117,15 @@ class TrainConfig(ConfigSection):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same numbers."""
     devices: int = Field(1, ge=1)
-    """GPUs of one machine that train a group together. Each holds a shard (FSDP2) of all weights
-    that train in full, and of the base unless the base fits on one GPU. With ``device: cpu`` these
-    are processes."""
+    """GPUs of one machine that train a group together, each with a shard (FSDP2) of the weights that
+    train in full, and of a base that one cannot hold. With ``device: cpu`` these are processes."""
     lora_implementation: Literal["auto", "loop", "grouped_mm"] = "auto"
-    """How the adapters' products are computed: ``loop`` takes one adapter after another,
-    ``grouped_mm`` all of similar rank at once. ``auto`` takes ``grouped_mm`` in bfloat16 on CUDA of
-    compute capability 9.x and 10.x. The choice changes results by rounding alone."""
+    """Order of the adapters' products: ``loop`` takes one adapter after another, ``grouped_mm`` all
+    of similar rank at once. ``auto`` is ``grouped_mm`` in bfloat16 on CUDA of compute capability
+    9.x and 10.x, else ``loop``. Results change by rounding alone."""
     kernels: Annotated[str, RegisteredName(all_kernels)] = PLAIN
-    """Way to compute norms, rotary embeddings and gates of the frozen base. ``plain`` uses
-    PyTorch's operations; extensions add other ways. The choice changes results only by rounding."""
+    """Way to compute norms, rotary embeddings and gates of the frozen base: ``plain`` PyTorch, or
+    one of an extension. Results change by rounding alone."""
     evaluate_every: Interval = None
     """Evaluate each trial every so many optimizer steps or every ``epoch``, and after the last
     step."""
@@ -167,8 +166,8 @@ class _EvaluateFields(ConfigSection):
     """Treatment of items longer than the model's context: an error that counts them, or a cut at
     the beginning. The cut keeps a begin token and is counted in every record."""
     engine: Annotated[str, RegisteredName(lambda: [AUTO, *all_engines()])] = OWN
-    """Writer of the answers: Rankscope itself (``own``), or an engine of an extension. ``auto``
-    takes such an engine on a GPU if it can write there."""
+    """Writer of the answers: Rankscope itself (``own``), an engine of an extension, or ``auto``:
+    such an engine on a GPU if it can write there."""
 
 
 if TYPE_CHECKING:
@@ -240,7 +239,7 @@ class StudyConfig(ConfigSection):
     """One study file."""
 
     name: Name
-    """Name of the study in reports: 1 to 64 letters, digits, ``_``, ``-``, ``.``."""
+    """Name in reports: 1 to 64 letters, digits, ``_``, ``-``, ``.``."""
     model: ModelConfig
     """The base model; a text is a short form: ``pocket``, ``./folder``, ``owner/name``."""
     data_dir: PathText = None
@@ -256,7 +255,7 @@ class StudyConfig(ConfigSection):
     seeds is assumed."""
     strategy: Literal["grid", "search"] = "grid"
     """``grid`` trains every trial. ``search`` trains a few, then round by round those that may be
-    the best, also beyond the ends of the lists. It ends when it is sure or its budget is spent."""
+    the best, until it is sure or its budget is spent."""
     until: float | None = Field(None, gt=0, lt=1)
     """Probability at which ``search`` ends: that its answer is within the margin of the best; by
     default 0.95."""
