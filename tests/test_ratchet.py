@@ -9,9 +9,9 @@ from pathlib import Path
 
 LIMITS = {
     "code lines of the core": 26_483,
-    "code lines of extensions": 8_066,  # a cap: 7,000, and the objectives, vLLM and shards
+    "code lines of extensions": 8_066,  # a cap: 7,000 and objectives, kernels, vLLM, shards
     "lines of tests": 29_147,
-    "lines of tests of extensions": 9_453,
+    "lines of tests of extensions": 9_449,
     "words of docs and README": 36_243,
     "words of README": 867,
     "sentences over 40 words": 19,

@@ -13,14 +13,7 @@ from synthetic_study import Truth, synthetic_study, with_scores
 from rankscope.advise.evidence import Measured, Part, axes_of, measure, pooled, seed_correlation
 from rankscope.advise.net_gains import draw_changes, net_gains
 from rankscope.advise.posterior import Changes, posterior
-from rankscope.records import (
-    BASE,
-    EvalKey,
-    ItemScores,
-    StudyRecords,
-    TrialRecords,
-    finished_trials,
-)
+from rankscope.records import BASE, EvalKey, ItemScores, StudyRecords, TrialRecords, finished_trials
 
 GAIN, KEPT = Part("med", 1.0), Part("general", 0.4)
 TRUTH = Truth(

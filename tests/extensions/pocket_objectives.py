@@ -43,7 +43,7 @@ COMMON: dict[str, Any] = {
     "save_strategy": "no",
     "disable_tqdm": True,
 }
-"""Of TRL: four rows a step, all of them, in whatever order."""
+"""Settings of TRL's trainers: a step takes all four rows, in any order."""
 TRAIN = {"max_steps": 4, "batch_size": 4, "gradient_accumulation": 1, "max_length": 64}
 STUDY = {"name": "s", "model": "pocket", "seeds": [0], "dtype": "float32", "train": TRAIN}
 

@@ -1,12 +1,10 @@
-"""One low-rank update against the dense matrix, and the ids of variants."""
+"""One low-rank update against the dense matrix."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from rankscope.models.low_rank_update import LowRankUpdate
-
-# --- what can be done to a low-rank update, against the dense matrix
 
 SHAPES = [(40, 40), (64, 24), (24, 64)]
 

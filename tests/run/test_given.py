@@ -78,7 +78,9 @@ def test_given_models_beside_trained_ones_move_nothing_of_these(
     lora = by_name(after)["lora"]
     assert (lora, "pocket_med", "test") in after.evals
     assert (lora, "pocket_med", "validation") not in after.evals
-    assert recommend(after).advice == recommend(before).advice
+    _, answer = write_outputs(out, after)
+    assert answer.advice == recommend(before).advice
+    assert '<section id="given">' in (out / "report.html").read_text("utf-8")
     with pytest.raises(UserError, match="found a given model, expected a trial that was trained"):
         export_trial(out, tmp_path / "exported", ExportRequest(label=lora))
     # Judged for again, its scores are computed anew.

@@ -23,6 +23,7 @@ from rankscope.config.loader import load_study_file
 from rankscope.data.study_data import _replay_notes as replay_notes
 from rankscope.errors import UserError
 from rankscope.records import BASE, StudyRecords, TrialRecords
+from rankscope.run.outputs import write_outputs
 from rankscope.run.trials import make_trials
 from rankscope.store import snapshot_path, weights_path
 from rankscope.tools.export import ExportRequest, export_trial
@@ -130,6 +131,8 @@ def test_a_joined_task_has_the_rows_and_items_of_its_parts(tmp_path: Path) -> No
         assert set(whole.metrics) == {"acc", "pocket_med.acc", "pocket_gsm.exact_match"}
     ids = records.items[BASE, "both", "test"].item_ids
     assert [i.split("/")[0] for i in ids[:4]] == ["pocket_med", "pocket_gsm"] * 2
+    write_outputs(tmp_path / "out")
+    assert "shares its training rows" in (tmp_path / "out" / "report.html").read_text("utf-8")
 
 
 # --- identity

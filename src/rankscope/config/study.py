@@ -117,8 +117,9 @@ class TrainConfig(ConfigSection):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same numbers."""
     devices: int = Field(1, ge=1)
-    """GPUs of one machine that train a group together, each with a shard (FSDP2) of the weights that
-    train in full, and of a base that one cannot hold. With ``device: cpu`` these are processes."""
+    """GPUs of one machine that train a group together, each with a shard (FSDP2) of the weights
+    that train in full, and of a base that one cannot hold. With ``device: cpu`` these are
+    processes."""
     lora_implementation: Literal["auto", "loop", "grouped_mm"] = "auto"
     """Order of the adapters' products: ``loop`` takes one adapter after another, ``grouped_mm`` all
     of similar rank at once. ``auto`` is ``grouped_mm`` in bfloat16 on CUDA of compute capability

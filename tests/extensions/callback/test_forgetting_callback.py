@@ -40,10 +40,6 @@ from rankscope.extensions.callback.forgetting import ForgettingCallback, live_ba
 from rankscope.models.model_folder import pocket_folder
 from rounding import rounding, terms_of_pass
 
-pytestmark = pytest.mark.filterwarnings(
-    # TRL turns it on by default, and off for its reference.
-    "ignore:`gradient_checkpointing.*` is deprecated:FutureWarning"
-)
 PAGE = Path(__file__).parents[3] / "docs" / "use-it.md"
 TASKS = ["pocket_cloze", "pocket_gsm"]  # Options are scored in one, numbers written in the other
 ITEMS = 12

@@ -1,7 +1,8 @@
 """Compiled norms, rotary embeddings and gates against PyTorch's own operations.
 
-All models are Gemmas, so that functions are compiled once for each dtype. Gemma's norms multiply by
-1 + w, its heads have some, and its gate is a GELU.
+Most models are Gemmas, so that functions are compiled once for each dtype. Gemma's norms multiply
+by 1 + w, its heads have some, and its gate is a GELU. Mistral, as Llama, multiplies by w; its gate
+is a SiLU.
 """
 
 import os
@@ -53,17 +54,22 @@ def gap(found: Tensor, expected: Tensor) -> float:
     return float((found.float() - expected).norm() / expected.norm())
 
 
-def test_values_and_gradients_are_those_of_the_model() -> None:
-    """In bfloat16 both ways are as far from float32."""
-    exact = base_of(stock("Gemma 3"))
-    names = list(exact.model.state_dict())
-    expected = logits_and_gradient(exact)
-    use_kernels(exact.model, "compiled")
-    tolerance = rounding(terms_of_pass(exact.model.config))
-    for ours, theirs in zip(logits_and_gradient(exact), expected, strict=True):
+@pytest.mark.parametrize(("name", "norms"), [("Gemma 3", 13), ("Mistral", 5)])
+def test_values_and_gradients_are_those_of_the_model(name: str, norms: int) -> None:
+    base = base_of(stock(name))
+    names = list(base.model.state_dict())
+    expected = logits_and_gradient(base)
+    use_kernels(base.model, "compiled")
+    # The norms, and of both layers the attention and the gate.
+    assert sum("forward" in vars(layer) for layer in base.model.modules()) == norms + 2 * 2
+    tolerance = rounding(terms_of_pass(base.model.config))
+    for ours, theirs in zip(logits_and_gradient(base), expected, strict=True):
         assert_close(ours, theirs, tolerance)
-    assert list(exact.model.state_dict()) == names
+    assert list(base.model.state_dict()) == names
 
+
+def test_in_bfloat16_both_ways_are_as_far_from_float32() -> None:
+    expected = logits_and_gradient(base_of(stock("Gemma 3")))
     rounded = base_of(stock("Gemma 3").bfloat16())
     plainly = logits_and_gradient(rounded)
     use_kernels(rounded.model, "compiled")
@@ -105,9 +111,10 @@ def both_ways(call: Callable[..., object], tensors: list[Tensor]) -> list[Tensor
     return [*results, *(gradient for gradient in gradients if gradient is not None)]
 
 
-def test_a_group_of_every_method_trains_as_plainly() -> None:
-    """With gradient checkpointing, which runs each layer twice."""
-    steps = protocol(epochs=1, gradient_checkpointing=True)
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_group_of_every_method_trains_as_plainly(twice: bool) -> None:
+    """Also with gradient checkpointing, which runs each layer twice."""
+    steps = protocol(epochs=1, gradient_checkpointing=twice)
     plain, fused = base_of(stock("Gemma 3")), base_of(stock("Gemma 3"))
     use_kernels(fused.model, "compiled")
     run = partial(train_group, trials=EVERY_METHOD, rows=toy_rows(), config=steps)
@@ -175,10 +182,12 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before anything is compiled, and after that check."""
+    """At the check before anything is compiled, and after it."""
     monkeypatch.setenv(compiled.CACHE, str(tmp_path))
+    torch._dynamo.reset()
+    compiled.check_compiler.cache_clear()
     function = compiled.CompiledFunction(lambda _, x: x.tanh() * 3, 1)
-    checks = partial(compiled.check_compiler.__wrapped__, torch.device("cpu"))
+    checks = partial(use_kernels, stock("Gemma 3"), "compiled")
     for call in (checks, partial(function, None, torch.ones(3))):
         refused = pytest.raises(UserError, match=r"train\.kernels: .*InvalidCxxCompiler")
         with inductor_config.patch({"cpp.cxx": ("/bin/false",)}), refused:

@@ -25,10 +25,6 @@ from ...test_benchmarks import LinesOf
 from ...train.test_waits import Device, assert_waits_once
 from .. import pocket_objectives as toy
 
-pytestmark = pytest.mark.filterwarnings(
-    # TRL turns it on by default, and off for its reference.
-    "ignore:`gradient_checkpointing.*` is deprecated:FutureWarning"
-)
 PAIRS = [
     Item(prompt=f"The {a} one is", completion=b, choices=(b, f"not {b} at all"), answer=0)
     for a, b in itertools.pairwise(toy.WORDS)

@@ -15,6 +15,7 @@ from rankscope.run.study import Study
 from rankscope.store import Ledger
 from rankscope.tools.new_study import study_template
 
+from ...run.test_presets_run import ENDS, page_of
 from ...run.test_trials import test_what_trains_changes_every_id as changes_every_id
 from ..conftest import refusals
 from ..pocket_objectives import TRAIN, run
@@ -43,6 +44,10 @@ def preferred(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_pairs_begin_with_their_preset() -> None:
     task = {"name": "pairs", "train": "pairs.jsonl", "scorer": "preference"}
     assert "objective: dpo" in study_template("default", task=task)
+
+
+def test_the_preset_ends_in_a_report(tmp_path: Path) -> None:
+    page_of("dpo", ["strategy=grid", "arms.0.rank=8", *ENDS], tmp_path)
 
 
 def test_an_objective_changes_every_id() -> None:

@@ -31,10 +31,6 @@ from rankscope.train.trial_state import start_trials
 from ...test_benchmarks import LinesOf
 from .. import pocket_objectives as toy
 
-pytestmark = pytest.mark.filterwarnings(
-    # TRL turns it on by default, and off for its reference.
-    "ignore:`gradient_checkpointing.*` is deprecated:FutureWarning"
-)
 LETTERS = TaskSpec("letters", "", "regex", "{question}", extract="e")
 GRPO = {"grpo": {"answers": 4, "max_new_tokens": 6}}
 

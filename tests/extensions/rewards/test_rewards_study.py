@@ -10,6 +10,7 @@ from pocket_study import changed
 from rankscope.run.study import Study
 from rankscope.store import Ledger
 
+from ...run.test_presets_run import page_of
 from ..conftest import refusals
 from ..pocket_objectives import STUDY, TRAIN, run
 
@@ -30,6 +31,10 @@ def test_rewards_are_recorded_and_drawn(tmp_path: Path) -> None:
     page = (tmp_path / "out/report.html").read_text("utf-8")
     assert "Reward while training, pocket_gsm" in page
     assert "Training loss, pocket_gsm" not in page
+
+
+def test_the_preset_ends_in_a_report(tmp_path: Path) -> None:
+    page_of("grpo", ["arms.0.rank=[1,8]"], tmp_path)
 
 
 def by(objective: Any, task: Any = "pocket_gsm", **train: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from rankscope.store import weights_path
 from ...run.test_given import given_study
 from ...run.test_presets_run import page_of
 
-VARIANTS = {"scales": [0.5], "truncated_ranks": [2]}
+VARIANTS = {"scales": [0.1 + 0.2, 0.5], "truncated_ranks": [2]}  # not 0.3
 
 
 @once
@@ -30,17 +30,17 @@ def varied(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 def test_every_trial_has_a_scaled_form_on_the_line_from_the_base(varied: Finished) -> None:
     study = varied.records
     variants = {key for key in study.evals if isinstance(key[0], Variant)}
-    # Five trials at half; one of rank 8 and the full one cut; two tasks of two splits.
-    assert len(variants) == (5 + 2) * 2 * 2
+    # Five trials at two scales; one of rank 8 and the full one cut; two tasks of two splits.
+    assert len(variants) == (5 * 2 + 2) * 2 * 2
     assert {trial_of(model) for model, _, _ in variants} == {t.spec.trial_id for t in study.trials}
     between = 0
     for trial in study.trials:
         label = trial.spec.trial_id
-        base, half, tuned = (
+        line = [
             np.mean([item.gold_logprob for item in study.results[model, "pocket_med", "test"]])
-            for model in (BASE, Variant(label, "scale", 0.5), label)
-        )
-        between += base < half < tuned or base > half > tuned
+            for model in (BASE, *(Variant(label, "scale", x) for x in VARIANTS["scales"]), label)
+        ]
+        between += line in (sorted(line), sorted(line, reverse=True))
     assert between >= 3
 
 

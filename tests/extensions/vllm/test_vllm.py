@@ -211,10 +211,7 @@ def test_what_it_cannot_do_is_left_to_the_own_engine(
 
 @pytest.mark.usefixtures("minutes")
 def test_the_comparison_with_a_real_server_in_small(
-    pids: Path,
-    data_dir: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    pids: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = "--ranks 2 --lengths 1,4 --dtypes float32".split()
     places = ["--model", str(pocket_folder()), "--data-dir", str(data_dir)]
@@ -329,9 +326,11 @@ def test_the_rank_limit_is_one_of_vllms_list(rank: int, limit: int) -> None:
         ({"r": 513}, "vLLM takes at most 512"),
         ({"r": 8, "use_dora": True}, "does not read DoRA"),
         ({"r": 8, "rank_pattern": {"x": 16}}, "the same scaling"),
+        ({"r": 8, "alpha_pattern": {"x": 16}}, "the same scaling"),
         ({"peft_type": "VERA", "r": 256}, "not VERA"),
     ],
 )
 def test_what_cannot_be_served_unmerged_is_said(settings: dict[str, object], reason: str) -> None:
     assert reason in obstacle({"peft_type": "LORA", **settings})
     assert serving(**settings) == "vllm serve merged"
+    assert obstacle({"peft_type": "LORA", "r": 8, "use_rslora": True}) == ""  # it reads that

@@ -1,7 +1,8 @@
 """What Rankscope uses of ``vllm serve``, by transformers and PEFT: for machines without vLLM.
 
 The process starts at once, as its models are in the process of the tests (:func:`writing`), which
-it asks. The names of its files begin with ``STAND_IN``. ``STAND_IN_FAULT`` plants a fault:
+it asks. The environment variable ``STAND_IN`` is the beginning of its files' paths.
+``STAND_IN_FAULT`` plants a fault:
 ``dies-once`` (at the fifth request for answers), ``broken-lora`` (adapters that it cannot read),
 ``scaled`` (adapters count eight times), ``refuses-later`` (every request for answers but the
 first), ``no-token_ids`` (answers without them), ``one-less`` (no answer to the last prompt),
@@ -100,11 +101,8 @@ def serve() -> None:
         if FAULT == "dies-once" and len(requests) == 5 and not died.exists():
             died.touch()
             os._exit(3)
-        assert (body["temperature"], body["ignore_eos"], body["return_token_ids"]) == (
-            0,
-            True,
-            True,
-        )
+        sent = body["temperature"], body["ignore_eos"], body["return_token_ids"]
+        assert sent == (0, True, True)
         assert max(map(len, body["prompt"])) + body["max_tokens"] <= given.max_model_len
         model = given.folder, given.dtype, adapters[body["model"]], FAULT
         models = ServerProxy(os.environ["STAND_IN_MODELS"], allow_none=True)
