@@ -7,6 +7,7 @@ is the class of a section of the study file, ``methods``, ``presets`` or ``verbs
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from typer import Context
 
 import rankscope.cli
 from rankscope.config.presets import PRESETS
+from rankscope.config.section import ConfigSection
 from rankscope.config.study import StudyConfig
 from rankscope.models.methods import all_methods
 from rankscope.train.objectives import objectives
@@ -83,10 +85,11 @@ def verbs() -> str:
     several = [record for record, number in times.items() if number > 2]
     texts = []
     for name, command in shown.items():
-        first, *others = map(markdown, command.help.partition("\b")[0].strip().split("\n\n"))
-        *sentences, example = (part.replace("Example: ", "") for part in (first, *others))
+        paragraphs = [shell(part) for part in command.help.partition("\b")[0].strip().split("\n\n")]
+        sentences = " ".join(part for part in paragraphs if not part.startswith("Example: "))
+        (example,) = (part[9:] for part in paragraphs if part.startswith("Example: "))
+        texts += [f"### {name}", sentences, f"```sh\n{example.replace('`', '')}\n```"]
         own = [record for record in options[name] if record not in several]
-        texts += [f"### {name}", " ".join(sentences), f"```sh\n{example}\n```"]
         texts += [table(("option", "meaning"), *own).rstrip()] if own else []
     where = ([name for name in options if record in options[name]] for record in several)
     verbs_of = ("all" if names == [*options] else ", ".join(names) for names in where)
@@ -98,12 +101,21 @@ def verbs() -> str:
 def records(command: Any) -> list[tuple[str, str]]:
     """Return the arguments and options of a verb as its help writes them."""
     found = (parameter.get_help_record(Context(command)) for parameter in command.params)
-    return [(f"`{words}`", markdown(text).replace("<", "&lt;")) for words, text in found]
+    return [(f"`{words.replace(' range', '')}`", shell(text)) for words, text in found]
 
 
+def shell(text: str) -> str:
+    """Put a help text on one line, options as code."""
+    escaped = markdown(text).replace("<", "&lt;")
+    code = r"'((?:rankscope|init) [a-z -]+)'|(?<![\w`-])(--[a-z][a-z-]*)"
+    return re.sub(code, lambda found: f"`{found[1] or found[2]}`", escaped)
+
+
+@cache
 def parts() -> dict[str, str]:
     """Return every generated part by its name."""
-    kinds = [StudyConfig, *(kind.settings_type for kind in objectives().values())]
+    kinds: list[type[ConfigSection]] = [StudyConfig]
+    kinds += [kind.settings_type for kind in objectives().values()]
     methods = ((f"`{method.name}`", method.summary) for method in all_methods())
     presets = ((f"`{name}`", purpose) for name, purpose in PRESETS.items())
     return {
