@@ -36,14 +36,15 @@ def markdown(docstring: str) -> str:
     return " ".join(docstring.replace("``", "`").split())
 
 
-def default_of(schema: dict[str, Any]) -> str:
-    """Return the cell of a key's default; it is empty for None, an empty list and a section."""
+def with_default(key: str, schema: dict[str, Any]) -> str:
+    """Return ``key: default`` as a file has it; the key alone for None, [] and a section."""
     default = schema.get("default")
     if isinstance(default, list) and len(default) == 1:  # "rank: 8" and "rank: [8]" are the same
         default = default[0]
     if default in (None, []) or isinstance(default, dict):
-        return ""
-    return f"`{str(default).removesuffix('.0').replace('True', 'true').replace('False', 'false')}`"
+        return f"`{key}`"
+    text = str(default).removesuffix(".0")
+    return f"`{key}: {text.lower() if isinstance(default, bool) else text}`"
 
 
 def meaning(schema: dict[str, Any]) -> str:
@@ -70,10 +71,10 @@ def keys(section: dict[str, Any]) -> str:
     """Write the table of a section's keys."""
     required = section.get("required", ())
     rows = (
-        (f"`{key}`", "required" if key in required else default_of(schema), meaning(schema))
+        (f"`{key}` (required)" if key in required else with_default(key, schema), meaning(schema))
         for key, schema in section["properties"].items()
     )
-    return table(("key", "default", "meaning"), *rows)
+    return table(("key: default", "meaning"), *rows)
 
 
 def verbs() -> str:
@@ -129,7 +130,7 @@ def parts() -> dict[str, str]:
 def generated(page: str) -> str:
     """Return the text of a page with its generated parts as they are now."""
     texts = parts()
-    return PART.sub(lambda found: f"{found[1]}\n{texts[found[2]]}\n", page)
+    return PART.sub(lambda found: f"{found[1]}\n{texts.get(found[2], '')}\n", page)
 
 
 if __name__ == "__main__":
