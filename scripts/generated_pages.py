@@ -48,11 +48,15 @@ def with_default(key: str, schema: dict[str, Any]) -> str:
 
 
 def meaning(schema: dict[str, Any]) -> str:
-    """Return a key's description, with the words that it may be if the description lacks some."""
+    """Return a key's description, with all words that it may be if the description lacks some."""
     text, words = markdown(schema["description"]), list[str]()
     for option in schema.get("anyOf", [schema]):
-        words += [f"`{word}`" for word in option.get("enum", [option.get("const")]) if word]
-    return text if all(word in text for word in words) else f"{text} One of {', '.join(words)}."
+        words += [word for word in option.get("enum", [option.get("const")]) if word]
+    default = schema.get("default")
+    others = [f"`{word}`" for word in words if word != default]
+    if all(word in text for word in others):
+        return text
+    return f"{text} {'Or' if isinstance(default, str) else 'One of'} {', '.join(others)}."
 
 
 def sections(schema: Any) -> Iterator[dict[str, Any]]:

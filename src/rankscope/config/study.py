@@ -110,7 +110,7 @@ class TrainConfig(ConfigSection):
     max_length: int = Field(1024, ge=8)
     """Tokens per row; longer prompts are dropped, longer completions cut, both counted."""
     labels: Literal["completion", "all"] = "completion"
-    """Which tokens carry loss: those of the completion, or all."""
+    """Tokens that carry loss: those of the completion, or ``all``."""
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     """Optimizer of full fine-tuning. ``adamw8bit`` keeps its state in 8 bits, by bitsandbytes
     (extra ``gpu``). Adapters always use AdamW."""
