@@ -180,10 +180,10 @@ class TaskAdvice(Record):
     task: str
     decision: Decision
     p_within_margin: float | None = None
-    """Probability that the recommended arm is within the margin of the best of all arms and the
-    base. If every arm exceeds the limit on forgetting, it is that of the arm that forgets least.
-    None if nothing was scored."""
-    p_better: float | None = None  # Probability that it, or else the closest arm, beats the base
+    """Probability that the recommended choice, an arm or the base, is within the margin of the
+    best. If every arm exceeds the limit on forgetting, it is the probability that even the one
+    that forgets least does. None if nothing was scored."""
+    p_better: float | None = None  # Probability that the recommended or closest arm beats the base
     confidence: Confidence = "none"
     expected_regret: float | None = None  # Net gain that it is expected to lose against the best
     verdict: str  # The answer with its probability, one or two sentences
