@@ -153,6 +153,7 @@ def test_the_table_of_arms_begins_with_the_base_and_says_yes_to_programs_by_true
         task.task: advice.base[task.task].value for task in advice.advice
     }
     assert list(frame[frame["recommended"]]["arm"]) == [t.chosen.label for t in advice.advice]
+    assert frame.to_parquet()  # pandas stores how people read the columns, too
     assert frame["recommended"].dtype == bool
 
 
@@ -237,6 +238,17 @@ def test_a_value_and_its_interval_are_one_column_but_in_csv() -> None:
         "b,2.0,,,1",
         "c,,,,0",
     ]
+
+
+def test_frames_that_a_user_changes_or_reads_back_are_read_by_their_names() -> None:
+    rows = [{"gain": 0.5, "gain_low": 0.25, "gain_high": 0.75, "score_unit": "accuracy"}]
+    made = table(rows, {"gain": Column("lead", unit_from="score_unit", digits=1)}, ["gain"])
+    assert list(shown(made.assign(z=1))) == [*shown(made), "z"]
+    assert "| **50.0** | 75.0 |" in markdown(made.drop(columns="gain_low"))
+    with pytest.raises(KeyError, match="score_unit"):
+        shown(made.drop(columns="score_unit"))
+    read = pd.read_parquet(io.BytesIO(FORMATS["parquet"](made)))
+    assert "| gain \\[95 %\\] | score unit |" in markdown(read)
 
 
 def test_csv_reads_back_with_every_digit() -> None:

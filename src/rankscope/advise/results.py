@@ -208,7 +208,8 @@ def task_results(
     """Draw the posteriors of a training task's arms, and summarize each arm by them.
 
     Args:
-        untried: trials of further arms that may be best; by default those not yet begun.
+        untried: trials of further arms that may be best; by default those that a search has not
+            begun, none in a grid.
     """
     untried = _left_out(study, arms) if untried is None else untried
     trials = [arm.trials for arm in arms]

@@ -199,7 +199,7 @@ def terminal_table(
     else:
         from rankscope.report.table_formats import frame_rows
 
-        columns = {name: rows.attrs["columns"][name] for name in rows.columns}
+        columns = read_columns(rows.columns, rows.attrs.get("columns", {}))
         rows = [dict(zip(columns, row, strict=True)) for row in frame_rows(rows)]
     ends = {end for column in columns.values() for end in column.ends}
     names = names or [name for name in columns if name not in ends]

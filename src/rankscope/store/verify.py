@@ -163,7 +163,7 @@ def open_checked(out: Path, *, write: bool) -> sqlite3.Connection:
     """Connect to the ledger of a study after checking it; a writer makes a missing one.
 
     A ledger that a run closed is compared with its hash, another one row by row. Raises
-    IntegrityError: a run did not write something in it.
+    IntegrityError: something in it does not come from a run.
     """
     _check_not_lost(out)
     for found, expected in _changed_files(out, CLOSED, (LEDGER,)).values():
