@@ -94,7 +94,7 @@ def _retention(results: TaskResults, subject: Arm | None) -> TrustCheck:
 
 def _is_at_chance(results: TaskResults, task: TaskRecord) -> bool:
     found = [results.study.items.get((BASE, task.name, split)) for split in SCORED_SPLITS]
-    known = [items.scores for items in found if items is not None]
+    known = [s.scores for s in found if s is not None and np.isfinite(s.scores).all()]
     if not known or task.score_unit != "accuracy" or not task.chance:
         return False
     scores = np.concatenate(known)
