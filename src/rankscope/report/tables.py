@@ -10,7 +10,7 @@ import pandas as pd
 
 from rankscope.formatting import CONFIDENCES, NATS, Unit
 from rankscope.records import FAILED, ArmSummary, Estimate, ModelScore, StudyRecords
-from rankscope.registry import objects
+from rankscope.registry import by_name, objects
 from rankscope.report.analysis_tables import TableRow
 from rankscope.report.columns import PROBABILITY, Column, interval_cells
 from rankscope.report.figures import figure_files
@@ -62,12 +62,18 @@ STUDY_COLUMNS = {
 
 
 class ScoreTable(partial[pd.DataFrame]):
-    """Makes a table from the view; an extension's figures add it to the files, under its name."""
+    """Makes a table from the view; an extension's figures add it to the files.
+
+    The name of the function that it decorates is the table's.
+    """
 
 
 def study_tables(view: StudyView) -> dict[str, pd.DataFrame]:
-    """Return tables by file name; a table may be empty. Scores are those of the test split."""
-    return {
+    """Return tables by file name; a table may be empty. Scores are those of the test split.
+
+    Raises UserError: two have one name.
+    """
+    tables = {
         "paper": paper_table(view),
         "arms": arms_table(view),
         "changes": _changes_table(view),
@@ -78,8 +84,9 @@ def study_tables(view: StudyView) -> dict[str, pd.DataFrame]:
         "training": training_table(view),
         "failed": failed_trials_table(view),
         "without-contamination": contamination_table(view),
-        **{make.func.__name__: make(view) for make in objects(ScoreTable, figure_files())},
     }
+    added = [(make.func.__name__, make(view)) for make in objects(ScoreTable, figure_files())]
+    return by_name("table", [*tables.items(), *added])
 
 
 def _score_unit(unit: Unit) -> str:
