@@ -19,7 +19,7 @@ from rankscope.advise.arms import summarize_arms
 from rankscope.advise.decide import Answer, decide, no_surer_than
 from rankscope.advise.net_gains import NetGains
 from rankscope.advise.recommend import recommend
-from rankscope.advise.results import TaskResults, _change_of as change_of, _costs, task_results
+from rankscope.advise.results import TaskResults, _costs, change_of, task_results
 from rankscope.records import (
     BASE,
     CheckName,

@@ -112,11 +112,7 @@ class StoredGroups(Record):
     batch_tokens: dict[str, int] = {}  # By trial id, if the study's were too many
 
 
-_KIND_OF: dict[type[Record], str] = {
-    TrainRecord: "train",
-    CurvePoint: "curve",
-    EvalRecord: "eval",
-}
+_KIND_OF: dict[type[Record], str] = {TrainRecord: "train", CurvePoint: "curve", EvalRecord: "eval"}
 
 
 def _kind_of(record: type[Record]) -> str:

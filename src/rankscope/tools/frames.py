@@ -54,7 +54,7 @@ class StudyFrames:
     @cached_property
     def trials(self) -> pd.DataFrame:
         """One row per trial: its settings, its status, and the costs of training it."""
-        return table([_trial_row(trial) for trial in self.records.trials])
+        return table([trial_row(trial) for trial in self.records.trials])
 
     @cached_property
     def arms(self) -> pd.DataFrame:
@@ -186,7 +186,7 @@ TRAINING_COLUMNS = (
 """Fields of a training record that are columns of ``trials``."""
 
 
-def _trial_row(trial: TrialRecords) -> TableRow:
+def trial_row(trial: TrialRecords) -> TableRow:
     """Return a trial's settings, its status, and the costs of training it; unknown is None."""
     spec, train = trial.spec, trial.train
     return {
