@@ -67,7 +67,7 @@ def _method_text(objective: ObjectiveConfig, margins: str) -> str:
 def _advise(results: TaskResults) -> TaskAdvice:
     answer = decide(results)
     checks = trust_checks(results, answer.subject)
-    answer = no_surer_than(answer, results, checks)
+    answer = no_surer_than(answer, checks)
     subject, full, lora = answer.subject, results.best_full, results.best_lora
     return TaskAdvice(
         task=results.task,
@@ -77,6 +77,7 @@ def _advise(results: TaskResults) -> TaskAdvice:
         confidence=answer.confidence,
         expected_regret=answer.regret,
         verdict=answer.verdict,
+        summary=answer.summary,
         explanation=answer.explanation,
         ranks_that_may_do=answer.ranks,
         rows=_answer_rows(results, answer),
@@ -96,8 +97,8 @@ def _advise(results: TaskResults) -> TaskAdvice:
 def _answer_rows(results: TaskResults, answer: Answer) -> tuple[AnswerRow, ...]:
     """Return the rows of the answer's short table.
 
-    They are the recommended arm, the smaller ranks that the verdict names, the best arm, the best
-    full one, the best prompt, and a LoRA arm.
+    They are the recommended arm, the largest of the smaller ranks that may do, the best arm, the
+    best full one, the best prompt, and a LoRA arm.
     """
     arms = {arm.summary.label: arm.summary for arm in results.arms}
     roles: dict[str, list[RowRole]] = {}
