@@ -98,8 +98,8 @@ def _worse_than_base(results: TaskResults) -> Iterator[str]:
         return
     arm, gain = min(worse, key=lambda pair: pair[1].value)
     yield (
-        f"{len(worse)} of {count(len(gains), 'arm')} are worse than the base on {results.task} "
-        f"(their 95 % intervals end below it). The worst, {arm_name(arm)}, scores "
+        f"{len(worse)} of {count(len(gains), 'configuration')} are worse than the base on "
+        f"{results.task} (their 95 % intervals end below it). The worst, {arm_name(arm)}, scores "
         f"{amount(gain.value, results.unit)} less."
     )
 
@@ -264,7 +264,7 @@ def _over_limit(results: TaskResults) -> Iterator[str]:
     named = [f"{arm.label} ({percent(expected(arm).p_over_limit or 0.0)})" for arm in arms]
     forget, were = ("forgets", "was") if len(arms) == 1 else ("forget", "were")
     yield (
-        f"{count(len(arms), 'arm')} of {len(results.arms)} probably {forget} more than the "
-        f"{amount(limit, results.retention_unit)} allowed and {were} left out: "
+        f"{count(len(arms), 'configuration')} of {len(results.arms)} probably {forget} more than "
+        f"the {amount(limit, results.retention_unit)} allowed and {were} left out: "
         f"{join_names(named, MOST_NAMED)}."
     )

@@ -86,7 +86,7 @@ class RankAxis:
 
     @property
     def against(self) -> str:
-        return "by arm" if self.is_by_arm else "against rank"
+        return "by configuration" if self.is_by_arm else "against rank"
 
     def bands_note(self, shown: str = "95 % intervals") -> str:
         """Write for captions what the bands or bars show."""

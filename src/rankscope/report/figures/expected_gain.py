@@ -32,15 +32,15 @@ def draw_expected_gain(view: StudyView, task: str) -> Figure | None:
 
 
 def _finding(view: StudyView, task: str) -> str:
-    margin, full = view.margin(task), view.best_full(task)
+    full = view.best_full(task)
     ranks = [f"r={r.rank} ({percent(r.p)})" for r in view.advice(task).ranks_that_may_do]
-    text = f"No rank is likely to be within {margin} of the best."
+    text = "No rank is likely among the best."
     if not any(arm.rank for arm in view.candidates(task)):  # Imported scores may not tell it
         arms = [(a.label, a.expected) for a in view.candidates(task)]
         likely = [f"{label} {percent(of.p_within_margin)}" for label, of in arms if of]
-        return f"Probability of being within {margin} of the best: {join_names(likely, 12)}."
+        return f"Likely among the best: {join_names(likely, 12)}."
     if ranks:
-        text = f"Ranks that may be within {margin} of the best: {join_names(ranks, 12)}."
+        text = f"Ranks that may be among the best: {join_names(ranks, 12)}."
     if full and full.expected:
         text += f" Full fine-tuning: {percent(full.expected.p_within_margin)}."
     for row in view.advice(task).rows:
