@@ -257,7 +257,7 @@ def _trials(results: TaskResults) -> Iterator[TrustCheck]:
         )
     if results.waiting:
         value = f"{results.waiting} of {trials}"
-        yield _check("trials", "bad", f"{value} to run", "The answer waits for their scores.")
+        yield _check("trials", "bad", f"{value} are still to come", "The answer waits for their scores.")
     if any(t.status == "skipped" for t in results.trials):
         yield _left_out(results, trials)
     elif results.trials and not results.failed and not results.waiting:

@@ -28,7 +28,7 @@ def view() -> StudyView:
 def figures_of(view: StudyView) -> list[Figure]:
     """Every figure but those of an analysis without records, which say so instead."""
     every = [figure for section in study_sections(view) for figure in section.figures]
-    return [figure for figure in every if not figure.finding.startswith("No trial has ")]
+    return [figure for figure in every if not figure.finding.startswith("No run has ")]
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ def test_a_loss_is_not_called_a_gain(view: StudyView) -> None:
     assert plane.draw_plane(view, "med").finding.startswith("The largest gain is +")
     worse = Truth(accuracy=lambda rank, lr: 0.1, num_items=60)
     figure = plane.draw_plane(StudyView(*study_and_advice(worse)), "med")
-    assert figure.finding.startswith("No arm gained; the highest change is \N{MINUS SIGN}")
+    assert figure.finding.startswith("Nothing gained; the highest change is \N{MINUS SIGN}")
 
 
 def test_every_point_is_named_and_two_full_arms_by_their_rates() -> None:
