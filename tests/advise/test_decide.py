@@ -168,7 +168,7 @@ def test_the_confidence_follows_the_probability(
     assert (answer.verdict, answer.confidence) == (verdict, confidence)
     likely = f"{p} likely among the best of {len(columns)} tried."
     if verdict.startswith("Do not"):
-        assert answer.summary.startswith(f"The base is {likely} LoRA rank 2 comes closest with ")
+        assert answer.summary.startswith(f"The base is {likely} LoRA rank 8 comes closest with ")
     else:
         (gain,) = (c.value for c in answer.chosen.expected.changes.values())
         assert answer.summary == f"{likely} Learns +{100 * gain:.0f} points."

@@ -64,7 +64,7 @@ def test_arms_that_the_answer_names_stay_and_then_the_best(view: StudyView) -> N
 def test_a_page_says_what_it_leaves_out_and_counts_all(view: StudyView) -> None:
     page = render_study(view)
     assert "12 of 22 configurations are shown" in page
-    assert f"{len(view.study.trials)} trials" in page
+    assert f"{len(view.study.trials)} runs" in page
     failed = sum(trial.status in FAILED for trial in view.study.trials)
     assert failed == 4
     assert "4 of 22 runs ended without a result" in page

@@ -227,7 +227,10 @@ def test_outcomes_by_right_and_wrong_and_by_shown_log_probability() -> None:
     assert [outcome_of(*pair, NATS) for pair in pairs] == ["gained", "lost", "kept"]
 
 
-def test_every_item_of_the_trained_and_the_retention_task_has_both_answers(view: StudyView) -> None:
+def test_every_item_of_the_trained_and_the_retention_task_has_all_answers() -> None:
+    truth = Truth(num_items=60, accuracy=lambda rank, lr: 0.8 if rank else 0.5)
+    study, advice = study_and_advice(truth)
+    view = StudyView(with_results(study), advice)
     arm = view.focus("med")
     trained, retained = compared_items(view, "med", 10**6)
     assert [trained.tested_on, retained.tested_on] == ["med", "general"]
