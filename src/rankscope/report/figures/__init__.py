@@ -39,7 +39,7 @@ PLANES_SECTION = Section(
 TRANSFER_SECTION = Section(
     "transfer", 40, "Effect on other tasks", "Every tested task for every training task."
 )
-TRAINING_SECTION = Section("training", 70, "Training")
+TRAINING_SECTION = Section("training", 70, "Training curves", folded=True)
 
 Scope = Literal["task", "unit", "models"]
 Draw = Callable[..., Figure | None]
