@@ -87,7 +87,10 @@ def test_the_same_probability_is_shown_everywhere(shown: StudyView) -> None:
     assert f"{p} likely among the best" in card
     _, label, cells = answer_card(view, "med").rows[0]
     lost, better = amount(max(0, of.regret), view.net_unit("med")), percent(advice.p_better)
-    notes = f"{better} likely better than the base", f"on average {lost} below the best"
+    over = of.p_over_limit or 0.0
+    last = f"{percent(over)} likely over the limit on forgetting"
+    last = last if over > 0.5 else f"on average {lost} below the best"
+    notes = f"{better} likely better than the base", last
     assert (label, cells["Likely among the best"]) == (arm.label, (p, *notes))
     row = next(line for line in terminal(view) if arm.label in line)
     assert p in row

@@ -158,9 +158,8 @@ def base_alone(study: StudyRecords) -> StudyRecords:
 @pytest.mark.parametrize(
     ("fields", "change", "sentence"),
     [
-        ({}, base_alone, "None of the 4 runs has finished"),
         ({}, base_alone, "Not decided yet. No run has finished."),
-        ({}, lambda study: replace(base_alone(study), trials=()), "The study has no runs"),
+        ({}, lambda study: replace(base_alone(study), trials=()), "Nothing was trained."),
         ({}, None, "How far seeds are apart is assumed for it, not measured."),
         ({"contamination": 2}, None, "Some test rows are also in the training rows"),
         ({"retention": ()}, None, "The study has no retention task. Add one to the study file."),

@@ -256,8 +256,8 @@ def _trials(results: TaskResults) -> Iterator[TrustCheck]:
             "its configuration has finished ones.",
         )
     if results.waiting:
-        value = f"{results.waiting} of {trials}"
-        yield _check("trials", "bad", f"{value} are still to come", "The answer waits for their scores.")
+        value = f"{results.waiting} of {trials} are still to come"
+        yield _check("trials", "bad", value, "The answer waits for their scores.")
     if any(t.status == "skipped" for t in results.trials):
         yield _left_out(results, trials)
     elif results.trials and not results.failed and not results.waiting:

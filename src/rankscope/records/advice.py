@@ -159,7 +159,7 @@ it is mended. The probabilities account for neither."""
 
 
 class TrustCheck(Record):
-    """One line of "can I trust this?"."""
+    """A fact that the answer depends on."""
 
     name: CheckName
     status: CheckStatus

@@ -33,7 +33,6 @@ from rankscope.records import (
     MAY_DO,
     AnswerRow,
     ArmSummary,
-    CheckName,
     ExpectedChange,
     NextStep,
     TaskAdvice,
@@ -115,7 +114,7 @@ def _steps(steps: Sequence[NextStep]) -> Steps:
 
 
 def _check_name(check: TrustCheck) -> str:
-    names: dict[CheckName, str] = {"trials": "Runs", "fit": "Probabilities"}
+    names = {"loss": "Training loss", "trials": "Runs", "fit": "Probabilities"}
     return names.get(check.name, check.name.replace("_", " ").capitalize())
 
 
@@ -126,12 +125,14 @@ def _chart(view: StudyView, task: str) -> Mapping[str, Any] | None:
     down, they are pixels.
     """
     advice, unit, focus = view.advice(task), view.net_unit(task), view.focus(task)
-    by_rank = len({arm.rank for arm in view.candidates(task)} - {None}) > 1
-    best, found = list(advice.candidate_labels), dict[object, ArmSummary]()
-    for arm in sorted(view.candidates(task), key=lambda a: (a != focus, best.index(a.label))):
-        if not arm.is_full and len(found) < MOST_COLUMNS:
-            found.setdefault(arm.rank if arm.rank and by_rank else arm.label, arm)
-    shown = sorted(found.values(), key=lambda a: (a.rank or inf, a.label))
+    order = [focus and focus.label, *advice.candidate_labels]  # the answer's own arm comes first
+    arms = sorted(view.candidates(task), key=lambda arm: order.index(arm.label))
+    arms, found = [arm for arm in arms if not arm.is_full], dict[object, ArmSummary]()
+    ranks = {arm.rank for arm in arms}
+    by_rank = None not in ranks and (len(ranks) > 1 or len(arms) == 1)
+    for arm in arms:
+        found.setdefault(arm.rank if by_rank else arm.label, arm)
+    shown = sorted([*found.values()][:MOST_COLUMNS], key=lambda a: (a.rank or inf, a.label))
     full = view.best_full(task)
     nets = {a.label: a.expected.net for a in (*shown, full) if a and a.expected}
     if not shown:
@@ -148,7 +149,7 @@ def _chart(view: StudyView, task: str) -> Mapping[str, Any] | None:
         return {
             **{end: down(getattr(net, end)) for end in ("value", "low", "high")},
             "text": value,
-            "name": arm.rank if arm.rank and by_rank else view.spec(arm).label_without("lr"),
+            "name": arm.rank if by_rank else view.spec(arm).label_without("lr"),
             "likely": percent(p).replace("over ", ">") if p >= MAY_DO else "",
             "is_chosen": arm == advice.chosen,
             "told": f"{arm.label}: {value} ({' to '.join(ends)}), {percent(p)} likely",
@@ -166,7 +167,7 @@ def _chart(view: StudyView, task: str) -> Mapping[str, Any] | None:
         "base_is_chosen": advice.decision == "do_not_fine_tune",
         "full": of_full,
         "bottom": TOP + HEIGHT + 14,
-        "by_rank": by_rank and all(arm.rank for arm in shown),
+        "by_rank": by_rank,
         "open": {name for of in [*points, of_full or {"open": ()}] for name in of["open"]},
     }
 
@@ -222,10 +223,12 @@ def _cells(view: StudyView, arm: ArmSummary) -> Cells:
         cells[title] += (f"worst: {lost[0]} {brief(lost[1].value, view.unit(lost[0]))}",)
     within: tuple[str, ...] = UNKNOWN, "not scored"
     if (of := arm.expected) is not None:
-        # An arm over the limit on forgetting may be better than the best that is allowed.
-        regret = amount(max(0.0, of.regret), view.net_unit(arm.task))
         better = f"{percent(of.p_better)} likely better than the base"
-        within = percent(of.p_within_margin), better, f"on average {regret} below the best"
+        # An arm over the limit on forgetting may be better than the best that is allowed.
+        below = f"on average {amount(max(0.0, of.regret), view.net_unit(arm.task))} below the best"
+        if (over := of.p_over_limit or 0.0) > 0.5:
+            below = f"{percent(over)} likely over the limit on forgetting"
+        within = percent(of.p_within_margin), better, below
     return cells | {
         "Likely among the best": within,
         "Size": _size_cell(view, arm),
@@ -281,15 +284,9 @@ def answer_html(view: StudyView) -> str:
 def missing(view: StudyView) -> list[str]:
     """List things that a reader might look for and will not find, one sentence each."""
     study = view.study
-    done = [trial for trial in study.trials if trial.status == "done"]
     unscored = [t.name for t in study.tasks if (BASE, t.name, "test") not in study.evals]
-    sentences = {
-        "The study has no runs: only the base model is shown.": not study.trials,
-        f"None of the {count(len(study.trials), 'run')} has finished: only the base is shown.": (
-            study.trials and not done
-        ),
-        f"The base has no score on {join_names(unscored)}: changes there are unknown.": unscored,
-    }
+    text = f"The base has no score on {join_names(unscored)}: changes there are unknown."
+    done = any(trial.status == "done" for trial in study.trials)
     known = {type(record) for trial in study.trials for record in trial.analyses}
-    sentences |= {a.absence: done and a.record_type() not in known for a in all_analyses()}
-    return [safe_text(text, 500) for text, applies in sentences.items() if text and applies]
+    absent = [a.absence for a in all_analyses() if done and a.record_type() not in known]
+    return [safe_text(text, 500) for text in [text] * bool(unscored) + absent if text]

@@ -125,7 +125,7 @@ def test_a_page_without_ranks_names_the_arms_that_may_do(tmp_path: Path) -> None
     study_of(write_table(tmp_path / "scores.csv", rows))
     assert rankscope("report", tmp_path / "out").code == 0
     page = (tmp_path / "out" / "report.html").read_text("utf-8")
-    assert "Probability of being within 2 points of the best: mine " in page
+    assert "Likely among the best: mine " in page
     assert "No rank is likely" not in page
 
 
