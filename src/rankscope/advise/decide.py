@@ -19,7 +19,6 @@ from rankscope.advise.results import TaskResults, expected
 from rankscope.formatting import (
     amount,
     brief,
-    count,
     difference,
     interval,
     join_names,
@@ -179,17 +178,12 @@ def _explanation(results: TaskResults, subject: Arm) -> str:
 
 def _nothing_scored(results: TaskResults) -> Answer:
     """Answer a task on which no arm has every score that counts."""
-    task, done = results.task, len(finished_trials(results.trials))
-    if not results.trials:
-        because, text = "Nothing was trained.", f"No configuration has scores on {task}."
-    elif not done:
+    because, text = "Nothing was trained.", f"No configuration has scores on {results.task}."
+    if finished_trials(results.trials):
+        because = "No configuration has all scores."
+        text += " Run the study again to evaluate."
+    elif results.trials:
         because = "No run has finished."
-        text = f"Of the runs on {task}, {len(results.failed)} failed and {results.waiting} are "
-        text += "still to come."
-    else:
-        because = "No configuration has scores."
-        text = f"{count(done, 'run')} on {task} finished without the scores that are compared. "
-        text += "Run the study again to evaluate."
     return Answer("not_decided", "none", because, text, None)
 
 

@@ -80,24 +80,28 @@ def _open_ends(results: TaskResults, subject: Arm, checks: Sequence[TrustCheck])
     """Yield extensions of the lists at whose ends the arm, or a rival, lies."""
     spec, open_names = subject.trials[0].spec, {c.name for c in checks if c.status == "weak"}
     rivals = [arm for arm in results.candidates if expected(arm.summary).p_within_margin >= RIVAL]
+    beyond = dict[int, set[float]]()
     for arm in (subject, *rivals) if "learning_rate" in open_names else ():
         lr, rates = arm.summary.lr, results.rates_of(arm)
+        place = _entry(results, arm.trials[0].spec)
         ends = {lr * FACTOR: lr == rates[-1], lr / FACTOR: lr == rates[0]}
-        more = [rate for rate, is_beyond in ends.items() if lr and is_beyond]
+        if lr and place is not None:
+            beyond.setdefault(place, set()).update(rate for rate in ends if ends[rate])
+    for place, more in beyond.items():
         if more:
-            of: dict[str, Any] = {"check": "learning_rate", "seconds": _seconds([arm]) * len(more)}
-            text = f"Try {arm.summary.short_label} at {join_names(f'{rate:.2g}' for rate in more)}"
-            yield from _extended(results, arm.trials[0].spec, "lr", more, text, **of)
-    if "ranks" in open_names and spec.rank:
-        of = {"check": "ranks", "seconds": _seconds([subject])}
-        yield from _extended(results, spec, "rank", [2 * spec.rank], "Try a larger rank", **of)
+            methods = join_names(results.study.config.arms[place].method)
+            text = f"Try {methods} at {join_names(f'{rate:.3g}' for rate in sorted(more))}"
+            yield _extended(results, place, "lr", more, text, check="learning_rate")
+    if "ranks" in open_names and spec.rank and (place := _entry(results, spec)) is not None:
+        yield _extended(results, place, "rank", {2 * spec.rank}, "Try a larger rank", check="ranks")
     train, seeds = results.study.config.train, results.study.config.seeds
-    if "loss" in open_names and not train.max_steps:
-        of = {"check": "loss", "seconds": 2 * _seconds(results.arms)}
-        yield _set("train.epochs", f"{2 * train.epochs:g}", "Train longer", **of)
+    if "loss" in open_names and not train.tokens:
+        key = "max_steps" if train.max_steps else "epochs"
+        longer, seconds = 2 * (train.max_steps or train.epochs), 2 * _seconds(results.arms)
+        yield _set(f"train.{key}", f"{longer:g}", "Train longer", check="loss", seconds=seconds)
     if "seeds" in open_names and len(seeds) == 1:
-        of = {"check": "seeds", "seconds": _seconds(results.arms)}
-        yield _set("seeds", f"[{seeds[0]},{seeds[0] + 1}]", "Train a second seed", **of)
+        both, seconds = f"[{seeds[0]},{seeds[0] + 1}]", _seconds(results.arms)
+        yield _set("seeds", both, "Train a second seed", check="seeds", seconds=seconds)
     if failed := sorted({trial.status for trial in results.failed}):
         command = f"{RUN_AGAIN} --retry {','.join(failed)}"
         yield "retry", NextStep(text="Train the failed runs again", command=command, check="trials")
@@ -108,22 +112,23 @@ def _seconds(arms: Iterable[Arm]) -> float:
     return sum((arm.summary.seconds or 0.0) * arm.summary.seeds for arm in arms)
 
 
-def _extended(
-    results: TaskResults,
-    spec: TrialSpec,
-    key: str,
-    more: Sequence[float],
-    text: str,
-    **others: Any,
-) -> Iterator[_Step]:
-    """Yield a command that adds values to a list of a trial's arm; none for an arm of a file."""
+def _entry(results: TaskResults, spec: TrialSpec) -> int | None:
+    """Return the place of the trial's entry under ``arms``; None for an arm of a file."""
     for place, arm in enumerate(results.study.config.arms):
-        ranks = {float(rank) for rank in arm.rank or ()}
-        if spec.method in arm.method and (spec.rank is None or spec.rank in ranks):
-            written = {float(v) for v in getattr(arm, key) or ()} | set(more)
-            values = ",".join(f"{value:.3g}" for value in sorted(written))
-            yield _set(f"arms.{place}.{key}", f"[{values}]", text, **others)
-            return
+        if spec.method in arm.method and (spec.rank is None or spec.rank in (arm.rank or ())):
+            return place
+    return None
+
+
+def _extended(
+    results: TaskResults, place: int, key: str, more: set[float], text: str, **others: Any
+) -> _Step:
+    """Return a command that adds values to a list, with the time of all trials that it adds."""
+    alike = [arm for arm in results.arms if _entry(results, arm.trials[0].spec) == place]
+    written = {float(v) for v in getattr(results.study.config.arms[place], key) or ()}
+    seconds = _seconds(alike) * len(more - written) / max(1, len(written))
+    values = ",".join(f"{value:.3g}" for value in sorted(written | more))
+    return _set(f"arms.{place}.{key}", f"[{values}]", text, seconds=seconds, **others)
 
 
 def _priced(results: TaskResults) -> list[_Step]:
@@ -142,14 +147,15 @@ def _priced(results: TaskResults) -> list[_Step]:
     seeds, values = results.study.config.seeds, values_of_trials(net)
     seconds = sum(arm.summary.seconds or 0.0 for arm in trained)
     more = ",".join(map(str, [*seeds, max(seeds) + 1]))
-    step = _set("seeds", f"[{more}]", "Train a further seed")
+    step = _set("seeds", f"[{more}]", "Train a further seed", seconds=seconds)
     found.append((float(values.max(initial=0.0)), seconds, step))
     untried = _untried(results, arms)
     for (spec, key), value in zip(untried, _untried_values(results, untried), strict=True):
         took = next((a.summary.seconds for a in trained if a.summary.rank == spec.rank), None)
         of = f"{'r=' + str(spec.rank) if spec.rank else spec.method} at {spec.lr:.2g}"
         setting = spec.lr if key == "lr" else float(spec.rank or 0)
-        for step in _extended(results, spec, key, [setting], f"Try {of}"):
+        if (place := _entry(results, spec)) is not None:
+            step = _extended(results, place, key, {setting}, f"Try {of}")
             found.append((value, took or seconds, step))
     if items := results.study.config.evaluate.max_items:
         step = _set("evaluate.max_items", 2 * items, "Score more items")
@@ -157,7 +163,12 @@ def _priced(results: TaskResults) -> list[_Step]:
     worth = [of for of in found if of[0] >= WORTH_NAMING * margin]
     worth.sort(key=lambda of: -of[0] / (of[1] or 1.0))
     return [
-        (key, step.model_copy(update={"text": f"{step.text} ({after(value)})", "seconds": took}))
+        (
+            key,
+            step.model_copy(
+                update={"text": f"{step.text} ({after(value)})", "seconds": step.seconds or took}
+            ),
+        )
         for value, took, (key, step) in worth
     ]
 
