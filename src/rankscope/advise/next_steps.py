@@ -82,15 +82,16 @@ def _open_ends(results: TaskResults, subject: Arm, checks: Sequence[TrustCheck])
     rivals = [arm for arm in results.candidates if expected(arm.summary).p_within_margin >= RIVAL]
     beyond = dict[int, set[float]]()
     for arm in (subject, *rivals) if "learning_rate" in open_names else ():
-        lr, rates = arm.summary.lr, results.rates_of(arm)
+        lr, tried = arm.summary.lr, results.rates_of(arm)
         place = _entry(results, arm.trials[0].spec)
-        ends = {lr * FACTOR: lr == rates[-1], lr / FACTOR: lr == rates[0]}
+        ends = {lr * FACTOR: lr == tried[-1], lr / FACTOR: lr == tried[0]}
         if lr and place is not None:
             beyond.setdefault(place, set()).update(rate for rate in ends if ends[rate])
     for place, more in beyond.items():
         if more:
-            methods = join_names(results.study.config.arms[place].method)
-            text = f"Try {methods} at {join_names(f'{rate:.3g}' for rate in sorted(more))}"
+            named = [m for m in results.study.config.arms[place].method if isinstance(m, str)]
+            rates = join_names(f"{rate:.3g}" for rate in sorted(more))
+            text = f"Try {join_names(named)} at {rates}"
             yield _extended(results, place, "lr", more, text, check="learning_rate")
     if "ranks" in open_names and spec.rank and (place := _entry(results, spec)) is not None:
         yield _extended(results, place, "rank", {2 * spec.rank}, "Try a larger rank", check="ranks")
