@@ -93,7 +93,7 @@ def test_target_modules_are_compared_each_at_its_best_arm() -> None:
         accuracy=lambda rank, lr: 0.5 if lr < 1e-3 else 0.6,
     )  # fmt: skip
     (targets,) = axis_texts(truth, with_targets)
-    assert targets.startswith("By targets, each at its best arm")
+    assert targets.startswith("By targets, each at its best settings")
     assert re.search(r"all-linear \([^;]*; over 99 %\); attention \([^;]*; under 1 %\)\.$", targets)
 
 

@@ -197,7 +197,8 @@ full \textbar{} x & $-$0.2 & -- & =1+1 \\
 \end{tabular}
 """
 HTML = (
-    '<table>\n<thead><tr><th scope="col">arm</th><th scope="col" class="n">gain, %</th>'
+    '<table>\n<thead><tr><th scope="col" data-v="arm">configuration</th>'
+    '<th scope="col" class="n">gain, %</th>'
     '<th scope="col" class="n">p</th><th scope="col">note</th></tr></thead>\n<tbody>\n'
     '<tr><td>r=8 lr=0.001</td><td class="n" data-v="3.14159">3.1</td>'
     '<td class="n" data-v="0.03571">0.036</td><td>a_b &amp; 50 %</td></tr>\n'

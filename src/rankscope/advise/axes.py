@@ -82,8 +82,8 @@ def _values_compared(
         rank = f"r={arm.summary.rank}, {arm.summary.trainable_parameters:,} parameters"
         texts.append(f"{value} ({rank}{less}; {percent(p)})")
     yield (
-        f"By {name}, each at its best arm, highest expected {results.net_name} first, with the "
-        f"probability of being within the margin of the others: {'; '.join(texts)}."
+        f"By {name}, each at its best settings, highest expected {results.net_name} first, with "
+        f"the probability of being among the best of these: {'; '.join(texts)}."
     )
 
 

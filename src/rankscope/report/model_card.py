@@ -224,7 +224,7 @@ def _arm_changes(view: StudyView, arm: ArmSummary) -> list[str]:
         if change is not None
     ]
     if (of := arm.expected) is not None:
-        texts.append(f"{percent(of.p_within_margin)} within {view.margin(arm.task)} of the best")
+        texts.append(f"{percent(of.p_within_margin)} likely among the best")
     return texts
 
 

@@ -55,7 +55,7 @@ def not_shown(whole: StudyView, shown: StudyView) -> list[str]:
     if kept == total:
         return []
     return [
-        f"{kept:,} of {total:,} arms are shown: those that the answer names, then those with the "
-        "highest expected net gain. The answer rests on all of them; "
+        f"{kept:,} of {total:,} configurations are shown: those that the answer names, then those "
+        "with the highest expected net gain. The answer rests on all of them; "
         "'rankscope report DIR --tables FOLDER' writes them all."
     ]

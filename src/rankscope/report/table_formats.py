@@ -82,15 +82,20 @@ def _is_numeric(column: "pd.Series[object]") -> bool:
     return len(cells) > 0 and not any(isinstance(cell, str) for cell in cells)
 
 
+HEADS = {"arm": "configuration", "trial": "run"}  # Words of a page for names of columns
+
+
 def html_table(frame: pd.DataFrame) -> Markup:
-    """Write a ``<table>``; ``data-v`` holds every digit of a number, for the page's CSV
-    download."""
+    """Write a ``<table>``; ``data-v`` holds every digit of a number, or the name of a column, for
+    the page's CSV download."""
     frame = shown(frame)
     columns = [frame.attrs["columns"][title] for title in frame.columns]
+    number = ' class="n"'
+    heads = {name: f' data-v="{name}">{word}' for name, word in HEADS.items()}
     header = [
-        f'<th scope="col" class="n">{escape(title)}</th>'
-        if _is_numeric(frame[title])
-        else f'<th scope="col">{escape(title)}</th>'
+        f'<th scope="col"{number * _is_numeric(frame[title])}'
+        + heads.get(title, f">{escape(title)}")
+        + "</th>"
         for title in frame.columns
     ]
     rows = [

@@ -125,7 +125,7 @@ def _compared(label: str, folder: Path, study: StudyRecords) -> _ComparedStudy:
 def _answer(study: StudyRecords, advice: TaskAdvice) -> TableRow:
     chosen, unit = advice.chosen, unit_of(study.task(advice.task).score_unit)
     net = chosen and chosen.expected and chosen.expected.net
-    fields = {"task", "decision", "verdict", "p_within_margin", "p_better"}
+    fields = {"task", "decision", "verdict", "summary", "p_within_margin", "p_better"}
     return {
         **advice.model_dump(mode="json", include=fields),
         "confidence": advice.confidence,

@@ -42,7 +42,7 @@ class Figure:
     plot: go.Figure | None = None
     caption: str = ""  # How to read the plot
     choices: Sequence[Choice] = ()
-    choice_name: str = "Arm"  # Kind of the drop-down's entries
+    choice_name: str = "Configuration"  # Kind of the drop-down's entries
     min_width: int = 0  # Pixels below which the plot scrolls sideways instead of shrinking
     texts: Sequence[Mapping[str, str]] = ()
     """Texts to read in place of a plot, by their titles, two side by side."""

@@ -34,12 +34,12 @@ PLANES_SECTION = Section(
     "planes",
     10,
     "Learning against retention",
-    "What each arm learned in its domain and what it kept elsewhere.",
+    "What each configuration learned in its domain and what it kept elsewhere.",
 )
 TRANSFER_SECTION = Section(
     "transfer", 40, "Effect on other tasks", "Every tested task for every training task."
 )
-TRAINING_SECTION = Section("training", 70, "Training")
+TRAINING_SECTION = Section("training", 70, "Training curves", folded=True)
 
 Scope = Literal["task", "unit", "models"]
 Draw = Callable[..., Figure | None]
