@@ -263,9 +263,6 @@ def _check_returned(context: RunContext) -> None:
     kept = live_memory_bytes(context.base.device) - context.memory_before_groups
     limit = max(_LEAK_BYTES, _LEAK_SHARE * context.study.grouping.room_bytes)
     if context.groups_worked_on > 1 and kept > limit:
-        raise OutOfMemory(
-            f"{context.ledger.out}: out of memory",
-            f"{byte_size(kept)} that earlier groups did not return",
-            f"less than {byte_size(limit)}",
-            f"end this process, {AGAIN}",
-        )
+        found = f"{byte_size(kept)} that earlier groups did not return"
+        expected, do = f"less than {byte_size(limit)}", f"end this process, {AGAIN}"
+        raise OutOfMemory(f"{context.ledger.out}: out of memory", found, expected, do)

@@ -341,12 +341,9 @@ def _scored_trial(
             found = f"scores of task {name!r} on other items, or scored otherwise"
             raise UserError(where, f"{found} ({'; '.join(changes)})", "this study's", again)
     for analysis in enabled_analyses(config):
-        raise UserError(
-            where,
-            "stored scores, without the weights that an analysis needs",
-            f"a study without {analysis.section}.{analysis.name}",
-            "turn it off, or give the model's own folder as 'path'",
-        )
+        found = "stored scores, without the weights that an analysis needs"
+        do = "turn it off, or give the model's own folder as 'path'"
+        raise UserError(where, found, f"a study without {analysis.section}.{analysis.name}", do)
     assert trial.train is not None
     model = GivenModel(
         name=given.name or trial.spec.arm_label,

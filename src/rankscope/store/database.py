@@ -342,12 +342,8 @@ def stored_records(db: sqlite3.Connection, model: type[R]) -> Iterator[tuple[str
         where = f"records {trial_id} {kind} {key}".rstrip()
         record = _parse_record(model, body, where)
         if trial_id != record.trial_id:
-            raise IntegrityError(
-                f"{LEDGER}: {where}",
-                f"a record of {record.trial_id}",
-                "one of its trial",
-                LEDGER_REMEDY,
-            )
+            found = f"a record of {record.trial_id}"
+            raise IntegrityError(f"{LEDGER}: {where}", found, "one of its trial", LEDGER_REMEDY)
         yield trial_id, record
 
 

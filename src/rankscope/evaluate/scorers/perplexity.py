@@ -35,12 +35,9 @@ class PerplexityScorer(LossScorer):
         texts = []
         for item in items:
             if item.prompt or item.messages:
-                raise UserError(
-                    f"{item.location}: scorer 'perplexity'",
-                    "a row with a prompt",
-                    "rows with only a field 'text'",
-                    "choose scorer 'loss', which scores answers after their prompts",
-                )
+                found, expected = "a row with a prompt", "rows with only a field 'text'"
+                do = "choose scorer 'loss', which scores answers after their prompts"
+                raise UserError(f"{item.location}: scorer 'perplexity'", found, expected, do)
             ids = [encoder.start_id, *encoder.text_ids(item.completion)]
             if len(ids) < 2:
                 raise UserError(item.location, "no tokens in the text")
