@@ -43,12 +43,10 @@ TINY = LlamaConfig(
 @pytest.mark.parametrize(
     ("config", "targets", "per_rank"),
     [
-        (LLAMA_8B, ATTENTION, 851_968),
-        (LLAMA_8B, ALL_LINEAR, 2_621_440),
-        (QWEN_7B, ATTENTION, 630_784),
-        (QWEN_7B, ALL_LINEAR, 2_523_136),
+        (LLAMA_8B, ATTENTION, 851_968), (LLAMA_8B, ALL_LINEAR, 2_621_440),
+        (QWEN_7B, ATTENTION, 630_784), (QWEN_7B, ALL_LINEAR, 2_523_136),
     ],
-)
+)  # fmt: skip
 def test_large_models_have_the_known_counts(
     config: LlamaConfig | Qwen2Config, targets: tuple[str, ...], per_rank: int
 ) -> None:
