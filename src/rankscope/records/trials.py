@@ -146,20 +146,10 @@ class TrialSpec(Record):
     @property
     def kind(self) -> tuple[object, ...]:
         """Every setting that is not a number on an axis of the posterior."""
-        return (
-            self.task,
-            self.method,
-            self.peft,
-            self.lr_ratio,
-            self.targets,
-            self.dropout,
-            self.init_sha256,
-            self.given,
-            *self.overrides.items(),
-            *self.mitigations.items(),
-            *(["by module"] if self.rank_pattern else []),
-            self.prompt,
-        )
+        own = (self.task, self.method, self.peft, self.lr_ratio, self.targets, self.dropout)
+        changes = (*self.overrides.items(), *self.mitigations.items())
+        by_module = ["by module"] if self.rank_pattern else []
+        return (*own, self.init_sha256, self.given, *changes, *by_module, self.prompt)
 
     @property
     def short_label(self) -> str:

@@ -140,18 +140,14 @@ class Conductor:
         score.
         """
         statuses, is_last = self.context.ledger.statuses(), self.context.round.is_last
-        return tuple(
-            trial
-            for trial in group
-            if (is_last and statuses[trial.trial_id] == "trained")
-            or (
-                statuses[trial.trial_id] in ("trained", "done")
-                and (
-                    self.evaluate_stage.missing((trial,))
-                    or (is_last and self.lacks_analysis(trial))
-                )
-            )
-        )
+
+        def is_left(trial: TrialSpec) -> bool:
+            if is_last and (statuses[trial.trial_id] == "trained" or self.lacks_analysis(trial)):
+                return True
+            return bool(self.evaluate_stage.missing((trial,)))
+
+        trained = [trial for trial in group if statuses[trial.trial_id] in ("trained", "done")]
+        return tuple(filter(is_left, trained))
 
     def lacks_analysis(self, trial: TrialSpec) -> bool:
         wanted = self.context.round.analyzed

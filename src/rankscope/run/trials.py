@@ -47,17 +47,8 @@ ID_LENGTH = 16
 """Hex digits of a trial or group id: 64 bits, so 10,000 trials collide with probability 3e-12."""
 
 NOT_TRAINING = frozenset(
-    {
-        "batch_tokens",
-        "checkpoint_every",
-        "checkpoint_seconds",
-        "devices",
-        "evaluate_every",
-        "evaluate_items",
-        "gradient_checkpointing",
-        "kernels",
-        "lora_implementation",
-    }
+    "batch_tokens checkpoint_every checkpoint_seconds devices evaluate_every evaluate_items".split()
+    + "gradient_checkpointing kernels lora_implementation".split()
 )
 """Fields of ``train`` that change when and how something is computed, but no result."""
 

@@ -228,12 +228,8 @@ def ledger_error(out: Path, error: sqlite3.Error) -> RankscopeError | None:
     """Translate an error of SQLite for the user; None for a bug."""
     if not is_damaged(error):
         return shortage_behind(error, out / LEDGER)
-    return IntegrityError(
-        out / LEDGER,
-        f"damage ({error})",
-        "what was written",
-        f"{LEDGER_REMEDY}. 'rankscope verify' shows what was changed",
-    )
+    do = f"{LEDGER_REMEDY}. 'rankscope verify' shows what was changed"
+    return IntegrityError(out / LEDGER, f"damage ({error})", "what was written", do)
 
 
 @functools.cache

@@ -43,12 +43,9 @@ class PerplexityScorer(LossScorer):
                 raise UserError(item.location, "no tokens in the text")
             # A window begins with the last token of the window before, which is scored there.
             windows = [ids[at : at + width] for at in range(0, len(ids) - 1, width - 1)]
-            texts.append(
-                [
-                    EncodedRow(tuple(window), (False, *[True] * (len(window) - 1)), truncated=False)
-                    for window in windows
-                ]
-            )
+            labels = [(False, *[True] * (len(window) - 1)) for window in windows]
+            pairs = zip(map(tuple, windows), labels, strict=True)
+            texts.append([EncodedRow(*pair, truncated=False) for pair in pairs])
         return texts
 
     def encoder_settings(self, encoder: Encoder) -> dict[str, Any]:
