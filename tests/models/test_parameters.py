@@ -27,14 +27,9 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL_LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
 
 TINY = LlamaConfig(
-    hidden_size=64,
-    intermediate_size=176,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    vocab_size=128,
-    tie_word_embeddings=True,
-)
+    hidden_size=64, intermediate_size=176, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, vocab_size=128, tie_word_embeddings=True,
+)  # fmt: skip
 
 
 # By hand: Llama-3.1-8B has 32 layers of q, o 4096 x 4096 and k, v 1024 x 4096, so q,k,v,o give
