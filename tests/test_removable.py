@@ -147,12 +147,9 @@ PACKAGE = REPOSITORY / "src" / "rankscope"
 def run(*words: object, folder: Path) -> str:
     """Standard output of a command that has to end well; its environment has no way to src/."""
     done = subprocess.run(
-        [str(word) for word in words],
-        capture_output=True,
-        text=True,
-        cwd=folder,
+        [str(word) for word in words], capture_output=True, text=True, cwd=folder,
         env={"PATH": "/usr/bin:/bin", "HOME": str(folder), "OMP_NUM_THREADS": "1"},
-    )
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -328,12 +328,9 @@ def shortage_behind(
             return cause
         if _is_memory_fault(cause):
             free = f"{byte_size(free_memory_bytes())} free"
-            return OutOfMemory(
-                f"{where or 'this command'}: {out_of_memory_message(cause)}",
-                free,
-                "more",
-                f"{do or 'close other programs or raise the limit'}, {AGAIN}",
-            )
+            place = f"{where or 'this command'}: {out_of_memory_message(cause)}"
+            do = f"{do or 'close other programs or raise the limit'}, {AGAIN}"
+            return OutOfMemory(place, free, "more", do)
         if fault := _disk_fault(cause):
             return _disk_error(cause, fault, where, needed)
     return None

@@ -43,14 +43,10 @@ def exponents(law: str) -> tuple[float, ...]:
 def rows_truth(gain) -> Truth:
     """gain: of a rank (None: full) and a number of rows."""
     return Truth(
-        ranks=(2, 32),
-        lrs=RATES,
-        full_lrs=(),
-        num_items=3000,
-        seed_spread=0.002,
+        ranks=(2, 32), lrs=RATES, full_lrs=(), num_items=3000, seed_spread=0.002,
         accuracy=lambda rank, lr: 0.3 + gain(rank, round(lr * 1e5)),
         forgetting=lambda rank, lr: 0.0,
-    )
+    )  # fmt: skip
 
 
 def test_a_larger_rank_pays_from_the_planted_number_of_rows_on() -> None:

@@ -61,20 +61,13 @@ def test_the_page_explains_every_exit_code() -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ("guess",),
-        ("runn",),
-        ("--guess",),
-        ("check",),
-        ("check", "a.yaml", "b.yaml"),
-        ("check", "a.yaml", "--guess"),
-        ("check", "a.yaml", "--rows", "many"),
-        ("check", "a.yaml", "--rows", "-1"),
-        ("run", "a.yaml", "--out"),
-        ("export", "out", "trial"),
-        ("params", "pocket", "--rank", "eight"),
+        ("guess",), ("runn",), ("--guess",), ("check",), ("check", "a.yaml", "b.yaml"),
+        ("check", "a.yaml", "--guess"), ("check", "a.yaml", "--rows", "many"),
+        ("check", "a.yaml", "--rows", "-1"), ("run", "a.yaml", "--out"),
+        ("export", "out", "trial"), ("params", "pocket", "--rank", "eight"),
     ],
     ids=" ".join,
-)
+)  # fmt: skip
 def test_usage_errors(words: tuple[str, ...]) -> None:
     outcome = command(*words)
     assert outcome.code == 2

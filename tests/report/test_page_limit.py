@@ -21,13 +21,9 @@ from rankscope.run.outputs import write_outputs
 def many(ranks: int) -> StudyRecords:
     """Two tasks, arms at as many ranks and two rates, and full fine-tuning; some trials failed."""
     truth = Truth(
-        tasks=("med", "law"),
-        ranks=tuple(2 + i for i in range(ranks)),
-        lrs=(1e-3, 2e-3),
-        seeds=(0,),
-        num_items=30,
-        failed={(2, 1e-3, 0): "diverged", (3, 1e-3, 0): "failed"},
-    )
+        tasks=("med", "law"), ranks=tuple(2 + i for i in range(ranks)), lrs=(1e-3, 2e-3),
+        seeds=(0,), num_items=30, failed={(2, 1e-3, 0): "diverged", (3, 1e-3, 0): "failed"},
+    )  # fmt: skip
     return synthetic_study(truth)
 
 

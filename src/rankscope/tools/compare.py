@@ -96,12 +96,9 @@ def compare(folders: Sequence[Path]) -> StudyComparison:
 def _load_finished_study(folder: Path) -> StudyRecords:
     study = Ledger.read(folder)
     if not any(trial.status == "done" for trial in study.trials):
-        raise UserError(
-            folder,
-            f"none of its {len(study.trials)} trials has finished",
-            "finished ones to compare",
-            f"'rankscope status {folder}' shows their states",
-        )
+        found = f"none of its {len(study.trials)} trials has finished"
+        expected = "finished ones to compare"
+        raise UserError(folder, found, expected, f"'rankscope status {folder}' shows their states")
     return study
 
 
