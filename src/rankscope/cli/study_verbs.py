@@ -263,7 +263,7 @@ def _status_command(
         bool, Option("--watch", help="Keep showing it until no process runs the study.")
     ] = False,
 ) -> Reply:
-    """Show the status of every trial.
+    """Show the status of every run, and the answer.
 
     Example: rankscope status studies/pocket
     """
