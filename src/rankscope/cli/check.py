@@ -37,8 +37,8 @@ def check_that_rows_teach(prepared: PreparedStudy) -> None:
     for name, encoded in prepared.data.rows.items():
         rows = encoded.rows
         if not encoded.judges and len(rows) > 1 and len({_labels(row) for row in rows}) == 1:
-            found = f"the same answer in all {len(rows):,} training rows"
-            told = f"{{where}} cannot teach anything: it has {found}. Give rows with other answers."
+            found = f"the same answer, as the model reads it, in all {len(rows):,} training rows"
+            told = f"{{where}} cannot teach anything: it has {found}."
             raise UserError(f"task {name!r}", found, "several", "give other rows", (), told)
 
 

@@ -40,8 +40,8 @@ def status_data(study: StudyRecords, folder: Path) -> dict[str, Any]:
         state, step = "failed", [*run, "--retry", ",".join(failed)]
     advice = _stored_advice(folder) if state == "done" else ()
     export = _export_steps(study, folder, advice)
-    then = [["rankscope", "open", out], *export, ["rankscope", "compare", out, "ANOTHER"]]
-    step = then.pop(0) if advice else step
+    then = [*export, ["rankscope", "compare", out, "ANOTHER"]]
+    step = ["rankscope", "open", out] if advice else step
     evaluations = Counter(trial_id for trial_id, _, _ in study.evals)
     return {
         "study": study.name,

@@ -274,9 +274,10 @@ def _unknown_key(location: Location, model: type[ConfigSection]) -> UserError:
     hint = f"did you mean {' or '.join(elsewhere)}?" if elsewhere else ""
     hint = hint or did_you_mean(location[-1], known)
     more = f", ... ({len(known)} in all)" if len(known) > MAX_KEYS_SHOWN else ""
-    named = f"one of {', '.join(known[:MAX_KEYS_SHOWN])}{more}" if known else "none here"
-    expected = "a known one" if hint else named
-    told = f"{{where}} is not a key. {hint.capitalize() or f'Known here: {named}.'}"
+    named = ", ".join(known[:MAX_KEYS_SHOWN]) + more
+    others = f"Known here: {named}." if named else "No key is known here."
+    told = f"{{where}} is not a key. {hint[:1].upper()}{hint[1:] or others}"
+    expected = "a known one" if hint else f"one of {named}" if named else "none here"
     return UserError("", "an unknown key", expected, hint, (), told)
 
 
