@@ -37,12 +37,12 @@ from rankscope.filesystem import user_path
 from rankscope.formatting import join_names
 from rankscope.run.workers.starter import become_worker
 
-VERBS = {
+_VERBS = {
     "A study": ("quickstart", "init", "check", "plan", "run", "status", "stop"),
     "Its results": ("report", "open", "export", "compare", "verify"),
 }
 """Verbs of a study in the order of ``--help``; the others need none."""
-MEANT = {"train": "run", "evaluate": "eval", "merge": "export --merge", "convert": "export"}
+_MEANT = {"train": "run", "evaluate": "eval", "merge": "export --merge", "convert": "export"}
 """Verbs of other programs."""
 
 
@@ -51,8 +51,8 @@ class _Verbs(TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         shown = {name: verb for name, verb in self.commands.items() if not verb.hidden}
-        others = tuple(name for name in shown if name not in sum(VERBS.values(), ()))
-        for title, names in {**VERBS, "Without a study": others}.items():
+        others = tuple(name for name in shown if name not in sum(_VERBS.values(), ()))
+        for title, names in {**_VERBS, "Without a study": others}.items():
             with formatter.section(title):
                 rows = [(name, shown[name].get_short_help_str(80)) for name in names]
                 formatter.write_dl(rows)
@@ -60,7 +60,7 @@ class _Verbs(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]
         if name not in self.commands and not name.startswith("-"):
-            meant = MEANT.get(name)
+            meant = _MEANT.get(name)
             hint = f"did you mean {meant!r}?" if meant else did_you_mean(name, self.commands)
             told = f"unknown command {name!r}. {hint.capitalize() or 'See: rankscope -h'}"
             raise UserError("rankscope", f"no command {name!r}", "", hint, (), told)

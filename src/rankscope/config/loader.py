@@ -29,9 +29,9 @@ from rankscope.errors import UserError, did_you_mean, reading
 
 MAX_BYTES = 2**19
 MAX_FAULTS_SHOWN = 20
-MAX_KEYS_SHOWN = 8
-MAX_PLACES_SHOWN = 2
-KEYS_OF_OTHERS = {
+_MAX_KEYS_SHOWN = 8
+_MAX_PLACES_SHOWN = 2
+_KEYS_OF_OTHERS = {
     **dict.fromkeys(("r", "lora_r", "lora_rank"), "rank"),
     **dict.fromkeys(("target_modules", "lora_target_modules", "lora_target_linear"), "targets"),
     **dict.fromkeys(("num_train_epochs", "num_epochs"), "epochs"),
@@ -273,8 +273,8 @@ def _unknown_key(location: Location, model: type[ConfigSection]) -> UserError:
     elsewhere = [repr(path) for path in places_of_key(str(location[-1]), model, known)]
     hint = f"did you mean {' or '.join(elsewhere)}?" if elsewhere else ""
     hint = hint or did_you_mean(location[-1], known)
-    more = f", ... ({len(known)} in all)" if len(known) > MAX_KEYS_SHOWN else ""
-    named = ", ".join(known[:MAX_KEYS_SHOWN]) + more
+    more = f", ... ({len(known)} in all)" if len(known) > _MAX_KEYS_SHOWN else ""
+    named = ", ".join(known[:_MAX_KEYS_SHOWN]) + more
     others = f"Known here: {named}." if named else "No key is known here."
     told = f"{{where}} is not a key. {hint[:1].upper()}{hint[1:] or others}"
     expected = "a known one" if hint else f"one of {named}" if named else "none here"
@@ -285,8 +285,8 @@ def places_of_key(
     key: str, model: type[ConfigSection] = StudyConfig, here: Sequence[str] = ()
 ) -> list[str]:
     """Return where a key belongs, also one of another trainer; its name alone if it is ``here``."""
-    name = KEYS_OF_OTHERS.get(key, key)
-    return [name] if name in here else [*key_paths(name, model)][:MAX_PLACES_SHOWN]
+    name = _KEYS_OF_OTHERS.get(key, key)
+    return [name] if name in here else [*key_paths(name, model)][:_MAX_PLACES_SHOWN]
 
 
 def _in_yaml_words(value: Any) -> str:
