@@ -58,8 +58,10 @@ class KernelRows:
 
         # Keys before and after a query's own that it sees; -1 means all.
         sees = (-1 if window is None else window - 1, 0)
-        rows, grouped = 2 * [self.ends] + 2 * [self.max_length], q.shape[1] != k.shape[1]
-        out = varlen_attn(q, k, v, *rows, scale=scale, window_size=sees, enable_gqa=grouped)
+        ends, longest, grouped = self.ends, self.max_length, q.shape[1] != k.shape[1]
+        out = varlen_attn(
+            q, k, v, ends, ends, longest, longest, scale=scale, window_size=sees, enable_gqa=grouped
+        )
         assert isinstance(out, Tensor)  # no auxiliary results were asked for
         return out
 
