@@ -111,7 +111,7 @@ FAULTS: list[tuple[str | bytes, str, str, str, str]] = [
      "at most 10,000", ""),
     # files that are no study files
     (b"", "", "an empty file", "keys such as 'model:'",
-     "write one with 'rankscope init study.yaml'"),
+     "create it with: rankscope init study.yaml"),
     (b"- a\n- b\n", "1", "a list", "a mapping with keys such as 'model:'", "correct it"),
     (b"hello\n", "1", "the text 'hello'", "a mapping", ""),
     (b"name: demo\nmodel: \xff\xfe\n", "2", "byte 0xff, which is not UTF-8", "UTF-8",
@@ -233,7 +233,7 @@ def test_overrides_that_do_not_fit(
 
 def test_a_fault_is_one_line_and_several_are_listed_in_the_order_of_the_file(write: Write) -> None:
     text = GOOD.replace("rank: [2, 8]", "rank: [0, 8]")
-    line = "study.yaml:9: arms.0.rank.0: found 0, expected greater than or equal to 1; correct it"
+    line = "study.yaml:9: arms.0.rank.0 is 0, but must be greater than or equal to 1."
     with pytest.raises(UserError) as caught:
         load_study_file(write(text))
     assert str(caught.value) == line
@@ -255,7 +255,7 @@ def test_a_flood_of_faults_is_cut_and_counted(write: Write) -> None:
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
-    assert faults(tmp_path / "none.yaml")[0].do.startswith("write one with 'rankscope init")
+    assert faults(tmp_path / "none.yaml")[0].do.startswith("create it with: rankscope init")
     assert "directory" in faults(tmp_path)[0].found
     assert "null byte" in faults(Path("a\0b"))[0].found
 

@@ -170,7 +170,7 @@ def folded(text: str, style: str = "") -> Text:
 
 def note_lines(notes: Sequence[str]) -> list[RenderableType]:
     """Return notes below a table, after an empty line."""
-    lines = [folded(f"note: {note}", "yellow") for note in notes]
+    lines = [folded(f"note: {note}") for note in notes]
     return [Text(), *lines] if lines else []
 
 

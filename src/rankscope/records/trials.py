@@ -177,9 +177,9 @@ class TrialSpec(Record):
         return self.label_without()
 
     def label_without(self, *axes: str) -> str:
-        """Return the label without the names of some of ``rank``, ``alpha``, ``lr`` and
-        ``rows``."""
-        return " ".join(text for axis, text in self._label_parts if axis not in axes)
+        """Return the label without some of ``rank``, ``alpha``, ``lr``, ``rows`` and special
+        settings."""
+        return " ".join(text for axis, text in self._label_parts if not {axis, text} & {*axes})
 
     @property
     def special_settings(self) -> tuple[str, ...]:
