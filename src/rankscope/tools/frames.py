@@ -26,7 +26,7 @@ from rankscope.report.table_formats import table
 from rankscope.report.tables import arms_table, study_tables
 from rankscope.store import Ledger
 
-SCORE_COLUMNS = {"task", "split", "metric", "score", "standard_error"}
+EVAL_COLUMNS = {"task", "split", "metric", "score", "standard_error"}
 ITEM_COLUMNS = ("subject", "score", "gold", "prediction", "gold_logprob", "generated")
 
 
@@ -75,7 +75,7 @@ class StudyFrames:
         for (model, task, split), record in evals.items():
             base = evals.get((BASE, task, split))
             change = None if base is None else record.score - base.score
-            scored = record.model_dump(include=SCORE_COLUMNS) | {"items": record.n}
+            scored = record.model_dump(include=EVAL_COLUMNS) | {"items": record.n}
             own = {"change": change, "seconds": record.seconds}
             rows.append(self._model_row(model) | scored | own)
         return table(rows)
