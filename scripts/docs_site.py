@@ -21,7 +21,7 @@ CODE = re.compile(r"(^ *```.*?^ *```|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 
 
 def place_in_site(path: str) -> str:
-    """The address of a file of the repository, such as ``docs/plan.md``, in the site's sources."""
+    """The address of a file of the repository, such as ``docs/commands.md``, in the site."""
     if path == "README.md":
         return "index.md"
     if (REPOSITORY / path).is_dir():  # a link to a folder is one to its page

@@ -5,7 +5,7 @@
 
 Each family makes real faults happen to real commands and checks what comes of each one; it prints
 one summary line. The last line is one JSON object. The exit code is 1 if anything is not as it
-must be. docs/reliability.md says what must be, which points of each family were run last, and
+must be. docs/gpus-and-clusters.md says what must be, which points of each family were run last, and
 what came of them.
 """
 

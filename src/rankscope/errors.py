@@ -1,7 +1,7 @@
 """Errors that a user can act on, each with the exit code of the command line.
 
 A message names the place, what was found, what was expected and what to do. Any other exception is
-a bug in Rankscope. docs/exit-codes.md says what a script can do about each code.
+a bug in Rankscope. docs/commands.md says what a script can do about each code.
 """
 
 import copyreg

@@ -33,11 +33,11 @@ def test_every_page_is_in_the_navigation_once() -> None:
 @pytest.mark.parametrize(
     ("page", "link", "expected"),
     [
-        ("README.md", "docs/plan.md#memory", "plan.md#memory"),
+        ("README.md", "docs/commands.md#log", "commands.md#log"),
         ("README.md", "docs/images/answer-card.png", "images/answer-card.png"),
-        ("docs/plan.md", "../README.md", "index.md"),
-        ("docs/plan.md", "report.md#top", "report.md#top"),
-        ("docs/plan.md", "../benchmarks/results/x.md", "benchmarks/results/x.md"),
+        ("docs/commands.md", "../README.md", "index.md"),
+        ("docs/commands.md", "report.md#top", "report.md#top"),
+        ("docs/commands.md", "../benchmarks/results/x.md", "benchmarks/results/x.md"),
         ("evidence/findings/claims.md", "../studies/claims/a.yaml", "../studies/claims/a.yaml"),
         ("evidence/findings/claims.md", "../../docs/tasks.md", "../../tasks.md"),
         ("LOG.md", "benchmarks", "benchmarks/README.md"),  # a folder that has a page
@@ -58,4 +58,4 @@ def test_links_lead_to_the_same_files(page: str, link: str, expected: str) -> No
     ["[a](https://arxiv.org)", "[a](#here)", "`[a](README.md)`", "```\n[a](README.md)\n```"],
 )
 def test_addresses_anchors_and_code_stay(text: str) -> None:
-    assert with_links_of_the_site(text, "docs/plan.md") == text
+    assert with_links_of_the_site(text, "docs/commands.md") == text

@@ -179,37 +179,42 @@ class ArmConfig(ConfigSection):
     )
 
     method: OneOrMore[MethodChoice] = []
-    """Method name, or ``{peft: {peft_type: ADALORA, ...}}`` for any other PEFT method."""
+    """Method name, or ``{peft: {peft_type: ADALORA, ...}}`` for any other PEFT method.
+    ``init_from`` makes it optional."""
     rank: ZeroOrMore[PositiveInt] = []
-    """LoRA rank r, one or more."""
+    """LoRA rank r, one or more. Methods with a rank need it, except beside ``init_from``."""
     rank_pattern: Annotated[PathText | dict[str, PositiveInt], LocalPath()] = None
     """Ranks by module in place of ``rank``: the ``adapter_config.json`` of an adapter,
-    such as ``shrink --parameters`` writes; or every target's rank by module path."""
+    such as ``shrink --parameters`` writes; or every target's rank by module path. The file's
+    ``targets`` are the default. All modules have one scaling; tables name the rank with as many
+    parameters."""
     alpha: OneOrMore[Alpha] = ["2r"]
     """LoRA alpha: a number, a multiple of the rank (``2r``) or of its root (``16sqrt(r)``)."""
     lr: OneOrMore[PositiveFloat] | None = None
-    """Peak learning rate; no default, because a rank sweep at one rate measures the rate."""
+    """Peak learning rate, which all methods but ``prompt`` need. It has no default, because a rank
+    sweep at one rate measures the rate."""
     lr_ratio: OneOrMore[PositiveFloat] | None = None
     """``lora+`` only: learning rate of B over that of A, which is ``lr``; by default 16."""
     targets: Annotated[
         list[TargetSet],
         BeforeValidator(_parse_target_sets, json_schema_input_type=TargetSet | list[TargetSet]),
     ] = ["attention"]
-    """``attention``, ``mlp``, ``all-linear`` or a list of module names; several sets in a list."""
+    """``attention`` (q, k, v, o), ``mlp`` (gate, up, down), ``all-linear`` or a list of module
+    names. Several sets are a list of these: ``[attention, [q_proj, v_proj]]``."""
     match: Literal["parameters"] | None = None
     """``parameters`` keeps the ranks for the first set of targets. Every other set gets the rank
     that trains as many parameters, within 5 %."""
     dropout: OneOrMore[Fraction] = [0.0]
     """Dropout on the adapter's input, probability."""
     rows: OneOrMore[PositiveInt | Literal["all"]] | None = None
-    """Number of training rows of each task, or ``all``. All counts take the first rows of one
-    shuffled order, so a smaller set is part of a larger one. The steps follow from the epochs."""
+    """Number of training rows of each task, or ``all``: the first of one shuffled order, so a
+    smaller set is part of a larger one. The steps follow from the epochs."""
     num_fewshot: OneOrMore[Annotated[int, Field(ge=0)]] | None = None
     """``prompt`` only: solved examples before each item of the training task, from its training
     rows. The default is the number that the task shows anyway."""
     system: OneOrMore[str] | None = None
-    """``prompt`` only: text before every item of every task. It is the system turn if there is a
-    chat template, and otherwise precedes the prompt. An empty text adds nothing."""
+    """``prompt`` only: text before every item of every task, as the system turn if there is a chat
+    template. An empty text adds nothing."""
     init_from: PathText = None
     """Folder of a LoRA or DoRA adapter in PEFT's format to continue training from."""
     batch_size: OneOrMore[PositiveInt] | None = None

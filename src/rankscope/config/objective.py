@@ -44,8 +44,8 @@ class ObjectiveConfig(ConfigSection):
         BeforeValidator(_parse_score_difference, json_schema_input_type=float | str | None),
         Field(ge=0, le=1),
     ] = None
-    """Do not recommend arms that lose more than this on retention: a fraction, or a text such as
-    ``2 points``."""
+    """Do not recommend arms that probably lose more than this on retention: a fraction, or
+    ``2 points``. Each training task then needs a retention task."""
 
     @property
     def weights(self) -> tuple[float, float]:

@@ -49,11 +49,12 @@ class ModelConfig(ConfigSection):
     path: PathText = None
     """Local Hugging Face folder with safetensors weights."""
     hub: HubId | None = None
-    """Hub id, such as ``Qwen/Qwen2.5-7B-Instruct``."""
+    """Hub id, such as ``Qwen/Qwen2.5-7B-Instruct``, or one without an owner."""
     revision: PlainText | None = None
     """Branch, tag or commit on the hub; only with ``hub``."""
     prompt_format: Literal["auto", "chat", "plain"] = "auto"
-    """``chat`` renders the tokenizer's chat template; ``auto`` does so if there is one."""
+    """``chat`` renders the tokenizer's chat template, ``plain`` does not. ``auto`` is ``chat`` if
+    there is a template."""
 
     @classmethod
     def from_short_form(cls, text: str) -> dict[str, Any]:
@@ -85,7 +86,8 @@ class TrainConfig(ConfigSection):
     """The loss. ``sft`` trains on the answers of the rows. Extensions have other objectives, by
     name or as ``{NAME: {KEY: VALUE}}``."""
     epochs: float = Field(3.0, gt=0)
-    """Passes over the training rows; ``max_steps`` and ``tokens`` take precedence."""
+    """Passes over the training rows, fractions allowed; ``max_steps`` and ``tokens`` take
+    precedence."""
     max_steps: int | None = Field(None, ge=1)
     """Optimizer steps."""
     tokens: int | None = Field(None, ge=1)
@@ -95,10 +97,10 @@ class TrainConfig(ConfigSection):
     gradient_accumulation: int = Field(4, ge=1)
     """Micro-batches per optimizer step."""
     batch_tokens: int = Field(4096, ge=64)
-    """Most tokens in one forward pass, whatever the batch size. Rows of a step are concatenated or
-    divided to fit. The value affects memory and speed, and results by rounding alone."""
+    """Most tokens in one forward pass; rows of a step are concatenated or divided to fit. Results
+    change by rounding alone."""
     schedule: ScheduleName = "linear"
-    """Shape of the learning rate after warm-up."""
+    """Learning rate after warm-up."""
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
     """Share of the steps over which the learning rate rises from zero."""
     weight_decay: float = Field(0.0, ge=0)
@@ -108,32 +110,35 @@ class TrainConfig(ConfigSection):
     max_length: int = Field(1024, ge=8)
     """Tokens per row; longer prompts are dropped, longer completions cut, both counted."""
     labels: Literal["completion", "all"] = "completion"
-    """Which tokens carry loss: those of the completion, or all."""
+    """Tokens that carry loss: those of the completion, or ``all``."""
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    """Optimizer of full fine-tuning; ``adamw8bit`` keeps its moments in 8 bits. Adapters always
-    use AdamW."""
+    """Optimizer of full fine-tuning. ``adamw8bit`` keeps its state in 8 bits, by bitsandbytes
+    (extra ``gpu``). Adapters always use AdamW."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same numbers."""
     devices: int = Field(1, ge=1)
-    """GPUs of one machine that train a group together. Each holds a shard (FSDP2) of all weights
-    that train in full, and of the base unless the base fits on one GPU. With ``device: cpu`` these
-    are processes."""
+    """GPUs of one machine that train a group together, each with a shard (FSDP2) of the weights
+    that train in full, and of a base that one cannot hold. With ``device: cpu`` these are
+    processes."""
     lora_implementation: Literal["auto", "loop", "grouped_mm"] = "auto"
-    """How the adapters' products are computed: ``loop`` takes one adapter after another,
-    ``grouped_mm`` all of similar rank at once. ``auto`` takes ``grouped_mm`` in bfloat16 on CUDA of
-    compute capability 9.x and 10.x. The choice changes results by rounding alone."""
+    """Order of the adapters' products: ``loop`` takes one adapter after another, ``grouped_mm`` all
+    of similar rank at once. ``auto`` is ``grouped_mm`` in bfloat16 on CUDA of compute capability
+    9.x and 10.x, else ``loop``. Results change by rounding alone."""
     kernels: Annotated[str, RegisteredName(all_kernels)] = PLAIN
-    """Way to compute norms, rotary embeddings and gates of the frozen base. ``plain`` uses
-    PyTorch's operations; extensions add other ways. The choice changes results only by rounding."""
+    """Way to compute norms, rotary embeddings and gates of the frozen base: ``plain`` PyTorch, or
+    one of an extension. Results change by rounding alone."""
     evaluate_every: Interval = None
-    """Evaluate each trial every so many optimizer steps, or every ``epoch``."""
+    """Evaluate each trial every so many optimizer steps or every ``epoch``, and after the last
+    step."""
     evaluate_items: int = Field(400, ge=1)
     """Number of validation items of a task for ``evaluate_every``, from the start of the seeded
     order."""
     checkpoint_every: Interval = None
-    """Keep each trial's weights every so many optimizer steps, or every ``epoch``."""
+    """Keep each trial's weights every so many optimizer steps or every ``epoch``, for
+    ``export --step N``."""
     checkpoint_seconds: float = Field(120.0, gt=0)
-    """Shortest time between two resumable checkpoints of a group, seconds."""
+    """Shortest time between two resumable checkpoints of a group, seconds. It is ten times what the
+    last one took to write, if that took a second or more. A trained group has none."""
 
     @model_validator(mode="after")
     def check_one_length(self) -> Self:
@@ -157,13 +162,13 @@ class _EvaluateFields(ConfigSection):
     batch_tokens: int = Field(4096, ge=64)
     """Tokens per forward pass. The value is recorded, because it can change the last digits."""
     max_new_tokens: int = Field(256, ge=1)
-    """Longest generated answer, tokens."""
+    """Longest generated answer, tokens. ``check`` refuses a limit that most gold answers exceed."""
     too_long: Literal["refuse", "truncate_left"] = "refuse"
-    """Treatment of items longer than the model's context: an error, or a cut at the beginning that
-    is counted."""
+    """Treatment of items longer than the model's context: an error that counts them, or a cut at
+    the beginning. The cut keeps a begin token and is counted in every record."""
     engine: Annotated[str, RegisteredName(lambda: [AUTO, *all_engines()])] = OWN
-    """Writer of the answers: Rankscope itself (``own``), or an engine of an extension. ``auto``
-    takes such an engine on a GPU if it can write there."""
+    """Writer of the answers: Rankscope itself (``own``), an engine of an extension, or ``auto``:
+    such an engine on a GPU if it can write there."""
 
 
 if TYPE_CHECKING:
@@ -203,7 +208,8 @@ class GivenConfig(ConfigSection):
     """Folder of the model."""
     scores: PathText = None
     """Folder of a finished study, or of ``eval``, that scored the model; an alternative to
-    ``path``."""
+    ``path``. No weights are read, so no analysis may be enabled. Base, items, tokenizer and scoring
+    settings must be the same."""
     trial: PlainText | None = None
     """Name of the model in that study, or a trial's id; needed if the study has several models."""
     name: PlainText | None = None
@@ -234,11 +240,11 @@ class StudyConfig(ConfigSection):
     """One study file."""
 
     name: Name
-    """Name of the study in reports."""
+    """Name in reports: 1 to 64 letters, digits, ``_``, ``-``, ``.``."""
     model: ModelConfig
     """The base model; a text is a short form: ``pocket``, ``./folder``, ``owner/name``."""
     data_dir: PathText = None
-    """Folder with ``<task>/{train,validation,test}.jsonl`` for named tasks; default: the hub."""
+    """Folder with ``<task>/{train,validation,test}.jsonl`` for named tasks; by default the hub."""
     tasks: list[TaskConfig] = []
     """Training tasks: every arm is trained on each."""
     arms: list[ArmConfig] = []
@@ -246,16 +252,17 @@ class StudyConfig(ConfigSection):
     given: list[GivenConfig] | None = None
     """Models that were trained elsewhere. They are scored and analyzed like trials."""
     seeds: Seeds = [0, 1, 2]
-    """One trial per seed: row order and adapter initialization."""
+    """One trial per seed: row order and adapter initialization. With one seed the spread between
+    seeds is assumed."""
     strategy: Literal["grid", "search"] = "grid"
     """``grid`` trains every trial. ``search`` trains a few, then round by round those that may be
-    the best, also beyond the ends of the lists. It ends when it is sure or its budget is spent."""
+    the best, until it is sure or its budget is spent."""
     until: float | None = Field(None, gt=0, lt=1)
     """Probability at which ``search`` ends: that its answer is within the margin of the best; by
     default 0.95."""
     budget: Budget = None
-    """Limit of ``search``: ``24 trials``, ``5e6 tokens``, ``15 minutes`` or ``12 hours``. The
-    default is a quarter of the grid, and at least 12 trials a task."""
+    """Limit of ``search``: ``24 trials``, ``5e6 tokens``, ``15 minutes`` or ``12 hours``, or
+    several as a mapping. The default is a quarter of the grid, and at least 12 trials a task."""
     train: TrainConfig = TrainConfig()
     """The training protocol."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -267,17 +274,21 @@ class StudyConfig(ConfigSection):
     device: Annotated[
         str, AfterValidator(matches(DEVICE_PATTERN, "auto, cpu, mps, cuda or cuda:0"))
     ] = "auto"
-    """``auto`` takes CUDA, then MPS, then CPU."""
+    """``auto`` takes CUDA, then MPS, then CPU. Others are ``cpu``, ``mps``, ``cuda``, ``cuda:1``.
+    """
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """The base's dtype; adapters and optimizer state are always float32."""
+    """The base's dtype; adapters and optimizer state are always float32. ``auto`` is bfloat16 if
+    the device computes in it, else float16 on CUDA (T4, V100) and float32 elsewhere."""
     quantize: Literal["none", "4bit"] = "none"
-    """``4bit`` keeps the base in 4 bits (CUDA only); adapters train as usual."""
+    """``4bit`` keeps the base in 4 bits: NF4 and double quantization, by bitsandbytes (extra
+    ``gpu``). It needs CUDA and excludes ``full``; adapters train as usual."""
     max_group_size: int | None = Field(None, ge=1)
     """Most adapters trained together; by default 16."""
     memory_limit: ByteSize | None = Field(None, ge=1)
-    """Memory available to a group, bytes or a text such as ``12GiB``; default: the device's."""
+    """Memory available to a group: bytes, or a text such as ``12GiB``. The default is 0.9 of the
+    free memory, divided by ``--workers``. Another limit regroups untrained trials alone."""
     data_seed: Seed = 0
-    """Seed of the splits and of ``max_items``; not a trial axis."""
+    """Seed of the splits and of every row limit; not a trial axis."""
     executor: ExecutorConfig | None = None
     """Where groups run: ``local``, ``ray`` or ``slurm``, or one of these with its settings. No
     result depends on the choice."""

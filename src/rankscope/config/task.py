@@ -106,7 +106,7 @@ class TaskConfig(ConfigSection):
     """Prompt template over a row's fields, such as ``"Question: {question}\\nAnswer:"``."""
     scorer: Annotated[ScorerName | None, LocalPath(PYTHON_PREFIX)] = None
     """How answers are scored; by default chosen from the shape of the rows.
-    ``python:FILE:FUNCTION`` is a function of your own."""
+    ``python:FILE:FUNCTION`` is a function of your own; it needs ``--trust-task-code``."""
     primary_metric: MetricName | None = None
     """Metric that is quoted for a multiple-choice task; all metrics are recorded."""
     num_fewshot: Fewshot = 0
@@ -118,13 +118,13 @@ class TaskConfig(ConfigSection):
     """Regular expression for the part of a generated answer to compare: its group, or the whole
     match."""
     on_bad_rows: Literal["refuse", "drop"] | None = None
-    """Treatment of unusable rows: ``refuse`` lists them in an error, ``drop`` leaves them out and
-    counts them. By default your own rows are refused, and a named task may drop up to 10 %."""
+    """Treatment of unusable rows: ``refuse`` lists them, ``drop`` leaves them out and counts them.
+    By default your own rows are refused; a named task may drop up to 10 %."""
     max_train_rows: int | None = Field(None, ge=1)
     """Use only the first rows of the seeded order."""
     mixture: list[Name] = []
-    """Training tasks only. The task trains on the rows of these tasks together, and is evaluated on
-    the items of all. They are named tasks or tasks described elsewhere in the study."""
+    """Training tasks only: tasks, named or described elsewhere in the study, to train on together
+    and to be evaluated on."""
 
     @classmethod
     def from_short_form(cls, text: str) -> dict[str, Any]:

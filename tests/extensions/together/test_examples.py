@@ -15,6 +15,6 @@ EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
 def test_examples_load_plan_and_dump(path: Path, tmp_path: Path) -> None:
     config = load_study_file(path)
     assert 0 < planned(config) <= config.num_trials_as_written()
-    # Of one model; docs/cluster.md quotes it.
+    # Of one model; docs/gpus-and-clusters.md quotes it.
     assert path.stem != "paper-grid" or planned(config) == 255
     assert load_text(dump_study(config), tmp_path) == config

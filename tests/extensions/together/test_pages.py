@@ -5,17 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import typer.main
 from browser import opened
 from playwright.sync_api import Browser
 from report_studies import CURVES, study_and_advice, with_results
 
-import rankscope.cli
-from rankscope.config.loader import study_json_schema
+from generated_pages import DOCS, PART, generated, parts
 from rankscope.report.study_page import render_study
 from rankscope.report.study_view import StudyView
 
-from ...config.test_presets import every_schema
 from ...models.test_architectures import CHECKS, table
 from ...report.test_browser import (
     figures_of,
@@ -45,15 +42,16 @@ def test_the_tests_that_pages_name_are_there() -> None:
     assert [file for file in sorted(named) if not (REPOSITORY / "tests" / file).is_file()] == []
 
 
-def test_the_pages_list_no_verb_section_or_column_that_is_not_there() -> None:
-    page = (REPOSITORY / "docs" / "command-line.md").read_text("utf-8").partition("\n## ")[0]
-    verbs = typer.main.get_command(rankscope.cli.app).commands  # type: ignore[attr-defined]
-    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(verbs)
+def test_pages_describe_every_key_method_preset_and_verb_as_the_code_does() -> None:
+    pages = [path.read_text("utf-8") for path in DOCS.glob("*.md")]
+    assert [generated(page) for page in pages] == pages, "run scripts/generated_pages.py"
+    written = {name for page in pages for _, name in PART.findall(page)}
+    assert written == {name for name, text in parts().items() if text.count("\n") > 2}
+
+
+def test_the_page_names_every_architecture_check() -> None:
     columns = {column for row in table().values() for column in row}
     assert columns == {*CHECKS, "spectra", "heads", "window"}
-    # Study, model, given, task, arm, replay, early stop, budget, train, evaluate,
-    # analyze, answers, spectra, heads, objective, executor, local, ray, slurm.
-    assert len(every_schema(study_json_schema())) == 19
 
 
 def test_the_page_of_a_whole_study_draws_every_figure(browser: Browser, tmp_path: Path) -> None:

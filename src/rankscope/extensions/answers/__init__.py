@@ -27,7 +27,8 @@ class AnswersConfig(ConfigSection):
     """Written answers of the base and of every trial, on tasks scored by log probability."""
 
     enabled: bool = True
-    """Let every model write answers to a few test items; ``false`` saves the time."""
+    """Let the base and every trial write greedy answers to a few test items; ``false`` saves the
+    time."""
 
 
 class AnswersAnalysis(Analysis[AnswersConfig]):

@@ -32,7 +32,8 @@ class HeadsConfig(ConfigSection):
     items: int = Field(64, ge=1)
     """At most this many items of a task, the first of its test split."""
     ablate: list[Name] = []
-    """Tasks to evaluate again with each head removed in turn."""
+    """Tasks to evaluate again with each head removed in turn, for the base and every trial. With
+    the trial's own task among them, the report names the heads of skill and loss."""
 
 
 class HeadsAnalysis(Analysis[HeadsConfig]):

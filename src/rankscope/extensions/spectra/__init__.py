@@ -38,7 +38,8 @@ class SpectraConfig(ConfigSection):
     enabled: bool = True
     """Analyze every trial's weights; ``false`` saves the time."""
     top_k: int | None = Field(None, ge=1)
-    """Singular vectors to compare; by default min(500, smaller dimension / 4)."""
+    """Singular vectors to compare, at most the smaller dimension of each compared matrix; by
+    default min(500, a quarter of it). With all of them the subspaces are always equal."""
     intruder_k: int = Field(10, ge=1)
     """Leading vectors of the tuned matrix to examine for intruder dimensions."""
     intruder_epsilon: float = Field(0.5, gt=0, lt=1)

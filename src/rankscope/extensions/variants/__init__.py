@@ -20,12 +20,12 @@ Scale = Annotated[float, Field(gt=0, lt=1)]
 
 class VariantsConfig(ConfigSection):
     scales: ZeroOrMore[Scale] = []
-    """Evaluate every trial again with its whole update scaled by each: W0 + scale (W - W0)."""
+    """Evaluate every trial again, without training, with its whole update scaled by each of these,
+    between 0 and 1: W0 + scale (W - W0)."""
     truncated_ranks: ZeroOrMore[Annotated[int, Field(ge=1)]] = []
-    """Evaluate updates again with every matrix truncated to each of these ranks by its singular
-    values. It covers the adapters of the largest rank among those that differ only in rank,
-    learning rate and alpha. It also covers every fully fine-tuned model, as an adapter on its
-    linear layers."""
+    """Evaluate again with every matrix truncated to each of these ranks by its singular values: the
+    adapters of the largest rank among those that differ in rank, learning rate and alpha alone, and
+    every fully fine-tuned model, as an adapter on its linear layers."""
 
 
 class VariantsAnalysis(Analysis[VariantsConfig]):
