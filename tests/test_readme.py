@@ -161,7 +161,7 @@ def test_the_study_file_in_llms_txt_is_one(tmp_path: Path) -> None:
 
 def test_a_broken_link_is_found() -> None:
     page = REPOSITORY / "docs" / "science.md"
-    text = "[a](report.md#top) [b](../README.md) [c](nowhere.md) [d](https://arxiv.org)"
+    text = "[a](inspect.md#top) [b](../README.md) [c](nowhere.md) [d](https://arxiv.org)"
     assert missing_links(page, text) == ["nowhere.md"]
 
 
@@ -193,7 +193,7 @@ def test_the_own_data_walk_runs(
         code = run_command_line([verb, *arguments, *(settings if takes_settings else [])])
         assert code == 0, capsys.readouterr()
     shown = capsys.readouterr().out
-    # 80 rows: 16 are cut for the report, 16 for validation (docs/data.md), 48 are trained on.
+    # 80 rows: 16 are cut for the report, 16 for validation, 48 are trained on.
     assert "48 training rows" in shown
     assert "3 trials in 2 groups" in shown
     folder = Path("studies/rows")
