@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 import rankscope
 from pocket_world import pocket_rows
@@ -221,11 +220,7 @@ def script(cells: list[str]) -> str:
 
 
 @pytest.mark.usefixtures("minutes")
-def test_the_first_lesson_runs_and_shows_an_answer_tables_and_an_adapter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on a machine without a GPU; with one, the lesson would download a model."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+def test_the_first_lesson_runs_and_shows_an_answer_tables_and_an_adapter(tmp_path: Path) -> None:
     cells = json.loads(NOTEBOOK.read_text("utf-8"))["cells"]
     program = tmp_path / "lesson.py"
     program.write_text(
@@ -234,11 +229,14 @@ def test_the_first_lesson_runs_and_shows_an_answer_tables_and_an_adapter(
     answer, scores, cost, files = (
         value for value in runpy.run_path(str(program))["shown"] if value is not None
     )
-    assert "pocket_med" in answer._repr_html_()
-    assert set(scores["score"].columns) == {"pocket_med", "pocket_general"}
-    # Three arms; the base has scores and no cost.
-    assert len(scores) == len(cost) + 1 == 4
-    assert scores.loc["base", ("change", "pocket_med")] == 0
+    assert "drugs" in answer._repr_html_()
+    assert set(scores["score"].columns) == {"drugs", "pocket_general"}
+    # Eight arms; the base has scores and no cost.
+    assert len(scores) == len(cost) + 1 == 9
+    assert scores.loc["base", ("change", "drugs")] == 0
+    page = (REPOSITORY / "docs" / "first-study.md").read_text("utf-8")
+    cell = next(c for c in map("".join, (c["source"] for c in cells)) if "write_text(\"\"\"" in c)
+    assert re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) == [cell.split('"""')[1][2:]]
     assert cost.to_numpy().min() > 0
     assert {"README.md", "adapter_config.json", "adapter_model.safetensors"} <= set(files)
 

@@ -158,7 +158,7 @@ def test_common_facts_need_nothing_and_ask_what_can_be_answered() -> None:
 
 
 def test_the_documented_table_is_true(load: Load) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "your-model-and-data.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "your-model-and-data.md").read_text("utf-8")
     for name in FILE_ROWS:
         (line,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
         _, _, scorer, hub, license, rows, chance, _ = map(str.strip, line.split("|"))
