@@ -1,9 +1,9 @@
-"""Judge the claims by the kept records, and write the tables of their two pages.
+"""Judge the claims by the kept records, and write the tables of their page.
 
     python evidence/claims_board.py
 
-findings/claims.md has the verdicts, studies/claims/README.md the arms of every study. Every number
-comes from records/; a test compares the two.
+studies/claims/README.md has the verdicts and the arms of every study. Every number comes from
+records/; a test compares the two.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,8 +35,7 @@ from claims_records import TEXT_METRIC, Grid
 from rankscope.formatting import percent
 
 ROOT = Path(__file__).parent
-BOARD = ROOT / "findings" / "claims.md"
-ARMS = ROOT / "studies" / "claims" / "README.md"
+PAGE = ROOT / "studies" / "claims" / "README.md"
 RECORDS = ROOT / "records"
 ELSEWHERE = set(
     "alpha-ranks alpha-rates known-task known-task-full low-rank-in-effect low-rates "
@@ -113,7 +112,7 @@ def claims_table(grids: Mapping[str, Grid]) -> list[str]:
             rows.append(
                 f"| {number} | {asked} | **{verdict.verdict}**{why} | "
                 f"{'' if verdict.p is None else percent(verdict.p)} | {verdict.measured} | "
-                f"{verdict.detectable} | [{name}](../studies/claims/{name}.yaml) |"
+                f"{verdict.detectable} | [{name}]({name}.yaml) |"
             )
         if number not in found:
             rows.append(f"| {number} | {claim} ({source}) | not measured yet | | | | |")
@@ -167,13 +166,13 @@ def arms_table(grid: Grid) -> list[str]:
 
 
 def numbers(records: Path = RECORDS) -> dict[Path, str]:
-    """The generated part of each page."""
+    """The generated part of the page."""
     names = sorted({f.stem for f in (ROOT / "studies" / "claims").glob("*.yaml")} - ELSEWHERE)
     grids = {name: Grid(records / name) for name in names if (records / name).is_dir()}
-    lines = studies_table(grids)
+    lines = [*claims_table(grids), "", *studies_table(grids)]
     for name, grid in grids.items():
         lines += ["", f"## {name}", "", *arms_table(grid)]
-    return {BOARD: "\n".join(claims_table(grids)), ARMS: "\n".join(lines)}
+    return {PAGE: "\n".join(lines)}
 
 
 def with_numbers(board: str, text: str, script: str = Path(__file__).name) -> str:

@@ -1,9 +1,9 @@
-"""Judge the paper in small by the kept records, and write the tables of its two pages.
+"""Judge the paper in small by the kept records, and write the tables of its page.
 
     python evidence/paper_in_small.py
 
-findings/paper-in-small.md has the verdicts, studies/paper-in-small/README.md the tables, and
-the study files the rules. Every number comes from records/; a test compares.
+studies/paper-in-small/README.md has the verdicts and tables, the study files the rules. Every
+number comes from records/; a test compares.
 """
 
 import json
@@ -39,8 +39,7 @@ from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.records import Estimate
 from rankscope.report.charts.concentration import effective_number, gini
 
-PAGE = RECORDS.parent / "findings" / "paper-in-small.md"
-TABLES = RECORDS.parent / "studies" / "paper-in-small" / "README.md"
+PAGE = RECORDS.parent / "studies" / "paper-in-small" / "README.md"
 MAIN = {"paper-in-small-gemma": "Gemma 3 270M", "paper-in-small-qwen": "Qwen2.5-Coder-0.5B"}
 MARGIN = {"logprob": 0.02, "among": 0.05}
 """Nats within which two scores are equal, by measure."""
@@ -601,7 +600,7 @@ def cost(study: Study) -> str:
 
 
 def numbers(records: Path = RECORDS) -> dict[Path, str]:
-    """The generated part of each page."""
+    """The generated part of the page."""
     studies = [Study(records / name) for name in MAIN if (records / name).exists()]
     more, tables = extras(records, studies[0])
     lines: list[str] = []
@@ -620,7 +619,7 @@ def numbers(records: Path = RECORDS) -> dict[Path, str]:
         lines.pop()
         if study is studies[0]:
             lines += tables
-    return {PAGE: "\n".join(verdicts_table(studies, more)), TABLES: "\n".join(lines[1:])}
+    return {PAGE: "\n".join([*verdicts_table(studies, more), *lines])}
 
 
 def with_tables(page: str, text: str) -> str:

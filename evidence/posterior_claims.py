@@ -2,8 +2,8 @@
 
     python evidence/posterior_claims.py
 
-writes the verdicts of the studies that have run to findings/axes.md and their arms to
-studies/axes/README.md; the rules are at the head of each study file. A test compares.
+writes the verdicts of the studies that have run, and their arms, to studies/axes/README.md; the
+rules are at the head of each study file. A test compares.
 
 A claim about a task is judged on the gain, a claim about balance on the net gain.
 """
@@ -33,8 +33,7 @@ from rankscope.extensions.variants.results import compare_mitigations
 from rankscope.formatting import Unit, percent, signed
 from rankscope.records import BASE, Estimate, ExpectedChange, ScoredModel, Variant
 
-PAGE = RECORDS.parent / "findings" / "axes.md"
-ARMS = ROOT / "studies" / "axes" / "README.md"
+PAGE = ROOT / "studies" / "axes" / "README.md"
 RULE = (
     "A claim about a task is judged on its gain, a claim about balance on the net gain. "
     "The margin is 2 points, or 0.02 nats per token."
@@ -551,7 +550,7 @@ def arms_table(results: TaskResults) -> list[str]:
 
 
 def numbers(records: Path = RECORDS) -> dict[Path, str]:
-    """The generated part of each page."""
+    """The generated part of the page."""
     verdicts = [
         RULE,
         "",
@@ -569,7 +568,7 @@ def numbers(records: Path = RECORDS) -> dict[Path, str]:
             title = f"{name}, {task}" if len(by_task) > 1 else name
             found = judge(results)
             asked = f"{claim} ({source})" if source else claim
-            link = f"[{title}](../studies/{place.partition(':')[0]}.yaml)"
+            link = f"[{title}](../{place.partition(':')[0]}.yaml)"
             cells = (asked, f"**{found.verdict}**", found.measured, found.detectable,
                      found.would_settle, f"{link}, {seconds / 60:.0f} min")  # fmt: skip
             verdicts.append(f"| {' | '.join(cells)} |")
@@ -578,7 +577,7 @@ def numbers(records: Path = RECORDS) -> dict[Path, str]:
             net = results_of(records / name, is_balance=True)[task]
             parts += ["", f"## {title}", "", *arms_table(net)]
             parts += ["", *(f"- {text}" for text in axis_texts(net))]
-    return {PAGE: "\n".join(verdicts), ARMS: "\n".join(parts).strip("\n")}
+    return {PAGE: "\n".join([*verdicts, *parts]).strip("\n")}
 
 
 if __name__ == "__main__":

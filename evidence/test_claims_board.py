@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -255,6 +256,23 @@ def test_every_number_of_the_axes_follows_from_the_records() -> None:
         kept = page.read_text("utf-8")
         found = claims_board.with_numbers(kept, text, "posterior_claims.py")
         assert found == kept, "run python evidence/posterior_claims.py"
+
+
+def test_every_number_of_a_card_is_in_a_table_of_its_records() -> None:
+    pages = [page.read_text("utf-8") for page in claims_board.ROOT.glob("studies/*/README.md")]
+    rows = [row for page in pages for row in page.split("\n") if row.startswith("|")]
+    found = (claims_board.ROOT.parent / "docs" / "findings.md").read_text("utf-8")
+    for card in (claims_board.ROOT / "cards.md").read_text("utf-8").split("\n## ")[1:]:
+        title, _, text = card.partition("\n")
+        assert len(card.split()) <= 80, title
+        if "`make evidence`" in text:
+            assert f"cards.md#{title.lower().replace(' ', '-')})" in found, title
+            names = re.findall(r"\[([\w-]+)\]\(records/\1\)", text)
+            names = [paper_in_small.MAIN.get(name, f"[{name}]") for name in names]
+            (measured,) = re.findall(r"^- Measured: (.*)\.$", text, re.MULTILINE)
+            for part in measured.split("; "):
+                of = [row for row in rows if part in row and any(name in row for name in names)]
+                assert any(re.search(r"\d", part) for _ in of), f"{title}: {part}"
 
 
 def test_the_probability_of_a_claim_by_hand() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 REPOSITORY = Path(__file__).parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md", "LOG.md", "LICENSE", "llms.txt", "Dockerfile")
 FOLDERS = ("benchmarks", "evidence", "examples", "recipes", "scripts")
-LISTED = ("evidence/findings", "evidence/records", "benchmarks/results")
+LISTED = ("evidence/records", "benchmarks/results")
 """Folders that are listed on pages of their own, as GitHub does, and those below them."""
 LINK = re.compile(r"(\]\()([^)\s#:]+)(#[^)\s]*)?(\))")
 CODE = re.compile(r"(^ *```.*?^ *```|`[^`\n]+`)", re.MULTILINE | re.DOTALL)

@@ -47,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     from rankscope.device import keep_freed_memory
 
-    # Without it training steps cost many times more on virtual machines; see docs/footguns.md.
+    # Without it training steps cost many times more on virtual machines; see docs/trust.md.
     keep_freed_memory()
     # Models in tests are tiny: a second thread would only wait, long where other work shares cores.
     torch.set_num_threads(1)

@@ -159,7 +159,7 @@ def test_the_study_file_in_llms_txt_is_one(tmp_path: Path) -> None:
 
 
 def test_a_broken_link_is_found() -> None:
-    page = REPOSITORY / "docs" / "science.md"
+    page = REPOSITORY / "docs" / "methods.md"
     text = "[a](inspect.md#top) [b](../README.md) [c](nowhere.md) [d](https://arxiv.org)"
     assert missing_links(page, text) == ["nowhere.md"]
 

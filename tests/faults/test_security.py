@@ -1,4 +1,4 @@
-"""What strangers' files cannot do (docs/security.md): each test plants the real thing."""
+"""What strangers' files cannot do (docs/trust.md): each test plants the real thing."""
 
 import json
 import os

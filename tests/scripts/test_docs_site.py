@@ -38,8 +38,8 @@ def test_every_page_is_in_the_navigation_once() -> None:
         ("docs/commands.md", "../README.md", "index.md"),
         ("docs/commands.md", "trust.md#top", "trust.md#top"),
         ("docs/commands.md", "../benchmarks/results/x.md", "benchmarks/results/x.md"),
-        ("evidence/findings/claims.md", "../studies/claims/a.yaml", "../studies/claims/a.yaml"),
-        ("evidence/findings/claims.md", "../../docs/trust.md", "../../trust.md"),
+        ("evidence/judges/claims.md", "../studies/claims/a.yaml", "../studies/claims/a.yaml"),
+        ("evidence/judges/claims.md", "../../docs/trust.md", "../../trust.md"),
         ("LOG.md", "benchmarks", "benchmarks/README.md"),  # a folder that has a page
         ("LOG.md", "benchmarks/results", "benchmarks/results/index.md"),  # one that is listed
     ],

@@ -1,7 +1,7 @@
 """Axes of a study besides the rank: training rows, target modules, batch size, alpha.
 
 For every value of an axis, the arm of the highest expected net gain represents it. The draws of the
-posterior compare the values. docs/science.md, "Axes".
+posterior compare the values. docs/methods.md, "Axes".
 """
 
 from collections.abc import Callable, Iterator, Sequence

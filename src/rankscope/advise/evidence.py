@@ -23,8 +23,7 @@ count as certainty (Agresti & Min 2005)."""
 LEVELED = 0.5  # ``share`` of :func:`pooled` in nats, below 1: some errors are really larger
 ALPHA_POWER = 0.75
 """Power of alpha in the effective rate: 1e-3 at alpha 16 counts as 1e-3 / 4^0.75 at alpha 64,
-whatever the rank. It is the likeliest of 0, 0.5, 0.75 and 1 over kept studies:
-evidence/findings/2026-11-29-posterior.md."""
+whatever the rank. It is the likeliest of 0, 0.5, 0.75 and 1 over kept studies."""
 TYPICAL_SPREADS = 0.35, 3.0  # Between seeds, in ``UNIT``: of supervised training, of any other
 SHRUNK = 4.0  # Seeds without a correlation that are added, see :func:`seed_correlation`
 FORGOTTEN = -0.5  # Expected change of a task that is not trained on, in ``UNIT``

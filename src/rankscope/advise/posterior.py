@@ -1,7 +1,7 @@
 """The joint posterior of how much every arm really changed one task.
 
 Shapes: A arms, N items, K settings of the prior, D draws. Changes are fractions of 1 or nats per
-token; the base has a change of 0. Derivation, calibration: docs/science.md, "From scores to a
+token; the base has a change of 0. Derivation, calibration: docs/methods.md, "From scores to a
 decision".
 
 *Likelihood.* The measured changes are normal around the true ones. All arms share one part of the

@@ -2,7 +2,7 @@
 
 It is a pure function of the records. All scored items, validation and test, are evidence for one
 joint posterior of each task (``evidence.py``, ``posterior.py``, ``net_gains.py``). One rule decides
-from it (``decide.py``). Quoted raw numbers are those of the test split. docs/science.md, "From
+from it (``decide.py``). Quoted raw numbers are those of the test split. docs/methods.md, "From
 scores to a decision".
 """
 

@@ -1,7 +1,7 @@
 """Tasks that measure forgetting, and the sum of gain and forgetting as one net gain.
 
 Changes have one unit, whatever was measured: 0.01 of an accuracy, which is a point, counts as much
-as 0.01 nats per token, which is 1 % of perplexity. docs/science.md, "Units".
+as 0.01 nats per token, which is 1 % of perplexity. docs/methods.md, "Units".
 """
 
 from collections.abc import Sequence

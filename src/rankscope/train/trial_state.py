@@ -356,7 +356,7 @@ def start_trials(
 
 
 # --- early end of a trial: by its score, or by divergence although all its numbers are finite
-# (docs/science.md)
+# (docs/methods.md)
 
 
 class _EarlyStop:

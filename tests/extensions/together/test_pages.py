@@ -32,7 +32,7 @@ def test_names_on_a_page_exist(page: Path) -> None:
 
 
 def test_the_tests_that_pages_name_are_there() -> None:
-    """``train/test_parity.py`` in docs/footguns.md is a file under tests/."""
+    """``train/test_parity.py`` in docs/methods.md is a file under tests/."""
     named = {
         file
         for page in ALL_PAGES

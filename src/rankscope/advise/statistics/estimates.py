@@ -2,13 +2,13 @@
 
 Shapes: S trained seeds, T seeds of a second trained arm, N items, C clusters, D bootstrap draws.
 Scores are per-item primary scores (1 right, 0 wrong, or nats per token), always of models on the
-same items. Sources and formulas: docs/science.md, "Statistics".
+same items. Sources and formulas: docs/methods.md, "Statistics".
 
 All seeds answer the same items, so seeds and items are crossed, and their parts of the variance are
 separated as in a two-way layout. The part of items comes from a paired bootstrap of the item means
 over seeds. The part of seeds is the variance of their means beyond the noise of N answers, with
 Student's t of S - 1. The two half-widths add in squares (Zou & Donner 2008). A percentile bootstrap
-over seeds would be too narrow with three seeds (evidence/findings, simulated studies).
+over seeds would be too narrow with three seeds (evidence/cards.md, intervals).
 """
 
 from collections.abc import Sequence
@@ -31,8 +31,7 @@ TAKEN_OFF_TWO = 0.6
 
 If all noise were subtracted, two seeds that are close by chance would count as equal too often, and
 their interval would cover the truth in only two of three studies. Subtracting less would cover
-better if seeds differ, but widen intervals by half if they do not (evidence/findings, simulated
-studies).
+better if seeds differ, but widen intervals by half if they do not (evidence/cards.md, intervals).
 """
 
 

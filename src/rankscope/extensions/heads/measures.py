@@ -27,9 +27,9 @@ Change of each head's slice of the attention matrices:
     key/value head of k_proj, v_proj:      the same
     head h of o_proj (columns h):          |dW_h|_F^2 = tr[(B^T B)(A_h A_h^T)]
 
-Here dW = B A with the scaling in B, so dW is never formed for LoRA (docs/science.md, "Heads").
-DoRA's magnitude and full fine-tuning give a dense dW, which is cut into slices. Each value is also
-given relative to |W0_h|_F.
+Here dW = B A with the scaling in B, so dW is never formed for LoRA (docs/inspect.md, "Attention
+heads"). DoRA's magnitude and full fine-tuning give a dense dW, which is cut into slices. Each value
+is also given relative to |W0_h|_F.
 """
 
 import math

@@ -6,7 +6,7 @@ from rankscope.records.record import AnalysisRecord, Record
 
 
 class HeadChange(Record):
-    """The change of one attention matrix, head by head (docs/science.md, "Heads")."""
+    """The change of one attention matrix, head by head (docs/inspect.md, "Attention heads")."""
 
     layer: int
     module: str  # ``q_proj``, ``o_proj`` by query head; ``k_proj``, ``v_proj`` by key/value head

@@ -41,7 +41,7 @@ STORED_SINGULAR_VALUES = 128
 
 
 class MatrixSpectrum(Record):
-    """The change of one weight matrix (docs/science.md, "Spectra")."""
+    """The change of one weight matrix (docs/methods.md, "Spectra")."""
 
     name: str  # Module path in the base, such as ``model.layers.3.self_attn.q_proj``
     layer: int | None

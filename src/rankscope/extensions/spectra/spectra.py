@@ -1,6 +1,6 @@
 """Changes of one weight matrix by training: norm, spectrum and singular vectors.
 
-W0 is the base's matrix, and W = W0 + dW the trained one. Definitions and sources: docs/science.md,
+W0 is the base's matrix, and W = W0 + dW the trained one. Definitions and sources: docs/methods.md,
 "Spectra". Everything is computed in float32 or better, whatever the weights' dtype, and spectra of
 dW in float64.
 
