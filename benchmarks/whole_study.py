@@ -434,7 +434,7 @@ def race(options: argparse.Namespace, model: Path, folder: Path) -> dict[str, An
         "trials": {status: statuses.count(status) for status in sorted(set(statuses))},
         "items": options.items,
         "decision": {
-            "text": f"{advice.verdict} {advice.explanation}",
+            "text": f"{advice.verdict} {advice.summary} {advice.explanation}",
             "net_gains": {
                 a.label: a.expected.net.value for a in advice.arms if a.expected is not None
             },

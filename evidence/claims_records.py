@@ -24,9 +24,9 @@ import rankscope
 from kept_records import ABOUT, keep_records, record_table
 from rankscope.advise.statistics.estimates import Comparison, weighted_estimate
 from rankscope.advise.statistics.resampling import ScoreArray
+from rankscope.analyses import all_analyses
 from rankscope.extensions.spectra.record import SpectraRecord
 from rankscope.records import BASE, AnalysisRecord, Estimate, Split
-from rankscope.store.database import _kind_of as kind_of
 
 Arm = tuple[int | None, float]
 """Rank (None: full fine-tuning) and learning rate."""
@@ -46,7 +46,8 @@ def keep(study_folder: Path, out: Path, commit: str) -> None:
     curves, and the commit that the study ran with."""
     records = rankscope.load(study_folder).records
     keep_records(records, out)
-    analyses = [(kind_of(type(r)), rounded(r)) for t in records.trials for r in t.analyses]
+    names = {analysis.record_type(): analysis.name for analysis in all_analyses()}
+    analyses = [(names[type(r)], rounded(r)) for t in records.trials for r in t.analyses]
     kept = pd.read_parquet(out / "records.parquet")
     pd.concat([kept, record_table(analyses)]).to_parquet(
         out / "records.parquet", compression="zstd", index=False

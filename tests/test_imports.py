@@ -13,17 +13,8 @@ import rankscope
 SOURCE = Path(rankscope.__file__).parent
 
 WALK = (
-    "config",
-    "data",
-    "models",
-    "evaluate",
-    "train",
-    "advise",
-    "report",
-    "run",
-    "tools",
-    "cli",
-)
+    "config", "data", "models", "evaluate", "train", "advise", "report", "run", "tools", "cli",
+)  # fmt: skip
 """The rooms in the order in which data passes through them; each imports those before it."""
 
 GROUND = frozenset(

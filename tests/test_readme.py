@@ -235,7 +235,7 @@ def test_the_first_lesson_runs_and_shows_an_answer_tables_and_an_adapter(tmp_pat
     assert len(scores) == len(cost) + 1 == 9
     assert scores.loc["base", ("change", "drugs")] == 0
     page = (REPOSITORY / "docs" / "first-study.md").read_text("utf-8")
-    cell = next(c for c in map("".join, (c["source"] for c in cells)) if 'write_text("""' in c)
+    cell = next(c for c in map("".join, (c["source"] for c in cells)) if "name: drugs" in c)
     assert re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) == [cell.split('"""')[1][2:]]
     assert cost.to_numpy().min() > 0
     assert {"README.md", "adapter_config.json", "adapter_model.safetensors"} <= set(files)

@@ -54,7 +54,7 @@ assert run_command_line(["--help"]) == 0
 
 
 EXTENSIONS = {
-    "analyze.heads.enabled=true": "expected none here",
+    "analyze.heads.enabled=true": "is not a key. No key is known here.",
     "evaluate.engine=vllm": "expected one of auto, own",
     "evaluate.scales=[0.5]": "expected one of cross_domain, retention",
     "executor=slurm": "expected one of local",
@@ -147,12 +147,9 @@ PACKAGE = REPOSITORY / "src" / "rankscope"
 def run(*words: object, folder: Path) -> str:
     """Standard output of a command that has to end well; its environment has no way to src/."""
     done = subprocess.run(
-        [str(word) for word in words],
-        capture_output=True,
-        text=True,
-        cwd=folder,
+        [str(word) for word in words], capture_output=True, text=True, cwd=folder,
         env={"PATH": "/usr/bin:/bin", "HOME": str(folder), "OMP_NUM_THREADS": "1"},
-    )
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -34,7 +34,7 @@ from kept_records import kept_study
 from rankscope.advise.arms import summarize_arms
 from rankscope.advise.decide import decide
 from rankscope.advise.results import expected, task_results
-from rankscope.advise.search import _first_design as first_design, finalists, next_round
+from rankscope.advise.search import finalists, first_designs, next_round
 from rankscope.records import (
     BASE,
     EvalKey,
@@ -356,7 +356,7 @@ def play_search(study: Oracle, budget: float, beyond: frozenset[str] = frozenset
     """
     listed = [t.spec for name, t in study.trials.items() if name not in beyond]
     begun: dict[str, TrialRecords] = {}
-    asked = first_design(listed)
+    asked = list(first_designs(listed, [study.task]))
     while asked and _trained(begun) < budget:
         for spec in asked:
             if _trained(begun) < budget:

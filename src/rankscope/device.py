@@ -88,12 +88,9 @@ def choose_device(text: str = "auto") -> torch.device:
         "mps": int(torch.backends.mps.is_available()),
     }[device.type]
     if (device.index or 0) >= num_devices:
-        raise UserError(
-            f"device {text!r}",
-            f"{num_devices} {device.type} device(s) that torch {torch.__version__} can use",
-            "it among them",
-            "use 'device: auto', or install a torch built for it",
-        )
+        found = f"{num_devices} {device.type} device(s) that torch {torch.__version__} can use"
+        do = "use 'device: auto', or install a torch built for it"
+        raise UserError(f"device {text!r}", found, "it among them", do)
     return device
 
 

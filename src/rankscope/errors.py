@@ -43,6 +43,7 @@ class RankscopeError(Exception):
         expected: a thing that could have been used, as a noun phrase.
         do: how to continue, in the imperative.
         faults: several faults of one thing, each an error or a sentence; ``found`` counts them.
+        sentence: the message in words of its own; ``{where}`` is the place.
     """
 
     exit_code = BUG
@@ -54,10 +55,11 @@ class RankscopeError(Exception):
         expected: str = "",
         do: str = "",
         faults: Sequence["RankscopeError | str"] = (),
+        sentence: str = "",
     ) -> None:
-        super().__init__(where, found, expected, do, faults)
+        super().__init__(where, found, expected, do, faults, sentence)
         self.where, self.found, self.expected, self.do = str(where), found, expected, do
-        self.faults = tuple(faults)
+        self.faults, self.sentence = tuple(faults), sentence
 
     def __reduce__(self) -> tuple[object, ...]:
         """Rebuild the error without ``__init__``, whose parameters differ between the types."""
@@ -68,6 +70,8 @@ class RankscopeError(Exception):
 
         Long lines are cut in their middle.
         """
+        if self.sentence:
+            return shortened_lines(self.sentence.replace("{where}", self.where))
         wanted = f"expected {self.expected}" if self.expected else ""
         met = ", ".join(part for part in (self.found and f"found {self.found}", wanted) if part)
         text = ": ".join(part for part in (self.where, met) if part)
@@ -328,12 +332,9 @@ def shortage_behind(
             return cause
         if _is_memory_fault(cause):
             free = f"{byte_size(free_memory_bytes())} free"
-            return OutOfMemory(
-                f"{where or 'this command'}: {out_of_memory_message(cause)}",
-                free,
-                "more",
-                f"{do or 'close other programs or raise the limit'}, {AGAIN}",
-            )
+            place = f"{where or 'this command'}: {out_of_memory_message(cause)}"
+            do = f"{do or 'close other programs or raise the limit'}, {AGAIN}"
+            return OutOfMemory(place, free, "more", do)
         if fault := _disk_fault(cause):
             return _disk_error(cause, fault, where, needed)
     return None

@@ -80,12 +80,8 @@ def check_outside(out: Path, study: Path, option: str) -> None:
     """Refuse a place inside a study, whose folder the ledger accounts for."""
     places = (out.parent.resolve() / out.name, out.resolve())  # of a link and of its target
     if any(place.is_relative_to(study.resolve()) for place in places):
-        raise UserError(
-            out,
-            f"a place inside the study {study}",
-            "one outside it",
-            f"give {option} another place",
-        )
+        found = f"a place inside the study {study}"
+        raise UserError(out, found, "one outside it", f"give {option} another place")
 
 
 def check_folder(study: Path, out: Path, option: str) -> None:
@@ -98,12 +94,9 @@ def check_folder(study: Path, out: Path, option: str) -> None:
 def check_in_place(out: Path, *, is_another: bool = False) -> None:
     """Refuse to make the folder of a running study anew, because its ledger is elsewhere then."""
     if is_another or not out.is_dir():
-        raise UserError(
-            out,
-            "no folder or another one, as it was moved or removed",
-            "the running study's",
-            "give the command again with its new place as --out",
-        )
+        found = "no folder or another one, as it was moved or removed"
+        expected = "the running study's"
+        raise UserError(out, found, expected, "give the command again with its new place as --out")
 
 
 @contextmanager

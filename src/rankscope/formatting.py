@@ -72,6 +72,12 @@ def amount(value: float, unit: Unit) -> str:
     return difference(abs(value), unit).removeprefix("+")
 
 
+def brief(value: float, unit: Unit) -> str:
+    """Write a difference in a line that is read at a glance: whole points from 10 points on."""
+    is_large = unit == POINTS and abs(rounded(value, unit)) >= 10
+    return difference(value, unit._replace(digits=0) if is_large else unit)
+
+
 def margin_text(margin: float, unit: Unit) -> str:
     """Write a margin in a sentence: ``2 points``, ``0.02 nats per token``."""
     return amount(margin, unit).replace(".0 ", " ").replace("0 nats", " nats")

@@ -13,14 +13,7 @@ if TYPE_CHECKING:  # the ledger hashes files without torch
     import torch
 
 VOLATILE_CONFIG_KEYS = frozenset(
-    {
-        "_attn_implementation",
-        "_name_or_path",
-        "dtype",
-        "torch_dtype",
-        "transformers_version",
-        "use_cache",
-    }
+    "_attn_implementation _name_or_path dtype torch_dtype transformers_version use_cache".split()
 )
 """Keys of ``config.json`` that change on saving or repeat what the weights determine."""
 

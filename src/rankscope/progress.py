@@ -50,8 +50,8 @@ class ProgressReporter:
 
 
 class ConsoleReporter(ProgressReporter):
-    """Shows bars on a terminal; otherwise one plain line per stage, and one every 10 s within
-    it."""
+    """Shows the present stage on a terminal; otherwise one plain line per stage, and one every 10 s
+    within it."""
 
     LINE_SECONDS = 10.0
 
@@ -96,8 +96,7 @@ class ConsoleReporter(ProgressReporter):
     def finish(self, detail: str = "") -> None:
         if self.bar is None:
             return
-        self.bars.update(self.bar, completed=max(1, self.total), detail=safe_text(detail))
-        self.bars.stop_task(self.bar)
+        self.bars.remove_task(self.bar)
         self.bar = None
         if not self.console.is_terminal:
             self.line(f"{self.name}: done in {time.monotonic() - self.begun:.1f} s", detail)

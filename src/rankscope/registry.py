@@ -92,3 +92,12 @@ def extension_file(name: str, extension: str, option: str) -> ModuleType:
     for module in extension_files(name):
         return module
     raise UserError(option, expected=f"{extension!r}, an extension that is not there")
+
+
+def by_name(kind: str, named: Iterable[tuple[str, _Part]]) -> dict[str, _Part]:
+    """Return objects by their names. Raises UserError: two have one name."""
+    found: dict[str, _Part] = {}
+    for name, part in named:
+        if found.setdefault(name, part) is not part:
+            raise UserError(f"{kind} {name!r}", "two of this name", "one", "rename yours")
+    return found

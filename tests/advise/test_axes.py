@@ -43,14 +43,10 @@ def exponents(law: str) -> tuple[float, ...]:
 def rows_truth(gain) -> Truth:
     """gain: of a rank (None: full) and a number of rows."""
     return Truth(
-        ranks=(2, 32),
-        lrs=RATES,
-        full_lrs=(),
-        num_items=3000,
-        seed_spread=0.002,
+        ranks=(2, 32), lrs=RATES, full_lrs=(), num_items=3000, seed_spread=0.002,
         accuracy=lambda rank, lr: 0.3 + gain(rank, round(lr * 1e5)),
         forgetting=lambda rank, lr: 0.0,
-    )
+    )  # fmt: skip
 
 
 def test_a_larger_rank_pays_from_the_planted_number_of_rows_on() -> None:
@@ -93,7 +89,7 @@ def test_target_modules_are_compared_each_at_its_best_arm() -> None:
         accuracy=lambda rank, lr: 0.5 if lr < 1e-3 else 0.6,
     )  # fmt: skip
     (targets,) = axis_texts(truth, with_targets)
-    assert targets.startswith("By targets, each at its best arm")
+    assert targets.startswith("By targets, each at its best settings")
     assert re.search(r"all-linear \([^;]*; over 99 %\); attention \([^;]*; under 1 %\)\.$", targets)
 
 

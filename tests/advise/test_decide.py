@@ -19,7 +19,7 @@ from rankscope.advise.arms import summarize_arms
 from rankscope.advise.decide import Answer, decide, no_surer_than
 from rankscope.advise.net_gains import NetGains
 from rankscope.advise.recommend import recommend
-from rankscope.advise.results import TaskResults, _change_of as change_of, _costs, task_results
+from rankscope.advise.results import TaskResults, _costs, change_of, task_results
 from rankscope.records import (
     BASE,
     CheckName,
@@ -63,8 +63,7 @@ def by_hand(*columns: float | np.ndarray, **first: object) -> TaskResults:
 
 def decided(*columns: float | np.ndarray, **first: object) -> Answer:
     """The answer by these draws, without any check."""
-    results = by_hand(*columns, **first)
-    return no_surer_than(decide(results), results, ())
+    return no_surer_than(decide(by_hand(*columns, **first)), ())
 
 
 def some(share: int, value: float, otherwise: float) -> np.ndarray:
@@ -101,8 +100,8 @@ def test_the_fewest_parameters_within_a_quarter_of_the_margin_win(
 @pytest.mark.parametrize(
     ("nets", "verdict"),
     [
-        ((0.126, 0.13, 0.13), "Use the prompt 5-shot without fine-tuning (over 99 % likely within"),
-        ((0.124, 0.13, 0.12), "Use LoRA r=8"),
+        ((0.126, 0.13, 0.13), "Use the prompt 5-shot without fine-tuning."),
+        ((0.124, 0.13, 0.12), "Use LoRA rank 8."),
         ((0.004, 0.003, 0.0), "Do not fine-tune"),  # the base reads fewer tokens
         ((0.006, 0.003, 0.0), "Use the prompt"),
     ],
@@ -143,59 +142,36 @@ def test_regret_is_expected_and_not_that_of_the_expected_arm() -> None:
 
 
 SURE, CLOSE = some(95, 0.3, 0.279), some(94, 0.3, 0.279)
-NONE = " No smaller rank is likely to do as well."
 
 
 @pytest.mark.parametrize(
-    ("columns", "verb", "p", "rest"),
+    ("columns", "verdict", "confidence", "p"),
     [
-        ((some(4, 0.2, 0), SURE, some(95, 0.2, 0.3)), "Use LoRA r=8", "95 %", NONE),
-        (
-            (some(30, 0.3, 0), CLOSE, some(94, 0.1, 0.3)),
-            "Probably use LoRA r=8",
-            "94 %",
-            " r=2 (30 %) may do as well.",
-        ),
+        ((some(4, 0.2, 0), SURE, some(95, 0.2, 0.3)), "Use LoRA rank 8.", "sure", "95 %"),
+        ((some(30, 0.3, 0), CLOSE, some(94, 0.1, 0.3)), "Use LoRA rank 8.", "probable", "94 %"),
         (
             (some(5, 0.3, 0), some(30, 0.3, 0), some(79, 0.3, 0.278), some(79, 0.1, 0.3)),
-            "Leaning to LoRA r=32",
+            "Use LoRA rank 32.",
+            "leaning",
             "79 %",
-            " r=2 (5 %) and r=8 (30 %) may do as well.",
         ),
-        (
-            (some(8, 0.3, 0), SURE, some(95, 0.2, 0.3)),
-            "Use LoRA r=8",
-            "95 %",
-            " No smaller rank is likely to do as well: r=2 (8 %).",
-        ),
-        (
-            (0.1, 0.1, some(19, 0.3, 0.2), 0.31),
-            "Use full fine-tuning",
-            "over 99 %",
-            " No LoRA rank is likely to do as well: r=32 (19 %).",
-        ),
-        (
-            (0.1, some(50, 0.3, 0.2), some(60, 0.3, 0.2), 0.31),
-            "Use full fine-tuning",
-            "over 99 %",
-            " r=32 (60 %) may do as well.",
-        ),
-        ((some(5, 0.021, -1), -0.1), "Do not fine-tune", "95 %", None),
-        ((some(20, 0.021, -1), -0.1), "Probably do not fine-tune", "80 %", None),
-        ((some(21, 0.021, -1), -0.1), "Leaning to no fine-tuning", "79 %", None),
+        ((0.1, 0.1, some(19, 0.3, 0.2), 0.31), "Use full fine-tuning.", "sure", "Over 99 %"),
+        ((some(5, 0.021, -1), -0.1), "Do not fine-tune.", "sure", "95 %"),
+        ((some(20, 0.021, -1), -0.1), "Do not fine-tune.", "probable", "80 %"),
+        ((some(21, 0.021, -1), -0.1), "Do not fine-tune.", "leaning", "79 %"),
     ],
 )
-def test_the_verb_follows_the_probability(
-    columns: tuple[float | np.ndarray, ...], verb: str, p: str, rest: str | None
+def test_the_confidence_follows_the_probability(
+    columns: tuple[float | np.ndarray, ...], verdict: str, confidence: str, p: str
 ) -> None:
-    verdict = decided(*columns).verdict
-    likely = f"{p} likely within 2 points of the best of {len(columns)} tried"
-    if rest is None:
-        assert verdict.startswith(f"{verb} (the base is {likely}).")
+    answer = decided(*columns)
+    assert (answer.verdict, answer.confidence) == (verdict, confidence)
+    likely = f"{p} likely among the best of {len(columns)} tried."
+    if verdict.startswith("Do not"):
+        assert answer.summary.startswith(f"The base is {likely} LoRA rank 8 comes closest with ")
     else:
-        assert verdict.startswith(
-            f"{verb} ({likely}; over 99 % likely better than the base).{rest}"
-        )
+        (gain,) = (c.value for c in answer.chosen.expected.changes.values())
+        assert answer.summary == f"{likely} Learns +{100 * gain:.0f} points."
 
 
 def check(name: CheckName, status: CheckStatus) -> TrustCheck:
@@ -205,20 +181,13 @@ def check(name: CheckName, status: CheckStatus) -> TrustCheck:
 @pytest.mark.parametrize(
     ("checks", "decision", "confidence", "said"),
     [
-        ([("seeds", "fine"), ("loss", "fine")], "use", "sure", "Use LoRA r=8 ("),
-        ([("seeds", "weak")], "use", "probable", "Probably use LoRA r=8 (95 % likely"),
-        ([("retention", "weak")], "use", "probable", "the best of 3 tried"),
-        (
-            [("learning_rate", "weak"), ("ranks", "weak"), ("loss", "weak")],
-            "use",
-            "probable",
-            "95 % likely within 2 points of the best of the rates, ranks and lengths tried",
-        ),
+        ([("seeds", "fine"), ("loss", "fine")], "use", "sure", "95 % likely among the best of 3"),
+        ([("seeds", "weak")], "use", "probable", "95 % likely among the best of 3 tried."),
         (
             [("loss", "bad"), ("seeds", "weak")],
             "not_decided",
             "none",
-            "Not decided yet (loss is bad): LoRA r=8 leads.",
+            "first: loss is bad. So far the scores favor LoRA rank 8.",
         ),
     ],
 )
@@ -226,14 +195,14 @@ def test_no_answer_is_surer_than_what_is_open(
     checks: list[tuple[CheckName, CheckStatus]], decision: str, confidence: str, said: str
 ) -> None:
     results = by_hand(some(4, 0.2, 0), SURE, some(95, 0.2, 0.3))
-    answer = no_surer_than(decide(results), results, [check(*of) for of in checks])
+    answer = no_surer_than(decide(results), [check(*of) for of in checks])
     assert (answer.decision, answer.confidence) == (decision, confidence)
-    assert said in answer.verdict
+    assert said in answer.summary
     assert answer.subject is not None
-    assert (answer.chosen is None) == (decision == "not_decided")
+    assert (answer.chosen is None) == (answer.verdict == "Not decided yet.")
     # What is open makes no answer surer than its probability.
     unsure = by_hand(some(79, 0.3, 0.278), some(79, 0.1, 0.3))
-    answer = no_surer_than(decide(unsure), unsure, [check("seeds", "weak")])
+    answer = no_surer_than(decide(unsure), [check("seeds", "weak")])
     assert answer.confidence == "leaning"
 
 
@@ -248,7 +217,9 @@ def test_after_few_steps_nothing_is_decided_and_an_open_end_is_no_certainty() ->
 
     early = advice_on(with_trials(study, short))
     assert (early.decision, early.chosen, early.confidence) == ("not_decided", None, "none")
-    assert early.verdict.startswith("Not decided yet (only 25 steps after warm-up): LoRA r=8 leads")
+    assert early.summary.endswith(
+        "only 25 steps after warm-up. So far the scores favor LoRA rank 8."
+    )
     assert early.subject_label == "r=8 lr=0.001"
     assert [step.command for step in early.next_steps] == [
         "rankscope run study.yaml --set train.epochs=6"
@@ -271,25 +242,25 @@ def test_the_worst_loss_is_named_whatever_the_mean_says() -> None:
         lambda k, s: s if k[0] == BASE else s * (np.arange(len(s)) % 20 < kept_of.get(k[1], 20)),
     )
     advice = advice_on(fallen)
-    assert "Worst loss: maths \N{MINUS SIGN}4" in advice.verdict
+    assert "Worst loss: maths \N{MINUS SIGN}4" in advice.summary
     (retention,) = (c for c in advice.checks if c.name == "retention")
     assert (retention.status, retention.value) == ("weak", "more and maths are lost")
     change = advice.arms[0].expected.changes
     assert change["maths"].high < -0.3
     assert abs(change["law"].value) < 0.03
-    assert "Worst loss" not in advice_on(study).verdict
+    assert "Worst loss" not in advice_on(study).summary
 
 
 def test_what_guessing_scores_is_said_where_scores_are_near_it() -> None:
     near = synthetic_study(Truth(base_accuracy=0.27, num_items=100))
-    assert "25.0 % by guessing" in advice_on(near).verdict
+    assert "25.0 % by guessing" in texts(advice_on(near), "diagnostic")
     far = synthetic_study(Truth(base_accuracy=0.5, num_items=100))
-    assert "guessing" not in advice_on(far).verdict
+    assert "guessing" not in texts(advice_on(far), "diagnostic")
     ids = far.items["base", "med", "test"].item_ids
     golds = ["billing"] * 72 + [f"other {i}" for i in range(28)]
     asked = [ItemResult(i, None, 0.0, gold, "") for i, gold in zip(ids, golds, strict=True)]
     labels = replace(far, results={("base", "med", "test"): asked})
-    assert "72.0 % by the most frequent answer" in advice_on(labels).verdict
+    assert "72.0 % by the most frequent answer" in texts(advice_on(labels), "diagnostic")
 
 
 def test_a_limit_on_forgetting_leaves_out_what_probably_exceeds_it() -> None:
@@ -307,14 +278,17 @@ def test_a_limit_on_forgetting_leaves_out_what_probably_exceeds_it() -> None:
     assert 0.01 < expected["r=8 lr=0.001"].p_over_limit < 0.5
     assert "Probability of forgetting more than the 10.0 points allowed: " in advice.explanation
     assert "full lr=0.0005" not in {*advice.candidate_labels, advice.best_full_label}
-    assert "1 arm of 3 probably forgets more than the 10.0 points" in texts(advice, "caveat")
+    assert "1 configuration of 3 probably forgets more than the 10.0 points" in texts(
+        advice, "caveat"
+    )
     assert "left out: full lr=0.0005 (over 99 %)." in texts(advice, "caveat")
     free = advise(replace(truth, objective={"retention": 0.0}))
     assert free.decision == "use_full"
     assert {arm.expected.p_over_limit for arm in free.arms} == {None}
     none = advise(replace(truth, forgetting=lambda rank, lr: 0.2 if rank == 2 else 0.4))
-    assert (none.decision, none.chosen, none.confidence) == ("do_not_fine_tune", None, "sure")
-    assert "every arm forgets more than the 10.0 points allowed (over 99 %" in none.verdict
+    assert (none.decision, none.chosen, none.confidence) == ("do_not_fine_tune", None, "probable")
+    assert none.summary.startswith("Every configuration forgets more than the 10.0 points allowed.")
+    assert "LoRA rank 2 forgets least and is over 99 % likely over the limit." in none.summary
     assert none.subject_label == "r=2 lr=0.001"
     assert "scaled-down adapter" in none.explanation
 

@@ -69,7 +69,7 @@ def test_where_nothing_counts_nothing_is_decided(name: str) -> None:
     found = recommend(study)
     (advice,) = found.advice
     assert (advice.decision, advice.confidence, advice.chosen) == ("not_decided", "none", None)
-    assert advice.verdict.startswith("Cannot tell yet: ")
+    assert advice.verdict == "Not decided yet."
     assert (advice.p_within_margin, advice.ranks_that_may_do) == (None, ())
     assert Recommendation.model_validate_json(found.model_dump_json()) == found
     assert recommend(replace(study, tasks=(), trials=())).advice == ()

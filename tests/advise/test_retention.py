@@ -21,13 +21,11 @@ TRUTH = Truth(
 @pytest.mark.parametrize(
     ("objective", "expected"),
     [
-        ({}, (1.0, 0.5, 0.5)),
-        ({"retention": 0.5}, (1.0, 0.25, 0.25)),
+        ({}, (1.0, 0.5, 0.5)), ({"retention": 0.5}, (1.0, 0.25, 0.25)),
         ({"in_domain": 2.0, "retention": 4.0}, (0.5, 0.5, 0.5)),
-        ({"in_domain": 0.0}, (0.0, 0.5, 0.5)),
-        ({"retention": 0.0}, (1.0, 0.0, 0.0)),
+        ({"in_domain": 0.0}, (0.0, 0.5, 0.5)), ({"retention": 0.0}, (1.0, 0.0, 0.0)),
     ],
-)
+)  # fmt: skip
 def test_forgetting_is_the_mean_over_tasks_and_weights_are_relative(
     objective: dict[str, float], expected: tuple[float, ...]
 ) -> None:

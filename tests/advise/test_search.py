@@ -16,13 +16,10 @@ from rankscope.records import StudyRecords, TrialRecords, TrialSpec
 from search import WORLDS, Drawn, judge, play_random, play_search
 
 TRUTH = Truth(
-    ranks=(4, 8, 16, 32, 64),
-    lrs=(1e-4, 3e-4, 1e-3),
-    full_lrs=(1e-5, 3e-5, 1e-4),
-    cross=(),
+    ranks=(4, 8, 16, 32, 64), lrs=(1e-4, 3e-4, 1e-3), full_lrs=(1e-5, 3e-5, 1e-4), cross=(),
     accuracy=lambda rank, lr: 0.6 if rank is None else 0.5 + 0.02 * np.log2(rank),
     forgetting=lambda rank, lr: 0.0,
-)
+)  # fmt: skip
 
 
 def begun(study: StudyRecords, labels: Sequence[str], twice: str = "") -> StudyRecords:

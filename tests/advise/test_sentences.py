@@ -129,11 +129,15 @@ CHECKS = [
     ("seeds fine 3 seeds, 0 of 6 models collapsed", of(), "0 of 6 models"),
     ("seeds weak 1 seed", of(seeds=(0,)), "is assumed for it, not measured"),
     ("seeds weak 3 seeds, 1 of 3 models collapsed", collapsed, "1 of 3 models lost most"),
-    ("trials fine all 6 trials finished", of(), "Every trial finished."),
-    ("trials weak 1 of 6 trials failed", of(failed={(2, MID, 1): "oom"}), "seed=1: oom). A failed"),
-    ("trials bad 2 of 6 trials to run", ended("planned"), "2 of 6 trials have not run yet."),
-    ("trials fine 2 of 6 trials not begun", ended("skipped", "-"), "learn most from"),
-    ("trials weak budget spent, 2 of 6", ended("skipped", OVER_BUDGET), "2 trials that the answer"),
+    ("trials fine all 6 runs finished", of(), "Every run finished."),
+    ("trials weak 1 of 6 runs failed", of(failed={(2, MID, 1): "oom"}), "seed=1: oom. A failed"),
+    (
+        "trials bad 2 of 6 runs are still to come",
+        ended("planned"),
+        "The answer waits for their scores.",
+    ),
+    ("trials fine 2 of 6 runs not begun", ended("skipped", "-"), "learn most from"),
+    ("trials weak budget spent, 2 of 6", ended("skipped", OVER_BUDGET), "2 runs that the answer"),
 ]
 
 
@@ -170,8 +174,9 @@ def test_answers_that_are_right_for_one_question_each_are_not_named() -> None:
 
 WIDE = {"num_items": 900, "objective": {"margin": 0.05}}
 FINDINGS = [
-    ("2 of 2 arms are worse than the base", of(base_accuracy=0.7, **GAINS), True),
+    ("2 of 2 configurations are worse than the base", of(base_accuracy=0.7, **GAINS), True),
     ("worse than the base", of(), False),
+    ("r=32 (alpha 64, lr 0.001) trains 61 % of the model's", of(ranks=(32,)), True),
     ("The base already scores 9", of(base_accuracy=0.98, **GAINS), True),
     ("Negative transfer: math falls", of(transfer=lambda r, lr: -0.2, num_items=400), True),
     ("Negative transfer", of(transfer=lambda r, lr: -0.04, num_items=2000), False),
@@ -223,6 +228,7 @@ def test_arms_that_differ_in_a_mitigation_alone_have_different_names() -> None:
 
 def test_own_text_is_worded_in_nats() -> None:
     advice = advise(replace(ONE, metric="log_probability", retention=()))
-    everything = advice.verdict + advice.explanation + "".join(r.text for r in advice.evidence)
-    assert "within 0.02 nats per token of the best" in everything
+    everything = advice.summary + advice.explanation + "".join(r.text for r in advice.evidence)
+    assert "Learns +0." in everything
+    assert "nats per token" in everything
     assert "points" not in everything

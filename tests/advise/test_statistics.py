@@ -107,15 +107,11 @@ def test_scores_that_do_not_belong_together_are_refused(
 @pytest.mark.parametrize(
     "name",
     [
-        "usual",
-        "seeds apart by 5 points",
-        "2 seeds, apart by 5 points",
-        "against 3 seeds of another arm",
-        "mean of 3 tasks",
-        "50 subjects, gains apart by 10 points",
-        "nats",
+        "usual", "seeds apart by 5 points", "2 seeds, apart by 5 points",
+        "against 3 seeds of another arm", "mean of 3 tasks",
+        "50 subjects, gains apart by 10 points", "nats",
     ],
-)
+)  # fmt: skip
 def test_intervals_cover_the_truth(name: str) -> None:
     """93 to 97 % in the large simulation; of 200 studies, to a standard error of 0.95."""
     error = (0.95 * 0.05 / 200) ** 0.5

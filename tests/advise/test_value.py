@@ -153,8 +153,8 @@ def test_what_was_not_run_is_run_before_anything_else() -> None:
 
         return advice_on(replace(with_trials(study, late), config=config)).next_steps[0].text
 
-    assert first("planned") == "Train the remaining 9 trials"
-    assert first("skipped", OVER_BUDGET) == "Raise the budget for 9 trials that the answer asks for"
+    assert first("planned") == "Train the remaining 9 runs"
+    assert first("skipped", OVER_BUDGET) == "Raise the budget for 9 runs that the answer asks for"
     assert "more" not in first("skipped", "not needed")
 
 
@@ -164,7 +164,7 @@ MEMORY = ["train.gradient_checkpointing: true", "train.max_length", "--retry oom
 @pytest.mark.parametrize(
     ("status", "trained", "expected", "unexpected"),
     [
-        ("diverged", False, ["9 trials diverged", "rate of 0.0001 or less"], ["memory", "--retry"]),
+        ("diverged", False, ["9 runs diverged", "rate of 0.0001 or less"], ["memory", "--retry"]),
         ("oom", False, MEMORY, ["learning rate", "evaluate.batch_tokens"]),
         ("oom", True, ["try a smaller evaluate.batch_tokens", "--retry oom"], ["checkpointing"]),
         ("failed", False, ["(simulated: failed at step 7)", "--retry failed"], ["learning rate"]),

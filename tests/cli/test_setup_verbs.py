@@ -70,12 +70,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for split, count in (("train", 30), ("val", 6), ("test", 8)):
         lines = [f"How many are {n} and {len(split)}?,{n + len(split)}.0\n" for n in range(count)]
         (tmp_path / "sums" / f"{split}.csv").write_text("question,answer\n" + "".join(lines))
-    chats = [{"conversations": [{**CHAT[0], "value": f"ba {n}"}, CHAT[1]]} for n in range(40)]
+    chats = [{"conversations": [{**turn, "value": f"ba {n}"} for turn in CHAT]} for n in range(40)]
     (tmp_path / "chats.json").write_text(json.dumps(chats))
     choices = [
-        {"question": f"q{n}", "choices": ["a", "b", "c"], "answer": n % 3} for n in range(40)
+        {"question": f"q{n}", "choices": ["1", "2", "3"], "answer": n % 3} for n in range(40)
     ]
-    choices[6]["choices"], choices[9]["answer"] = ["a", "b", "b"], 3
+    choices[6]["choices"], choices[9]["answer"] = ["1", "2", "2"], 3
     write_rows(tmp_path / "choices.jsonl", choices)
     return tmp_path
 
@@ -135,7 +135,7 @@ def test_init_says_what_keeps_the_file_from_running(place: Path) -> None:
     # Bad rows are found by init already, all of them.
     rows = command("init", "t.yaml", "--model", "pocket", "--data", "choices.jsonl")
     assert "task 'choices': found 2 of 40 rows that cannot be used:" in rows.told
-    assert "row 7: found the duplicate choice 'b', a wrong one" in rows.told
+    assert "row 7: found the duplicate choice '2', a wrong one" in rows.told
     assert "row 10: found answer 3, which is none of the 3 choices" in rows.told
     assert "next:" not in rows.out
     # Named tasks: a folder without training rows, and what the hub would have to give.
@@ -161,9 +161,9 @@ def test_check_reports_dropped_rows_shape_scorer_and_contamination(place: Path) 
     (line,) = [line for line in checked.out.splitlines() if line.lstrip().startswith("choices  ")]
     assert "choices: rows read as multiple choice, from " in checked.told
     assert "option_text" in line
-    assert line.rstrip().endswith("1 2 of 6")
+    assert line.rstrip().endswith("1 3 of 6")
     assert "choices: 1 of 46 rows were dropped: " in checked.told
-    assert "choices: 2 of 6 test rows are copies of training rows" in checked.told
+    assert "choices: 3 of 6 test rows are copies of training rows" in checked.told
     assert "more than 1 % of the test rows are in the training rows" in checked.told
     refused = command("check", "s.yaml", "--rows", "0")
     assert refused.code == 2
@@ -269,3 +269,35 @@ def test_a_question_that_is_interrupted_ends_in_130(
     outcome = command("init", "s.yaml")
     assert outcome.code == 130
     assert "error: this command: found a request to stop" in outcome.err
+
+
+def test_rows_that_cannot_teach_anything_are_refused(place: Path) -> None:
+    """All rows alike, then answers that differ only in words that the tokenizer lacks."""
+    for name, answers in (
+        ("alike", ["1"] * 40),
+        ("unknown", [f"b{chr(97 + n % 26)}" for n in range(40)]),
+    ):
+        number = 0 if name == "alike" else 1
+        rows = [{"prompt": str(number * n), "completion": a} for n, a in enumerate(answers)]
+        write_rows(place / f"{name}.jsonl", rows)
+        command("init", f"{name}.yaml", "--model", "pocket", "--data", f"{name}.jsonl")
+        outcome = command("check", f"{name}.yaml")
+        assert (outcome.code, "cannot teach anything" in outcome.err) == (2, True), outcome.told
+
+
+@pytest.mark.parametrize(
+    ("key", "ours"),
+    [
+        ("arms.0.lora_r", "rank"),
+        ("arms.0.learning_rate", "lr"),
+        ("train.num_train_epochs", "epochs"),
+        ("train.per_device_train_batch_size", "batch_size"),
+        ("max_seq_length", "train.max_length"),
+    ],
+)
+def test_keys_of_other_trainers_lead_to_ours(place: Path, key: str, ours: str) -> None:
+    command("init", "s.yaml", "--model", "pocket", "--data", "choices.jsonl")
+    refused = command("check", "s.yaml", "--set", f"{key}=8")
+    assert f"{key} is not a key. Did you mean '{ours}'?" in refused.err
+    option = "--" + key.rpartition(".")[2].replace("_", "-")
+    assert f"has no option {option}. Set it in" in command("run", "s.yaml", option, "8").err

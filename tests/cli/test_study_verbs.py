@@ -159,7 +159,7 @@ def test_status_of_a_finished_study_says_what_to_do_with_it(copied: Path) -> Non
     ]
     assert then(by_method["lora"]) == [f"{export} --out {copied}-adapter", compare]
     told = command("status", copied).told
-    shown = f"next: rankscope report {copied} or: {export} --out {copied}-adapter or: "
+    shown = f"next: rankscope open {copied} or: {export} --out {copied}-adapter or: "
     assert shown.replace(" ", "") in told.replace(" ", "")  # A long path is folded
     file.write_text("{", "utf-8")
     assert json.loads(command("status", copied, "--json").out)["then"] == [compare]
@@ -171,7 +171,7 @@ def test_status_of_a_finished_study_says_what_to_do_with_it(copied: Path) -> Non
 def test_commands_that_are_printed_can_be_pasted(walk: Walk, tmp_path: Path) -> None:
     place = tmp_path / "a b"
     shutil.copytree(walk.out, place)
-    assert f"next: rankscope report '{place}'" in command("status", place).told
+    assert f"next: rankscope open '{place}'" in command("status", place).told
     with Ledger.open(place, write=True) as ledger:
         ledger.fail_trials([TrialFailure(ledger.trials()[1].trial_id, "oom", "no room")])
     step = json.loads(command("status", place, "--json").out)["next"]
@@ -187,13 +187,13 @@ def test_failed_trials_are_shown_and_end_a_run_with_3(walk: Walk, copied: Path) 
     outcome = command("status", copied)
     assert outcome.code == 0
     assert f"{failed}: diverged: loss is nan at step 3\\u001b[2J" in outcome.told
-    assert "3 trials: 2 done, 1 diverged" in outcome.told
+    assert "3 runs: 2 done, 1 diverged" in outcome.told
     again = command("run", walk.file, *CHANGES, "--out", copied, "--json")
     assert again.code == 3, again.err
     Recommendation.model_validate_json(again.out)
     retried = command("run", walk.file, *CHANGES, "--out", copied, "--retry", "oom,diverged")
     assert retried.code == 0, retried.err
-    assert "3 trials: 3 done" in command("status", copied).told
+    assert "3 runs: 3 done" in command("status", copied).told
 
 
 # --- export -------------------------------------------------------------------------------------

@@ -111,7 +111,7 @@ FAULTS: list[tuple[str | bytes, str, str, str, str]] = [
      "at most 10,000", ""),
     # files that are no study files
     (b"", "", "an empty file", "keys such as 'model:'",
-     "write one with 'rankscope init study.yaml'"),
+     "create it with: rankscope init study.yaml"),
     (b"- a\n- b\n", "1", "a list", "a mapping with keys such as 'model:'", "correct it"),
     (b"hello\n", "1", "the text 'hello'", "a mapping", ""),
     (b"name: demo\nmodel: \xff\xfe\n", "2", "byte 0xff, which is not UTF-8", "UTF-8",
@@ -233,7 +233,7 @@ def test_overrides_that_do_not_fit(
 
 def test_a_fault_is_one_line_and_several_are_listed_in_the_order_of_the_file(write: Write) -> None:
     text = GOOD.replace("rank: [2, 8]", "rank: [0, 8]")
-    line = "study.yaml:9: arms.0.rank.0: found 0, expected greater than or equal to 1; correct it"
+    line = "study.yaml:9: arms.0.rank.0 is 0, but must be greater than or equal to 1."
     with pytest.raises(UserError) as caught:
         load_study_file(write(text))
     assert str(caught.value) == line
@@ -243,12 +243,9 @@ def test_a_fault_is_one_line_and_several_are_listed_in_the_order_of_the_file(wri
     first, *lines, last = str(caught.value).splitlines()
     assert (first, lines[0], last) == ("study.yaml: found 5 faults:", f"  {line}", "correct them")
     assert [fault.where for fault in caught.value.faults] == [
-        "study.yaml:9: arms.0.rank.0",
-        "study.yaml:12: arms.1.lr",
-        "study.yaml:16: train.epoch",
-        "--set sede=1: sede",
-        "--set train.batch_size=x: train.batch_size",
-    ]
+        "study.yaml:9: arms.0.rank.0", "study.yaml:12: arms.1.lr", "study.yaml:16: train.epoch",
+        "--set sede=1: sede", "--set train.batch_size=x: train.batch_size",
+    ]  # fmt: skip
 
 
 def test_a_flood_of_faults_is_cut_and_counted(write: Write) -> None:
@@ -258,7 +255,7 @@ def test_a_flood_of_faults_is_cut_and_counted(write: Write) -> None:
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
-    assert faults(tmp_path / "none.yaml")[0].do.startswith("write one with 'rankscope init")
+    assert faults(tmp_path / "none.yaml")[0].do.startswith("create it with: rankscope init")
     assert "directory" in faults(tmp_path)[0].found
     assert "null byte" in faults(Path("a\0b"))[0].found
 
@@ -268,13 +265,10 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     "value",
     [
         "!!python/object/apply:os.system ['touch hit']",
-        "!!python/object/new:subprocess.Popen [['touch', 'hit']]",
-        "!!python/name:os.system",
-        "!function hit.run",
-        "!!binary aGl0",
-        "!!set {a, b}",
+        "!!python/object/new:subprocess.Popen [['touch', 'hit']]", "!!python/name:os.system",
+        "!function hit.run", "!!binary aGl0", "!!set {a, b}",
     ],
-)
+)  # fmt: skip
 def test_tags_are_refused_and_nothing_runs(write: Write, value: str) -> None:
     (fault,) = faults(write(replaced("[0, 1]", value)))
     assert fault.where == "study.yaml:13: seeds"
@@ -286,15 +280,8 @@ def test_tags_are_refused_and_nothing_runs(write: Write, value: str) -> None:
 @pytest.mark.parametrize("old", ["demo", "mine", "arc_easy"])
 def test_names_that_leave_the_study_or_confuse_a_terminal(write: Write, old: str) -> None:
     names = [
-        "../../x",
-        "/etc/x",
-        '"a\\0b"',
-        "a" * 65,
-        '"a\\eb"',
-        '"a\\u202Eb"',
-        '"a\\nb"',
-        ".hidden",
-    ]
+        "../../x", "/etc/x", '"a\\0b"', "a" * 65, '"a\\eb"', '"a\\u202Eb"', '"a\\nb"', ".hidden",
+    ]  # fmt: skip
     for name in [*names, '""', "a b", "'a\\b'", '"a\\n"', ".."]:
         (fault,) = faults(write(replaced(old, name)))
         assert fault.expected.startswith("1 to 64 letters")
@@ -464,20 +451,12 @@ def test_overrides_are_read_as_yaml_and_applied_in_order(write: Write) -> None:
     config = load_study_file(
         write(GOOD),
         [
-            "train.epochs=2",
-            "train.epochs=0.5",
-            "arms.0.rank=[4, 16]",
-            "arms.0.rank.1=32",
-            "arms.1.lr=1e-5",
-            "seeds=0",
-            "evaluate.max_items=50",
-            "evaluate.retention=[piqa, {name: boolq}]",
-            "name=other",
-            "train.batch_size=",
-            "tasks.0.max_train_rows=64",
-            "model.prompt_format=plain",
+            "train.epochs=2", "train.epochs=0.5", "arms.0.rank=[4, 16]", "arms.0.rank.1=32",
+            "arms.1.lr=1e-5", "seeds=0", "evaluate.max_items=50",
+            "evaluate.retention=[piqa, {name: boolq}]", "name=other", "train.batch_size=",
+            "tasks.0.max_train_rows=64", "model.prompt_format=plain",
         ],
-    )
+    )  # fmt: skip
     assert config.train.batch_size == 2  # the default
     assert config.train.epochs == 0.5
     assert config.arms[0].rank == [4, 32]

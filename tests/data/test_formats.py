@@ -36,17 +36,12 @@ OTHER = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "no
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
 
 HELLASWAG = {
-    "ind": 4,
-    "activity_label": "Removing ice from car",
+    "ind": 4, "activity_label": "Removing ice from car",
     "ctx_a": "Then, the man writes over the snow. [header] How to [title] Scrape it.",
-    "ctx_b": "he",
-    "ctx": "unused",
+    "ctx_b": "he", "ctx": "unused",
     "endings": [" [step] adds wax.", "gets on.", "presses  it.", "goes. [substeps] Now."],
-    "source_id": "x",
-    "split": "train",
-    "split_type": "indomain",
-    "label": "3",
-}
+    "source_id": "x", "split": "train", "split_type": "indomain", "label": "3",
+}  # fmt: skip
 WINOGRANDE = {
     "sentence": "Ian volunteered to eat Dennis's menudo because _ despised eating intestine.",
     "option1": "Ian",
@@ -104,18 +99,15 @@ SHAPES = [
     ({"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": OTHER[1:]}, "hi", "ho", ("ho", "no"), 0),
     ({"prompt": "hi", "chosen": CHAT[1:], "rejected": OTHER[1:]}, "hi", "ho", ("ho", "no"), 0),
     (
-        {"prompt": "hi", "chosen": CHAT, "rejected": OTHER, "messages": CHAT},
-        "hi",
-        "ho",
-        ("ho", "no"),
-        0,
+        {"prompt": "hi", "chosen": CHAT, "rejected": OTHER, "messages": CHAT}, "hi", "ho",
+        ("ho", "no"), 0,
     ),
     ({"chosen": "Hi: go on", "rejected": "Hi: go by"}, "Hi: go", " on", (" on", " by"), 0),
     (MCQ | {"answer": "2"}, "q?", "three", ("one", "two", "three"), 2),  # as in a CSV
     (MCQ | {"answer": 2.0}, "q?", "three", ("one", "two", "three"), 2),  # beside an empty cell
     (MCQ | {"choices": ["2", "1"], "answer": "1"}, "q?", "1", ("2", "1"), 1),
     ({"messages": CHAT, "chosen": "c", "rejected": "r"}, "hi", "ho", (), None),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("row", "question", "completion", "choices", "answer"), SHAPES)
@@ -236,21 +228,17 @@ def test_pairs_without_a_preference_are_bad_rows(row: dict[str, object], found: 
 @pytest.mark.parametrize(
     ("row", "field"),
     [
-        ({"prompt": "p"}, "completion"),
-        ({"prompt": "p", "completion": None}, "completion"),
+        ({"prompt": "p"}, "completion"), ({"prompt": "p", "completion": None}, "completion"),
         ({"prompt": "p", "completion": NAN}, "completion"),
         ({"prompt": "p", "completion": INFINITE}, "completion"),
         ({"prompt": "p", "completion": " \n"}, "completion"),
-        ({"prompt": CHAT[:1], "completion": []}, "completion"),
-        (MCQ | {"answer": None}, "answer"),
-        (MCQ | {"answer": NAN}, "answer"),
-        ({"question": "q", "answer": NAN}, "answer"),
-        ({"messages": CHAT[:1]}, "messages"),
-        ({"text": ""}, "text"),
+        ({"prompt": CHAT[:1], "completion": []}, "completion"), (MCQ | {"answer": None}, "answer"),
+        (MCQ | {"answer": NAN}, "answer"), ({"question": "q", "answer": NAN}, "answer"),
+        ({"messages": CHAT[:1]}, "messages"), ({"text": ""}, "text"),
         ({"instruction": "i"}, "output"),
         ({"goal": "g", "sol1": "x", "sol2": "y", "label": -1}, "label"),
     ],
-)
+)  # fmt: skip
 def test_every_shape_can_lack_its_completion(row: dict[str, object], field: str) -> None:
     (rejected,) = parse_rows(raw(row)).rejected
     assert isinstance(rejected, NoCompletion)

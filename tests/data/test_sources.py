@@ -121,13 +121,11 @@ ROWS = [{"question": f'q{n}, "x"\nnew line', "answer": str(n)} for n in range(3)
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("a.json", json.dumps(ROWS)),
-        ("a.json", "\ufeff" + json.dumps(ROWS, indent=2)),
+        ("a.json", json.dumps(ROWS)), ("a.json", "\ufeff" + json.dumps(ROWS, indent=2)),
         ("a.json", json.dumps({"version": 1, "ids": [1, 2], "data": ROWS})),
-        ("a.json", "\n".join(map(json.dumps, ROWS))),
-        ("a.jsonl", json.dumps(ROWS)),
+        ("a.json", "\n".join(map(json.dumps, ROWS))), ("a.jsonl", json.dumps(ROWS)),
     ],
-)
+)  # fmt: skip
 def test_json_in_every_arrangement(tmp_path: Path, name: str, text: str) -> None:
     rows = read_file(written(tmp_path / name, text))
     assert [row.fields for row in rows] == ROWS

@@ -346,14 +346,11 @@ def test_all_bad_rows_are_listed_at_once(tmp_path: Path) -> None:
     first, *rows, last = str(error.value).splitlines()
     assert first == "task 'mine': found 7 of 40 rows that cannot be used:"
     reasons = [
-        "answer 7, which is none of the 3 choices",
-        "no completion in field 'answer'",
-        "the duplicate choice 'b', which is the answer",
-        "the duplicate choice 'b', a wrong one",
-        "1 usable choices out of 1",
-        "text that is not JSON",
+        "answer 7, which is none of the 3 choices", "no completion in field 'answer'",
+        "the duplicate choice 'b', which is the answer", "the duplicate choice 'b', a wrong one",
+        "1 usable choices out of 1", "text that is not JSON",
         "the shape 'text', expected 'multiple choice'",
-    ]
+    ]  # fmt: skip
     for number, (row, reason) in enumerate(zip(rows, reasons, strict=True), start=3):
         assert row.startswith(f"  {path}, row {number}: found {reason}")
     assert "'on_bad_rows: drop'" in last

@@ -34,13 +34,9 @@ def limits(batch_tokens: int = 4096, **changes: object) -> GenerationLimits:
 def stock_generation(model: PreTrainedModel, prompt: list[int], stops: frozenset[int]) -> list[int]:
     """transformers, one prompt alone; the stop token is taken off."""
     ids = model.generate(
-        torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
-        do_sample=False,
-        max_new_tokens=NEW_TOKENS,
-        eos_token_id=sorted(stops),
-        pad_token_id=0,
-    )[0, len(prompt) :].tolist()
+        torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+        do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=sorted(stops), pad_token_id=0,
+    )[0, len(prompt) :].tolist()  # fmt: skip
     return ids[:-1] if ids[-1] in stops else ids
 
 

@@ -28,9 +28,8 @@ def test_a_study_file_may_name_it(tmp_path: Path) -> None:
     assert (spec.scorer, spec.score_unit) == ("answer_logprob", "log_probability")
     with pytest.raises(ValueError, match="did you mean 'answer_logprob'"):
         TaskConfig(name="mine", test=rows, scorer="answer_logprop")
-    with pytest.raises(
-        UserError, match="scorer 'answer_logprob': found 'stop', expected it for generated"
-    ):
+    said = "scorer 'answer_logprob': found 'stop', expected it for generated"
+    with pytest.raises(UserError, match=said):
         load_task(config.model_copy(update={"stop": ["x"]}), None, 0, keep_test_whole=True)
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import ModuleType
 
 import pytest
+from report_studies import ordinary_study
 
 import rankscope
 from rankscope.config.study import StudyConfig
@@ -13,16 +14,13 @@ from rankscope.data.study_data import prepare_data
 from rankscope.errors import UserError
 from rankscope.models.load import load_tokenizer
 from rankscope.models.model_folder import model_folder
+from rankscope.report.figures import Section, all_sections, figure_files
+from rankscope.report.study_view import StudyView
+from rankscope.report.tables import ScoreTable, arms_table, study_tables
 
 NAME = "kinds_of_words"
-STUDY = StudyConfig.model_validate(
-    {
-        "name": "kinds",
-        "model": "pocket",
-        "tasks": [{"name": NAME, "max_train_rows": 40}],
-        "arms": [{"method": "lora", "rank": 2, "lr": 1e-3}],
-    }
-)
+TASK, ARM = {"name": NAME, "max_train_rows": 40}, {"method": "lora", "rank": 2, "lr": 1e-3}
+STUDY = StudyConfig(name="kinds", model="pocket", tasks=[TASK], arms=[ARM])
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +51,13 @@ def test_the_evaluation_engine_scores_the_task() -> None:
     assert score.source == "words of the pocket world"
 
 
-def test_two_tasks_of_one_name_are_refused(package: ModuleType) -> None:
+def test_two_tasks_or_sections_or_tables_of_one_name_are_refused(package: ModuleType) -> None:
     package.other = replace(package.KINDS_TASK, name="pocket_med")
     with pytest.raises(UserError, match="task 'pocket_med': found two of this name"):
         named_tasks()
+    made = Section("training", 1, "Again"), ScoreTable(arms_table), ScoreTable(arms_table)
+    vars(figure_files()[-1]).update(zip("abc", made, strict=True))
+    with pytest.raises(UserError, match="section 'training': found two of this name"):
+        all_sections()
+    with pytest.raises(UserError, match="table 'arms_table': found two of this name"):
+        study_tables(StudyView(*ordinary_study()))

@@ -181,12 +181,9 @@ def test_slow_expressions_reach_no_other_method(adapter: Path, key: str) -> None
 
 
 MODULES = (
-    "model.layers.0.self_attn.q_proj",
-    "model.layers.1.self_attn.q_proj",
-    "model.layers.11.mlp.experts.1.up_proj",
-    "model.layers.1.mlp.up_proj",
-    "lm_head",
-)
+    "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj",
+    "model.layers.11.mlp.experts.1.up_proj", "model.layers.1.mlp.up_proj", "lm_head",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(

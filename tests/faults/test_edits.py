@@ -76,13 +76,9 @@ def test_every_verb_refuses_a_flipped_bit_of_the_ledger(copied: Path, tmp_path: 
         ("compare", copied, copied),
     ):
         refused(
-            rankscope(*words),
-            4,
-            where=str(copied / "ledger.sqlite"),
-            found="sha256",
-            expected="which it had when it was closed",
-            do="rankscope verify",
-        )
+            rankscope(*words), 4, where=str(copied / "ledger.sqlite"), found="sha256",
+            expected="which it had when it was closed", do="rankscope verify",
+        )  # fmt: skip
     assert not (tmp_path / "x").exists()
 
 
@@ -227,12 +223,9 @@ def test_results_of_other_versions_are_mixed_only_on_request(copied: Path) -> No
     assert run_again(copied).code == 0  # nothing is missing: nothing is mixed
     edit(copied.parent, "rank: [2, 4]", "rank: [2, 4, 8]")
     refused(
-        run_again(copied),
-        where=str(copied),
-        found="",
-        expected="torch was 2.0.0, is " + here.libraries["torch"],
-        do="--allow-mixed",
-    )
+        run_again(copied), where=str(copied), found="",
+        expected="torch was 2.0.0, is " + here.libraries["torch"], do="--allow-mixed",
+    )  # fmt: skip
     mixed = run_again(copied, "--allow-mixed")
     assert mixed.code == 0, mixed
     study = loaded(copied)
@@ -244,9 +237,6 @@ def test_results_of_other_versions_are_mixed_only_on_request(copied: Path) -> No
 
 def test_a_word_that_retry_does_not_know(copied: Path) -> None:
     refused(
-        run_again(copied, "--retry", "failed,done"),
-        where=f"{copied}: --retry",
-        found="'done'",
-        expected="diverged, failed, oom, base or the id of a trial",
-        do="rankscope status",
-    )
+        run_again(copied, "--retry", "failed,done"), where=f"{copied}: --retry", found="'done'",
+        expected="diverged, failed, oom, base or the id of a trial", do="rankscope status",
+    )  # fmt: skip

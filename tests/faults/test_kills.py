@@ -69,13 +69,10 @@ def test_an_altered_checkpoint_is_refused_and_a_removed_one_costs_only_time(
         file.write_bytes(content)
     flip_bit(state / "state.safetensors")
     refused(
-        launcher.run("run", long_file, "--out", out, "--json"),
-        4,
-        where=str(state),
-        found="altered files",
-        expected="the hashes in its SHA256SUMS",
+        launcher.run("run", long_file, "--out", out, "--json"), 4, where=str(state),
+        found="altered files", expected="the hashes in its SHA256SUMS",
         do=f"remove {state.parent}",
-    )
+    )  # fmt: skip
     shutil.rmtree(state.parent)
     assert launcher.run("run", long_file, "--out", out).code == 0
     undisturbed.assert_equal(out)

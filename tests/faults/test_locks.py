@@ -37,12 +37,9 @@ def test_the_lock_of_another_machine_is_named_and_taken_over_only_on_request(cop
     (copied / "ledger.lock").write_text("4711 on elsewhere\n", "utf-8")
     for _ in range(2):
         refused(
-            run_again(copied),
-            where=str(copied),
-            found="process 4711 on elsewhere",
-            expected=f"one of this machine ({socket.gethostname()})",
-            do="--take-over",
-        )
+            run_again(copied), where=str(copied), found="process 4711 on elsewhere",
+            expected=f"one of this machine ({socket.gethostname()})", do="--take-over",
+        )  # fmt: skip
     assert run_again(copied, "--take-over").code == 0
     assert run_again(copied).code == 0
 
@@ -102,12 +99,9 @@ def test_a_folder_moved_while_it_runs_ends_the_run_and_continues_there(
     out.rename(moved)
     launcher.send(signal.SIGCONT)
     refused(
-        launcher.outcome(),
-        where=str(out),
-        found="no folder or another one",
-        expected="the running study's",
-        do="give the command again with its new place",
-    )
+        launcher.outcome(), where=str(out), found="no folder or another one",
+        expected="the running study's", do="give the command again with its new place",
+    )  # fmt: skip
     assert not out.exists()
     assert launcher.run("run", long_file, "--out", moved).code == 0
     undisturbed.assert_equal(moved)
@@ -118,12 +112,9 @@ def test_another_studys_folder_is_refused(copied: Path) -> None:
     edit(copied.parent, "rank: [2, 4]", "rank: [16]")
     edit(copied.parent, "name: own", "name: other")
     refused(
-        run_again(copied),
-        where=str(copied),
-        found="results of the study 'own'",
-        expected="those of 'other'",
-        do="its own --out folder",
-    )
+        run_again(copied), where=str(copied), found="results of the study 'own'",
+        expected="those of 'other'", do="its own --out folder",
+    )  # fmt: skip
     with Ledger.open(copied, write=False) as ledger:
         assert set(ledger.statuses().values()) == {"done"}
 

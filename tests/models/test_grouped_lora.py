@@ -99,17 +99,13 @@ class World:
             starts = rng.random() < 0.25
             self.multi_lora.attach(
                 Adapter(
-                    name=str(i),
-                    rank=rank,
-                    alpha=1.0,
-                    scaling=rng.choice((0.3, 1.0, 2.0)),
+                    name=str(i), rank=rank, alpha=1.0, scaling=rng.choice((0.3, 1.0, 2.0)),
                     targets=("0",),
                     method="pissa" if starts else rng.choice(("lora", "rslora", "lora+")),
-                    a={"0": nn.Parameter(draw(rank, IN))},
-                    b={"0": nn.Parameter(draw(OUT, rank))},
+                    a={"0": nn.Parameter(draw(rank, IN))}, b={"0": nn.Parameter(draw(OUT, rank))},
                     initial_factors={"0": (draw(rank, IN), draw(OUT, rank))} if starts else {},
                 )
-            )
+            )  # fmt: skip
         names = [*self.multi_lora.adapters]
         if rng.random() < 0.5:
             rng.shuffle(names)
@@ -234,13 +230,9 @@ def test_products_do_not_grow_with_the_number_of_adapters(monkeypatch: pytest.Mo
         trial(str(i), rank=ranks[i % 9], seed=i, targets=(*ATTENTION, *MLP)) for i in range(54)
     ]
     one_pass = protocol(
-        max_steps=1,
-        batch_size=1,
-        gradient_accumulation=1,
-        batch_tokens=10**6,
-        warmup_fraction=0.0,
-        lora_implementation="grouped_mm",
-    )
+        max_steps=1, batch_size=1, gradient_accumulation=1, batch_tokens=10**6,
+        warmup_fraction=0.0, lora_implementation="grouped_mm",
+    )  # fmt: skip
     train_group(base, group, toy_rows(5), one_pass)
     assert len(calls) == 6 * (6 * 14 - 3) == 486
     assert sum(calls) == 54 * (6 * 14 - 3)

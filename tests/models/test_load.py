@@ -176,14 +176,12 @@ def test_a_configuration_that_cannot_be_used_is_refused(folder: Path, text: str)
 @pytest.mark.parametrize(
     ("key", "value", "error"),
     [
-        ("hidden_size", "x", UserError),
-        ("hidden_act", "nope", UserError),
+        ("hidden_size", "x", UserError), ("hidden_act", "nope", UserError),
         ("quantization_config", {"quant_method": "gptq", "bits": 4}, UserError),
-        ("num_hidden_layers", 3, IntegrityError),
-        ("num_hidden_layers", 1, IntegrityError),
+        ("num_hidden_layers", 3, IntegrityError), ("num_hidden_layers", 1, IntegrityError),
         ("vocab_size", VOCABULARY + 1, IntegrityError),
     ],
-)
+)  # fmt: skip
 def test_a_configuration_that_does_not_fit_the_weights_is_refused(
     folder: Path, key: str, value: object, error: type[Exception]
 ) -> None:

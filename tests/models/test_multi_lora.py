@@ -195,17 +195,12 @@ def test_gradients_are_autograds(with_gain: bool, with_start: bool, with_bias: b
     multi_lora = MultiLora(model)
     for adapter_name, rank in (("a", 2), ("b", 3)):
         adapter = Adapter(
-            name=adapter_name,
-            rank=rank,
-            alpha=3.0,
-            scaling=1.5,
-            targets=("0",),
-            method="dora" if with_gain else "lora",
-            a={"0": nn.Parameter(draw(rank, 6))},
+            name=adapter_name, rank=rank, alpha=3.0, scaling=1.5, targets=("0",),
+            method="dora" if with_gain else "lora", a={"0": nn.Parameter(draw(rank, 6))},
             b={"0": nn.Parameter(draw(5, rank))},
             magnitude={"0": nn.Parameter(draw(5).abs() + 1)} if with_gain else {},
             initial_factors={"0": (draw(rank, 6), draw(5, rank))} if with_start else {},
-        )
+        )  # fmt: skip
         multi_lora.attach(adapter)
     spans = AdapterSpan("a", 0, 4), AdapterSpan(None, 4, 6), AdapterSpan("b", 6, 9)
     x, target = draw(1, 9, 6).requires_grad_(), draw(1, 9, 5)

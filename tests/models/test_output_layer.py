@@ -62,12 +62,10 @@ def test_the_model_keeps_its_names_its_tie_and_its_copies() -> None:
 @pytest.mark.parametrize(
     ("architecture", "settings"),
     [
-        ("Llama", None),
-        ("Granite", {"logits_scaling": 8.0}),
-        ("Cohere", {"logit_scale": 0.0625}),
+        ("Llama", None), ("Granite", {"logits_scaling": 8.0}), ("Cohere", {"logit_scale": 0.0625}),
         ("Gemma3Text", {"final_logit_softcapping": 2.0}),
     ],
-)
+)  # fmt: skip
 def test_logits_with_a_cap_or_a_scale_are_noticed(
     architecture: str, settings: dict[str, float] | None
 ) -> None:

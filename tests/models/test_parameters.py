@@ -27,14 +27,9 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL_LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
 
 TINY = LlamaConfig(
-    hidden_size=64,
-    intermediate_size=176,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    vocab_size=128,
-    tie_word_embeddings=True,
-)
+    hidden_size=64, intermediate_size=176, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, vocab_size=128, tie_word_embeddings=True,
+)  # fmt: skip
 
 
 # By hand: Llama-3.1-8B has 32 layers of q, o 4096 x 4096 and k, v 1024 x 4096, so q,k,v,o give
@@ -43,12 +38,10 @@ TINY = LlamaConfig(
 @pytest.mark.parametrize(
     ("config", "targets", "per_rank"),
     [
-        (LLAMA_8B, ATTENTION, 851_968),
-        (LLAMA_8B, ALL_LINEAR, 2_621_440),
-        (QWEN_7B, ATTENTION, 630_784),
-        (QWEN_7B, ALL_LINEAR, 2_523_136),
+        (LLAMA_8B, ATTENTION, 851_968), (LLAMA_8B, ALL_LINEAR, 2_621_440),
+        (QWEN_7B, ATTENTION, 630_784), (QWEN_7B, ALL_LINEAR, 2_523_136),
     ],
-)
+)  # fmt: skip
 def test_large_models_have_the_known_counts(
     config: LlamaConfig | Qwen2Config, targets: tuple[str, ...], per_rank: int
 ) -> None:

@@ -14,8 +14,16 @@ from synthetic_study import Truth, synthetic_study, with_prompt, with_specs, wit
 
 from rankscope.advise.recommend import recommend
 from rankscope.cli.summary import CHOSEN, summary_table
-from rankscope.formatting import CONFIDENCES, amount, compact, percent, score_text, signed
-from rankscope.records import BASE, CheckName, Recommendation, StudyRecords, TrustCheck
+from rankscope.formatting import (
+    CONFIDENCES,
+    amount,
+    compact,
+    number,
+    percent,
+    score_text,
+    signed,
+)
+from rankscope.records import BASE, MAY_DO, CheckName, Recommendation, StudyRecords, TrustCheck
 from rankscope.report.answer import answer_card, answer_html, answer_lines
 from rankscope.report.figures.expected_gain import draw_expected_gain
 from rankscope.report.study_page import render_study
@@ -74,15 +82,16 @@ def test_the_same_probability_is_shown_everywhere(shown: StudyView) -> None:
         " ".join(card.replace("\\", "").split()),
     ):
         assert advice.verdict in text
+        assert advice.summary in text
         assert net in text
-    assert f"{p} within {view.margin('med')} of the best" in card
+    assert f"{p} likely among the best" in card
     _, label, cells = answer_card(view, "med").rows[0]
     lost, better = amount(max(0, of.regret), view.net_unit("med")), percent(advice.p_better)
-    of_best = cells[f"Within {view.margin('med')} of the best"]
-    assert (label, of_best) == (
-        arm.label,
-        (p, f"{better} likely better than the base; on average {lost} below the best"),
-    )
+    over = of.p_over_limit or 0.0
+    last = f"{percent(over)} likely over the limit on forgetting"
+    last = last if over > 0.5 else f"on average {lost} below the best"
+    notes = f"{better} likely better than the base", last
+    assert (label, cells["Likely among the best"]) == (arm.label, (p, *notes))
     row = next(line for line in terminal(view) if arm.label in line)
     assert p in row
     arms = study_tables(view)["arms"].set_index("arm").loc[arm.label]
@@ -90,7 +99,7 @@ def test_the_same_probability_is_shown_everywhere(shown: StudyView) -> None:
     for name, change, unit in changes:
         value, low, high = (signed(x, unit) for x in (change.value, change.low, change.high))
         assert f"expected {name} {value} {unit.difference} " in card
-        assert cells[f"Expected {name}, {unit.difference}"] == (value, f"{low} to {high}")
+        assert cells[f"Expected {name}, {unit.difference}"][:2] == (value, f"{low} to {high}")
         half = (change.high - change.low) / 2 * unit.scale
         assert f"{value} ±{half:.{unit.digits}f}" in row
         column = f"expected_{name.replace(' ', '_')}"
@@ -98,12 +107,11 @@ def test_the_same_probability_is_shown_everywhere(shown: StudyView) -> None:
         assert tuple(found) == (change.value, change.low, change.high)
 
 
-def test_every_configuration_is_drawn_at_its_best_rate_with_its_probability(
-    shown: StudyView,
-) -> None:
+def test_the_chart_has_every_rank_at_its_best_rate_with_its_probability(shown: StudyView) -> None:
     figure, unit = draw_expected_gain(shown, "med"), shown.net_unit("med")
+    card, advice = answer_card(shown, "med"), shown.advice("med")
     if not shown.candidates("med"):  # all are over the limit
-        assert figure is None
+        assert figure is card.chart is None
         return
     best = {arm.label: arm.expected for arm in shown.candidates("med")}
     gain = f"expected net gain, {unit.difference}"
@@ -112,19 +120,26 @@ def test_every_configuration_is_drawn_at_its_best_rate_with_its_probability(
     for label, of in best.items():
         ends = rows.loc[label, [gain, f"{gain}, low", f"{gain}, high"]]
         assert list(ends) == [x * unit.scale for x in (of.net.value, of.net.low, of.net.high)]
-        assert rows.loc[label, "P(within margin)"] == of.p_within_margin
-    texts = dict(zip(figure.plot.data[-1].y, figure.plot.data[-1].text, strict=True))
-    by_height = {of.net.value * unit.scale: percent(of.p_within_margin) for of in best.values()}
-    assert texts
-    assert all(by_height[height] == text for height, text in texts.items())
-    lines = {t.text[1]: t.y[0] for t in figure.plot.data if t.mode == "lines+text"}
-    full = shown.best_full("med")
-    assert lines == {"base": 0.0} | (
-        {"full": best[full.label].net.value * unit.scale} if full and full.label in best else {}
+        assert rows.loc[label, "likely among the best"] == of.p_within_margin
+    full, points = shown.best_full("med"), card.chart["points"]
+    drawn = {point["told"].partition(":")[0]: point for point in points}
+    drawn |= {full.label: card.chart["full"]} if full else {}
+    assert drawn.keys() == best.keys()
+    heights = {place["value"]: best[label].net.value for label, place in drawn.items()}
+    heights[card.chart["base"]] = 0.0
+    assert sorted(heights, key=heights.__getitem__) == sorted(heights, reverse=True)
+    may_do = {label for label, of in best.items() if of.p_within_margin >= MAY_DO}
+    assert {label for label, place in drawn.items() if place["likely"]} == may_do
+    chosen = {label for label, place in drawn.items() if place["is_chosen"]}
+    assert chosen == ({advice.chosen.label} if advice.chosen else set())
+    assert card.chart["base_is_chosen"] == (advice.decision == "do_not_fine_tune")
+    ends = {label for check in advice.open_checks for label in check.labels}
+    assert (
+        {label for label, place in drawn.items() if place["open"]} == ends & drawn.keys() != set()
     )
-    told = " ".join(answer_lines(shown.advice("med"), with_reasons=False))
-    listed = {label for _, label, _ in answer_card(shown, "med").rows}
-    for rank in shown.advice("med").ranks_that_may_do:
+    told = " ".join(answer_lines(advice, with_reasons=False))
+    listed = {label for _, label, _ in card.rows}
+    for rank in advice.ranks_that_may_do:
         text = f"r={rank.rank} ({percent(rank.p)})"
         assert text in figure.finding
         assert text in told or rank.label in listed
@@ -137,8 +152,12 @@ def test_measured_numbers_stay_in_the_table_and_the_card_has_what_an_arm_costs(
     row = arms_table(shown).set_index("arm").loc[arm.label]
     assert row["score"] == arm.score.value
     assert row["retention_change"] == -arm.forgetting.value  # below zero was forgotten
-    assert f"{compact(arm.trainable_parameters)} parameters" in cells["Size"][1]
-    assert cells["Training time"][1] == "per trial"
+    share = 100 * arm.trainable_parameters / shown.study.model.num_parameters
+    assert cells["Size"][1:] == (
+        f"{number(share)} % of the model's parameters",
+        f"{compact(arm.trainable_parameters)} parameters",
+    )
+    assert cells["Training time"][1] == "per run"
 
 
 @pytest.mark.parametrize("counted", [True, False])
@@ -157,7 +176,7 @@ def test_a_prompt_is_shown_whole_and_with_what_both_models_read(counted: bool) -
     (role, label, cells), *_ = answer_card(view, "med").rows
     assert label == view.advice("med").chosen.label
     assert role.endswith('system "Answer with one letter. Answer with o..."')
-    assert cells["Size"] == ("15 tokens", "read for an item" + "; 10 by the base" * counted)
+    assert cells["Size"] == ("15 tokens", "read for an item", *["10 by the base"] * counted)
     assert arms_table(view).set_index("arm")["lr"].isna()[label]
     assert f"P{label[1:]}: " in draw_expected_gain(view, "med").finding
     page = render_study(view)
@@ -171,7 +190,7 @@ def test_the_badge_is_the_confidence_of_the_answer(confidence: str) -> None:
     advice = tuple(a.model_copy(update={"confidence": confidence}) for a in whole.advice)
     html = Elements(answer_html(StudyView(study, whole.model_copy(update={"advice": advice}))))
     assert ("section", {"class": f"answer {confidence}"}) in html.tags
-    assert f"how much rank is enough? {CONFIDENCES[confidence]} " in html.text
+    assert f"{advice[0].summary} {CONFIDENCES[confidence]} " in html.text
 
 
 def test_every_check_has_a_name_on_the_card() -> None:
@@ -179,9 +198,9 @@ def test_every_check_has_a_name_on_the_card() -> None:
     checks = [TrustCheck(name=n, status="weak", value=n, text="?") for n in get_args(CheckName)]
     advice = tuple(a.model_copy(update={"checks": checks}) for a in whole.advice)
     text = Elements(answer_html(StudyView(study, whole.model_copy(update={"advice": advice})))).text
-    assert "Items cut items" in text
-    assert "Ranks ranks" in text
-    assert "Seeds seeds" in text
+    assert "Learning rate: learning_rate. ?" in text
+    assert "Runs: trials. ?" in text
+    assert f"{len(checks)} points are open." in text
 
 
 def test_the_recommended_row_wins_in_the_column_by_which_arms_are_compared() -> None:
@@ -261,4 +280,4 @@ def test_the_view_looks_at_the_arms_that_the_advice_speaks_of() -> None:
     assert (lora.rank, full.lr) == (2, 1e-4)
     assert focus.label == advice.subject_label
     role, label, _ = answer_card(view, "med").rows[0]
-    assert (label, role.split(",")[0]) == (focus.label, "Leading arm")
+    assert (label, role.split(",")[0]) == (focus.label, "Best tried")

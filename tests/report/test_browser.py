@@ -151,7 +151,7 @@ def test_a_phone_shows_the_names_that_have_room_there(browser: Browser, tmp_path
 def test_the_search_finds_items_by_word_and_by_outcome(shown: Opened) -> None:
     page = shown.page
     block = page.query_selector(".compared")
-    first = [prompt.text_content() for prompt in block.query_selector_all(".pairs .prompt")]
+    first = [prompt.text_content() for prompt in block.query_selector_all(".pairs summary")]
     assert len(first) == 10
     word = (first[-1] or "").split()[-1]
     page.fill(".compared input[type=search]", word)
@@ -162,7 +162,7 @@ def test_the_search_finds_items_by_word_and_by_outcome(shown: Opened) -> None:
     assert block.query_selector_all(".pairs > li") == []
     assert (block.query_selector("output") or block).text_content() == "0 found"
     page.fill(".compared input[type=search]", "")
-    assert [p.text_content() for p in block.query_selector_all(".pairs .prompt")] == first
+    assert [p.text_content() for p in block.query_selector_all(".pairs summary")] == first
     page.select_option(".compared .find select", "missed")
     outcomes = {item.get_attribute("class") for item in block.query_selector_all(".pairs > li")}
     assert outcomes <= {"missed"}

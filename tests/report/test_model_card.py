@@ -53,7 +53,8 @@ def test_the_figures_are_those_of_the_one_trained_model(view: StudyView) -> None
         assert part in row
     of = view.arm("med", trial.spec.arm_label).expected
     assert (
-        f"The arm over 3 seeds: expected gain {difference(of.changes['med'].value, unit)}" in text
+        f"The configuration over 3 seeds: expected gain {difference(of.changes['med'].value, unit)}"
+        in text
     )
     for part in (
         view.study.model.sha256,
@@ -85,7 +86,7 @@ def test_whether_these_settings_are_the_recommended_ones_is_said(view: StudyView
         (
             Truth(num_items=20, failed={(8, 1e-3, 0): "failed"}),
             None,
-            "The study has not scored this trial.",
+            "The study has not scored this run.",
         ),
     ],
 )

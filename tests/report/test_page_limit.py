@@ -21,13 +21,9 @@ from rankscope.run.outputs import write_outputs
 def many(ranks: int) -> StudyRecords:
     """Two tasks, arms at as many ranks and two rates, and full fine-tuning; some trials failed."""
     truth = Truth(
-        tasks=("med", "law"),
-        ranks=tuple(2 + i for i in range(ranks)),
-        lrs=(1e-3, 2e-3),
-        seeds=(0,),
-        num_items=30,
-        failed={(2, 1e-3, 0): "diverged", (3, 1e-3, 0): "failed"},
-    )
+        tasks=("med", "law"), ranks=tuple(2 + i for i in range(ranks)), lrs=(1e-3, 2e-3),
+        seeds=(0,), num_items=30, failed={(2, 1e-3, 0): "diverged", (3, 1e-3, 0): "failed"},
+    )  # fmt: skip
     return synthetic_study(truth)
 
 
@@ -63,14 +59,14 @@ def test_arms_that_the_answer_names_stay_and_then_the_best(view: StudyView) -> N
 
 def test_a_page_says_what_it_leaves_out_and_counts_all(view: StudyView) -> None:
     page = render_study(view)
-    assert "12 of 22 arms are shown" in page
-    assert f"{len(view.study.trials)} trials" in page
+    assert "12 of 22 configurations are shown" in page
+    assert f"{len(view.study.trials)} runs" in page
     failed = sum(trial.status in FAILED for trial in view.study.trials)
     assert failed == 4
-    assert "4 of 22 trials ended without a result" in page
+    assert "4 of 22 runs ended without a result" in page
     assert "The first 1 are listed." in page
     whole = replace(view.study, trials=view.study.trials[:0])
-    assert "arms are shown" not in render_study(StudyView(whole, recommend(whole)))
+    assert "configurations are shown" not in render_study(StudyView(whole, recommend(whole)))
 
 
 def test_the_stored_answer_holds_the_arms_of_the_page(view: StudyView, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_a_device_is_planned_by_its_published_rate(inputs: PreparedStudy) -> Non
     costs, full = CostModel(inputs, H100), trial_of(inputs, "full")
     operations = costs.training_operations(full, inputs.training_tokens(full))
     expected = operations / (0.41 * 67e12)
-    assert costs.training((full,)) == {full.trial_id: pytest.approx(expected)}
+    assert costs.training(full) == pytest.approx(expected)
     slow = dataclasses.replace(H100, rates={"float32": 33.5})
     items = inputs.items[full.task, "test"]
     assert CostModel(inputs, slow).scoring(items) == pytest.approx(2 * costs.scoring(items))
@@ -105,7 +105,7 @@ def test_a_given_pace_is_that_of_training_an_adapter(inputs: PreparedStudy) -> N
     for machine in (None, H100):
         paced = paced_machine(inputs, machine, 1000.0)
         assert paced.basis == "from 1,000 tokens a second of training, as given"
-        seconds = CostModel(inputs, paced).training((lora,))[lora.trial_id]
+        seconds = CostModel(inputs, paced).training(lora)
         assert seconds == pytest.approx(inputs.training_tokens(lora) / 1000)
 
 
@@ -129,7 +129,7 @@ def test_weights_and_checkpoints_are_written_and_read(
     study = small_study(tmp_path, seeds=[0], **changed("train", checkpoint_seconds=3.0)).check()
     full = next(group for group in study.groups if group[0].is_full)
     size = 4 * study.base.shapes.num_parameters
-    seconds = CostModel(study, H100).training(full)[full[0].trial_id]
+    seconds = CostModel(study, H100).training(full[0])
     slow = dataclasses.replace(H100, share=H100.share * seconds / 10)
     costs = CostModel(study, slow)
     assert costs.num_checkpoints(full) == 3

@@ -187,12 +187,9 @@ def test_a_trial_that_does_not_fit_alone_is_out_of_memory_and_the_others_end(
 ) -> None:
     """Rank 4,096 takes 268 MB, whatever its passes; rank 2 a hundred kB."""
     file = study_file(
-        tmp_path,
-        arms=[{**LORA, "rank": [2, 4096]}],
-        max_group_size=None,
-        train=train_settings(),
+        tmp_path, arms=[{**LORA, "rank": [2, 4096]}], max_group_size=None, train=train_settings(),
         evaluate={"max_items": 8, "retention": ["pocket_cloze"]},
-    )
+    )  # fmt: skip
     statuses, notes = limited_run(launcher, file, tmp_path / "out", "train", 80 * 10**6)
     assert statuses == ["done", "done", "oom", "oom"]
     assert any("forward passes get fewer tokens" in note for note in notes)  # before it is given up

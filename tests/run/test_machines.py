@@ -63,12 +63,10 @@ def test_steps_of_a_small_model_have_the_pace_and_leave_no_trace(
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        ("Qwen3", torch.float32),
-        ("Gemma 3", torch.bfloat16),
-        ("Phi-3", torch.float32),
+        ("Qwen3", torch.float32), ("Gemma 3", torch.bfloat16), ("Phi-3", torch.float32),
         ("GPT-2", torch.float32),
     ],
-)
+)  # fmt: skip
 def test_every_architecture_is_measured(
     name: str, dtype: torch.dtype, inputs: PreparedStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,12 +88,10 @@ def test_cards_without_bfloat16_compute_in_float16(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("head_dim", "dtype", "reason"),
     [
-        (256, "bfloat16", None),
-        (224, "float16", "heads of 224: "),
-        (264, "bfloat16", "heads of 264: "),
-        (64, "float32", "float32: "),
+        (256, "bfloat16", None), (224, "float16", "heads of 224: "),
+        (264, "bfloat16", "heads of 264: "), (64, "float32", "float32: "),
     ],
-)
+)  # fmt: skip
 def test_attention_without_a_kernel_is_named(head_dim: int, dtype: str, reason: str) -> None:
     config = config_of("Gemma 3")
     config.head_dim = head_dim

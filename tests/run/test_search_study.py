@@ -204,7 +204,7 @@ def assert_budget_is_spent(study: StudyRecords) -> None:
     assert {trial.failure for trial in left} == {OVER_BUDGET, "not needed for the answer"}
     recommendation = recommend(study)
     (check,) = [c for c in recommendation.advice[0].checks if c.name == "trials"]
-    assert check.value.startswith(f"budget spent, {len(left)} of {len(study.trials)} trials not")
+    assert check.value.startswith(f"budget spent, {len(left)} of {len(study.trials)} runs not")
     shown = rounds_table(StudyView(study, recommendation))["trained"]
     assert sum(labels.count("seed=") for labels in shown) == len(begun(study))
 

@@ -23,16 +23,11 @@ def test_its_adapter_gives_the_same_logits_in_plain_peft(
 ) -> None:
     """The example, small: rank 32 on q and v, 32 rows, 4 items per task, float32."""
     overrides = [
-        f"data_dir={data_dir}",
-        "tasks=[{name: arc_easy, max_train_rows: 32}]",
+        f"data_dir={data_dir}", "tasks=[{name: arc_easy, max_train_rows: 32}]",
         "arms=[{method: lora, rank: 32, lr: 5e-4, targets: [q_proj, v_proj]}]",
-        "evaluate.cross_domain=[]",
-        "evaluate.retention=[piqa]",
-        "evaluate.max_items=4",
-        f"analyze={json.dumps(UNANALYZED)}",
-        "dtype=float32",
-        "device=cpu",
-    ]
+        "evaluate.cross_domain=[]", "evaluate.retention=[piqa]", "evaluate.max_items=4",
+        f"analyze={json.dumps(UNANALYZED)}", "dtype=float32", "device=cpu",
+    ]  # fmt: skip
     study = Study.load(EXAMPLE, overrides).run(tmp_path)
     assert [(t.spec.rank, t.status) for t in study.trials] == [(32, "done")]
     losses = [point.loss for point in study.trials[0].train.losses]  # single steps go up and down

@@ -57,13 +57,9 @@ def rows(out: Path) -> dict[str, list[Any]]:
 def written(out: Path) -> dict[str, tuple[int, int]]:
     """Place and time of change of every file but the log and what SQLite and the lock touch."""
     touched = (
-        "log.jsonl",
-        "ledger.lock",
-        "ledger.sha256",
-        "ledger.sqlite",
-        "ledger.sqlite-wal",
+        "log.jsonl", "ledger.lock", "ledger.sha256", "ledger.sqlite", "ledger.sqlite-wal",
         "ledger.sqlite-shm",
-    )
+    )  # fmt: skip
     return {
         path.relative_to(out).as_posix(): (path.stat().st_ino, path.stat().st_mtime_ns)
         for path in out.rglob("*")

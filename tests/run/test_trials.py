@@ -46,14 +46,9 @@ def test_trials_are_tasks_by_points_by_seeds_in_the_documented_order() -> None:
     # 2 tasks x (2 ranks x 2 rates + 1 full) x 3 seeds
     assert len(trials) == 30
     assert [(t.task, t.rank, t.lr, t.seed) for t in trials[:7]] == [
-        ("med", 2, 1e-3, 0),
-        ("med", 2, 1e-3, 1),
-        ("med", 2, 1e-3, 2),
-        ("med", 2, 5e-4, 0),
-        ("med", 2, 5e-4, 1),
-        ("med", 2, 5e-4, 2),
-        ("med", 8, 1e-3, 0),
-    ]
+        ("med", 2, 1e-3, 0), ("med", 2, 1e-3, 1), ("med", 2, 1e-3, 2), ("med", 2, 5e-4, 0),
+        ("med", 2, 5e-4, 1), ("med", 2, 5e-4, 2), ("med", 8, 1e-3, 0),
+    ]  # fmt: skip
     assert [t.task for t in trials] == ["med"] * 15 + ["law"] * 15
     assert [t.method for t in trials[12:15]] == ["full"] * 3
 
@@ -61,14 +56,10 @@ def test_trials_are_tasks_by_points_by_seeds_in_the_documented_order() -> None:
 @pytest.mark.parametrize(
     ("alpha", "number", "scaling"),
     [
-        ("2r", 16.0, 2.0),
-        ("r", 8.0, 1.0),
-        ("0.5r", 4.0, 0.5),
-        ("2sqrt(r)", 32**0.5, 0.5**0.5),
-        (16, 16.0, 2.0),
-        (12.0, 12.0, 1.5),
+        ("2r", 16.0, 2.0), ("r", 8.0, 1.0), ("0.5r", 4.0, 0.5), ("2sqrt(r)", 32**0.5, 0.5**0.5),
+        (16, 16.0, 2.0), (12.0, 12.0, 1.5),
     ],
-)
+)  # fmt: skip
 def test_alpha_becomes_a_number(alpha: Any, number: float, scaling: float) -> None:
     (trial,) = make_trials(study(arms=arm(alpha=alpha), tasks=["med"], seeds=0), "b", DATA)
     assert trial.alpha == number
@@ -89,28 +80,15 @@ def test_equal_points_are_one_trial_however_they_are_written() -> None:
 
 def test_what_sets_points_apart_keeps_them_apart() -> None:
     settings = [
-        arm(),
-        arm(rank=16, alpha=16),
-        arm(alpha=8),
-        arm(lr=2e-3),
-        arm(method="rslora"),
-        arm(targets="mlp"),
-        arm(targets=["q_proj"]),
-        arm(dropout=0.1),
-        arm(method="lora+"),
-        arm(method="lora+", lr_ratio=4),
-        arm(method="dora"),
-        arm(method="pissa"),
-        arm(method="eva"),
-        arm(batch_size=4),
-        arm(gradient_accumulation=1),
-        arm(schedule="cosine"),
-        arm(warmup_fraction=0.2),
-        arm(weight_decay=0.1),
+        arm(), arm(rank=16, alpha=16), arm(alpha=8), arm(lr=2e-3), arm(method="rslora"),
+        arm(targets="mlp"), arm(targets=["q_proj"]), arm(dropout=0.1), arm(method="lora+"),
+        arm(method="lora+", lr_ratio=4), arm(method="dora"), arm(method="pissa"),
+        arm(method="eva"), arm(batch_size=4), arm(gradient_accumulation=1),
+        arm(schedule="cosine"), arm(warmup_fraction=0.2), arm(weight_decay=0.1),
         [{"method": {"peft": {"peft_type": "VERA", "r": 8}}, "lr": 1e-3}],
         [{"method": {"peft": {"peft_type": "VERA", "r": 4}}, "lr": 1e-3}],
         [{"method": {"peft": {"peft_type": "LOHA", "r": 8}}, "lr": 1e-3}],
-    ]
+    ]  # fmt: skip
     seen = [ids(study(arms=arms, tasks=["med"], seeds=0)) for arms in settings]
     assert len(set.union(*seen)) == len(settings)
 
@@ -144,13 +122,9 @@ def test_an_arms_protocol_is_a_grid_of_its_own() -> None:
     config = study(arms=arms, seeds=0, tasks=["med"])
     trials = make_trials(config, "b", DATA)
     assert [t.arm_label for t in trials] == [
-        "r=8 lr=0.001",
-        "r=8 lr=0.001 schedule=constant",
-        "r=8 lr=0.001 batch=8",
-        "r=8 lr=0.001 batch=8 schedule=constant",
-        "full lr=0.0001",
-        "full lr=0.0001 decay=0.1",
-    ]
+        "r=8 lr=0.001", "r=8 lr=0.001 schedule=constant", "r=8 lr=0.001 batch=8",
+        "r=8 lr=0.001 batch=8 schedule=constant", "full lr=0.0001", "full lr=0.0001 decay=0.1",
+    ]  # fmt: skip
     # 64 rows at 2 x 4 and at 8 x 4 rows a step, three epochs: 24 and 6 steps.
     steps = [planned_steps(64, 640, trial_protocol(t, config.train)) for t in trials]
     assert steps == [24, 24, 6, 6, 24, 24]
@@ -275,12 +249,9 @@ def test_ids_stay_what_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     """A change of the code may not make trained trials unknown; raise RESULTS_VERSION instead."""
     monkeypatch.setattr(trials_module, "RESULTS_VERSION", 1)
     assert [t.trial_id for t in make_trials(study(), "b", DATA)][::6] == [
-        "c904414cceba2fb4",
-        "1c7ccf106a163ad6",
-        "a34454f052dd11ca",
-        "2049daac40c5e4ad",
+        "c904414cceba2fb4", "1c7ccf106a163ad6", "a34454f052dd11ca", "2049daac40c5e4ad",
         "1ab7545fc60ce41a",
-    ]
+    ]  # fmt: skip
 
 
 def test_groups_hold_each_trial_once_and_full_trials_alone() -> None:

@@ -56,17 +56,12 @@ def item_results(trial_id: str) -> list[ItemResult]:
     draws = np.random.default_rng([BASE, *IDS].index(trial_id)).random(4)
     return [
         ItemResult(
-            item_id=f"item-{i}",
-            subject=None if i else "anatomy",
-            score=float(draw > 0.5),
-            gold="A",
-            prediction="B",
-            gold_logprob=None if i == 3 else -float(draw),
-            gold_tokens=2,
-            prompt=None if i else "asked",
+            item_id=f"item-{i}", subject=None if i else "anatomy", score=float(draw > 0.5),
+            gold="A", prediction="B", gold_logprob=None if i == 3 else -float(draw),
+            gold_tokens=2, prompt=None if i else "asked",
         )
         for i, draw in enumerate(draws)
-    ]
+    ]  # fmt: skip
 
 
 def begin(ledger: Ledger) -> None:

@@ -124,12 +124,10 @@ def test_a_relative_update_of_pefts_lora_is_that_of_ours() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"peft_type": "LN_TUNING"},
-        {"peft_type": "LORA", "r": 4, "init_lora_weights": "olora"},
-        {"peft_type": "IA3", "feedforward_modules": ["o_proj"]},
-        {"peft_type": "VERA", "r": 16},
+        {"peft_type": "LN_TUNING"}, {"peft_type": "LORA", "r": 4, "init_lora_weights": "olora"},
+        {"peft_type": "IA3", "feedforward_modules": ["o_proj"]}, {"peft_type": "VERA", "r": 16},
     ],
-)
+)  # fmt: skip
 def test_a_method_that_did_nothing_yet_has_no_update(settings: dict[str, Any]) -> None:
     base = base_of(tiny_llama())
     spec = peft_trial(**settings)
@@ -141,13 +139,9 @@ def test_a_method_that_did_nothing_yet_has_no_update(settings: dict[str, Any]) -
 # --- in the loop
 
 WILD = [
-    trial(),
-    trial(method="dora"),
-    trial(method="pissa"),
-    full_trial(),
-    peft_trial(peft_type="LORA", r=4),
-    peft_trial(peft_type="LN_TUNING"),
-]
+    trial(), trial(method="dora"), trial(method="pissa"), full_trial(),
+    peft_trial(peft_type="LORA", r=4), peft_trial(peft_type="LN_TUNING"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("spec", WILD, ids=lambda spec: spec.arm_label)

@@ -3,15 +3,5 @@
 ``recommend.recommend`` is the way in. Other rooms use the modules of ``__all__``.
 """
 
-__all__ = [
-    "arms",
-    "checks",
-    "comparisons",
-    "decide",
-    "evidence",
-    "recommend",
-    "results",
-    "retention",
-    "search",
-    "statistics",
-]
+__all__ = ["arms", "checks", "comparisons", "decide", "evidence", "recommend", "results"]
+__all__ += ["retention", "search", "statistics"]

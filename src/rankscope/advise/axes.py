@@ -61,14 +61,6 @@ _AXES: dict[str, Callable[[TrialSpec], str | None]] = {
 """Maps the name of an axis to a function of a LoRA trial's value; None leaves the trial out."""
 
 
-def _draws_of(results: TaskResults, arm: Arm) -> Array:
-    """Return the draws of one arm's net gain, (draws,)."""
-    assert results.net is not None
-    labels = [results.arms[i].summary.label for i in results.allowed]
-    draws: Array = results.net.draws[:, labels.index(arm.summary.label)]
-    return draws
-
-
 def _values_compared(
     results: TaskResults,
     arms: Sequence[Arm],
@@ -81,7 +73,7 @@ def _values_compared(
             best.setdefault(value, arm)
     if len(best) < 2:
         return
-    draws = np.stack([_draws_of(results, arm) for arm in best.values()], axis=1)
+    draws = np.stack([results.draws_of(arm) for arm in best.values()], axis=1)
     within = (draws >= draws.max(axis=1, keepdims=True) - results.margin).mean(axis=0)
     texts = list[str]()
     for (value, arm), p, net in zip(best.items(), within.tolist(), draws.T, strict=True):
@@ -90,8 +82,8 @@ def _values_compared(
         rank = f"r={arm.summary.rank}, {arm.summary.trainable_parameters:,} parameters"
         texts.append(f"{value} ({rank}{less}; {percent(p)})")
     yield (
-        f"By {name}, each at its best arm, highest expected {results.net_name} first, with the "
-        f"probability of being within the margin of the others: {'; '.join(texts)}."
+        f"By {name}, each at its best settings, highest expected {results.net_name} first, with "
+        f"the probability of being among the best of these: {'; '.join(texts)}."
     )
 
 
@@ -132,7 +124,7 @@ def _rows(results: TaskResults, arms: Sequence[Arm]) -> Iterator[str]:
     lora = sorted((a.summary.rank or 0, k) for k, a in enumerate(ends) if a.summary.is_lora)
     full = next((k for k, arm in enumerate(ends) if arm.summary.is_full), None)
     top = max(
-        (k for _, k in lora), key=lambda k: float(_draws_of(results, ends[k]).mean()), default=0
+        (k for _, k in lora), key=lambda k: float(results.draws_of(ends[k]).mean()), default=0
     )
     pairs = [(top, lora[0][1])] if len(lora) > 1 and top != lora[0][1] else []
     pairs += [(full, top)] if full is not None and lora else []
@@ -148,9 +140,7 @@ def _pays_from(results: TaskResults, more: dict[int, Arm], less: dict[int, Arm])
     if len(shared) < 2:
         return
     margin = results.margin
-    gaps = np.stack(
-        [_draws_of(results, more[n]) - _draws_of(results, less[n]) for n in shared], axis=1
-    )
+    gaps = np.stack([results.draws_of(more[n]) - results.draws_of(less[n]) for n in shared], axis=1)
     ahead = (gaps > margin).mean(axis=0).tolist()
     fewest, most = shared[0], shared[-1]
     first, last = (line[most].summary.short_label for line in (more, less))
@@ -206,7 +196,7 @@ def _law(
     points = [(log2(arm.summary.rank or 1), log2(n), arm) for of in lines for n, arm in of.items()]
     if len({n for _, n, _ in points}) < FEWEST_ROWS:
         return
-    draws = np.stack([_draws_of(results, arm) for *_, arm in points], axis=1)
+    draws = np.stack([results.draws_of(arm) for *_, arm in points], axis=1)
     positive = (draws > 0).all(axis=1)
     if positive.mean() < POSITIVE:
         yield (
@@ -222,7 +212,7 @@ def _law(
     means = np.log2(draws.mean(axis=0))
     left = means - design @ (np.linalg.pinv(design) @ means)
     explained = 1 - float(left @ left) / max(float(np.square(means - means.mean()).sum()), 1e-12)
-    top = _draws_of(results, best[max(best)])[positive]
+    top = results.draws_of(best[max(best)])[positive]
     added = top * (2 ** solution[:, 2] - 1)
     a, b = (f"{s.mean():.2f} [{', '.join(f'{q:.2f}' for q in np.quantile(s, (0.025, 0.975)))}]"
             for s in solution[:, 1:].T)  # fmt: skip

@@ -17,11 +17,10 @@ from rankscope.advise.posterior import UNIT
 from rankscope.advise.results import TaskResults, expected
 from rankscope.advise.retention import retention_tasks
 from rankscope.config.study import StudyConfig
-from rankscope.formatting import POINTS, amount, count, join_names, percent, score_text, unit_of
+from rankscope.formatting import POINTS, amount, count, join_names, percent, unit_of
 from rankscope.records import (
     BASE,
     FAILED,
-    ArmSummary,
     CheckName,
     CheckStatus,
     TaskRecord,
@@ -53,14 +52,16 @@ def trust_checks(results: TaskResults, subject: Arm | None) -> tuple[TrustCheck,
     if results.fit_failed is not None:
         text = (
             f"The posterior could not be computed ({results.fit_failed}), so the probabilities are "
-            "those of every arm by itself."
+            "those of every configuration by itself."
         )
         checks.append(_check("fit", "bad", "flat prior", text))
     return (*checks, *_trials(results))
 
 
-def _check(name: CheckName, status: CheckStatus, value: str, text: str) -> TrustCheck:
-    return TrustCheck(name=name, status=status, value=value, text=text)
+def _check(
+    name: CheckName, status: CheckStatus, value: str, text: str, labels: Sequence[str] = ()
+) -> TrustCheck:
+    return TrustCheck(name=name, status=status, value=value, text=text, labels=tuple(labels))
 
 
 def _retention(results: TaskResults, subject: Arm | None) -> TrustCheck:
@@ -94,7 +95,7 @@ def _retention(results: TaskResults, subject: Arm | None) -> TrustCheck:
 
 def _is_at_chance(results: TaskResults, task: TaskRecord) -> bool:
     found = [results.study.items.get((BASE, task.name, split)) for split in SCORED_SPLITS]
-    known = [items.scores for items in found if items is not None]
+    known = [s.scores for s in found if s is not None and np.isfinite(s.scores).all()]
     if not known or task.score_unit != "accuracy" or not task.chance:
         return False
     scores = np.concatenate(known)
@@ -168,36 +169,40 @@ def _learning_rate(results: TaskResults, subject: Arm) -> TrustCheck:
     """Check whether the best rate of the arm, or of a rival, may lie beyond the tried ones."""
     if not subject.summary.lr:
         return _check("learning_rate", "weak", "rate not known", "Another rate may do better.")
-    sides = dict[str, list[str]]()
+    sides, labels = dict[str, list[str]](), list[str]()
     rivals = [arm for arm in results.candidates if expected(arm.summary).p_within_margin >= RIVAL]
     for of in {arm.summary.label: arm for arm in (subject, *rivals)}.values():
         arm, rates = of.summary, results.rates_of(of)
         if arm.lr and (len(rates) == 1 or arm.lr in (rates[0], rates[-1])):
             side = "only" if len(rates) == 1 else "lowest" if arm.lr == rates[0] else "highest"
             sides.setdefault(side, []).append(arm.short_label)
+            labels.append(arm.label)
     if not sides:
         tried, listed = (len(results.rates_of(subject, begun=b)) for b in (True, False))
         part = "" if tried == listed else f"of {listed} "
-        text = "The best rates of all arms that may do lie inside their lists."
+        text = "The best rates of all configurations that may do lie inside their lists."
         return _check("learning_rate", "fine", f"{tried} {part}rates tried", text)
     named = "; ".join(
         f"{join_names(dict.fromkeys(arms), MOST_NAMED)} at the {side} rate tried"
         for side, arms in sides.items()
     )
-    return _check("learning_rate", "weak", named, "A rate that was not tried may do better.")
+    text = "A rate that was not tried may do better."
+    return _check("learning_rate", "weak", named, text, labels)
 
 
 def _ranks(results: TaskResults, subject: Arm) -> Iterator[TrustCheck]:
     rank, ranks = subject.summary.rank, {a.summary.rank or 0 for a in results.arms} - {0}
     if rank is not None and len(ranks) > 1 and rank == max(ranks) < results.hidden_size_rank:
         text = "A larger rank may gain more."
-        yield _check("ranks", "weak", f"r={rank} is the largest tried", text)
+        value = f"r={rank} is the largest tried"
+        yield _check("ranks", "weak", value, text, [subject.summary.label])
 
 
 def _loss(results: TaskResults, subject: Arm) -> Iterator[TrustCheck]:
     trend, updates = subject.loss_trend, _updates(results, subject)
     if subject.steps > 0 and updates < FEWEST_UPDATES:
-        text = f"Arms cannot be compared yet. Train at least {FEWEST_UPDATES} steps after warm-up."
+        text = "Configurations cannot be compared yet. Train at least "
+        text += f"{FEWEST_UPDATES} steps after warm-up."
         yield _check("loss", "bad", f"only {count(updates, 'step')} after warm-up", text)
     elif trend is not None and trend.is_falling:
         yield _check(
@@ -205,7 +210,7 @@ def _loss(results: TaskResults, subject: Arm) -> Iterator[TrustCheck]:
             "weak",
             f"still falling after {count(subject.steps, 'step')}",
             f"Over the last two thirds it fell from {trend.before:.3g} to {trend.after:.3g}: "
-            "longer training may change the order of arms.",
+            "longer training may change the order of configurations.",
         )
     elif trend is not None and trend.has_settled:
         text = f"Over the last two thirds it went from {trend.before:.3g} to {trend.after:.3g}."
@@ -234,29 +239,29 @@ def _seeds(results: TaskResults, subject: Arm) -> TrustCheck:
     text = f"{collapsed} of {count(trained, 'model')} lost most of what another seed gained."
     if seeds < 2:
         more = "How far seeds are apart is assumed for it, not measured."
-        return _check("seeds", "weak", count(seeds, "seed"), f"{more} {text if collapsed else ''}")
+        return _check("seeds", "weak", count(seeds, "seed"), more + f" {text}" * bool(collapsed))
     value = f"{count(seeds, 'seed')}, {collapsed} of {trained} models collapsed"
     return _check("seeds", "weak" if collapsed else "fine", value, text)
 
 
 def _trials(results: TaskResults) -> Iterator[TrustCheck]:
-    trials = count(len(results.trials), "trial")
+    trials = count(len(results.trials), "run")
     if results.failed:
         names = [f"{t.spec.arm_label} seed={t.spec.seed}: {t.status}" for t in results.failed]
         yield _check(
             "trials",
             "weak",
             f"{len(names)} of {trials} failed",
-            f"{len(names)} of {trials} failed ({join_names(names, MOST_NAMED)}). A failed trial "
-            "counts as no gain, if its arm has finished ones.",
+            f"These failed: {join_names(names, MOST_NAMED)}. A failed run counts as no gain, if "
+            "its configuration has finished ones.",
         )
     if results.waiting:
-        value = f"{results.waiting} of {trials}"
-        yield _check("trials", "bad", f"{value} to run", f"{value} have not run yet.")
+        value = f"{results.waiting} of {trials} are still to come"
+        yield _check("trials", "bad", value, "The answer waits for their scores.")
     if any(t.status == "skipped" for t in results.trials):
         yield _left_out(results, trials)
     elif results.trials and not results.failed and not results.waiting:
-        yield _check("trials", "fine", f"all {trials} finished", "Every trial finished.")
+        yield _check("trials", "fine", f"all {trials} finished", "Every run finished.")
 
 
 def _left_out(results: TaskResults, trials: str) -> TrustCheck:
@@ -268,7 +273,7 @@ def _left_out(results: TaskResults, trials: str) -> TrustCheck:
     text = "The search trained what it expected to learn most from."
     if over_budget:
         value = f"budget spent, {value}"
-        text = f"{count(over_budget, 'trial')} that the answer asks for never began."
+        text = f"{count(over_budget, 'run')} that the answer asks for never began."
     return _check("trials", "weak" if over_budget else "fine", value, text)
 
 
@@ -288,26 +293,6 @@ def _training_share(trials: Sequence[TrialRecords]) -> float:
         whole.get(t.spec.arm, mean) for t in trials if t.spec.trains and t.status not in FAILED
     )
     return spent / planned if planned else 1.0
-
-
-def near_guessing(results: TaskResults, arm: ArmSummary | None) -> str:
-    """Return the scores of guessing and of the most frequent answer, if a model is hardly better.
-
-    The models are the base and the arm; the text is empty otherwise.
-    """
-    items = results.study.results.get((BASE, results.task, "test"), ())
-    golds = Counter(item.gold for item in items if item.gold)
-    levels = {"guessing": results.record.chance or 0.0}
-    if golds and golds.most_common(1)[0][1] > 1:
-        levels["the most frequent answer"] = golds.most_common(1)[0][1] / golds.total()
-    base = results.study.evals.get((BASE, results.task, "test"))
-    found = [] if base is None else [base.score - 2 * (base.standard_error or 0.0)]
-    found += [arm.score.low] if arm and arm.score and arm.score.low is not None else []
-    most = max(levels.values())
-    if results.unit != POINTS or not most or not found or min(found) > most:
-        return ""
-    named = " and ".join(f"{score_text(v, POINTS)} by {k}" for k, v in levels.items() if v)
-    return f" One can score {named}."
 
 
 def notes_beforehand(config: StudyConfig, tasks: Sequence[TaskRecord]) -> list[str]:

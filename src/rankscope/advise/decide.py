@@ -4,9 +4,9 @@ The base is one of the choices. The regret of an arm is the net gain that it los
 of all arms and the base, expected over the draws (``net_gains.py``). *Do not fine-tune* means that
 the base wins. Arms that probably exceed the limit on forgetting are left out.
 
-The verb follows the probability of being within the margin of the best. Open checks (``checks.py``)
-limit how sure an answer may sound. Few items and few seeds widen the draws, so they need no rule of
-their own.
+The confidence follows the probability of being within the margin of the best. Open checks
+(``checks.py``) limit it. Few items and few seeds widen the draws, so they need no rule of their
+own.
 """
 
 from collections.abc import Sequence
@@ -14,28 +14,24 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from rankscope.advise.arms import Arm
-from rankscope.advise.checks import near_guessing
 from rankscope.advise.messages import arm_name, capitalized, verdict_name
 from rankscope.advise.results import TaskResults, expected
 from rankscope.formatting import (
-    Unit,
     amount,
-    count,
+    brief,
     difference,
+    interval,
     join_names,
-    margin_text,
     percent,
     score_text,
-    signed,
     unit_of,
 )
 from rankscope.records import (
     BASE,
+    MAY_DO,
     ArmSummary,
-    CheckName,
     Confidence,
     Decision,
-    ExpectedChange,
     RankThatMayDo,
     TrustCheck,
     confidence_of,
@@ -43,17 +39,8 @@ from rankscope.records import (
 )
 
 CLOSE = 0.25  # Margins of expected regret for which fewer parameters are taken
-RIVALS_NAMED = 2  # Smaller ranks in the verdict, the largest of those that may do
-MAY_DO = 0.05  # Least probability of being within the margin of a rank that is named
-LIKELY_ENOUGH = 0.2  # From here on the verdict says that a smaller rank may do as well
-VERBS: dict[Confidence, str] = {"sure": "Use", "probable": "Probably use", "leaning": "Leaning to"}
-NOT_TO: dict[Confidence, str] = {
-    "sure": "Do not fine-tune",
-    "probable": "Probably do not fine-tune",
-    "leaning": "Leaning to no fine-tuning",
-}
-TRIED: dict[CheckName, str] = {"learning_rate": "rates", "ranks": "ranks", "loss": "lengths"}
-"""Maps an open check to the values that it leaves untried, in the verdict's words."""
+RIVALS_NAMED = 2  # Smaller ranks that have a row, the largest of those that may do
+HEADLINES = {"do_not_fine_tune": "Do not fine-tune.", "not_decided": "Not decided yet."}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +49,7 @@ class Answer:
 
     decision: Decision
     confidence: Confidence
-    verdict: str
+    summary: str
     explanation: str
     subject: Arm | None  # The arm that is recommended, or else the closest to it
     p_within_margin: float | None = None
@@ -72,8 +59,12 @@ class Answer:
 
     @property
     def chosen(self) -> ArmSummary | None:
-        recommends = self.decision in ("use", "use_full") and self.subject is not None
-        return self.subject.summary if recommends and self.subject else None
+        return self.subject.summary if self.subject and self.decision not in HEADLINES else None
+
+    @property
+    def verdict(self) -> str:
+        chosen = self.chosen
+        return f"Use {verdict_name(chosen)}." if chosen else HEADLINES[self.decision]
 
 
 def decide(results: TaskResults) -> Answer:
@@ -91,13 +82,21 @@ def decide(results: TaskResults) -> Answer:
     taken = min(close, key=lambda k: (sizes[k], regrets[k]))
     p, subject = float(net.p_within_margin[taken]), arms[taken - 1]
     use: Decision = "use_full" if subject.summary.is_full else "use"
+    explanation = _explanation(results, subject)
+    likely = f"{percent(p)} likely among the best of {len(arms)} tried"
+    likely += " within the limit" if results.over_limit else ""
+    summary = f"{capitalized(likely)}.{_learned_and_lost(results, subject.summary)}"
     if taken == 0:
         use, subject = "do_not_fine_tune", results.candidates[0]
+        net_gain = brief(expected(subject.summary).net.value, results.net_unit)
+        summary = f"The base is {likely}. {capitalized(verdict_name(subject.summary))} comes "
+        summary += f"closest with a net gain of {net_gain}."
+        explanation = f"Closest to it: {_explanation(results, subject)}"
     return Answer(
         decision=use,
         confidence=confidence_of(p),
-        verdict="",
-        explanation=_explanation(results, subject),
+        summary=summary,
+        explanation=explanation,
         subject=subject,
         p_within_margin=p,
         p_better=expected(subject.summary).p_better,
@@ -106,52 +105,29 @@ def decide(results: TaskResults) -> Answer:
     )
 
 
-def no_surer_than(answer: Answer, results: TaskResults, checks: Sequence[TrustCheck]) -> Answer:
-    """Write the verdict of an answer. A bad check leaves it undecided; an open one allows
-    "probably".
-
-    The verdict also names untried values, the worst loss, and scores of guessing that are close.
-    """
-    if answer.verdict or answer.subject is None:
-        return answer
-    p, subject = answer.p_within_margin or 0.0, answer.subject
-    bad, open_checks = ([c for c in checks if c.status == s] for s in ("bad", "weak"))
-    confidence = answer.confidence
-    if confidence == "sure" and open_checks:
-        confidence = "probable"
-    untried = [TRIED[c.name] for c in open_checks if c.name in TRIED]
-    of = f"the {join_names(untried)} tried" if untried else f"{len(results.allowed)} tried"
-    of += " within the limit" if results.over_limit else ""
-    margin = margin_text(results.margin, results.net_unit)
-    likely = f"{percent(p)} likely within {margin} of the best of {of}"
-    better = f"{percent(answer.p_better or 0.0)} likely better than the base"
-    name = verdict_name(subject.summary)
-    explanation = answer.explanation
-    if answer.decision == "do_not_fine_tune":
-        explanation = f"Closest to it: {explanation}"
-        verdict = f"{NOT_TO[confidence]} (the base is {likely})."
-        name = "the base"
-    else:
-        verdict = f"{VERBS[confidence]} {name} ({likely}; {better})."
-        verdict += _smaller(results, subject, answer.ranks) + _worst_loss(results, subject)
-    verdict += near_guessing(results, subject.summary)
-    if bad:
-        why = "; ".join(check.value for check in bad)
-        leads = "leads" if subject is results.candidates[0] else "is the smallest close to the best"
-        verdict = f"Not decided yet ({why}): {name} {leads}."
-        return replace(answer, decision="not_decided", confidence="none", verdict=verdict)
-    return replace(answer, confidence=confidence, verdict=verdict, explanation=explanation)
+def no_surer_than(answer: Answer, checks: Sequence[TrustCheck]) -> Answer:
+    """Limit an answer by the checks: a bad one leaves it undecided, an open one never sure."""
+    bad = [check.value for check in checks if check.status == "bad"]
+    if bad and answer.subject:
+        is_base = answer.decision == "do_not_fine_tune"
+        leader = "the base" if is_base else verdict_name(answer.subject.summary)
+        summary = f"This has to be mended first: {join_names(bad)}. So far "
+        summary += f"the scores favor {leader}."
+        return replace(answer, decision="not_decided", confidence="none", summary=summary)
+    if answer.confidence == "sure" and any(check.status != "fine" for check in checks):
+        return replace(answer, confidence="probable")
+    return answer
 
 
-def _worst_loss(results: TaskResults, subject: Arm) -> str:
-    """Name the retention task that falls most among those that surely fall."""
-    changes = expected(subject.summary).changes
-    clear = {n: c for n, c in changes.items() if n != results.task and c.high < 0}
-    if not clear:
-        return ""
-    worst = min(clear, key=lambda name: clear[name].value)
-    unit = unit_of(results.study.task(worst).score_unit)
-    return f" Worst loss: {worst} {difference(clear[worst].value, unit)}."
+def _learned_and_lost(results: TaskResults, arm: ArmSummary) -> str:
+    """Name what the arm learns, and the retention task that falls most."""
+    text, changes = "", expected(arm).changes
+    if results.task in changes:
+        text += f" Learns {brief(changes[results.task].value, results.unit)}."
+    if lost := arm.worst_loss:
+        unit = unit_of(results.study.task(lost[0]).score_unit)
+        text += f" Worst loss: {lost[0]} {brief(lost[1].value, unit)}."
+    return text
 
 
 def _size(arm: ArmSummary, base_tokens: float) -> tuple[float, float]:
@@ -176,39 +152,15 @@ def _ranks_that_may_do(results: TaskResults) -> tuple[RankThatMayDo, ...]:
     return tuple(rank for rank in ranks if rank.p >= MAY_DO)
 
 
-def _smaller(results: TaskResults, subject: Arm, ranks: tuple[RankThatMayDo, ...]) -> str:
-    """Name the smaller ranks that may do as well; for full fine-tuning, the best LoRA rank."""
-    rank = subject.summary.rank
-    if subject.summary.is_full:
-        rivals = sorted(ranks, key=lambda r: -r.p)[:1]
-    else:
-        rivals = [r for r in ranks if rank is not None and r.rank < rank][-RIVALS_NAMED:]
-    if not rivals:
-        has_smaller = any((a.summary.rank or rank or 0) < (rank or 0) for a in results.candidates)
-        return " No smaller rank is likely to do as well." if rank and has_smaller else ""
-    named = " and ".join(f"r={r.rank} ({percent(r.p)})" for r in rivals)
-    if max(r.p for r in rivals) < LIKELY_ENOUGH:
-        kind = "LoRA" if subject.summary.is_full else "smaller"
-        return f" No {kind} rank is likely to do as well: {named}."
-    return f" {capitalized(named)} may do as well."
-
-
 def _explanation(results: TaskResults, subject: Arm) -> str:
     """State expected gain, forgetting and net gain, then the raw test scores, never mixed."""
     arm, of = subject.summary, expected(subject.summary)
-
-    def said(name: str, change: ExpectedChange, unit: Unit) -> str:
-        low, high = signed(change.low, unit), signed(change.high, unit)
-        return f"{name} {difference(change.value, unit)} (95 % interval {low} to {high})"
-
-    found = []
-    if results.task in of.changes:
-        found.append(said("gain", of.changes[results.task], results.unit))
-    if (lost := of.forgetting) is not None:
-        kept = ExpectedChange(value=-lost.value, low=-lost.high, high=-lost.low)
-        found.append(said("retention", kept, results.retention_unit))
-    if results.net_name != "gain":
-        found.append(said("net gain", of.net, results.net_unit))
+    changes = [
+        ("gain", of.changes.get(results.task), results.unit),
+        ("retention", -of.forgetting if of.forgetting else None, results.retention_unit),
+        ("net gain", of.net if results.net_name != "gain" else None, results.net_unit),
+    ]
+    found = [f"{n} {difference(c.value, u)} ({interval(c, u)})" for n, c, u in changes if c]
     text = f"{capitalized(arm_name(arm))}: expected {', '.join(found)}."
     if arm.score is not None and arm.gain is not None:
         text += f" Measured on test items: {score_text(arm.score.value, results.unit)}, "
@@ -226,33 +178,27 @@ def _explanation(results: TaskResults, subject: Arm) -> str:
 
 def _nothing_scored(results: TaskResults) -> Answer:
     """Answer a task on which no arm has every score that counts."""
-    task, done = results.task, len(finished_trials(results.trials))
-    if not results.trials:
-        because, text = "no arm was trained", f"No arm has scores on {task}."
-    elif not done:
-        because = "no trial has finished"
-        text = f"Of the trials on {task}, {len(results.failed)} failed and {results.waiting} are "
-        text += "still to run."
-    else:
-        because = "no arm has scores"
-        text = f"{count(done, 'trial')} on {task} finished without the scores that are compared. "
-        text += "Run the study again to evaluate."
-    return Answer("not_decided", "none", f"Cannot tell yet: {because}.", text, None)
+    because, text = "Nothing was trained.", f"No configuration has scores on {results.task}."
+    if finished_trials(results.trials):
+        because = "No configuration has all scores."
+        text += " Run the study again to evaluate."
+    elif results.trials:
+        because = "No run has finished."
+    return Answer("not_decided", "none", because, text, None)
 
 
 def _all_over_limit(results: TaskResults) -> Answer:
     limit = amount(results.objective.max_forgetting or 0.0, results.retention_unit)
     least = min(results.over_limit, key=_forgotten)
     p = expected(least.summary).p_over_limit or 0.0
-    verdict = (
-        f"{NOT_TO[confidence_of(p)]}: every arm forgets more than "
-        f"the {limit} allowed ({percent(p)} of the one that forgets least)."
-    )
+    summary = f"Every configuration forgets more than the {limit} allowed. "
+    summary += f"{capitalized(verdict_name(least.summary))} forgets least and is {percent(p)} "
+    summary += "likely over the limit."
     text = _explanation(results, least) + (
         " A lower learning rate, fewer steps or a scaled-down adapter may stay within the limit."
     )
     better = expected(least.summary).p_better
-    return Answer("do_not_fine_tune", confidence_of(p), verdict, text, least, p, better)
+    return Answer("do_not_fine_tune", confidence_of(p), summary, text, least, p, better)
 
 
 def _forgotten(arm: Arm) -> float:

@@ -20,10 +20,10 @@ def arm_name(arm: ArmSummary) -> str:
 
 
 def verdict_name(arm: ArmSummary) -> str:
-    """Name an arm in a few words: ``LoRA r=32``, ``full fine-tuning``, ``vera``."""
+    """Name an arm in a few words: ``LoRA rank 32``, ``full fine-tuning``, ``vera``."""
     if not arm.trains:
-        opening = f' ("{arm.system}")' if arm.system else ""
-        return f"the {arm.label}{opening} without fine-tuning"
+        return f"the {arm.label} without fine-tuning"
     if arm.is_full:
         return "full fine-tuning"
-    return arm.short_label if arm.alpha is None else f"{get_method(arm.method).label} r={arm.rank}"
+    has_rank = arm.is_lora and arm.rank is not None
+    return f"{get_method(arm.method).label} rank {arm.rank}" if has_rank else arm.short_label

@@ -1,8 +1,9 @@
 """Commands that would make an answer surer: one direction, the most useful one first."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from math import ceil
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from rankscope.advise.decide import Answer
 from rankscope.advise.evidence import axes_of
 from rankscope.advise.results import TaskResults, expected, task_results
 from rankscope.advise.value import value_of_items, values_of_trials
-from rankscope.formatting import amount, count, duration
+from rankscope.formatting import amount, count, join_names
 from rankscope.records import NextStep, TrialRecords, TrialSpec, TrustCheck, finished_trials
 
 FACTOR = 2.0  # To the next learning rate or rank beyond the end of a list
@@ -24,14 +25,15 @@ RUN_AGAIN = "rankscope run study.yaml"
 def next_steps(
     results: TaskResults, answer: Answer, checks: Sequence[TrustCheck]
 ) -> tuple[NextStep, ...]:
-    """Return at most three commands, the most useful first, none twice.
+    """Return the commands that settle open checks, then further ones up to three; none twice.
 
-    A step without which nothing can be decided comes alone. Otherwise an open end of the chosen
-    arm's lists comes first, because no probability accounts for it. Then come runs that lower the
-    expected regret most per second.
+    A step without which nothing can be decided comes alone. Otherwise open checks come first,
+    because no probability accounts for them. Then come runs that lower the expected regret most per
+    second.
     """
     required = [*_required(results, answer, checks)]
-    if required or answer.regret is None or answer.subject is None:
+    is_bad = any(check.status == "bad" for check in checks)
+    if required or is_bad or answer.regret is None or answer.subject is None:
         return tuple(required[:MOST_SUGGESTED])
     steps = [*_open_ends(results, answer.subject, checks)]
     # As in ``TaskResults.fit_failed``: no trial has a price then.
@@ -40,27 +42,28 @@ def next_steps(
     by_key = dict[str, NextStep]()  # A step that extends a list in two ways is said once
     for key, step in steps:
         by_key.setdefault(key, step)
-    return tuple(by_key.values())[:MOST_SUGGESTED]
+    return tuple(s for k, s in enumerate(by_key.values()) if s.check or k < MOST_SUGGESTED)
 
 
 _Step = tuple[str, NextStep]
 """A key of the study file, and the command that sets it."""
 
 
-def _set(key: str, value: object, text: str) -> _Step:
-    return key, NextStep(text=text, command=f"{RUN_AGAIN} --set {key}={value}")
+def _set(key: str, value: object, text: str, **more: Any) -> _Step:
+    return key, NextStep(text=text, command=f"{RUN_AGAIN} --set {key}={value}", **more)
 
 
 def _required(
     results: TaskResults, answer: Answer, checks: Sequence[TrustCheck]
 ) -> Iterator[NextStep]:
     if results.waiting:
-        text = f"Train the remaining {count(results.waiting, 'trial')}"
-        yield NextStep(text=text, command=RUN_AGAIN)
+        text = f"Train the remaining {count(results.waiting, 'run')}"
+        yield NextStep(text=text, command=RUN_AGAIN, check="trials")
     if over_budget := len(results.over_budget):
         begun = sum(t.status != "skipped" and t.spec.trains for t in results.study.trials)
-        text = f"Raise the budget for {count(over_budget, 'trial')} that the answer asks for"
-        yield NextStep(text=text, command=f"{RUN_AGAIN} --set budget='{2 * begun} trials'")
+        text = f"Raise the budget for {count(over_budget, 'run')} that the answer asks for"
+        command = f"{RUN_AGAIN} --set budget='{2 * begun} trials'"
+        yield NextStep(text=text, command=command, check="trials")
     if not finished_trials(results.trials):
         yield from _after_failures(results)
     is_short = any(check.name == "loss" and check.status == "bad" for check in checks)
@@ -69,41 +72,64 @@ def _required(
         factor = ceil(FEWEST_UPDATES / max(1, steps * (1 - train.warmup_fraction)))
         key = "max_steps" if train.max_steps else "epochs"
         number = factor * (train.max_steps or train.epochs)
-        yield NextStep(text="Train longer", command=f"{RUN_AGAIN} --set train.{key}={number:g}")
-    for check in checks:
-        if check.status == "bad" and check.name not in ("loss", "trials"):
-            yield NextStep(text=check.text)
+        _, step = _set(f"train.{key}", f"{number:g}", "Train longer", check="loss")
+        yield step.model_copy(update={"seconds": factor * _seconds(results.arms) or None})
 
 
 def _open_ends(results: TaskResults, subject: Arm, checks: Sequence[TrustCheck]) -> Iterator[_Step]:
     """Yield extensions of the lists at whose ends the arm, or a rival, lies."""
     spec, open_names = subject.trials[0].spec, {c.name for c in checks if c.status == "weak"}
     rivals = [arm for arm in results.candidates if expected(arm.summary).p_within_margin >= RIVAL]
+    beyond = dict[int, set[float]]()
     for arm in (subject, *rivals) if "learning_rate" in open_names else ():
-        lr, rates = arm.summary.lr, results.rates_of(arm)
-        ends = {lr * FACTOR: lr == rates[-1], lr / FACTOR: lr == rates[0]}
-        more = [rate for rate, is_beyond in ends.items() if lr and is_beyond]
-        text = "Try a rate beyond the end of the list"
+        lr, tried = arm.summary.lr, results.rates_of(arm)
+        place = _entry(results, arm.trials[0].spec)
+        ends = {lr * FACTOR: lr == tried[-1], lr / FACTOR: lr == tried[0]}
+        if lr and place is not None:
+            beyond.setdefault(place, set()).update(rate for rate in ends if ends[rate])
+    for place, more in beyond.items():
         if more:
-            yield from _extended(results, arm.trials[0].spec, "lr", more, text)
-    if "ranks" in open_names and spec.rank:
-        yield from _extended(results, spec, "rank", [2 * spec.rank], "Try a larger rank")
-    if "loss" in open_names and not results.study.config.train.max_steps:
-        epochs = results.study.config.train.epochs
-        yield _set("train.epochs", f"{2 * epochs:g}", "Train longer")
+            named = [m for m in results.study.config.arms[place].method if isinstance(m, str)]
+            rates = join_names(f"{rate:.3g}" for rate in sorted(more))
+            text = f"Try {join_names(named)} at {rates}"
+            yield _extended(results, place, "lr", more, text, check="learning_rate")
+    if "ranks" in open_names and spec.rank and (place := _entry(results, spec)) is not None:
+        yield _extended(results, place, "rank", {2 * spec.rank}, "Try a larger rank", check="ranks")
+    train, seeds = results.study.config.train, results.study.config.seeds
+    if "loss" in open_names and not train.tokens:
+        key = "max_steps" if train.max_steps else "epochs"
+        longer, seconds = 2 * (train.max_steps or train.epochs), 2 * _seconds(results.arms)
+        yield _set(f"train.{key}", f"{longer:g}", "Train longer", check="loss", seconds=seconds)
+    if "seeds" in open_names and len(seeds) == 1:
+        both, seconds = f"[{seeds[0]},{seeds[0] + 1}]", _seconds(results.arms)
+        yield _set("seeds", both, "Train a second seed", check="seeds", seconds=seconds)
+    if failed := sorted({trial.status for trial in results.failed}):
+        command = f"{RUN_AGAIN} --retry {','.join(failed)}"
+        yield "retry", NextStep(text="Train the failed runs again", command=command, check="trials")
+
+
+def _seconds(arms: Iterable[Arm]) -> float:
+    """Return how long the seeds of the arms trained."""
+    return sum((arm.summary.seconds or 0.0) * arm.summary.seeds for arm in arms)
+
+
+def _entry(results: TaskResults, spec: TrialSpec) -> int | None:
+    """Return the place of the trial's entry under ``arms``; None for an arm of a file."""
+    for place, arm in enumerate(results.study.config.arms):
+        if spec.method in arm.method and (spec.rank is None or spec.rank in (arm.rank or ())):
+            return place
+    return None
 
 
 def _extended(
-    results: TaskResults, spec: TrialSpec, key: str, more: Sequence[float], text: str
-) -> Iterator[_Step]:
-    """Yield a command that adds values to a list of a trial's arm; none for an arm of a file."""
-    for place, arm in enumerate(results.study.config.arms):
-        ranks = {float(rank) for rank in arm.rank or ()}
-        if spec.method in arm.method and (spec.rank is None or spec.rank in ranks):
-            written = {float(v) for v in getattr(arm, key) or ()} | set(more)
-            values = ",".join(f"{value:.3g}" for value in sorted(written))
-            yield _set(f"arms.{place}.{key}", f"[{values}]", text)
-            return
+    results: TaskResults, place: int, key: str, more: set[float], text: str, **others: Any
+) -> _Step:
+    """Return a command that adds values to a list, with the time of all trials that it adds."""
+    alike = [arm for arm in results.arms if _entry(results, arm.trials[0].spec) == place]
+    written = {float(v) for v in getattr(results.study.config.arms[place], key) or ()}
+    seconds = _seconds(alike) * len(more - written) / max(1, len(written))
+    values = ",".join(f"{value:.3g}" for value in sorted(written | more))
+    return _set(f"arms.{place}.{key}", f"[{values}]", text, seconds=seconds, **others)
 
 
 def _priced(results: TaskResults) -> list[_Step]:
@@ -122,14 +148,15 @@ def _priced(results: TaskResults) -> list[_Step]:
     seeds, values = results.study.config.seeds, values_of_trials(net)
     seconds = sum(arm.summary.seconds or 0.0 for arm in trained)
     more = ",".join(map(str, [*seeds, max(seeds) + 1]))
-    step = _set("seeds", f"[{more}]", "Train a further seed")
+    step = _set("seeds", f"[{more}]", "Train a further seed", seconds=seconds)
     found.append((float(values.max(initial=0.0)), seconds, step))
     untried = _untried(results, arms)
     for (spec, key), value in zip(untried, _untried_values(results, untried), strict=True):
         took = next((a.summary.seconds for a in trained if a.summary.rank == spec.rank), None)
         of = f"{'r=' + str(spec.rank) if spec.rank else spec.method} at {spec.lr:.2g}"
         setting = spec.lr if key == "lr" else float(spec.rank or 0)
-        for step in _extended(results, spec, key, [setting], f"Try {of}"):
+        if (place := _entry(results, spec)) is not None:
+            step = _extended(results, place, key, {setting}, f"Try {of}")
             found.append((value, took or seconds, step))
     if items := results.study.config.evaluate.max_items:
         step = _set("evaluate.max_items", 2 * items, "Score more items")
@@ -137,7 +164,12 @@ def _priced(results: TaskResults) -> list[_Step]:
     worth = [of for of in found if of[0] >= WORTH_NAMING * margin]
     worth.sort(key=lambda of: -of[0] / (of[1] or 1.0))
     return [
-        (key, step.model_copy(update={"text": f"{step.text} ({duration(took)}, {after(value)})"}))
+        (
+            key,
+            step.model_copy(
+                update={"text": f"{step.text} ({after(value)})", "seconds": step.seconds or took}
+            ),
+        )
         for value, took, (key, step) in worth
     ]
 
@@ -185,16 +217,16 @@ def _after_failures(results: TaskResults) -> Iterator[NextStep]:
     )
     if diverged:
         lr = min(t.spec.lr for t in diverged) / 10
-        trials = count(len(diverged), "trial")
+        trials = count(len(diverged), "run")
         yield NextStep(text=f"{trials} diverged: try a learning rate of {lr:.3g} or less")
     if oom:
-        settings, trials = _less_memory(results, oom), count(len(oom), "trial")
+        settings, trials = _less_memory(results, oom), count(len(oom), "run")
         text = f"{trials} ran out of memory: try {settings}"
         yield NextStep(text=text, command=f"{RUN_AGAIN} --retry oom")
     if failed:
         first = failed[0]
         why = (first.failure or "no reason recorded").rstrip(".")
-        text = f"{count(len(failed), 'trial')} ended in an error, first {first.spec.arm_label} "
+        text = f"{count(len(failed), 'run')} ended in an error, first {first.spec.arm_label} "
         text += f"seed={first.spec.seed} ({why}): fix its cause"
         yield NextStep(text=text, command=f"{RUN_AGAIN} --retry failed")
 

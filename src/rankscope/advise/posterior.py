@@ -199,7 +199,7 @@ def _prior_mean(evidence: Changes) -> float:
 
 
 def _all_scales(evidence: Changes) -> Array:
-    """Return every choice of scales whose spread of seeds their squares allow, (K, 6).
+    """Return every choice of scales that the spread over seeds allows, (K, 6).
 
     Columns: level, height, length, roughness, spread of seeds, growth with the rows.
     """

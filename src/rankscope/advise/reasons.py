@@ -3,6 +3,7 @@
 Numbers without a split are those of the test split.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rankscope.advise.arms import Arm
@@ -22,11 +23,12 @@ from rankscope.formatting import (
     score_text,
     unit_of,
 )
-from rankscope.records import AdviceKind, AdviceMessage, ArmSummary, Estimate
+from rankscope.records import BASE, AdviceKind, AdviceMessage, ArmSummary, Estimate
 
 SATURATED = 0.95  # Base accuracy from which little is left to gain
 NEGATIVE_TRANSFER = 0.10
 """Relative fall on another task that counts as negative transfer (arXiv 2512.15634)."""
+LARGE = 0.25  # Share of the model's parameters from which an adapter is called large
 OVER_FORGETTING = 0.5  # Forgetting as a share of the gain from which it is reported
 
 
@@ -80,7 +82,9 @@ def _diagnostics(results: TaskResults, subject: Arm | None) -> Iterator[str]:
     """Yield every failure pattern that the task's arms, or ``subject``, show, with a next step."""
     yield from _worse_than_base(results)
     yield from _saturated(results)
+    yield from _near_guessing(results, subject.summary if subject else None)
     if subject is not None and subject.summary.trains:
+        yield from _large(results, subject.summary)
         yield from _negative_transfer(results, subject)
         yield from _over_forgetting(results, subject)
     yield from _flat_in_rank(results)
@@ -94,8 +98,8 @@ def _worse_than_base(results: TaskResults) -> Iterator[str]:
         return
     arm, gain = min(worse, key=lambda pair: pair[1].value)
     yield (
-        f"{len(worse)} of {count(len(gains), 'arm')} are worse than the base on {results.task} "
-        f"(their 95 % intervals end below it). The worst, {arm_name(arm)}, scores "
+        f"{len(worse)} of {count(len(gains), 'configuration')} are worse than the base on "
+        f"{results.task} (their 95 % intervals end below it). The worst, {arm_name(arm)}, scores "
         f"{amount(gain.value, results.unit)} less."
     )
 
@@ -107,6 +111,30 @@ def _saturated(results: TaskResults) -> Iterator[str]:
             f"The base already scores {score_text(base, POINTS)} on {results.task}: at most "
             f"{amount(1 - base, POINTS)} are left to gain."
         )
+
+
+def _large(results: TaskResults, arm: ArmSummary) -> Iterator[str]:
+    total = results.study.model.num_parameters
+    if arm.is_lora and total and arm.trainable_parameters >= LARGE * total:
+        share = f"{100 * arm.trainable_parameters / total:.0f} % of the model's parameters"
+        yield f"{arm_name(arm)} trains {share}, so it saves little over full fine-tuning."
+
+
+def _near_guessing(results: TaskResults, arm: ArmSummary | None) -> Iterator[str]:
+    """Report the scores of guessing and of the most frequent answer, if the base or the arm is
+    hardly better."""
+    items = results.study.results.get((BASE, results.task, "test"), ())
+    golds = Counter(item.gold for item in items if item.gold)
+    levels = {"guessing": results.record.chance or 0.0}
+    if golds and golds.most_common(1)[0][1] > 1:
+        levels["the most frequent answer"] = golds.most_common(1)[0][1] / golds.total()
+    base = results.study.evals.get((BASE, results.task, "test"))
+    found = [] if base is None else [base.score - 2 * (base.standard_error or 0.0)]
+    found += [arm.score.low] if arm and arm.score and arm.score.low is not None else []
+    most = max(levels.values())
+    if results.unit == POINTS and most and found and min(found) <= most:
+        named = " and ".join(f"{score_text(v, POINTS)} by {k}" for k, v in levels.items() if v)
+        yield f"One can score {named}."
 
 
 def _negative_transfer(results: TaskResults, subject: Arm) -> Iterator[str]:
@@ -236,7 +264,7 @@ def _over_limit(results: TaskResults) -> Iterator[str]:
     named = [f"{arm.label} ({percent(expected(arm).p_over_limit or 0.0)})" for arm in arms]
     forget, were = ("forgets", "was") if len(arms) == 1 else ("forget", "were")
     yield (
-        f"{count(len(arms), 'arm')} of {len(results.arms)} probably {forget} more than the "
-        f"{amount(limit, results.retention_unit)} allowed and {were} left out: "
+        f"{count(len(arms), 'configuration')} of {len(results.arms)} probably {forget} more than "
+        f"the {amount(limit, results.retention_unit)} allowed and {were} left out: "
         f"{join_names(named, MOST_NAMED)}."
     )

@@ -47,27 +47,28 @@ def _method_text(objective: ObjectiveConfig, margins: str) -> str:
     limit = ""
     if objective.max_forgetting is not None:
         limit = (
-            f" Arms that forget more than {objective.max_forgetting:g} with a probability above "
-            "0.5 are left out."
+            f" Configurations that forget more than {objective.max_forgetting:g} with a "
+            "probability above 0.5 are left out."
         )
     text = f"""
-        Every arm has a net gain over the base, {objective.formula}. One point counts as much as
-        0.01 nats per token, which is 1 % of perplexity. The gain and the change of every retention
-        task have a posterior each, from all scored items and seeds; their draws are added. Items
-        and seeds are crossed, arms share the spread between seeds (a prompt has none), and ranks
-        and rates that are neighbors are shrunk toward each other. The arm of fewest trainable
-        parameters is chosen whose expected regret is at most a quarter of the margin ({margins})
-        above the least; the base is one of the choices, and of those without parameters the one
-        that reads the fewest tokens is taken.{limit} A trial that failed counts as no gain. Raw
-        scores are of the test split, with 95 % intervals from a bootstrap over items (over whole
-        subjects or passages if there are any) and Student's t over seeds."""
+        Every configuration has a net gain over the base, {objective.formula}. One point counts
+        as much as a log probability of 0.01 nats per token, which is 1 % of perplexity. The
+        gain and the change of every retention task have a posterior each, from all scored items
+        and seeds; their draws are added. Items and seeds are crossed, configurations share the
+        spread between seeds (a prompt has none), and ranks and rates that are neighbors are
+        shrunk toward each other. Of those whose expected regret is at most a quarter of the
+        margin ({margins}) above the least, the one of fewest trainable parameters is chosen.
+        The base is one of the choices; without parameters, the fewest tokens read win.{limit} A
+        run that failed counts as no gain. Raw scores are of the test split, with 95 % intervals
+        from a bootstrap over items (over whole subjects or passages if there are any) and
+        Student's t over seeds."""
     return " ".join(text.split())
 
 
 def _advise(results: TaskResults) -> TaskAdvice:
     answer = decide(results)
     checks = trust_checks(results, answer.subject)
-    answer = no_surer_than(answer, results, checks)
+    answer = no_surer_than(answer, checks)
     subject, full, lora = answer.subject, results.best_full, results.best_lora
     return TaskAdvice(
         task=results.task,
@@ -77,6 +78,7 @@ def _advise(results: TaskResults) -> TaskAdvice:
         confidence=answer.confidence,
         expected_regret=answer.regret,
         verdict=answer.verdict,
+        summary=answer.summary,
         explanation=answer.explanation,
         ranks_that_may_do=answer.ranks,
         rows=_answer_rows(results, answer),
@@ -96,8 +98,8 @@ def _advise(results: TaskResults) -> TaskAdvice:
 def _answer_rows(results: TaskResults, answer: Answer) -> tuple[AnswerRow, ...]:
     """Return the rows of the answer's short table.
 
-    They are the recommended arm, the smaller ranks that the verdict names, the best arm, the best
-    full one, the best prompt, and a LoRA arm.
+    They are the recommended arm, the largest of the smaller ranks that may do, the best arm, the
+    best full one, the best prompt, and a LoRA arm.
     """
     arms = {arm.summary.label: arm.summary for arm in results.arms}
     roles: dict[str, list[RowRole]] = {}

@@ -100,6 +100,12 @@ class TaskResults:
     def waiting(self) -> int:
         return sum(t.status in ("planned", "trained") for t in self.trials)
 
+    def draws_of(self, arm: Arm) -> Array:
+        """Return the draws of one arm's net gain, (draws,)."""
+        assert self.net is not None
+        labels = [self.arms[i].summary.label for i in self.allowed]
+        return np.asarray(self.net.draws[:, labels.index(arm.summary.label)])
+
     @cached_property
     def candidates(self) -> tuple[Arm, ...]:
         """Every configuration at its rate of the highest expected net gain; highest first."""
@@ -182,15 +188,15 @@ def _compared(results: TaskResults) -> Iterator[ArmComparison]:
             kind="full" if kind == "full" else "ranks",
             first_label=first.summary.label,
             second_label=second.summary.label,
-            net=_change_of(more),
-            gain=_change_of(gained),
+            net=change_of(more),
+            gain=change_of(gained),
             p_better=float((more > 0).mean()),
             p_within_margin=float((more >= -results.margin).mean()),
             p_gain_within_margin=float((gained >= -results.margin).mean()),
         )
 
 
-def _change_of(draws: Array) -> ExpectedChange:
+def change_of(draws: Array) -> ExpectedChange:
     """Return the mean of draws (D,) and the ends of their 95 % interval."""
     low, high = np.quantile(draws, (0.025, 0.975)).tolist()
     return ExpectedChange(value=float(draws.mean()), low=low, high=high)
@@ -208,7 +214,7 @@ def task_results(
     """Draw the posteriors of a training task's arms, and summarize each arm by them.
 
     Args:
-        untried: trials of further arms that may be best; by default those not yet begun.
+        untried: further trials that may be best; by default those that a search has not begun.
     """
     untried = _left_out(study, arms) if untried is None else untried
     trials = [arm.trials for arm in arms]
@@ -238,9 +244,9 @@ def task_results(
         draws, at = net.draws[:, column], place_of.get(column)
         lost = forgetting.get(place)
         gained = ExpectedGain(
-            net=_change_of(draws),
-            changes={name: _change_of(d) for name, d in changes[place].items()},
-            forgetting=None if lost is None else _change_of(lost),
+            net=change_of(draws),
+            changes={name: change_of(d) for name, d in changes[place].items()},
+            forgetting=None if lost is None else change_of(lost),
             p_better=float((draws > 0).mean()),
             p_within_margin=0.0 if at is None else float(kept.p_within_margin[at]),
             p_best=0.0 if at is None else float(kept.p_best[at]),
@@ -272,7 +278,8 @@ def _left_out(study: StudyRecords, arms: Sequence[Arm]) -> list[TrialSpec]:
 
 
 def _settings(spec: TrialSpec, arms: Sequence[Arm]) -> Untried:
-    """Return an untried arm's kind and its axes, as those of arms with equally many rows."""
+    """Return an untried arm's kind and axes; trials with the same setting of rows tell how many
+    it has."""
     alike = [t for arm in arms for t in arm.trials if t.spec.rows == spec.rows]
     return spec.kind, axes_of(spec, alike)
 

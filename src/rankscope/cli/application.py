@@ -16,6 +16,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from typer import Argument, Option
+from typer.core import TyperGroup
 
 from rankscope.cli.terminal import Reply, discard, print_json, print_message, protect_terminal
 from rankscope.errors import (
@@ -27,6 +28,7 @@ from rankscope.errors import (
     RankscopeError,
     UserError,
     address_space_shortage,
+    did_you_mean,
     is_panic,
     shortage_behind,
     take_blas_memory,
@@ -35,7 +37,39 @@ from rankscope.filesystem import user_path
 from rankscope.formatting import join_names
 from rankscope.run.workers.starter import become_worker
 
+_VERBS = {
+    "A study": ("quickstart", "init", "check", "plan", "run", "status", "stop"),
+    "Its results": ("report", "open", "export", "compare", "verify"),
+}
+"""Verbs of a study in the order of ``--help``; the others need none."""
+_MEANT = {"train": "run", "evaluate": "eval", "merge": "export --merge", "convert": "export"}
+"""Verbs of other programs."""
+
+
+class _Verbs(TyperGroup):
+    """The verbs, in groups; an unknown one is answered with the likely one."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        shown = {name: verb for name, verb in self.commands.items() if not verb.hidden}
+        others = tuple(name for name in shown if name not in sum(_VERBS.values(), ()))
+        for title, names in {**_VERBS, "Without a study": others}.items():
+            with formatter.section(title):
+                rows = [(name, shown[name].get_short_help_str(80)) for name in names]
+                formatter.write_dl(rows)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name = args[0]
+        if name not in self.commands and not name.startswith("-"):
+            meant = _MEANT.get(name)
+            hint = f"did you mean {meant!r}?" if meant else did_you_mean(name, self.commands)
+            told = f"unknown command {name!r}. {hint.capitalize() or 'See: rankscope -h'}"
+            raise UserError("rankscope", f"no command {name!r}", "", hint, (), told)
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
+    cls=_Verbs,
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -51,6 +85,7 @@ def _study_folders(incomplete: str) -> list[str]:
 
 
 StudyFile = Annotated[Path, Argument(metavar="FILE.yaml", help="The study file.")]
+STUDY_FILE = Path("study.yaml")  # The file that ``init`` writes, and that other verbs read
 StudyFolder = Annotated[
     Path,
     Argument(metavar="DIR", help="The folder of a study.", autocompletion=_study_folders),
@@ -76,6 +111,13 @@ TrustTaskCode = Annotated[
         help="Run Python code that scorers and tasks name.",
     ),
 ]
+
+
+def by_commas(texts: Sequence[str]) -> list[str]:
+    """Return the words of options that take several, by commas or by repeating the option."""
+    return [word for text in texts for part in text.split(",") if (word := part.strip())]
+
+
 AsJson = Annotated[bool, Option("--json", help="Print one JSON document instead of text.")]
 
 UsageError: Any = typer.BadParameter.__base__
@@ -95,7 +137,9 @@ UNUSABLE_PATH = frozenset(
 """Errors of the file system that the user can fix with another path; they are not bugs."""
 
 
-def verb(name: str, first_line: str = "") -> Callable[[Callable[..., Reply]], Any]:
+def verb(
+    name: str, first_line: str = "", *, hidden: bool = False
+) -> Callable[[Callable[..., Reply]], Any]:
     """Register a verb under ``name``; for use as a decorator.
 
     ``--json`` is added to its options, and the answer is printed as JSON or as text. ``first_line``
@@ -127,7 +171,7 @@ def verb(name: str, first_line: str = "") -> Callable[[Callable[..., Reply]], An
         parameters = [*signature.parameters.values(), as_json]
         command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {**function.__annotations__, "as_json": AsJson}
-        app.command(name)(command)
+        app.command(name, hidden=hidden)(command)
         return function
 
     return register
@@ -214,11 +258,28 @@ def run_command_line(
 
 
 def _usage_error(error: Any) -> UserError:
-    found = f"a wrong command line ({str(error.format_message()).rstrip('.')})"
+    """Return a fault of the command line as a sentence, with the help or the key that it needs."""
+    found = str(error.format_message()).partition(", unable to")[0].rstrip(".")
     if error.ctx is None:
-        return UserError("rankscope", found, do="see 'rankscope --help'")
-    path, usage = error.ctx.command_path, error.ctx.get_usage().removeprefix("Usage: ")
-    return UserError(path, found, usage, f"see '{path} --help'")
+        return UserError("rankscope", found, "", "see: rankscope -h", (), f"{found}. See: -h")
+    path, do = error.ctx.command_path, f"see: {error.ctx.command_path} -h"
+    told = f"{path}: {found.replace('Input should', 'it must')}"
+    kind, parameter = type(error).__name__, getattr(error, "param", None)
+    if kind == "NoSuchOption":
+        from rankscope.config.loader import places_of_key
+
+        told = f"{path} has no option {error.option_name}"
+        if places := places_of_key(error.option_name.lstrip("-").replace("-", "_")):
+            do = f"set it in the study file, or with: --set {places[0]}=VALUE"
+        elif error.possibilities:
+            do = f"did you mean {error.possibilities[0]}?"
+    elif kind == "MissingParameter" and parameter is not None:
+        name = parameter.opts[0] if parameter.opts[0].startswith("-") else parameter.metavar
+        told = f"{path} needs {name}: {str(parameter.help).rstrip('.')}"
+        example = str(error.ctx.command.help).partition("Example: ")[2].partition("\n")[0]
+        do = f"for example: {example}" if example else do
+    usage = error.ctx.get_usage().removeprefix("Usage: ")
+    return UserError(path, found, usage, do, (), f"{told}. {do[0].upper()}{do[1:]}")
 
 
 def _known_error(error: BaseException) -> RankscopeError | None:

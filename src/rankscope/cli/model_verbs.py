@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from rankscope.cli.application import Overrides, TrustTaskCode, verb
+from rankscope.cli.application import Overrides, TrustTaskCode, by_commas, verb
 from rankscope.cli.terminal import (
     Reply,
     err_console,
@@ -16,7 +16,7 @@ from rankscope.cli.terminal import (
     print_result,
     terminal_table,
 )
-from rankscope.errors import OK, UNFINISHED
+from rankscope.errors import OK, UNFINISHED, UserError
 from rankscope.formatting import byte_size
 from rankscope.progress import ConsoleReporter
 from rankscope.report.columns import Column
@@ -71,7 +71,7 @@ def _eval_command(
     with ConsoleReporter(err_console) as reporter:
         records, scores = score(
             model,
-            [part.strip() for part in tasks.split(",") if part.strip()],
+            by_commas([tasks]),
             adapter or (),
             settings | override_values(overrides or []),
             out,
@@ -109,16 +109,18 @@ def _params_command(
     model: Annotated[
         str, Argument(metavar="MODEL", help="Folder with config.json, hub id or 'pocket'.")
     ],
-    rank: Annotated[list[int] | None, Option(min=1, help="LoRA rank; may be repeated.")] = None,
+    rank: Annotated[
+        list[str] | None, Option(metavar="RANK", help="LoRA ranks, by commas; default: 8 to 128.")
+    ] = None,
     targets: Annotated[
-        str, Option(help="attention, mlp, all-linear, or names separated by commas.")
+        str, Option(help="attention, mlp, all-linear, or names by commas.")
     ] = "attention",
 ) -> Reply:
     """Count trainable parameters and memory.
 
     For LoRA at each rank and for full fine-tuning. Needs no weights.
 
-    Example: rankscope params ./llama-3.1-8b --rank 8 --rank 64
+    Example: rankscope params ./llama-3.1-8b --rank 8,64
     """
     from rankscope.config.arm import TARGET_GROUPS
     from rankscope.models.model_folder import shapes_folder
@@ -126,8 +128,8 @@ def _params_command(
     folder = shapes_folder(model, weights=False)
     from rankscope.models.parameters import architecture, lora_parameters, read_model_config
 
-    ranks = rank or [8, 16, 32, 64, 128]
-    names = TARGET_GROUPS.get(targets) or tuple(part.strip() for part in targets.split(","))
+    ranks = [_rank(word) for word in by_commas(rank or ["8,16,32,64,128"])]
+    names = TARGET_GROUPS.get(targets) or tuple(by_commas([targets]))
     shapes = architecture(read_model_config(folder))
     trainable = {str(r): lora_parameters(shapes, r, names) for r in ranks}
 
@@ -135,6 +137,12 @@ def _params_command(
         {"parameters": shapes.num_parameters, "trainable": trainable},
         lambda: _show_parameters(shapes, trainable, names),
     )
+
+
+def _rank(word: str) -> int:
+    if not word.isdecimal() or word == "0":
+        raise UserError("--rank", repr(word), "whole numbers from 1 on, such as 8,64")
+    return int(word)
 
 
 def _show_parameters(

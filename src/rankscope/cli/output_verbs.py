@@ -71,7 +71,8 @@ def _show_comparison(comparison: "StudyComparison") -> None:
             trained = f"{study.label} ({study.base}, {study.done} of {study.trials} trials done)"
             for answer in study.answers:
                 if answer["task"] == name:
-                    print_result(folded(f"{name}, {trained}: {answer['verdict']}"))
+                    told = f"{answer['verdict']} {answer['summary']}"
+                    print_result(folded(f"{name}, {trained}: {told}"))
     print_result(Text())
     for pair in comparison.pairs:
         styles = ["" if facet["same"] else "yellow" for facet in pair.facets]

@@ -10,7 +10,14 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from rankscope.cli.application import Overrides, StudyFile, TrustTaskCode, verb
+from rankscope.cli.application import (
+    STUDY_FILE,
+    Overrides,
+    StudyFile,
+    TrustTaskCode,
+    by_commas,
+    verb,
+)
 from rankscope.cli.terminal import Reply, err_console, print_line, print_message, print_result
 from rankscope.config.presets import PRESETS
 from rankscope.errors import OK, UNFINISHED, UserError
@@ -42,9 +49,9 @@ def _quickstart_command(
 
 
 def _init_command(
-    file: Annotated[Path, Argument(metavar="FILE.yaml", help="The study file to write.")] = Path(
-        "study.yaml"
-    ),
+    file: Annotated[
+        Path, Argument(metavar="FILE.yaml", help="The study file to write.")
+    ] = STUDY_FILE,
     preset: Annotated[
         str,
         Option(help="A ready-made study, one of those above.", autocompletion=lambda: [*PRESETS]),
@@ -55,7 +62,7 @@ def _init_command(
     ] = None,
     data_dir: Annotated[Path | None, Option(help="Folder with the data of named tasks.")] = None,
     retention: Annotated[
-        list[str] | None, Option(metavar="TASK", help="What must not be lost; repeat for more.")
+        list[str] | None, Option(metavar="TASK", help="What must not be lost, by commas.")
     ] = None,
     may_lose: Annotated[
         float | None, Option(metavar="POINTS", min=0, max=100, help="What may be lost there.")
@@ -84,7 +91,7 @@ def _init_command(
     if file.exists() and not (force and file.is_file()):
         remedy = "give another name" + (", or --force to overwrite it" if file.is_file() else "")
         raise UserError(file, "a file or folder of that name", "a new name", remedy)
-    names = list(retention or ())
+    names = by_commas(retention or ())
     if source is not None and minutes is not None:
         raise UserError("init --from", "--minutes", "none", "its grid is around the file's values")
     if source is None and on_a_terminal() and new_study.takes_own_rows(preset):
@@ -174,7 +181,7 @@ def _ask_what_is_missing(
             print_message(f"{error}", "red")
     while not retention:
         answers = typer.prompt("What must not be lost (tasks, by comma)", "common_facts", err=True)
-        retention = [name.strip() for name in answers.split(",") if name.strip()]
+        retention = by_commas([answers])
         if unknown := [name for name in retention if name not in named_tasks()]:
             known = ", ".join(named_tasks())
             print_message(f"no task is called {', '.join(unknown)}; expected {known}", "red")
@@ -214,7 +221,7 @@ def _show_written(data: Mapping[str, Any], summary: str) -> None:
 
 @verb("check", "Reading {file} ...")
 def _check_command(
-    file: StudyFile,
+    file: StudyFile = STUDY_FILE,
     overrides: Overrides = None,
     rows: Annotated[int, Option(min=0, help="Training rows to show per task.")] = 3,
     trust_task_code: TrustTaskCode = False,
@@ -233,6 +240,9 @@ def _check_command(
     print_message(f"Reading the rows of {', '.join(names)} ...")
     with ConsoleReporter(err_console) as reporter:
         prepared = study.check(reporter)
+    from rankscope.cli.check import check_result, check_that_rows_teach
+
+    check_that_rows_teach(prepared)
     data = {
         "trials": len(prepared.trials),
         "groups": len(prepared.groups),
@@ -245,8 +255,6 @@ def _check_command(
     plan += ["--trust-task-code"] if trust_task_code else []
 
     def show() -> None:
-        from rankscope.cli.check import check_result
-
         print_result(check_result(prepared, rows, shlex.join(plan)))
 
     return Reply(data, show)

@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,14 @@ from rich.console import Group, RenderableType
 
 from rankscope.cli.terminal import folded, terminal_table
 from rankscope.formatting import clock, count, duration, rough_duration
-from rankscope.records import FAILED, WAITING, Recommendation, StudyRecords, TrialRecords
+from rankscope.records import (
+    FAILED,
+    WAITING,
+    Recommendation,
+    StudyRecords,
+    TaskAdvice,
+    TrialRecords,
+)
 from rankscope.report.columns import Column
 from rankscope.store import running_process
 
@@ -31,7 +38,10 @@ def status_data(study: StudyRecords, folder: Path) -> dict[str, Any]:
         state, step = "unfinished", run
     elif failed:
         state, step = "failed", [*run, "--retry", ",".join(failed)]
-    then = [*_export_steps(study, folder), ["rankscope", "compare", out, "ANOTHER"]]
+    advice = _stored_advice(folder) if state == "done" else ()
+    export = _export_steps(study, folder, advice)
+    then = [*export, ["rankscope", "compare", out, "ANOTHER"]]
+    step = ["rankscope", "open", out] if advice else step
     evaluations = Counter(trial_id for trial_id, _, _ in study.evals)
     return {
         "study": study.name,
@@ -41,6 +51,8 @@ def status_data(study: StudyRecords, folder: Path) -> dict[str, Any]:
         "trials_by_status": dict(statuses),
         "evaluations": len(study.evals),
         "seconds": study.total_seconds,
+        "answer": [f"{of.task}: {of.verdict} {of.summary}" for of in advice],
+        "page": folder / "report.html" if advice else None,
         "now": _last_event(folder) if process else None,
         "next": shlex.join(step),
         "then": [shlex.join(words) for words in then] if state == "done" else [],
@@ -48,13 +60,18 @@ def status_data(study: StudyRecords, folder: Path) -> dict[str, Any]:
     }
 
 
-def _export_steps(study: StudyRecords, folder: Path) -> Iterator[list[str]]:
-    """Yield how to export the recommended model, if the study has its weights."""
+def _stored_advice(folder: Path) -> tuple[TaskAdvice, ...]:
     try:
         text = (folder / "recommendation.json").read_text(encoding="utf-8")
-        advice = Recommendation.model_validate_json(text).advice
+        return Recommendation.model_validate_json(text).advice
     except (OSError, ValueError):  # not written yet, or altered, as ``verify`` says
-        return
+        return ()
+
+
+def _export_steps(
+    study: StudyRecords, folder: Path, advice: Sequence[TaskAdvice]
+) -> Iterator[list[str]]:
+    """Yield how to export the recommended model, if the study has its weights."""
     for task in advice if study.config.arms else ():  # imported scores have no arms
         if task.chosen is not None and task.chosen.trains:
             name = [task.task] * (len(advice) > 1)
@@ -117,7 +134,13 @@ def status_table(data: Mapping[str, Any]) -> RenderableType:
     if (more := len(failed) - MAX_FAILURES) > 0:
         failed[MAX_FAILURES:] = [f"and {more:,} more that failed; --json lists all"]
     title = f"{data['study']} on {data['model']}"
-    lines = [_summary(data), f"next: {data['next']}", *(f"  or: {step}" for step in data["then"])]
+    answer = [*data["answer"], *([f"page: {data['page']}"] if data["page"] else [])]
+    lines = [
+        _summary(data),
+        *answer,
+        f"next: {data['next']}",
+        *(f"  or: {step}" for step in data["then"]),
+    ]
     return Group(
         terminal_table(trials, title, _COLUMNS, names, styles=styles),
         *(folded(text, "red") for text in failed),
@@ -127,7 +150,7 @@ def status_table(data: Mapping[str, Any]) -> RenderableType:
 
 def _summary(data: Mapping[str, Any]) -> str:
     folder = Path(data["folder"])
-    statuses, total = data["trials_by_status"], count(len(data["trials"]), "trial")
+    statuses, total = data["trials_by_status"], count(len(data["trials"]), "run")
     counts = ", ".join(f"{n} {status}" for status, n in statuses.items()) or "none yet"
     process = running_process(folder)
     running = f"; process {process} is running it" if process else ""

@@ -5,6 +5,7 @@ import shlex
 import signal
 import socket
 import time
+import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,10 +16,12 @@ from rich.text import Text
 from typer import Argument, Option
 
 from rankscope.cli.application import (
+    STUDY_FILE,
     Overrides,
     StudyFile,
     StudyFolder,
     TrustTaskCode,
+    by_commas,
     check_study,
     verb,
 )
@@ -48,7 +51,7 @@ MAX_PROBLEMS = 20  # Most problems that ``verify`` prints
 
 @verb("plan", "Reading {file} ...")
 def _plan_command(
-    file: StudyFile,
+    file: StudyFile = STUDY_FILE,
     overrides: Overrides = None,
     device: Annotated[
         str, Option(metavar="NAME", help="here, h100, h200, a100, l40s, l4, 4090, v100, t4 or m3.")
@@ -111,7 +114,7 @@ Retry = Annotated[
     str,
     Option(
         metavar="WORDS",
-        help="Run such trials again: failed,oom,diverged, or a trial's id, or base.",
+        help="Run such runs again: failed, oom, diverged, a run's id or base; by commas.",
     ),
 ]
 Workers = Annotated[
@@ -122,7 +125,7 @@ Workers = Annotated[
 
 @verb("run", "Reading {file} ...")
 def run_command(
-    file: StudyFile,
+    file: StudyFile = STUDY_FILE,
     out: Annotated[
         Path | None, Option(help="Folder of the study; default: studies/<name>.")
     ] = None,
@@ -168,7 +171,7 @@ def run_command(
     """
     from rankscope.run.study import Study
 
-    again = [word.strip() for word in retry.split(",") if word.strip()]
+    again = by_commas([retry])
     limits = {"until": until, "budget": None if minutes is None else f"{{hours: {minutes / 60}}}"}
     given = [f"{key}={value}" for key, value in limits.items() if value is not None]
     study = Study.load(file, [*(overrides or []), *given])
@@ -228,7 +231,7 @@ def show_results(
     print_line(f"report: {folder / 'report.html'}")
 
 
-@verb("work")
+@verb("work", hidden=True)
 def _work_command(
     folder: StudyFolder,
     unit: Annotated[str, Argument(metavar="UNIT", help="A folder below DIR/units.")],
@@ -260,7 +263,7 @@ def _status_command(
         bool, Option("--watch", help="Keep showing it until no process runs the study.")
     ] = False,
 ) -> Reply:
-    """Show the status of every trial.
+    """Show the status of every run, and the answer.
 
     Example: rankscope status studies/pocket
     """
@@ -297,16 +300,33 @@ def _stop_command(folder: StudyFolder) -> Reply:
 
     check_study(folder)
     process = running_process(folder)
-    number, _, host = (process or "").partition(" on ")
-    if process is None or host != socket.gethostname():
-        found = "no process that runs it" if process is None else f"process {process}"
-        raise UserError(folder, found, "a process of this machine that does")
+    if process is None:
+        text = f"nothing to stop: no process runs {folder}"
+        return Reply({"process": None}, lambda: print_line(text))
+    number, _, host = process.partition(" on ")
+    if host != socket.gethostname():
+        raise UserError(folder, f"process {process}", "a process of this machine that runs it")
     do = "ask its owner to stop it, or see 'rankscope status'"
     with reading(f"process {number} of {folder}", "one of yours, which has not ended", do=do):
         os.kill(int(number), signal.SIGTERM)
     status = shlex.join(["rankscope", "status", str(folder)])
-    text = f"asked process {number} to stop; to see when it has: {status}"
-    return Reply({"process": int(number)}, lambda: print_line(text))
+    asked = f"asked process {number} to stop; to see when it has: {status}"
+    return Reply({"process": int(number)}, lambda: print_line(asked))
+
+
+@verb("open")
+def _open_command(folder: StudyFolder) -> Reply:
+    """Open the page of a study in the browser.
+
+    Example: rankscope open studies/pocket
+    """
+    check_study(folder)
+    page = (folder / "report.html").absolute()
+    if not page.exists():
+        do = f"write it: rankscope report {shlex.quote(str(folder))}"
+        raise UserError(folder, "no report.html", "the page of the study", do)
+    is_open = webbrowser.open(page.as_uri())
+    return Reply({"page": page, "is_open": is_open}, lambda: print_line(f"page: {page}"))
 
 
 @verb("report", "Reading {folder} ...")

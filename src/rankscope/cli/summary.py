@@ -38,19 +38,28 @@ def _task_table(view: StudyView, task: str) -> Table:
         "expected_gain": _signed("gain", unit),
         "expected_retention_change": _signed("retention", view.retention_unit(task)),
         "expected_net_gain": _signed("net gain", view.net_unit(task)),
-        "p_within_margin": Column("P within", PROBABILITY),
+        "p_within_margin": Column("likely best", PROBABILITY),
         "trainable_parameters": Column("params", text=compact),
         "seconds": Column("time", text=clock),
     }
+    arms = view.arms(task)
+    ranked = [view.spec(arm) for arm in arms if arm.rank]
+    shared = [
+        text
+        for text in (ranked[0].special_settings if len(ranked) > 1 else ())
+        if all(text in spec.special_settings for spec in ranked)
+    ]
     rows = [
         arm_row(view, arm)
+        | {"arm": view.spec(arm).label_without(*shared)}
         | {"": CHOSEN if arm == chosen else ""}
         | ({"seeds": f"{arm.seeds}/{arm.seeds + arm.failed}"} if arm.failed else {})
-        for arm in view.arms(task)
+        for arm in arms
     ]
     styles = ["bold green" if row[""] else "" for row in rows]
     scored = score_text(base.score, unit) if base else "not scored"
     title = f"{view.study.name}, {task} (base on test items: {scored})"
+    title += f", adapters {', '.join(shared)}" if shared else ""
     if not rows:
         return terminal_table([{"arm": "no arm has finished"}], title)
     return terminal_table(rows, title, columns, ("", "arm", *columns), styles=styles)
@@ -73,18 +82,18 @@ def _captions(view: StudyView) -> Iterator[str]:
     )
     yield (
         f"Gain ({gain}), retention change ({kept}) and net gain ({net}) are expected from all "
-        "items, seeds and arms. ± is half the 95 % interval."
+        "items, seeds and configurations. ± is half the 95 % interval."
     )
     margin = either(view.margin(task) for task in tasks)
     yield (
-        f"Net gain: {view.study.config.objective.formula}. P within: the probability of being "
-        f"within {margin} of the best. Time is of one trial."
+        f"Net gain: {view.study.config.objective.formula}. likely best: the probability of being "
+        f"among the best, within {margin} of the highest. Time is of one run."
     )
     arms = [arm for task in tasks for arm in view.arms(task)]
     if any(arm.failed for arm in arms):
         yield FAILED_NOTE
     if any(arm.expected is None for arm in arms):
-        yield f"{UNKNOWN}: the arm has no score on some task that counts."
+        yield f"{UNKNOWN}: the configuration has no score on some task that counts."
 
 
 def print_answer(recommendation: Recommendation, *, with_reasons: bool) -> None:

@@ -170,7 +170,7 @@ def folded(text: str, style: str = "") -> Text:
 
 def note_lines(notes: Sequence[str]) -> list[RenderableType]:
     """Return notes below a table, after an empty line."""
-    lines = [folded(f"note: {note}", "yellow") for note in notes]
+    lines = [folded(f"note: {note}") for note in notes]
     return [Text(), *lines] if lines else []
 
 
@@ -199,7 +199,7 @@ def terminal_table(
     else:
         from rankscope.report.table_formats import frame_rows
 
-        columns = {name: rows.attrs["columns"][name] for name in rows.columns}
+        columns = read_columns(rows.columns, rows.attrs.get("columns", {}))
         rows = [dict(zip(columns, row, strict=True)) for row in frame_rows(rows)]
     ends = {end for column in columns.values() for end in column.ends}
     names = names or [name for name in columns if name not in ends]

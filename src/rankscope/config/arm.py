@@ -28,15 +28,15 @@ from rankscope.train.objectives import objectives, parse_objective
 
 ScheduleName = Literal["linear", "cosine", "constant"]
 
-TRAIN_OVERRIDES = (
-    "batch_size",
-    "gradient_accumulation",
-    "schedule",
-    "warmup_fraction",
-    "weight_decay",
-    "objective",
-)
-"""Fields of ``train`` that an arm may override."""
+TRAIN_OVERRIDES = {
+    "batch_size": "batch",
+    "gradient_accumulation": "accumulation",
+    "schedule": "schedule",
+    "warmup_fraction": "warmup",
+    "weight_decay": "decay",
+    "objective": "objective",
+}
+"""Fields of ``train`` that an arm may override, each with its name in labels."""
 MITIGATIONS = ("replay", "kl_to_base", "early_stop")
 """Fields of an arm that are axes of its grid but not fields of ``train``."""
 ATTENTION = ("k_proj", "o_proj", "q_proj", "v_proj")

@@ -29,8 +29,24 @@ from rankscope.errors import UserError, did_you_mean, reading
 
 MAX_BYTES = 2**19
 MAX_FAULTS_SHOWN = 20
-MAX_KEYS_SHOWN = 8
-MAX_PLACES_SHOWN = 2
+_MAX_KEYS_SHOWN = 8
+_MAX_PLACES_SHOWN = 2
+_KEYS_OF_OTHERS = {
+    **dict.fromkeys(("r", "lora_r", "lora_rank"), "rank"),
+    **dict.fromkeys(("target_modules", "lora_target_modules", "lora_target_linear"), "targets"),
+    **dict.fromkeys(("num_train_epochs", "num_epochs"), "epochs"),
+    **dict.fromkeys(("per_device_train_batch_size", "micro_batch_size"), "batch_size"),
+    **dict.fromkeys(("max_seq_length", "sequence_len", "cutoff_len"), "max_length"),
+    **dict.fromkeys(("base_model", "model_name_or_path", "model_name"), "model"),
+    **dict.fromkeys(("lr_scheduler_type", "lr_scheduler"), "schedule"),
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "learning_rate": "lr",
+    "gradient_accumulation_steps": "gradient_accumulation",
+    "datasets": "tasks",
+    "seed": "seeds",
+}
+"""Keys of PEFT, TRL, axolotl and LLaMA-Factory, with the key that means the same here."""
 STUDY_KEYS = "'model:', 'tasks:' and 'arms:'"
 
 AnySection = TypeVar("AnySection", bound=ConfigSection)
@@ -51,7 +67,7 @@ def load_study_file(
     Raises UserError: every fault of the file and the overrides, one per line, such as
     ``study.yaml:12: arms.0.rank.0: found 0, expected greater than or equal to 1; correct it``.
     """
-    document = _read_yaml(path, STUDY_KEYS, f"write one with 'rankscope init {path}'", text)
+    document = _read_yaml(path, STUDY_KEYS, f"create it with: rankscope init {path}", text)
     faults: Faults = []
     for override in overrides:
         try:
@@ -156,7 +172,10 @@ def _read_yaml(path: Path, keys: str, remedy: str, text: str | None = None) -> D
 
 def _read_text(path: Path, remedy: str) -> str:
     place = path if str(path).isprintable() else short_repr(str(path))
-    do = "give a readable file" if path is not place or path.exists() else remedy
+    if path is place and not path.exists():
+        told = f"{{where}} does not exist. {remedy[0].upper()}{remedy[1:]}"
+        raise UserError(place, "no file", "a YAML file", remedy, (), told)
+    do = "give a readable file"
     with reading(place, "a YAML file", do=do), path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
@@ -207,7 +226,8 @@ def _validated(
 def fault_at(error: UserError, *places: object) -> UserError:
     """Prefix an error with its place; "correct it" is the advice if the error has none."""
     where = ": ".join(filter(None, map(str, places)))
-    return UserError(where, error.found, error.expected, error.do or "correct it")
+    do = error.do or "correct it"
+    return UserError(where, error.found, error.expected, do, (), error.sentence)
 
 
 def described(details: ErrorDetails, model: type[ConfigSection]) -> UserError:
@@ -218,8 +238,9 @@ def described(details: ErrorDetails, model: type[ConfigSection]) -> UserError:
     if error_type == "missing":
         section = section_at(location[:-1], model)
         field = section.model_fields.get(str(location[-1])) if section else None
-        meaning = f" ({field.description})" if field is not None and field.description else ""
-        return UserError(found="nothing", expected=f"a value{meaning}", do="add this key")
+        meaning = f": {field.description}" if field is not None and field.description else "."
+        expected, told = f"a value{meaning}", f"{{where}} is missing. Add this key{meaning}"
+        return UserError("", "nothing", expected, "add this key", (), told)
     if error_type == "value_error":
         error: ValueError = details["ctx"]["error"]
         return error if isinstance(error, UserError) else UserError(found=str(error))
@@ -237,21 +258,35 @@ def described(details: ErrorDetails, model: type[ConfigSection]) -> UserError:
         is_single = isinstance(value, str | int | float)
         expected = f"a list such as [{_in_yaml_words(value)}]" if is_single else "a list"
     do = "put it in quotes" if error_type == "string_type" else ""
-    return UserError(found=_in_yaml_words(details["input"]), expected=expected, do=do)
+    found = _in_yaml_words(details["input"])
+    told = f"{{where}} is {found}, but must be {expected}." + " Put it in quotes." * bool(do)
+    return UserError("", found, expected, do, (), told)
 
 
 def _unknown_key(location: Location, model: type[ConfigSection]) -> UserError:
-    """Report an unknown key, with the likely one here or elsewhere, or the section's first keys."""
-    key = location[-1]
+    """Report an unknown key, with the likely one here or elsewhere, or the section's first keys.
+
+    Keys of PEFT, TRL and axolotl lead to those of Rankscope.
+    """
     section = section_at(location[:-1], model)
     known = list(section.model_fields) if section is not None else []
-    elsewhere = [repr(path) for path in key_paths(str(key), model)][:MAX_PLACES_SHOWN]
+    elsewhere = [repr(path) for path in places_of_key(str(location[-1]), model, known)]
     hint = f"did you mean {' or '.join(elsewhere)}?" if elsewhere else ""
-    hint = hint or did_you_mean(key, known)
-    more = f", ... ({len(known)} in all)" if len(known) > MAX_KEYS_SHOWN else ""
-    named = f"one of {', '.join(known[:MAX_KEYS_SHOWN])}{more}" if known else "none here"
-    expected = "a known one" if hint else named
-    return UserError(found="an unknown key", expected=expected, do=hint)
+    hint = hint or did_you_mean(location[-1], known)
+    more = f", ... ({len(known)} in all)" if len(known) > _MAX_KEYS_SHOWN else ""
+    named = ", ".join(known[:_MAX_KEYS_SHOWN]) + more
+    others = f"Known here: {named}." if named else "No key is known here."
+    told = f"{{where}} is not a key. {hint[:1].upper()}{hint[1:] or others}"
+    expected = "a known one" if hint else f"one of {named}" if named else "none here"
+    return UserError("", "an unknown key", expected, hint, (), told)
+
+
+def places_of_key(
+    key: str, model: type[ConfigSection] = StudyConfig, here: Sequence[str] = ()
+) -> list[str]:
+    """Return where a key belongs, also one of another trainer; its name alone if it is ``here``."""
+    name = _KEYS_OF_OTHERS.get(key, key)
+    return [name] if name in here else [*key_paths(name, model)][:_MAX_PLACES_SHOWN]
 
 
 def _in_yaml_words(value: Any) -> str:

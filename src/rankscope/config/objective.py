@@ -118,10 +118,8 @@ def _parse_budget(value: Any) -> Any:
         r"([0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?) ?(trial|token|minute|hour)s?", str(value).strip()
     )
     if match is None:
-        raise Unfit(
-            short_repr(value),
-            "a text such as '24 trials', '5e6 tokens', '15 minutes' or '12 hours'",
-        )
+        found = short_repr(value)
+        raise Unfit(found, "a text such as '24 trials', '5e6 tokens', '15 minutes' or '12 hours'")
     if match[2] == "minute":
         return {"hours": float(match[1]) / 60}
     is_count = match[2] == "trial" and match[1].isdecimal()

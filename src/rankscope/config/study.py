@@ -321,11 +321,10 @@ class StudyConfig(ConfigSection):
         others = self.described_tasks() if self.arms else [*self.tasks, *self.evaluate.retention]
         for task in others:
             if task.source is not None:
-                raise Unfit(
-                    found=f"{short_repr(task.name)}, {task.source.label}",
-                    expected="one with rows to train on or to choose by",
-                    do=f"score trained adapters with 'rankscope eval --tasks {task.name}'",
-                )
+                found = f"{short_repr(task.name)}, {task.source.label}"
+                expected = "one with rows to train on or to choose by"
+                do = f"score trained adapters with 'rankscope eval --tasks {task.name}'"
+                raise Unfit(found=found, expected=expected, do=do)
 
     def _check_task_names(self) -> None:
         """Check that each name stands for one training task and one description of a task."""

@@ -23,9 +23,8 @@ from rankscope.data.formats import Shape
 from rankscope.data.hub import HubSource
 from rankscope.data.rows import QUESTION_PROMPT
 from rankscope.data.sources import SplitRows, numbered
-from rankscope.errors import UserError
 from rankscope.evaluate.scorers import ScoreUnit, get_scorer
-from rankscope.registry import objects
+from rankscope.registry import by_name, objects
 
 LETTERED_PROMPT = "Question: {question}\n{options}\nAnswer:"
 
@@ -108,11 +107,8 @@ def named_tasks() -> dict[str, TaskSpec]:
     """Return all named tasks: those of ``tasks.toml``, then the ``TaskSpec`` objects of extensions
     and other packages. Raises UserError: two have one name."""
     table = tomllib.loads(Path(__file__).with_name("tasks.toml").read_text("utf-8"))
-    found = {name: _named_task(name, entry) for name, entry in table.items()}
-    for spec in objects(TaskSpec):
-        if found.setdefault(spec.name, spec) is not spec:
-            raise UserError(f"task {spec.name!r}", "two of this name", "one", "rename yours")
-    return found
+    own = [_named_task(name, entry) for name, entry in table.items()]
+    return by_name("task", [(spec.name, spec) for spec in (*own, *objects(TaskSpec))])
 
 
 def overlapping_subjects(task: str, trained_on: Collection[str]) -> tuple[str, ...]:

@@ -137,10 +137,8 @@ def messages_field(row: RawRow, name: str) -> tuple[Message, ...]:
         content = _message_text(message.get("content", message.get("value")))
         if not isinstance(role, str) or role not in ROLES or content is None:
             text = "no text" if content is None else "text"
-            raise BadRow(
-                f"{text} by the role {short_repr(role)} in {where}",
-                f"text by one of {', '.join(ROLES)}",
-            )
+            found = f"{text} by the role {short_repr(role)} in {where}"
+            raise BadRow(found, f"text by one of {', '.join(ROLES)}")
         messages.append(Message(ROLES[role], content))
     return tuple(messages)
 

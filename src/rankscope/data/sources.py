@@ -173,11 +173,8 @@ def _as_record(
 ) -> tuple[Mapping[str, Any], BadRow | None]:
     """Return the cells of a line by column, or the reason why they fit no columns."""
     if len(record) != len(header):
-        return {}, BadRow(
-            f"{len(record)} cells",
-            f"{len(header)} as in the header",
-            f"put cells that contain {delimiter!r} in double quotes",
-        )
+        do = f"put cells that contain {delimiter!r} in double quotes"
+        return {}, BadRow(f"{len(record)} cells", f"{len(header)} as in the header", do)
     # A column without a name is the index that pandas writes.
     return {name: cell for name, cell in zip(header, record, strict=True) if name}, None
 

@@ -92,6 +92,9 @@ def split_rows(
         )
         validation = []
     distinct = len(_distinct_positions(train))
+    if len(train) > 1 and distinct == 1:
+        told = f"{{where}} cannot teach anything: its {len(train):,} training rows are all alike."
+        raise UserError(f"task {task!r}", "rows that are all alike", "several", "", (), told)
     few = min(FEW_ROWS, int(FEW_CUT_SHARE * distinct))
     size = max(1, few, min(MAX_CUT, int(CUT_SHARE * distinct)))
     if not test and train:

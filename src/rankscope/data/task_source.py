@@ -195,21 +195,11 @@ def own_spec(config: TaskConfig, contents: Sequence[Item]) -> TaskSpec:
     elif config.name == "perplexity" and first.completion and not first.question:
         default = "perplexity"
     scorer = get_scorer(config.scorer or default)
-    prompt = LETTERED_PROMPT if scorer.needs_listed_options else first.template
-    return TaskSpec(
-        config.name,
-        "Own data.",
-        scorer.name,
-        config.prompt or prompt,
-        version=scorer.version,
-        **_common_settings(config),
-    )
+    default = LETTERED_PROMPT if scorer.needs_listed_options else first.template
+    prompt, common = config.prompt or default, _common_settings(config)
+    return TaskSpec(config.name, "Own data.", scorer.name, prompt, scorer.version, **common)
 
 
 def _common_settings(config: TaskConfig) -> dict[str, Any]:
-    return {
-        "num_fewshot": config.num_fewshot,
-        "primary_metric": config.primary_metric,
-        "stop": tuple(config.stop),
-        "extract": config.extract,
-    }
+    own = config.model_dump(include={"num_fewshot", "primary_metric", "extract"})
+    return {**own, "stop": tuple(config.stop)}

@@ -53,12 +53,8 @@ class EncodedSplit:
         bos = self.bos_of(ids)
         num_kept = room - len(bos)
         if num_kept < 1:
-            raise UserError(
-                where,
-                "an answer that fills the model's context",
-                "room for a prompt",
-                "remove this row",
-            )
+            found = "an answer that fills the model's context"
+            raise UserError(where, found, "room for a prompt", "remove this row")
         return [*bos, *ids[len(ids) - num_kept :]]
 
 

@@ -107,16 +107,9 @@ def generate(
     groups = find_shared_prefixes(prompts, base.packs)
     shared = {i: group for group in groups for i in group[1]}
     order = [i for _, members in groups for i in sorted(members, key=lambda i: -len(prompts[i]))]
+    most = [min(limits.max_new_tokens, limits.context - len(prompt)) for prompt in prompts]
     by_model = {
-        name: [
-            Generation(
-                adapter_name=name,
-                prompt=prompt,
-                max_new_tokens=min(limits.max_new_tokens, limits.context - len(prompt)),
-                shared=shared[i],
-            )
-            for i, prompt in enumerate(prompts)
-        ]
+        name: [Generation(name, prompt, most[i], shared[i]) for i, prompt in enumerate(prompts)]
         for name in adapter_names
     }
     waiting = deque(by_model[name][i] for name in adapter_names for i in order)

@@ -54,7 +54,8 @@ def checked_folder(folder: Path, weights: bool = True) -> Path:
         ("no config.json", (folder / "config.json").is_file()),
     ):
         if not is_there:
-            raise UserError(f"model folder {folder}", found, "a Hugging Face folder")
+            do = "give a folder, 'pocket', or a hub id with its owner: owner/name"
+            raise UserError(f"model folder {folder}", found, "a Hugging Face folder", do)
     read_json_object(folder / "config.json")
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)

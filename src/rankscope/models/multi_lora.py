@@ -89,14 +89,9 @@ class AdapterSlice:
         ``weight`` is W0.
         """
         self.mask, *kept = saved
-        gradients = self.method.backward(
-            self,
-            tuple(kept),
-            self.rows(grad),
-            self.dropped(self.rows(x)),
-            None if grad_x is None else self.rows(grad_x),
-            weight,
-        )
+        above, inputs = self.rows(grad), self.dropped(self.rows(x))
+        into = None if grad_x is None else self.rows(grad_x)
+        gradients = self.method.backward(self, tuple(kept), above, inputs, into, weight)
         self.mask = None
         return gradients
 

@@ -80,6 +80,13 @@ class ArmSummary(Record):
         return get_method(self.method).trains
 
     @property
+    def worst_loss(self) -> tuple[str, ExpectedChange] | None:
+        """The retention task that falls most among those that surely fall, with its change."""
+        changes = self.expected.changes if self.expected else {}
+        lost = [(n, change) for n, change in changes.items() if n != self.task and change.high < 0]
+        return min(lost, key=lambda pair: pair[1].value, default=None)
+
+    @property
     def is_lora(self) -> bool:
         """Whether its method is one of the low-rank methods that a rank sweep compares."""
         return get_method(self.method).has_rank
@@ -113,6 +120,7 @@ Confidence = Literal["sure", "probable", "leaning", "none"]
 """Level by the probability of being within the margin of the best: at least 0.95, at least 0.80, or
 less. An open check allows ``probable`` at most. ``none`` means not decided."""
 SURE, PROBABLE = 0.95, 0.8
+MAY_DO = 0.05  # Least probability of being within the margin of an arm that is named
 
 
 def confidence_of(p: float) -> Confidence:
@@ -151,12 +159,13 @@ it is mended. The probabilities account for neither."""
 
 
 class TrustCheck(Record):
-    """One line of "can I trust this?"."""
+    """A fact that the answer depends on."""
 
     name: CheckName
     status: CheckStatus
     value: str  # The fact in a few words, such as ``3 seeds``
     text: str  # Its meaning, one short sentence
+    labels: tuple[str, ...] = ()  # Labels of the arms at an open end of their lists
 
 
 class RankThatMayDo(Record):
@@ -172,6 +181,8 @@ class NextStep(Record):
 
     text: str
     command: str = ""  # Empty if no single command does it
+    check: CheckName | None = None  # The open check that it settles; None if it settles none
+    seconds: float | None = None  # Expected time of training; None if it is not known
 
 
 class TaskAdvice(Record):
@@ -180,13 +191,14 @@ class TaskAdvice(Record):
     task: str
     decision: Decision
     p_within_margin: float | None = None
-    """Probability that the recommended arm is within the margin of the best of all arms and the
-    base. If every arm exceeds the limit on forgetting, it is that of the arm that forgets least.
-    None if nothing was scored."""
-    p_better: float | None = None  # Probability that it, or else the closest arm, beats the base
+    """Probability that the recommended choice, an arm or the base, is within the margin of the
+    best. If every arm exceeds the limit on forgetting, it is the probability that even the one
+    that forgets least does. None if nothing was scored."""
+    p_better: float | None = None  # Probability that the recommended or closest arm beats the base
     confidence: Confidence = "none"
     expected_regret: float | None = None  # Net gain that it is expected to lose against the best
-    verdict: str  # The answer with its probability, one or two sentences
+    verdict: str  # A headline such as ``Use LoRA rank 8.``
+    summary: str  # The line below it: probability, gain and worst loss
     explanation: str  # Measurements of the arm that the verdict describes
     ranks_that_may_do: tuple[RankThatMayDo, ...] = ()  # By rising rank, the recommended one too
     rows: tuple[AnswerRow, ...] = ()
@@ -209,6 +221,11 @@ class TaskAdvice(Record):
     """Labels of every configuration at its learning rate of the highest expected net gain."""
 
     @property
+    def open_checks(self) -> list[TrustCheck]:
+        """Checks that could change the answer."""
+        return [check for check in self.checks if check.status != "fine"]
+
+    @property
     def findings(self) -> list[AdviceMessage]:
         """Diagnostics and caveats, which have their own section on a page."""
         return [r for r in self.reasons if r.kind in ("diagnostic", "caveat")]
@@ -222,7 +239,7 @@ class TaskAdvice(Record):
 class Recommendation(Record):
     """Content of ``recommendation.json``: one answer per training task."""
 
-    schema_version: int = 4  # 4: short labels of arms
+    schema_version: int = 5  # 5: a line below the verdict
     study: str
     advice: tuple[TaskAdvice, ...]
     method: str  # How the choice was made, one paragraph

@@ -23,7 +23,7 @@ class EvalRecord(Record):
     """One model (the base or a trial) scored on one split of one task."""
 
     trial_id: str  # ``base`` for the untuned model
-    variant: Variant | None = None  # Of the trial, if it is not as trained
+    variant: Variant | None = None  # Change of the trial's update; None if it is as trained
     task: str
     split: Split
     metric: str  # Primary metric: one of the keys of ``metrics``
@@ -108,5 +108,5 @@ class ItemScores:
     scores: npt.NDArray[np.float64]  # Shape (items,)
     gold_logprobs: npt.NDArray[np.float64]
     """Log p of the right answer per token, nats, shape (items,); NaN where unknown. If answers are
-    offered, the others count in it."""
+    offered, it is conditional on one of them being the answer."""
     subjects: tuple[str | None, ...]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ValidationInfo, field_validator
 
-from rankscope.config.arm import TARGET_GROUPS
+from rankscope.config.arm import TARGET_GROUPS, TRAIN_OVERRIDES
 from rankscope.hashing import sha256_json
 from rankscope.models.methods import LORA, get_method
 from rankscope.records.record import Record
@@ -114,7 +114,7 @@ class TrialSpec(Record):
     @property
     def overrides(self) -> dict[str, int | float | str]:
         """The arm's own values of the training protocol, by field name."""
-        own = {name: getattr(self, name) for name in OVERRIDE_LABELS}
+        own = {name: getattr(self, name) for name in TRAIN_OVERRIDES}
         return {name: value for name, value in own.items() if value is not None}
 
     @property
@@ -146,20 +146,10 @@ class TrialSpec(Record):
     @property
     def kind(self) -> tuple[object, ...]:
         """Every setting that is not a number on an axis of the posterior."""
-        return (
-            self.task,
-            self.method,
-            self.peft,
-            self.lr_ratio,
-            self.targets,
-            self.dropout,
-            self.init_sha256,
-            self.given,
-            *self.overrides.items(),
-            *self.mitigations.items(),
-            *(["by module"] if self.rank_pattern else []),
-            self.prompt,
-        )
+        own = (self.task, self.method, self.peft, self.lr_ratio, self.targets, self.dropout)
+        changes = (*self.overrides.items(), *self.mitigations.items())
+        by_module = ["by module"] if self.rank_pattern else []
+        return (*own, self.init_sha256, self.given, *changes, *by_module, self.prompt)
 
     @property
     def short_label(self) -> str:
@@ -172,7 +162,7 @@ class TrialSpec(Record):
         Terms are parts of the label, or ``NAME=VALUE`` with a name of a field or of the label.
         """
         name, _, _ = term.partition("=")
-        fields = {label: field for field, label in OVERRIDE_LABELS.items()} | LABEL_FIELDS
+        fields = {label: field for field, label in TRAIN_OVERRIDES.items()} | LABEL_FIELDS
         known = vars(self).get(fields.get(name, name))
         parts = {self.task, f"seed={self.seed}", *(text for _, text in self._label_parts)}
         return term in parts or term.casefold() == self.method or value == known is not None
@@ -187,9 +177,9 @@ class TrialSpec(Record):
         return self.label_without()
 
     def label_without(self, *axes: str) -> str:
-        """Return the label without the names of some of ``rank``, ``alpha``, ``lr`` and
-        ``rows``."""
-        return " ".join(text for axis, text in self._label_parts if axis not in axes)
+        """Return the label without some of ``rank``, ``alpha``, ``lr``, ``rows`` and special
+        settings."""
+        return " ".join(text for axis, text in self._label_parts if not {axis, text} & {*axes})
 
     @property
     def special_settings(self) -> tuple[str, ...]:
@@ -238,7 +228,7 @@ class TrialSpec(Record):
         for name, value in self.overrides.items():
             number = value if isinstance(value, str) else f"{value:.12g}"
             number = number.translate(str.maketrans("", "", '{}"'))  # of an objective's settings
-            parts.append(("", f"{OVERRIDE_LABELS[name]}={number}"))
+            parts.append(("", f"{TRAIN_OVERRIDES[name]}={number}"))
         return [*parts, *(("", f"{name}={value}") for name, value in self.mitigations.items())]
 
     @property
@@ -250,14 +240,6 @@ class TrialSpec(Record):
 MAX_OPENING = 40  # Characters of a system text beside a label
 MAX_FOLDER_NAME = 40  # Characters of a folder's name in a label
 
-OVERRIDE_LABELS = {
-    "batch_size": "batch",
-    "gradient_accumulation": "accumulation",
-    "schedule": "schedule",
-    "warmup_fraction": "warmup",
-    "weight_decay": "decay",
-    "objective": "objective",
-}
 LABEL_FIELDS = {"r": "rank", "ratio": "lr_ratio", "kl": "kl_to_base", "patience": "early_stop"}
 
 

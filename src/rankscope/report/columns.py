@@ -13,7 +13,9 @@ from rankscope.formatting import NATS, POINTS, Unit, number, percent
 
 Cell = str | float | int | None
 ENDS = ("low", "high", "smallest", "largest")
-PROBABILITY = Unit(1.0, "", "", 2)  # Shown as ``96 %``, and from 99 % on as ``over 99 %``
+PROBABILITY = Unit(1.0, "", "", 2)
+"""Unit of probabilities, which read ``96 %``, and above 0.99 ``over 99 %``. Columns of a study's
+frames have no ``text`` in its place: pandas stores no functions in Parquet."""
 
 
 class Column(NamedTuple):
@@ -40,7 +42,7 @@ class Column(NamedTuple):
             return "yes" if value else "no"
         if isinstance(value, str):
             return (self.words or {}).get(value, value)
-        of_row = POINTS if row.get(self.unit_from) == "accuracy" else NATS
+        of_row = POINTS if self.unit_from and row[self.unit_from] == "accuracy" else NATS
         unit = of_row if self.unit_from else self.unit
         return value * unit.scale if unit and isinstance(value, int | float) else value
 
@@ -54,7 +56,8 @@ def read_columns(names: Iterable[str], known: Mapping[str, Column]) -> dict[str,
     """Give every column its title and its interval, by name.
 
     ``x_low`` and ``x_high``, the ends of the interval of ``x``, are read like ``x``, with ", low"
-    and ", high" after its title. ``x_smallest`` and ``x_largest`` are read likewise.
+    and ", high" after its title. ``x_smallest`` and ``x_largest`` are read likewise. Columns that
+    were read before stay as they are, but one that lost an end of its interval has none.
     """
     names, read = dict.fromkeys(names), dict[str, Column]()
     wholes = dict.fromkeys([*names, *known])
@@ -67,7 +70,8 @@ def read_columns(names: Iterable[str], known: Mapping[str, Column]) -> dict[str,
         title = (column.title or plain) + (end and f", {end}")
         own = (f"{name}_low", f"{name}_high")
         has_ends = {*own} <= names.keys() - known.keys()
-        read[name] = column._replace(title=title, ends=own if has_ends else ())
+        kept = column.ends if not end and {*column.ends} <= names.keys() else ()
+        read[name] = column._replace(title=title, ends=own if has_ends else kept)
     return read
 
 

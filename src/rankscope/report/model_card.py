@@ -14,6 +14,7 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment
 from markupsafe import Markup
 
+from rankscope.config.arm import TRAIN_OVERRIDES
 from rankscope.config.study import TrainConfig
 from rankscope.formatting import (
     Unit,
@@ -25,7 +26,6 @@ from rankscope.formatting import (
     score_text,
 )
 from rankscope.records import (
-    OVERRIDE_LABELS,
     ArmSummary,
     Estimate,
     ExpectedChange,
@@ -189,7 +189,7 @@ def _study_settings(
 
 def _protocol(train: TrainConfig) -> dict[str, object]:
     """Return how long and in which steps a study trains; an arm may override some of it."""
-    names = ("epochs", "max_steps", "tokens", *OVERRIDE_LABELS, "max_length", "labels")
+    names = ("epochs", "max_steps", "tokens", *TRAIN_OVERRIDES, "max_length", "labels")
     values = train.model_dump(include=set(names))
     if train.max_steps or train.tokens:  # take precedence
         del values["epochs"]
@@ -224,7 +224,7 @@ def _arm_changes(view: StudyView, arm: ArmSummary) -> list[str]:
         if change is not None
     ]
     if (of := arm.expected) is not None:
-        texts.append(f"{percent(of.p_within_margin)} within {view.margin(arm.task)} of the best")
+        texts.append(f"{percent(of.p_within_margin)} likely among the best")
     return texts
 
 

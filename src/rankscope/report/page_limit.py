@@ -11,9 +11,9 @@ MAX_FAILED = 100  # Most failed trials whose reasons a page lists
 
 
 def limited(view: StudyView) -> StudyView:
-    """Limit the view to ``MAX_PAGE_ARMS`` arms, in the study's order.
+    """Limit the view to ``MAX_PAGE_ARMS`` arms; they stay in the study's order.
 
-    Arms that the answer names come first, then those with the highest expected net gain.
+    The arms that the answer names are kept, then those with the highest expected net gain.
     """
     study, recommendation = view.study, view.recommendation
     if sum(len(advice.arms) for advice in recommendation.advice) <= MAX_PAGE_ARMS:
@@ -55,7 +55,7 @@ def not_shown(whole: StudyView, shown: StudyView) -> list[str]:
     if kept == total:
         return []
     return [
-        f"{kept:,} of {total:,} arms are shown: those that the answer names, then those with the "
-        "highest expected net gain. The answer rests on all of them; "
+        f"{kept:,} of {total:,} configurations are shown: those that the answer names, then those "
+        "with the highest expected net gain. The answer rests on all of them; "
         "'rankscope report DIR --tables FOLDER' writes them all."
     ]

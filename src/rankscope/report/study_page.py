@@ -9,7 +9,7 @@ import yaml
 from rankscope.config.loader import study_values
 from rankscope.evaluate.engines import all_engines
 from rankscope.formatting import NATS, Unit, count, join_names, number, safe_text
-from rankscope.records import BASE, EvalKey, ItemResult, StudyRecords
+from rankscope.records import BASE, ItemResult, StudyRecords
 from rankscope.report.analyzed_models import arms_analyzed, given_analyzed
 from rankscope.report.answer import answer_cards, missing
 from rankscope.report.figures import Section, all_sections, draw_section
@@ -51,7 +51,7 @@ def render_study(whole: StudyView, folder: str = "DIR", view: StudyView | None =
         missing=[*missing(whole), *not_shown(whole, view)],
         items={task: compared for task, compared in items.items() if compared},
         items_json=embedded(
-            [{"rows": c.pairs, "shown": c.shown} for of_task in items.values() for c in of_task]
+            [(c.pairs, c.shown, c.names) for of_task in items.values() for c in of_task]
         ),
         outcomes=ITEM_OUTCOMES,
         steps={task: steps_for_task(view, task, folder) for task in tasks},
@@ -129,6 +129,7 @@ def _line_key(view: StudyView) -> list[tuple[str, str]]:
 SHOWN = 10  # Items shown before any search
 MAX_EMBEDDED = 400_000  # Most characters of items on one page, over all tasks
 MAX_PROMPT, MAX_ANSWER = 600, 240  # Longest prompt and answer on the page, in characters
+MARKS = ("\N{BALLOT X} ", "\N{CHECK MARK} ")  # Before a wrong answer, and before a right one
 
 Outcome = Literal["gained", "lost", "kept", "missed"]
 ITEM_OUTCOMES: dict[Outcome, tuple[str, str]] = {
@@ -141,18 +142,18 @@ ITEM_OUTCOMES: dict[Outcome, tuple[str, str]] = {
 
 
 class _ItemPair(NamedTuple):
-    """One item with the answers of the base and of the trained model."""
+    """One item with the answers of the base, of the answer's arm and of full fine-tuning."""
 
     outcome: Outcome
     prompt: str
     gold: str
-    before: str
-    after: str
+    answers: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class _ComparedItems:
     tested_on: str
+    names: tuple[str, ...]  # Models of the answers
     note: str  # Content of the plot, its choice, and what was left out
     pairs: tuple[_ItemPair, ...]
     shown: tuple[int, ...]  # Places in ``pairs`` of the items that are shown first
@@ -160,41 +161,40 @@ class _ComparedItems:
 
 
 def _compared_items(view: StudyView, task: str, budget: int) -> list[_ComparedItems]:
-    """Compare test items under the base and the arm of the answer.
+    """Compare test items under the base, the arm of the answer, and the best full fine-tuning.
 
     The items of the training task come first, then those of its retention tasks; at most ``budget``
     characters in all. The list is empty if their texts are not stored.
     """
-    arm = view.focus(task)
-    trial = next((t for t in view.trials(arm) if t.status == "done"), None) if arm else None
-    if arm is None or trial is None:
-        return []
+    arm, models = view.focus(task), {BASE: "base"}
+    role = "recommended" if arm == view.advice(task).chosen else "best tried"
+    for name, of in ((role, arm), ("best full", view.best_full(task))):
+        done = [t.spec for t in (view.trials(of) if of else ()) if t.status == "done"]
+        for spec in done[:1]:
+            models.setdefault(spec.trial_id, f"{name}: {spec.arm_label}, seed {spec.seed}")
     found = []
     for name in (task, *view.retained(task)):
-        keys: list[EvalKey] = [(BASE, name, "test"), (trial.spec.trial_id, name, "test")]
-        if all(key in view.study.results for key in keys):
-            before, after = (view.study.results[key] for key in keys)
-            has_texts = any(item.prompt for item in before)
-            if has_texts and [i.item_id for i in before] == [i.item_id for i in after]:
-                found.append((name, _item_pairs(before, after, view.unit(name))))
-    who = f"{arm.label}, seed {trial.spec.seed}"
+        asked = [item.item_id for item in view.study.results.get((BASE, name, "test"), ())]
+        results = {
+            told: items
+            for model, told in models.items()
+            if (items := view.study.results.get((model, name, "test")))
+            and [item.item_id for item in items] == asked
+        }
+        if len(results) > 1 and any(item.prompt for item in results["base"]):
+            found.append((name, results))
     each = budget // max(1, len(found))
-    return [_compared(name, pairs, view.unit(name), who, each) for name, pairs in found]
+    return [_compared(name, results, view.unit(name), each) for name, results in found]
 
 
-def _item_pairs(
-    before: Sequence[ItemResult], after: Sequence[ItemResult], unit: Unit
-) -> list[_ItemPair]:
-    return [
-        _ItemPair(
-            outcome=_outcome_of(base.score, tuned.score, unit),
-            prompt=safe_text((base.prompt or base.item_id).strip(), MAX_PROMPT),
-            gold=safe_text(base.gold, MAX_ANSWER),
-            before=_answer(base, unit),
-            after=_answer(tuned, unit),
-        )
-        for base, tuned in zip(before, after, strict=True)
-    ]
+def _item_pair(items: Sequence[ItemResult], unit: Unit) -> _ItemPair:
+    base, tuned, *_ = items
+    return _ItemPair(
+        outcome=_outcome_of(base.score, tuned.score, unit),
+        prompt=safe_text((base.prompt or base.item_id).strip(), MAX_PROMPT),
+        gold=safe_text(base.gold, MAX_ANSWER),
+        answers=tuple(_answer(item, unit) for item in items),
+    )
 
 
 def _outcome_of(before: float, after: float, unit: Unit) -> Outcome:
@@ -236,21 +236,24 @@ def _answer(item: ItemResult, unit: Unit) -> str:
     text = item.generated if item.generated is not None else item.prediction
     if unit == NATS and not text:
         return f"{number(item.score, unit.digits)} {unit.score}"
-    return safe_text(text.strip() or "(no answer)", MAX_ANSWER)
+    mark = "" if unit == NATS else MARKS[item.score >= 0.5]
+    return mark + safe_text(text.strip() or "(no answer)", MAX_ANSWER)
 
 
 def _compared(
-    name: str, pairs: Sequence[_ItemPair], unit: Unit, who: str, budget: int
+    name: str, results: Mapping[str, Sequence[ItemResult]], unit: Unit, budget: int
 ) -> _ComparedItems:
+    pairs = [_item_pair(items, unit) for items in zip(*results.values(), strict=True)]
     place = 1 if unit == NATS else 0
     numbers = {o: sum(pair.outcome == o for pair in pairs) for o in ITEM_OUTCOMES}
     parts = [f"{n} {ITEM_OUTCOMES[o][place]}" for o, n in numbers.items() if n]
-    sizes = [sum(map(len, pair[1:])) + 20 for pair in pairs]
+    sizes = [sum(map(len, (pair.prompt, pair.gold, *pair.answers))) + 20 for pair in pairs]
     fits = min(len(pairs), int(len(pairs) * budget / max(1, sum(sizes))))
     kept = [pairs[int((step + 0.5) * len(pairs) / fits)] for step in range(fits)]
     shown = _fair_choice([pair.outcome for pair in kept])
-    note = f"Base against {who}, on the {count(len(pairs), 'test item')} of {name}: "
+    names = tuple(results)
+    note = f"The base against {names[1]}, on the {count(len(pairs), 'test item')} of {name}: "
     note += f"{join_names(parts)}. Shown: {len(shown)}, in these proportions, at even steps."
     if fits < len(pairs):
         note += f" The search covers {fits:,} of the items, at even steps; the others are left out."
-    return _ComparedItems(name, note, tuple(kept), tuple(shown), unit)
+    return _ComparedItems(name, names, note, tuple(kept), tuple(shown), unit)

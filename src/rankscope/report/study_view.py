@@ -297,22 +297,12 @@ class StudyView:
         line, full = self.lines(task).get(self.focus_line(task) or "", []), self.best_full(task)
         return [*line, *([full] if full else [])]
 
-    def rank_axis(self, task: str, *, best_rates: bool = False) -> RankAxis:
-        """Return the horizontal axis of figures over rank.
-
-        ``best_rates`` gives a line per configuration, with each rank at its best learning rate.
-        """
-        groups, focus, drawn = self.lines(task), self.focus_line(task), []
-        if best_rates:
-            groups = self.variants(task)
-            focus = next(iter(groups), None)
-        shown = self.candidates(task) if best_rates else self.arms(task)
-        for place, (label, arms) in enumerate(groups.items()):
-            ranked = sorted((a for a in arms if a in shown), key=lambda a: a.rank or 0)
-            points = tuple(RankPoint(a.label, a.rank or 1, self.color(a)) for a in ranked)
-            symbol = SYMBOLS[place % len(SYMBOLS)]
-            style = ("solid", symbol) if best_rates else self.line_style(label)
-            drawn.append(RankLine(safe_text(label, MAX_NAME), *style, points))
+    def rank_axis(self, task: str) -> RankAxis:
+        """Return the horizontal axis of figures over rank."""
+        focus, drawn = self.focus_line(task), []
+        for label, arms in self.lines(task).items():
+            points = tuple(RankPoint(a.label, a.rank or 1, self.color(a)) for a in arms)
+            drawn.append(RankLine(safe_text(label, MAX_NAME), *self.line_style(label), points))
         full = self.best_full(task)
         focus = None if focus is None else safe_text(focus, MAX_NAME)
         return RankAxis(tuple(drawn), focus, full.label if full else None)

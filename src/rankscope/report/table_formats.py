@@ -1,8 +1,8 @@
 """Writers of a table, a DataFrame, as HTML, Markdown, LaTeX, CSV or Parquet.
 
-``frame.attrs["columns"]`` says how people read its columns (``columns.py``). HTML, Markdown and
-LaTeX follow it; CSV and Parquet keep names and every digit. ``attrs["best"]`` names columns whose
-highest value is bold in Markdown and LaTeX.
+``frame.attrs["columns"]`` says how people read its columns (``columns.py``), by default by their
+names. HTML, Markdown and LaTeX follow it; CSV and Parquet keep names and every digit.
+``attrs["best"]`` names columns whose highest value is bold in Markdown and LaTeX.
 """
 
 import re
@@ -40,7 +40,7 @@ def table(
 
 def shown(frame: pd.DataFrame) -> pd.DataFrame:
     """Translate a table for people: titles, units and words. A second call changes nothing."""
-    columns: dict[str, Column] = {name: frame.attrs["columns"][name] for name in frame.columns}
+    columns = read_columns(frame.columns, frame.attrs.get("columns", {}))
     titles = {name: column.title for name, column in columns.items()}
     rows = [dict(zip(frame.columns, row, strict=True)) for row in frame_rows(frame)]
     read = _frame([{titles[n]: columns[n].shown(row[n], row) for n in row} for row in rows])
@@ -51,7 +51,7 @@ def shown(frame: pd.DataFrame) -> pd.DataFrame:
         )
         for c in columns.values()
     }
-    read.attrs["best"] = [titles[name] for name in frame.attrs["best"]]
+    read.attrs["best"] = [titles[name] for name in frame.attrs.get("best", ()) if name in titles]
     return read
 
 
@@ -82,15 +82,20 @@ def _is_numeric(column: "pd.Series[object]") -> bool:
     return len(cells) > 0 and not any(isinstance(cell, str) for cell in cells)
 
 
+HEADS = {"arm": "configuration", "trial": "run"}  # Words of a page for names of columns
+
+
 def html_table(frame: pd.DataFrame) -> Markup:
-    """Write a ``<table>``; ``data-v`` holds every digit of a number, for the page's CSV
-    download."""
+    """Write a ``<table>``; ``data-v`` holds every digit of a number, or the name of a column, for
+    the page's CSV download."""
     frame = shown(frame)
     columns = [frame.attrs["columns"][title] for title in frame.columns]
+    number = ' class="n"'
+    heads = {name: f' data-v="{name}">{word}' for name, word in HEADS.items()}
     header = [
-        f'<th scope="col" class="n">{escape(title)}</th>'
-        if _is_numeric(frame[title])
-        else f'<th scope="col">{escape(title)}</th>'
+        f'<th scope="col"{number * _is_numeric(frame[title])}'
+        + heads.get(title, f">{escape(title)}")
+        + "</th>"
         for title in frame.columns
     ]
     rows = [
@@ -142,7 +147,7 @@ FORMATS: dict[str, Callable[[pd.DataFrame], bytes]] = {
     "md": lambda frame: markdown(frame).encode(),
     "csv": lambda frame: comma_separated(frame).encode(),
     "tex": lambda frame: latex(frame).encode(),
-    "parquet": lambda frame: bytes(frame.to_parquet(index=False)),
+    "parquet": lambda frame: bytes(pd.DataFrame(frame).to_parquet(index=False)),  # without attrs
 }
 """Maps a file ending to the function that gives the file's content."""
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from rankscope.formatting import CONFIDENCES, NATS, Unit
 from rankscope.records import FAILED, ArmSummary, Estimate, ModelScore, StudyRecords
-from rankscope.registry import objects
+from rankscope.registry import by_name, objects
 from rankscope.report.analysis_tables import TableRow
 from rankscope.report.columns import PROBABILITY, Column, interval_cells
 from rankscope.report.figures import figure_files
@@ -28,18 +28,18 @@ STUDY_COLUMNS = {
     "expected_retention_change": Column(unit_from="retention_unit"),
     "expected_net_gain": Column(unit_from="net_unit"),
     "expected_regret": Column(unit_from="net_unit"),
-    "p_better": Column("P(better)", PROBABILITY),
-    "p_within_margin": Column("P(within margin)", PROBABILITY),
-    "p_best": Column("P(best)", PROBABILITY),
+    "p_better": Column("likely better than the base", PROBABILITY),
+    "p_within_margin": Column("likely among the best", PROBABILITY),
+    "p_best": Column("likely the best", PROBABILITY),
     "retention_change": Column(unit_from="retention_unit"),
     "score_unit": Column("unit", words={"accuracy": "%", "log_probability": NATS.score}),
     "difference_unit": Column("unit", words=_WORDS),
     "net_unit": Column("unit of net gain", words=_WORDS),
     "retention_unit": Column("unit of retention", words=_WORDS),
-    "seconds": Column("seconds a trial", digits=1),
+    "seconds": Column("seconds a run", digits=1),
     "tokens_per_item": Column("tokens read for an item", digits=0),
     "peak_memory_bytes": Column("peak memory, MB", Unit(1e-6, "MB", "MB", 0)),
-    "label": Column("trial"),
+    "label": Column("run"),
     "failure": Column("reason"),
     "leader": Column("led before"),
     "regret": Column("expected regret", unit_from="regret_unit"),
@@ -62,12 +62,18 @@ STUDY_COLUMNS = {
 
 
 class ScoreTable(partial[pd.DataFrame]):
-    """Makes a table from the view; an extension's figures add it to the files, under its name."""
+    """Makes a table from the view; an extension's figures add it to the files.
+
+    The name of the function that it decorates is the table's.
+    """
 
 
 def study_tables(view: StudyView) -> dict[str, pd.DataFrame]:
-    """Return tables by file name; a table may be empty. Scores are those of the test split."""
-    return {
+    """Return tables by file name; a table may be empty. Scores are those of the test split.
+
+    Raises UserError: two have one name.
+    """
+    tables = {
         "paper": paper_table(view),
         "arms": arms_table(view),
         "changes": _changes_table(view),
@@ -78,8 +84,9 @@ def study_tables(view: StudyView) -> dict[str, pd.DataFrame]:
         "training": training_table(view),
         "failed": failed_trials_table(view),
         "without-contamination": contamination_table(view),
-        **{make.func.__name__: make(view) for make in objects(ScoreTable, figure_files())},
     }
+    added = [(make.func.__name__, make(view)) for make in objects(ScoreTable, figure_files())]
+    return by_name("table", [*tables.items(), *added])
 
 
 def _score_unit(unit: Unit) -> str:
@@ -107,7 +114,7 @@ def _answers_table(view: StudyView) -> pd.DataFrame:
                 "p_better": advice.p_better,
                 "expected_regret": advice.expected_regret,
                 "net_unit": _score_unit(view.net_unit(advice.task)),
-                "answer": advice.verdict,
+                "answer": f"{advice.verdict} {advice.summary}",
             }
             for advice in view.recommendation.advice
         ],

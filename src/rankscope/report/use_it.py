@@ -137,7 +137,7 @@ def use_steps(
     if settings is None:
         return [
             UseStep("Load it with transformers", load, "python"),
-            *serve_steps(base, None, name, quoted),
+            *_serve_steps(base, None, name, quoted),
             UseStep("Convert it to GGUF", CONVERT_MODEL.format(quoted), note=SENTENCEPIECE),
         ]
     merge = (
@@ -149,14 +149,19 @@ def use_steps(
         UseStep(
             "Merge it into the base", merge, "python", "This continues the code that loads it."
         ),
-        *serve_steps(base, settings, name, quoted),
+        *_serve_steps(base, settings, name, quoted),
         _convert(base, settings, quoted),
     ]
 
 
-def serve_steps(*model: Any) -> list[UseStep]:
-    """Return extensions' steps to serve a model, given its base, settings, name and place."""
-    return [file.serve_step(*model) for file in extension_files("serving")]
+def _serve_steps(
+    base: BaseSource, settings: Mapping[str, Any] | None, name: str, place: str
+) -> list[UseStep]:
+    """Return the step to serve a model from each extension that has a ``serving.serve_step``.
+
+    Arguments are as in :func:`use_steps`; ``place`` is quoted for a shell.
+    """
+    return [file.serve_step(base, settings, name, place) for file in extension_files("serving")]
 
 
 def _convert(base: BaseSource, settings: Mapping[str, Any], place: str) -> UseStep:
@@ -218,7 +223,7 @@ def _prompt_steps(view: StudyView, task: str, prompt: Prompt) -> tuple[UseStep, 
     note = f" Before the question, show the task's own {count(own, 'solved example')}, too."
     base = base_source(view.study)
     ask = UseStep("Put this before each question", code, "python", ASK + note * bool(own))
-    return *serve_steps(base, None, "", base.shell), ask
+    return *_serve_steps(base, None, "", base.shell), ask
 
 
 def _selection(view: StudyView, arm: ArmSummary) -> str:

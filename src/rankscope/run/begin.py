@@ -115,12 +115,9 @@ def plan_again(ledger: Ledger, retry: Collection[str]) -> None:
     named = [word for word in retry if word not in FAILED]
     for word in named:
         if word not in statuses and word != BASE:
-            raise UserError(
-                f"{ledger.out}: --retry",
-                f"{word!r}",
-                f"{', '.join(sorted(FAILED))}, {BASE} or the id of a trial",
-                f"'rankscope status {ledger.out}' lists them",
-            )
+            expected = f"{', '.join(sorted(FAILED))}, {BASE} or the id of a trial"
+            do = f"'rankscope status {ledger.out}' lists them"
+            raise UserError(f"{ledger.out}: --retry", f"{word!r}", expected, do)
     ledger.retry_trials([trial for trial, status in statuses.items() if status in retry])
     if named:
         ledger.repeat_trials(named)

@@ -140,18 +140,14 @@ class Conductor:
         score.
         """
         statuses, is_last = self.context.ledger.statuses(), self.context.round.is_last
-        return tuple(
-            trial
-            for trial in group
-            if (is_last and statuses[trial.trial_id] == "trained")
-            or (
-                statuses[trial.trial_id] in ("trained", "done")
-                and (
-                    self.evaluate_stage.missing((trial,))
-                    or (is_last and self.lacks_analysis(trial))
-                )
-            )
-        )
+
+        def is_left(trial: TrialSpec) -> bool:
+            if is_last and (statuses[trial.trial_id] == "trained" or self.lacks_analysis(trial)):
+                return True
+            return bool(self.evaluate_stage.missing((trial,)))
+
+        trained = [trial for trial in group if statuses[trial.trial_id] in ("trained", "done")]
+        return tuple(filter(is_left, trained))
 
     def lacks_analysis(self, trial: TrialSpec) -> bool:
         wanted = self.context.round.analyzed
@@ -263,9 +259,6 @@ def _check_returned(context: RunContext) -> None:
     kept = live_memory_bytes(context.base.device) - context.memory_before_groups
     limit = max(_LEAK_BYTES, _LEAK_SHARE * context.study.grouping.room_bytes)
     if context.groups_worked_on > 1 and kept > limit:
-        raise OutOfMemory(
-            f"{context.ledger.out}: out of memory",
-            f"{byte_size(kept)} that earlier groups did not return",
-            f"less than {byte_size(limit)}",
-            f"end this process, {AGAIN}",
-        )
+        found = f"{byte_size(kept)} that earlier groups did not return"
+        expected, do = f"less than {byte_size(limit)}", f"end this process, {AGAIN}"
+        raise OutOfMemory(f"{context.ledger.out}: out of memory", found, expected, do)

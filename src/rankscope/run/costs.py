@@ -93,16 +93,10 @@ class CostModel:
 
     # --- training -------------------------------------------------------------------------------
 
-    def training(self, group: Group) -> dict[str, float]:
-        """Estimate the seconds of training each trial of a group, by trial id.
-
-        ``train.devices`` are taken to share the work evenly.
-        """
-        if not group[0].trains:
-            return {trial.trial_id: 0.0 for trial in group}
-        return {trial.trial_id: self._trial_training(trial) for trial in group}
-
-    def _trial_training(self, trial: TrialSpec) -> float:
+    def training(self, trial: TrialSpec) -> float:
+        """Estimate the seconds of training a trial, whose devices share the work evenly."""
+        if not trial.trains:
+            return 0.0
         operations = self.training_operations(trial, self.inputs.training_tokens(trial))
         seconds = self.computing(operations) + self._writing(trial)
         return seconds / self.inputs.config.train.devices
@@ -170,9 +164,7 @@ class CostModel:
         It is stored after each ``checkpoint_seconds`` of training, or after ten times the time of
         one save if that is longer.
         """
-        if not group[0].trains:
-            return 0
-        seconds = sum(self.training(group).values())
+        seconds = sum(map(self.training, group))
         steps = max(map(self.inputs.num_steps, group))
         pause = LEAST_PAUSE * self.checkpoint_bytes(group) / DISK_RATE
         due = int(seconds / max(self.inputs.config.train.checkpoint_seconds, pause))
@@ -191,8 +183,6 @@ class CostModel:
 
     def stored_bytes(self, trial: TrialSpec) -> int:
         """Count the bytes of a trial's weights and snapshots."""
-        if not trial.trains:
-            return 0
         return FLOAT32_BYTES * self.parameters(trial) * (1 + len(self.inputs.snapshot_steps(trial)))
 
     # --- scoring --------------------------------------------------------------------------------

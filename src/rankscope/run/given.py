@@ -103,10 +103,6 @@ def load_given(base: Base, trial: TrialSpec) -> Base:
     folder = Path(given.folder)
     sha256 = weights_sha256(folder) if trial.is_full else adapter_sha256(folder)
     if sha256 != given.sha256:
-        raise IntegrityError(
-            f"{folder}",
-            "other weights than when the study was prepared",
-            "the same",
-            "run the command again",
-        )
+        found = "other weights than when the study was prepared"
+        raise IntegrityError(f"{folder}", found, "the same", "run the command again")
     return Method.of(trial.method).load(base, trial, folder)

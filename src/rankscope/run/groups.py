@@ -204,7 +204,6 @@ def _rows_alone_notes(config: StudyConfig, grouping: Grouping) -> list[str]:
     times = max(1.0, config.train.batch_tokens / shortest)
     return [
         f"{architecture}: rows cannot share a pass (docs/your-model-and-data.md), so each row, "
-        "and each answer of a question, runs alone: exact, in up to "
-        f"{times:,.0f} times as many passes as train.batch_tokens={config.train.batch_tokens:,} "
-        "allows, and shared beginnings run again"
+        f"and each answer of a question, runs alone: exact, in up to {times:,.0f} times as many "
+        f"passes as train.batch_tokens={config.train.batch_tokens:,} allows; beginnings run again"
     ]

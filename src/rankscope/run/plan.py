@@ -246,7 +246,7 @@ def _trial_costs(
     model: CostModel, group: Group, scoring: dict[tuple[object, ...], float]
 ) -> dict[str, Seconds]:
     """Estimate costs by trial id; ``scoring`` keeps the seconds of trials that are scored alike."""
-    inputs, training, stored = model.inputs, model.training(group), model.storing(group)
+    inputs, stored = model.inputs, model.storing(group)
     analyses = () if group[0].prompt else analyses_of_run(inputs.config)
     costs = {}
     for trial in group:
@@ -254,7 +254,7 @@ def _trial_costs(
         if kind not in scoring:
             scoring[kind] = model.scoring(_evaluated_items(inputs, trial))
         costs[trial.trial_id] = {
-            "training": training[trial.trial_id],
+            "training": model.training(trial),
             "storing": stored / len(group),
             "scoring": scoring[kind],
             **{analysis.name: analysis.trial_seconds(model, trial) for analysis in analyses},

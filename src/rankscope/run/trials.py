@@ -47,17 +47,8 @@ ID_LENGTH = 16
 """Hex digits of a trial or group id: 64 bits, so 10,000 trials collide with probability 3e-12."""
 
 NOT_TRAINING = frozenset(
-    {
-        "batch_tokens",
-        "checkpoint_every",
-        "checkpoint_seconds",
-        "devices",
-        "evaluate_every",
-        "evaluate_items",
-        "gradient_checkpointing",
-        "kernels",
-        "lora_implementation",
-    }
+    "batch_tokens checkpoint_every checkpoint_seconds devices evaluate_every evaluate_items".split()
+    + "gradient_checkpointing kernels lora_implementation".split()
 )
 """Fields of ``train`` that change when and how something is computed, but no result."""
 
@@ -341,12 +332,9 @@ def _scored_trial(
             found = f"scores of task {name!r} on other items, or scored otherwise"
             raise UserError(where, f"{found} ({'; '.join(changes)})", "this study's", again)
     for analysis in enabled_analyses(config):
-        raise UserError(
-            where,
-            "stored scores, without the weights that an analysis needs",
-            f"a study without {analysis.section}.{analysis.name}",
-            "turn it off, or give the model's own folder as 'path'",
-        )
+        found = "stored scores, without the weights that an analysis needs"
+        do = "turn it off, or give the model's own folder as 'path'"
+        raise UserError(where, found, f"a study without {analysis.section}.{analysis.name}", do)
     assert trial.train is not None
     model = GivenModel(
         name=given.name or trial.spec.arm_label,

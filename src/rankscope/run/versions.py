@@ -14,17 +14,7 @@ from rankscope.device import processor_field
 from rankscope.hashing import sha256_file
 from rankscope.records import Provenance
 
-LIBRARIES = (
-    "datasets",
-    "numpy",
-    "peft",
-    "pyarrow",
-    "safetensors",
-    "scipy",
-    "tokenizers",
-    "torch",
-    "transformers",
-)
+LIBRARIES = "datasets numpy peft pyarrow safetensors scipy tokenizers torch transformers".split()
 """Distributions whose version can change a result."""
 
 

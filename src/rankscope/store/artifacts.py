@@ -34,12 +34,8 @@ class Artifact:
 
     def __post_init__(self) -> None:
         if [type(part) for part in (self.path, self.sha256, self.num_bytes)] != [str, str, int]:
-            raise IntegrityError(
-                f"{LEDGER}: artifacts {self.path!r}",
-                "no path with a sha256 and a number of bytes",
-                "one",
-                LEDGER_REMEDY,
-            )
+            found = "no path with a sha256 and a number of bytes"
+            raise IntegrityError(f"{LEDGER}: artifacts {self.path!r}", found, "one", LEDGER_REMEDY)
 
 
 class ArtifactStore:
@@ -65,10 +61,8 @@ class ArtifactStore:
         # A symbolic link inside the study could still lead out of it.
         if unsafe or not path.resolve().is_relative_to(self._root):
             shown = relative if len(relative) <= 80 else relative[:77] + "..."
-            raise UserError(
-                f"artifact name {shown!r}",
-                expected=f"a path inside the study, below '{ARTIFACTS}/'",
-            )
+            expected = f"a path inside the study, below '{ARTIFACTS}/'"
+            raise UserError(f"artifact name {shown!r}", expected=expected)
         return path
 
     @contextmanager

@@ -112,11 +112,7 @@ class StoredGroups(Record):
     batch_tokens: dict[str, int] = {}  # By trial id, if the study's were too many
 
 
-_KIND_OF: dict[type[Record], str] = {
-    TrainRecord: "train",
-    CurvePoint: "curve",
-    EvalRecord: "eval",
-}
+_KIND_OF: dict[type[Record], str] = {TrainRecord: "train", CurvePoint: "curve", EvalRecord: "eval"}
 
 
 def _kind_of(record: type[Record]) -> str:
@@ -228,12 +224,8 @@ def ledger_error(out: Path, error: sqlite3.Error) -> RankscopeError | None:
     """Translate an error of SQLite for the user; None for a bug."""
     if not is_damaged(error):
         return shortage_behind(error, out / LEDGER)
-    return IntegrityError(
-        out / LEDGER,
-        f"damage ({error})",
-        "what was written",
-        f"{LEDGER_REMEDY}. 'rankscope verify' shows what was changed",
-    )
+    do = f"{LEDGER_REMEDY}. 'rankscope verify' shows what was changed"
+    return IntegrityError(out / LEDGER, f"damage ({error})", "what was written", do)
 
 
 @functools.cache
@@ -342,12 +334,8 @@ def stored_records(db: sqlite3.Connection, model: type[R]) -> Iterator[tuple[str
         where = f"records {trial_id} {kind} {key}".rstrip()
         record = _parse_record(model, body, where)
         if trial_id != record.trial_id:
-            raise IntegrityError(
-                f"{LEDGER}: {where}",
-                f"a record of {record.trial_id}",
-                "one of its trial",
-                LEDGER_REMEDY,
-            )
+            found = f"a record of {record.trial_id}"
+            raise IntegrityError(f"{LEDGER}: {where}", found, "one of its trial", LEDGER_REMEDY)
         yield trial_id, record
 
 

@@ -10,24 +10,17 @@ from rankscope.records import AS_STORED, ModelRecord, Provenance, Split, TaskRec
 def check_same_name(out: Path, stored: str, name: str) -> None:
     """Refuse the folder of another study: its results would stay behind, unseen."""
     if stored != name:
-        raise UserError(
-            out,
-            f"results of the study {stored!r}",
-            f"those of {name!r}",
-            f"give this study its own --out folder, or continue that one with 'name: {stored}'",
-        )
+        do = f"give this study its own --out folder, or continue that one with 'name: {stored}'"
+        raise UserError(out, f"results of the study {stored!r}", f"those of {name!r}", do)
 
 
 def check_same_model(out: Path, stored: ModelRecord, model: ModelRecord) -> None:
     """Refuse a base model, dtype, quantization or prompt format that differs from the stored
     one."""
     if stored.sha256 != model.sha256:
-        raise UserError(
-            out,
-            f"results of the base model {stored.label} (sha256 {stored.sha256[:12]})",
-            f"those of {model.label} (sha256 {model.sha256[:12]}), which the study names now",
-            "give the new study its own --out folder",
-        )
+        found = f"results of the base model {stored.label} (sha256 {stored.sha256[:12]})"
+        expected = f"those of {model.label} (sha256 {model.sha256[:12]}), which the study names now"
+        raise UserError(out, found, expected, "give the new study its own --out folder")
     for field in ("dtype", "quantize", "prompt_format"):
         before, now = getattr(stored, field), getattr(model, field)
         if before != now:

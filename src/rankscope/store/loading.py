@@ -163,12 +163,8 @@ class _ItemTables:
             table = pq.ParquetFile(path).read(columns=list(columns))
         # A KeyError later on would read as "this model has no scores".
         if missing := set(columns) - set(table.column_names):
-            raise IntegrityError(
-                path,
-                f"no column {min(missing)!r}, as another version of Rankscope wrote this study",
-                "all columns",
-                "run it again with another --out",
-            )
+            found = f"no column {min(missing)!r}, as another version of Rankscope wrote this study"
+            raise IntegrityError(path, found, "all columns", "run it again with another --out")
         return table
 
     def scores(self, key: EvalKey) -> ItemScores:

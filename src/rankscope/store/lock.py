@@ -40,19 +40,12 @@ class StudyLock:
             is_free = any(_locked(self._fd, fcntl.LOCK_EX, pause) for pause in pauses)
             holder, here = _holder(self._fd), socket.gethostname()
             if not is_free:
-                raise StudyLocked(
-                    out,
-                    f"process {holder}, which is running this study",
-                    "none",
-                    "wait for it or stop it, then give the same command again",
-                )
+                do = "wait for it or stop it, then give the same command again"
+                raise StudyLocked(out, f"process {holder}, which is running this study", "none", do)
             if holder.partition(" on ")[2] not in ("", here) and not take_over:
-                raise StudyLocked(
-                    out,
-                    f"process {holder}, which began to run this study and did not end it",
-                    f"one of this machine ({here})",
-                    "if it does not run any more, add --take-over",
-                )
+                found = f"process {holder}, which began to run this study and did not end it"
+                do = "if it does not run any more, add --take-over"
+                raise StudyLocked(out, found, f"one of this machine ({here})", do)
             os.ftruncate(self._fd, 0)
             os.write(self._fd, f"{os.getpid()} on {here}\n".encode())
         except BaseException:
@@ -87,12 +80,9 @@ def make_study_folder(out: Path, take_over: bool) -> None:
         make_folder(out)
     network = None if take_over else network_file_system(out)
     if network is not None:
-        raise UserError(
-            out,
-            f"a network file system ({network})",
-            "a disk of this machine, as locks and SQLite fail on it",
-            "give another --out, or add --take-over if no other machine uses this folder",
-        )
+        found = f"a network file system ({network})"
+        do = "give another --out, or add --take-over if no other machine uses this folder"
+        raise UserError(out, found, "a disk of this machine, as locks and SQLite fail on it", do)
 
 
 def running_process(out: Path) -> str | None:

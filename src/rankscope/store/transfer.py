@@ -39,12 +39,8 @@ def transfer(
     ]
     differing += sorted({a.path for a in found - known} & {a.path for a in known})
     if differing:
-        raise IntegrityError(
-            source.out,
-            f"another {differing[0]} than in {target.out}",
-            "equal ones",
-            "remove one of the two to continue",
-        )
+        other = f"another {differing[0]} than in {target.out}"
+        raise IntegrityError(source.out, other, "equal ones", "remove one of the two to continue")
     artifacts = sorted(found - known, key=lambda artifact: artifact.path)
     num_bytes = sum(artifact.num_bytes for artifact in artifacts)
     with reporting_shortages(target.out, lambda: f"{num_bytes:,} bytes"):

@@ -27,12 +27,8 @@ def ledger_file(out: Path) -> Path:
     """
     _check_not_lost(out)
     if not holds_bytes(out / LEDGER):
-        raise UserError(
-            out,
-            f"no study here (no {LEDGER})",
-            "a folder that 'rankscope run' or 'rankscope quickstart' wrote to",
-            "give its path",
-        )
+        expected = "a folder that 'rankscope run' or 'rankscope quickstart' wrote to"
+        raise UserError(out, f"no study here (no {LEDGER})", expected, "give its path")
     return out / LEDGER
 
 
@@ -163,16 +159,13 @@ def open_checked(out: Path, *, write: bool) -> sqlite3.Connection:
     """Connect to the ledger of a study after checking it; a writer makes a missing one.
 
     A ledger that a run closed is compared with its hash, another one row by row. Raises
-    IntegrityError: a run did not write something in it.
+    IntegrityError: something in it does not come from a run.
     """
     _check_not_lost(out)
     for found, expected in _changed_files(out, CLOSED, (LEDGER,)).values():
-        raise IntegrityError(
-            out / LEDGER,
-            found,
-            f"{expected}, which it had when it was closed",
-            f"'rankscope verify {out}' shows what was changed and what to do",
-        )
+        expected = f"{expected}, which it had when it was closed"
+        do = f"'rankscope verify {out}' shows what was changed and what to do"
+        raise IntegrityError(out / LEDGER, found, expected, do)
     is_known = (out / CLOSED).is_file()
     db = connect(out / LEDGER, write=write)
     with closed_by_errors(db, out):

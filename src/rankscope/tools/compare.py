@@ -96,12 +96,9 @@ def compare(folders: Sequence[Path]) -> StudyComparison:
 def _load_finished_study(folder: Path) -> StudyRecords:
     study = Ledger.read(folder)
     if not any(trial.status == "done" for trial in study.trials):
-        raise UserError(
-            folder,
-            f"none of its {len(study.trials)} trials has finished",
-            "finished ones to compare",
-            f"'rankscope status {folder}' shows their states",
-        )
+        found = f"none of its {len(study.trials)} trials has finished"
+        expected = "finished ones to compare"
+        raise UserError(folder, found, expected, f"'rankscope status {folder}' shows their states")
     return study
 
 
@@ -125,7 +122,7 @@ def _compared(label: str, folder: Path, study: StudyRecords) -> _ComparedStudy:
 def _answer(study: StudyRecords, advice: TaskAdvice) -> TableRow:
     chosen, unit = advice.chosen, unit_of(study.task(advice.task).score_unit)
     net = chosen and chosen.expected and chosen.expected.net
-    fields = {"task", "decision", "verdict", "p_within_margin", "p_better"}
+    fields = {"task", "decision", "verdict", "summary", "p_within_margin", "p_better"}
     return {
         **advice.model_dump(mode="json", include=fields),
         "confidence": advice.confidence,

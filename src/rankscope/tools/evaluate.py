@@ -127,30 +127,21 @@ def _task_configs(text: str, split: str, num_fewshot: int | None) -> list[TaskCo
         config = load_task_file(path)
         if config.mixture:
             parts = ", ".join(config.mixture)
-            raise UserError(
-                f"task {text}",
-                "a mixture, which is for training tasks of a study",
-                "tasks to score",
-                f"give its tasks to --tasks: {parts}",
-            )
+            found = "a mixture, which is for training tasks of a study"
+            expected = "tasks to score"
+            raise UserError(f"task {text}", found, expected, f"give its tasks to --tasks: {parts}")
         return [config.model_copy(update=changes)]
     values: dict[str, object] = {"name": text, **changes}
     if text.startswith("~") or set(text) & {"/", os.sep, "."}:
         if not path.exists():
-            raise UserError(
-                f"task {text}",
-                "no such file or folder",
-                "a file or folder of rows",
-                "to use a data set of the hub, name it in a task file ('hub: owner/name')",
-            )
+            found = "no such file or folder"
+            do = "to use a data set of the hub, name it in a task file ('hub: owner/name')"
+            raise UserError(f"task {text}", found, "a file or folder of rows", do)
         key = "path" if path.is_dir() else "test"
         if key == "test" and split == "validation":
-            raise UserError(
-                f"task {text}",
-                "a file of rows, which is scored whole and has no validation split",
-                "--split test",
-                "leave out --split, or name the rows in a task file ('validation: rows.jsonl')",
-            )
+            found = "a file of rows, which is scored whole and has no validation split"
+            do = "leave out --split, or name the rows in a task file ('validation: rows.jsonl')"
+            raise UserError(f"task {text}", found, "--split test", do)
         stem = path.resolve().name if path.is_dir() else path.stem
         name = re.sub(r"[^A-Za-z0-9_-]+", "_", stem)
         values |= {"name": name, key: str(path.absolute())}

@@ -100,23 +100,16 @@ def _weights(ledger: Ledger, trial: TrialRecords, step: int | None) -> str:
     if step is None or step == last:
         if ledger.artifacts(path := weights_path(spec)):
             return path
-        raise UserError(
-            where,
-            f"the status {trial.status!r} and no weights",
-            "a trial that is done and was trained here",
-            f"choose one that 'rankscope status {ledger.out}' shows as done",
-        )
+        found = f"the status {trial.status!r} and no weights"
+        do = f"choose one that 'rankscope status {ledger.out}' shows as done"
+        raise UserError(where, found, "a trial that is done and was trained here", do)
     if ledger.artifacts(path := snapshot_path(spec, step)):
         return path
     snapshots = ledger.artifacts(f"artifacts/{spec.trial_id}/steps")
     kept = {int(PurePosixPath(artifact.path).parts[3]) for artifact in snapshots}
     known = ", ".join(map(str, sorted(kept if last is None else kept | {last}))) or "none"
-    raise UserError(
-        where,
-        f"no weights of step {step}",
-        f"one of {known}, as 'train.checkpoint_every' decides",
-        "give one of these as --step",
-    )
+    expected = f"one of {known}, as 'train.checkpoint_every' decides"
+    raise UserError(where, f"no weights of step {step}", expected, "give one of these as --step")
 
 
 def _write(

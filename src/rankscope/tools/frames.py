@@ -26,6 +26,9 @@ from rankscope.report.table_formats import table
 from rankscope.report.tables import arms_table, study_tables
 from rankscope.store import Ledger
 
+SCORE_COLUMNS = {"task", "split", "metric", "score", "standard_error"}
+ITEM_COLUMNS = ("subject", "score", "gold", "prediction", "gold_logprob", "generated")
+
 
 @dataclass(frozen=True)
 class StudyFrames:
@@ -54,7 +57,7 @@ class StudyFrames:
     @cached_property
     def trials(self) -> pd.DataFrame:
         """One row per trial: its settings, its status, and the costs of training it."""
-        return table([_trial_row(trial) for trial in self.records.trials])
+        return table([trial_row(trial) for trial in self.records.trials])
 
     @cached_property
     def arms(self) -> pd.DataFrame:
@@ -71,19 +74,10 @@ class StudyFrames:
         rows: list[TableRow] = []
         for (model, task, split), record in evals.items():
             base = evals.get((BASE, task, split))
-            rows.append(
-                self._model_row(model)
-                | {
-                    "task": task,
-                    "split": split,
-                    "metric": record.metric,
-                    "score": record.score,
-                    "standard_error": record.standard_error,
-                    "items": record.n,
-                    "change": None if base is None else record.score - base.score,
-                    "seconds": record.seconds,
-                }
-            )
+            change = None if base is None else record.score - base.score
+            scored = record.model_dump(include=SCORE_COLUMNS) | {"items": record.n}
+            own = {"change": change, "seconds": record.seconds}
+            rows.append(self._model_row(model) | scored | own)
         return table(rows)
 
     @cached_property
@@ -105,12 +99,7 @@ class StudyFrames:
                 "task": task,
                 "split": split,
                 "item": item.item_id,
-                "subject": item.subject,
-                "score": item.score,
-                "gold": item.gold,
-                "prediction": item.prediction,
-                "gold_logprob": item.gold_logprob,
-                "generated": item.generated,
+                **{name: getattr(item, name) for name in ITEM_COLUMNS},
                 "prompt": prompts.get((task, split, item.item_id)),
             }
             for (model, task, split) in self.records.results
@@ -186,7 +175,7 @@ TRAINING_COLUMNS = (
 """Fields of a training record that are columns of ``trials``."""
 
 
-def _trial_row(trial: TrialRecords) -> TableRow:
+def trial_row(trial: TrialRecords) -> TableRow:
     """Return a trial's settings, its status, and the costs of training it; unknown is None."""
     spec, train = trial.spec, trial.train
     return {

@@ -71,14 +71,8 @@ class PassMemory:
         self.device = device
         self.has_kernel = has_kernel
         parts = [(name, p.shape, p.dtype) for name, p in model.named_parameters()]
-        attention = model.config._attn_implementation
-        self._model_key = (
-            model.config.to_json_string(),
-            attention,
-            *parts,
-            str(device),
-            has_kernel,
-        )
+        config = model.config.to_json_string(), model.config._attn_implementation
+        self._model_key = (*config, *parts, str(device), has_kernel)
         block_output_layer(model)
         if isinstance(head := model.get_output_embeddings(), OutputLayer):
             if self._model_key not in _COUNTED:

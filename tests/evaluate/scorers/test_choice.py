@@ -96,13 +96,9 @@ def test_an_option_without_tokens_is_refused() -> None:
 
 def test_what_follows_is_scored_after_either_option() -> None:
     item = Item(
-        "toy/test/1",
-        "the cat sat on 1",
-        "and the other cat sat there.",
-        ("18", "1"),
-        1,
+        "toy/test/1", "the cat sat on 1", "and the other cat sat there.", ("18", "1"), 1,
         contexts=("the cat sat on 18", "the cat sat on 1"),
-    )
+    )  # fmt: skip
     engine, coder = base(), encoder()
     other = adapter(engine, 4, seed=1)
     engine.multi_lora.attach(other)

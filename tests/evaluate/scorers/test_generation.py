@@ -24,19 +24,15 @@ def test_normalized_answer_keeps_what_matters() -> None:
 @pytest.mark.parametrize(
     ("prompt", "stops"),
     [
-        ("Question: {question}\nAnswer:", ("\nQuestion:",)),
-        ("{question}", ()),
+        ("Question: {question}\nAnswer:", ("\nQuestion:",)), ("{question}", ()),
         ("{passage}\nQ: {question}\nA:", ("\nQ:",)),
-        ("Read, then answer.\n{passage}\nQ: {question}\nA:", ("\nQ:",)),
-        ("{question}\n\n", ()),
-        ("{question}\nContext: {passage}\nA:", ("\nContext:",)),
-        ("# {question}\n", ()),
-        ("#### {question}\n", ()),
-        ("A {question}", ()),
+        ("Read, then answer.\n{passage}\nQ: {question}\nA:", ("\nQ:",)), ("{question}\n\n", ()),
+        ("{question}\nContext: {passage}\nA:", ("\nContext:",)), ("# {question}\n", ()),
+        ("#### {question}\n", ()), ("A {question}", ()),
         ("Problem {n}. {question}", ("\nProblem",)),
         ("### Question: {question}\n### Answer:", ("\n### Question:",)),
     ],
-)
+)  # fmt: skip
 def test_stop_strings_begin_a_next_question(prompt: str, stops: tuple[str, ...]) -> None:
     item = Item("toy/test/1", "1", "1", reference="1")
     assert stop_strings(encoder(), loaded((item,), "number", prompt).spec, (item,)) == stops
@@ -230,14 +226,11 @@ def test_modules_of_its_folder_count_and_others_do_not(tmp_path: Path) -> None:
     """Whatever the way of the import, and those that a module imports in turn."""
     texts = {
         "grader.py": "import json, numpy, a\n\ndef grade(*_):\n    from pack.b import x\n",
-        "a.py": "import grader",
-        "pack/__init__.py": "",
+        "a.py": "import grader", "pack/__init__.py": "",
         "pack/b.py": "from . import c\nfrom .deep import d\nfrom ... import outside",
-        "pack/c.py": "x = 1",
-        "pack/deep/d.py": "from ..e import *",
-        "pack/e.py": "",
+        "pack/c.py": "x = 1", "pack/deep/d.py": "from ..e import *", "pack/e.py": "",
         "unused.py": "",
-    }
+    }  # fmt: skip
     for folder in (tmp_path / "one", tmp_path / "two"):
         for name, text in texts.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -116,7 +116,7 @@ def test_a_page_of_given_models_is_whole(browser: Browser, tmp_path: Path) -> No
 
 def test_without_records_the_page_says_so() -> None:
     study, advice = ordinary_study()
-    assert "No trial has a spectra record" in render_study(StudyView(study, advice))
+    assert "No run has a spectra record" in render_study(StudyView(study, advice))
 
 
 def test_every_figure_keeps_the_laws(view: StudyView) -> None:

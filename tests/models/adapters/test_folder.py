@@ -195,27 +195,14 @@ REMOVED = object()
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("r", REMOVED),
-        ("r", "x"),
-        ("r", 0),
-        ("lora_alpha", REMOVED),
-        ("lora_alpha", -1),
-        ("lora_alpha", float("nan")),
-        ("peft_type", "IA3"),
-        ("peft_type", REMOVED),
-        ("init_lora_weights", ["gaussian"]),
-        ("bias", "all"),
-        ("rank_pattern", {"q_proj": 0}),
-        ("alpha_pattern", {"q_proj": -8}),
-        ("a_setting_of_tomorrow", True),
-        ("r", 10**400),
-        ("lora_alpha", 10**400),
-        ("rank_pattern", {"(": 2}),
-        ("alpha_pattern", {"[": 3}),
-        ("init_lora_weights", "pissa_niter_4"),
-        ("modules_to_save", ["lm_head"]),
+        ("r", REMOVED), ("r", "x"), ("r", 0), ("lora_alpha", REMOVED), ("lora_alpha", -1),
+        ("lora_alpha", float("nan")), ("peft_type", "IA3"), ("peft_type", REMOVED),
+        ("init_lora_weights", ["gaussian"]), ("bias", "all"), ("rank_pattern", {"q_proj": 0}),
+        ("alpha_pattern", {"q_proj": -8}), ("a_setting_of_tomorrow", True), ("r", 10**400),
+        ("lora_alpha", 10**400), ("rank_pattern", {"(": 2}), ("alpha_pattern", {"[": 3}),
+        ("init_lora_weights", "pissa_niter_4"), ("modules_to_save", ["lm_head"]),
     ],
-)
+)  # fmt: skip
 def test_settings_that_change_what_a_and_b_mean_are_refused(
     tmp_path: Path, key: str, value: object
 ) -> None:

@@ -154,12 +154,9 @@ def test_eva_starts_as_pefts_does(rank: int, monkeypatch: pytest.MonkeyPatch) ->
         batches[-1].append(row)
     assert len(batches) == 3
     config = LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank,
-        target_modules=list(LINEAR),
-        init_lora_weights="eva",
+        r=rank, lora_alpha=2 * rank, target_modules=list(LINEAR), init_lora_weights="eva",
         eva_config=EvaConfig(use_label_mask=False),
-    )
+    )  # fmt: skip
     model = get_peft_model(tiny_llama(), config)
     initialize_lora_eva_weights(model, [padded(b) for b in batches], show_progress_bar=False)
     peft = {

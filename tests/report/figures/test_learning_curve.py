@@ -78,7 +78,7 @@ def test_trials_without_a_curve_are_counted() -> None:
     study, advice = study_and_advice(CURVES)
     study = with_trials(study, lambda t: replace(t, curve=()) if t.spec.seed == 2 else t)
     figure = learning_curve.draw_learning_curve(StudyView(study, advice), "med")
-    assert figure.finding.endswith(" 7 trials of 21 have no curve.")
+    assert figure.finding.endswith(" 7 runs of 21 have no curve.")
 
 
 def test_without_a_retention_task_the_gain_is_drawn_against_the_step() -> None:

@@ -49,7 +49,7 @@ def test_a_loss_is_not_called_a_gain(view: StudyView) -> None:
     assert plane.draw_plane(view, "med").finding.startswith("The largest gain is +")
     worse = Truth(accuracy=lambda rank, lr: 0.1, num_items=60)
     figure = plane.draw_plane(StudyView(*study_and_advice(worse)), "med")
-    assert figure.finding.startswith("No arm gained; the highest change is \N{MINUS SIGN}")
+    assert figure.finding.startswith("Nothing gained; the highest change is \N{MINUS SIGN}")
 
 
 def test_every_point_is_named_and_two_full_arms_by_their_rates() -> None:
@@ -85,7 +85,7 @@ def test_arms_that_no_line_over_rank_joins_stand_side_by_side() -> None:
     """One rank at two rates: each arm has a place and a name, and its interval as a bar."""
     side = StudyView(*study_and_advice(Truth(ranks=(8,), lrs=(1e-3, 3e-3), retention=())))
     drawn = draw_against_rank(side, "med")
-    assert drawn.title == "Measured score and retention by arm, med"
+    assert drawn.title == "Measured score and retention by configuration, med"
     ticks = drawn.plot.layout.xaxis
     assert list(ticks.ticktext) == ["r=8 lr=0.001", "r=8 lr=0.003"]
     points = [trace for trace in drawn.plot.data if trace.error_y.array is not None]
@@ -168,9 +168,9 @@ def test_the_ends_are_of_the_arms_drawn(view: StudyView) -> None:
     figure = draw_loss(view, "med")
     drawn = {arm.label for arm in view.focus_arms("med")}
     assert drawn == set(figure.data["arm"]) < {arm.label for arm in view.arms("med")}
-    assert figure.finding.startswith("Loss at the end of the arms drawn: ")
+    assert figure.finding.startswith("Loss at the end of training: ")
     one = draw_loss(StudyView(*study_and_advice(Truth(ranks=(8,), full_lrs=()))), "med")
-    assert re.fullmatch(r"Loss at the end of the arms drawn: \S+ \(r=8 lr=0.001\)\.", one.finding)
+    assert re.fullmatch(r"Loss at the end of training: \S+ \(r=8 lr=0.001\)\.", one.finding)
 
 
 def test_bins_keep_short_curves_and_thin_long_ones(view: StudyView) -> None:
@@ -189,7 +189,7 @@ def test_bins_keep_short_curves_and_thin_long_ones(view: StudyView) -> None:
 
 def test_map_cells_are_gains_on_the_diagonal_and_transfer_beside_it(view: StudyView) -> None:
     figure = transfer.draw_transfer(view, POINTS)
-    assert figure.choices[0].label == "answer's arm of each task"
+    assert figure.choices[0].label == "answer of each task"
     grid = figure.plot.data[0]
     cells = {(y, x): grid.z[j][i] for j, y in enumerate(grid.y) for i, x in enumerate(grid.x)}
     for task in ("med", "law"):

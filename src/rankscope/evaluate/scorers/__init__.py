@@ -59,26 +59,16 @@ class ScorerKind:
         """Raise UserError for settings of a task that this scorer cannot use."""
         where = f"task {spec.name!r}, scorer {self.name!r}"
         if self.needs_listed_options and not spec.lists_options:
-            raise UserError(
-                where,
-                "a prompt without {options}",
-                "it, so that the model sees which letter is which",
-            )
+            found = "a prompt without {options}"
+            raise UserError(where, found, "it, so that the model sees which letter is which")
         for key, value in (("stop", spec.stop), ("extract", spec.extract)):
             if value and not self.generates:
-                raise UserError(
-                    where,
-                    repr(key),
-                    "it for generated answers alone",
-                    "remove it, or choose a scorer that generates, such as 'number'",
-                )
+                do = "remove it, or choose a scorer that generates, such as 'number'"
+                raise UserError(where, repr(key), "it for generated answers alone", do)
         known = self.primary_metrics(spec)
         if spec.primary_metric is not None and spec.primary_metric not in known:
-            raise UserError(
-                where,
-                f"'primary_metric' {spec.primary_metric!r}, which is not measured",
-                " or ".join(map(repr, known)) or "none",
-            )
+            found = f"'primary_metric' {spec.primary_metric!r}, which is not measured"
+            raise UserError(where, found, " or ".join(map(repr, known)) or "none")
         if spec.num_fewshot and self.unit == "log_probability":
             raise UserError(
                 where, "'num_fewshot'", "it for questions with answers alone", "remove it"

@@ -1,7 +1,6 @@
 """Base of the multiple-choice scorers: log p of every option, and the option that wins."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -100,11 +99,9 @@ class ChoiceScorer(Scorer[list[Question]]):
             values = [
                 np.concatenate([next(of_questions) for _ in of_item]) for of_item in split.encoded
             ]
-            scores[name] = replace(
-                self.summarize(split, values),
-                seconds=logprobs.seconds,
-                num_tokens=logprobs.num_tokens,
-            )
+            of_model = self.summarize(split, values)
+            of_model.seconds, of_model.num_tokens = logprobs.seconds, logprobs.num_tokens
+            scores[name] = of_model
         return scores
 
     def summarize(self, split: "EncodedSplit", values: "Sequence[Floats]") -> ModelScores:

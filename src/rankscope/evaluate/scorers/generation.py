@@ -130,16 +130,8 @@ class GenerationScorer(Scorer[list[int]]):
         for item, generation in zip(items, generations, strict=True):
             score, gold, prediction = self.judge_answer(item, generation.text, pattern)
             answered.append(float(prediction is not None))
-            results.append(
-                ItemResult(
-                    item_id=item.item_id,
-                    subject=item.subject,
-                    score=score,
-                    gold=gold,
-                    prediction=prediction or "",
-                    generated=generation.text,
-                )
-            )
+            judged = (item.item_id, item.subject, score, gold, prediction or "")
+            results.append(ItemResult(*judged, generated=generation.text))
         metrics = {
             self.default_metric: fmean([result.score for result in results]),
             "stopped": fmean([float(generation.stopped) for generation in generations]),

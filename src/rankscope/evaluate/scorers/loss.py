@@ -111,16 +111,8 @@ class LossScorer(Scorer[list[EncodedRow]]):
                 scores[name] = ModelScores([], {}, failure=f"{why} too narrow for it")
                 continue
             results = [
-                ItemResult(
-                    item_id=item.item_id,
-                    subject=item.subject,
-                    score=total / count,
-                    gold=self.gold(item),
-                    prediction="",
-                    gold_logprob=total,
-                    gold_tokens=count,
-                )
-                for item, total, count in zip(items, totals, counts, strict=True)
+                ItemResult(i.item_id, i.subject, total / count, self.gold(i), "", total, count)
+                for i, total, count in zip(items, totals, counts, strict=True)
             ]
             metrics = {"logprob_per_token": fmean([result.score for result in results])}
             metrics |= _pooled_metrics(math.fsum(totals), sum(counts), num_bytes)

@@ -35,23 +35,17 @@ class PerplexityScorer(LossScorer):
         texts = []
         for item in items:
             if item.prompt or item.messages:
-                raise UserError(
-                    f"{item.location}: scorer 'perplexity'",
-                    "a row with a prompt",
-                    "rows with only a field 'text'",
-                    "choose scorer 'loss', which scores answers after their prompts",
-                )
+                found, expected = "a row with a prompt", "rows with only a field 'text'"
+                do = "choose scorer 'loss', which scores answers after their prompts"
+                raise UserError(f"{item.location}: scorer 'perplexity'", found, expected, do)
             ids = [encoder.start_id, *encoder.text_ids(item.completion)]
             if len(ids) < 2:
                 raise UserError(item.location, "no tokens in the text")
             # A window begins with the last token of the window before, which is scored there.
             windows = [ids[at : at + width] for at in range(0, len(ids) - 1, width - 1)]
-            texts.append(
-                [
-                    EncodedRow(tuple(window), (False, *[True] * (len(window) - 1)), truncated=False)
-                    for window in windows
-                ]
-            )
+            labels = [(False, *[True] * (len(window) - 1)) for window in windows]
+            pairs = zip(map(tuple, windows), labels, strict=True)
+            texts.append([EncodedRow(*pair, truncated=False) for pair in pairs])
         return texts
 
     def encoder_settings(self, encoder: Encoder) -> dict[str, Any]:

@@ -43,12 +43,9 @@ class PythonScorer(GenerationScorer):
     def check_task(self, spec: "TaskSpec") -> None:
         super().check_task(spec)
         if os.environ.get(ALLOWED) != "1":
-            raise UserError(
-                f"task {spec.name!r}",
-                f"scorer {self.name!r}, which runs Python code",
-                "--trust-task-code with it",
-                f"read {self.path} first, then add that option, or {ALLOWED}=1 in the environment",
-            )
+            found = f"scorer {self.name!r}, which runs Python code"
+            do = f"read {self.path} first, then add that option, or {ALLOWED}=1 in the environment"
+            raise UserError(f"task {spec.name!r}", found, "--trust-task-code with it", do)
         # The file may have changed since it was read; its new content gives the task a new hash.
         self.__dict__.pop("function", None)
         _ = self.function

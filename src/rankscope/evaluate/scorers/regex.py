@@ -26,11 +26,8 @@ class RegexScorer(EqualAnswerScorer):
     def check_task(self, spec: "TaskSpec") -> None:
         super().check_task(spec)
         if spec.extract is None:
-            raise UserError(
-                f"task {spec.name!r}: scorer 'regex'",
-                "no 'extract'",
-                'a regular expression of the part to compare, such as "answer is (\\\\w+)"',
-            )
+            expected = 'a regular expression of the part to compare, such as "answer is (\\\\w+)"'
+            raise UserError(f"task {spec.name!r}: scorer 'regex'", "no 'extract'", expected)
 
     def part(self, pattern: "Pattern[str] | None", text: str) -> str | None:
         assert pattern is not None  # check_task

@@ -52,7 +52,7 @@ class SpectraAnalysis(Analysis[SpectraConfig]):
     name = "spectra"
     place = 20
     settings_type = SpectraConfig
-    absence = "No trial has a spectra record: the weights were not analyzed."
+    absence = "No run has a spectra record: the weights were not analyzed."
 
     def check(self, study: "PreparedStudy") -> None:
         from rankscope.extensions.spectra.spectra import check_spectra_settings

@@ -154,7 +154,7 @@ def _add_fit(plot: go.Figure, growth: NormGrowth) -> None:
 def _norm_finding(models: AnalyzedModels, growth: NormGrowth | None) -> str:
     values = models.by_rank(SpectraRecord, total_norm)
     if not values:
-        return "No trial has a spectra record, so there is nothing to show here."
+        return "No run has a spectra record, so there is nothing to show here."
     text = f"At {models.rank_axis.focus}, |dW|_F is {values}."
     if growth is not None:
         slope = growth.slope * math.log(2)
@@ -208,7 +208,7 @@ def draw_objectives(view: StudyView, task: str) -> Figure | None:
     known = frame[frame[NORM].notna() & frame[gain].notna()].set_index("arm", drop=False)
     title = f"Objectives by distance from the base, {task}"
     if known["objective"].nunique() < 2:
-        missing = "Fewer than two objectives have scored arms with spectra."
+        missing = "Fewer than two objectives have scored configurations with spectra."
         return Figure(view.key("objectives", task), title, missing, frame)
     groups = {name: g.sort_values(NORM) for name, g in known.groupby("objective", sort=False)}
     level = min(group[gain].max() for group in groups.values())
@@ -224,12 +224,12 @@ def draw_objectives(view: StudyView, task: str) -> Figure | None:
     return Figure(
         key=view.key("objectives", task),
         title=title,
-        finding=f"{most} The arm of each that is nearest to it: {'; '.join(listed)}.",
+        finding=f"{most} The configuration of each that is nearest to it: {'; '.join(listed)}.",
         data=frame,
         plot=_objective_paths(view, task, known, groups),
-        caption="Each point is one arm, the mean over its seeds; a line joins the arms of one "
-        "objective by their distance. The table has intervals of gain and retention, and the range "
-        "of |dW|_F over seeds.",
+        caption="Each point is one configuration, the mean over its seeds; a line joins those of "
+        "one objective by their distance. The table has intervals of gain and retention, and the "
+        "range of |dW|_F over seeds.",
     )
 
 

@@ -34,9 +34,9 @@ MAX_SUBJECTS = 60  # Subjects drawn, those with the lowest changes; all of them 
 MOST_ARMS = 16  # Largest number of arms per training task, to keep the figure readable
 _CAPTION = """Tuned minus base on the test items of each group, a value of the column that the \
 task names as its subject; blue is better, orange worse. Brackets: the interval includes zero or \
-is unknown. The 95 % intervals of an arm hold for all groups of the tested task at once, so they \
-are wider than those of single comparisons. Each arm has the learning rate chosen for it. Groups \
-are ordered by the mean over arms, lowest on top."""
+is unknown. The 95 % intervals of a configuration hold for all groups of the tested task at once, \
+so they are wider than those of single comparisons. Each configuration has the learning rate \
+chosen for it. Groups are ordered by their mean, lowest on top."""
 
 SubjectChanges = dict[tuple[str, str, str], Estimate]
 """Change on a subject's test items, by (arm, tested task, subject). Intervals hold at once for the

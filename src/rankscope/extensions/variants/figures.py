@@ -23,14 +23,14 @@ MITIGATION_SECTION = Section(
     "Forgetting less",
     "What remains when an update is scaled down, and how other mitigations compare with that.",
 )
-_SCALED_CAPTION = """Each line is one arm, the mean over its seeds, from the untuned base to the \
-trained model (the large mark): its whole update times 0 to 1, without further training. Right is \
-learned more, up is retained more. A mitigation is worth its trouble if its mark is above the \
-line of the arm without it."""
-_MITIGATION_CAPTION = """How much more each mitigation retains than the same arm without it, \
+_SCALED_CAPTION = """Each line is one configuration, the mean over its seeds, from the untuned \
+base to the trained model (the large mark): its whole update times 0 to 1, without further \
+training. Right is learned more, up is retained more. A mitigation is worth its trouble if its \
+mark is above the line of the configuration without it."""
+_MITIGATION_CAPTION = """How much more each mitigation retains than the same settings without it, \
 scaled down until both have the same in-domain score. Right of zero it retains more than scaling, \
 which is free. Bars are 95 % intervals over seeds and items, each on its own; a hollow mark has \
-none. If a mitigation learned more than the plain arm does at any scale, the plain arm is credited \
+none. If a mitigation learned more than its plain partner does at any scale, that one is credited \
 with the difference."""
 
 

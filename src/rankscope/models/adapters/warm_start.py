@@ -117,14 +117,8 @@ def _filled_arm(arm: ArmConfig, folder: Path, adapter: Adapter, shapes: Architec
         given.append(("alpha", f"{number:g}", f"{own:g}", number == own))
     for names in arm.target_sets() if "targets" in arm.model_fields_set else ():
         is_own = target_shapes(shapes, names).keys() == adapter.a.keys()
-        given.append(
-            (
-                "targets",
-                join_names(names, MAX_SHOWN_TARGETS),
-                join_names(targets, MAX_SHOWN_TARGETS),
-                is_own,
-            )
-        )
+        wished, known = (join_names(shown, MAX_SHOWN_TARGETS) for shown in (names, targets))
+        given.append(("targets", wished, known, is_own))
     for name, text, value, is_equal in given:
         if not is_equal:
             place = f"adapter {folder}"

@@ -58,18 +58,9 @@ class KernelRows:
 
         # Keys before and after a query's own that it sees; -1 means all.
         sees = (-1 if window is None else window - 1, 0)
-        ends, longest = self.ends, self.max_length
+        ends, longest, grouped = self.ends, self.max_length, q.shape[1] != k.shape[1]
         out = varlen_attn(
-            q,
-            k,
-            v,
-            ends,
-            ends,
-            longest,
-            longest,
-            scale=scale,
-            window_size=sees,
-            enable_gqa=q.shape[1] != k.shape[1],
+            q, k, v, ends, ends, longest, longest, scale=scale, window_size=sees, enable_gqa=grouped
         )
         assert isinstance(out, Tensor)  # no auxiliary results were asked for
         return out
@@ -116,11 +107,6 @@ class DecodeStep:
         for new, stored in zip(qkv[1:], cached, strict=True):
             stored[row, :, self.columns] = new.squeeze(0).transpose(0, 1)
         keys, values = (x[:, :, : self.width] for x in cached)
-        out = F.scaled_dot_product_attention(
-            query.reshape(num_rows, num_kv, num_heads // num_kv, size),
-            keys,
-            values,
-            self.mask(window, query.dtype),
-            scale=scale,
-        )
+        query, mask = query.reshape(num_rows, num_kv, -1, size), self.mask(window, query.dtype)
+        out = F.scaled_dot_product_attention(query, keys, values, mask, scale=scale)
         return out.reshape(1, num_rows, num_heads, size)

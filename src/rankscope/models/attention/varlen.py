@@ -334,15 +334,9 @@ def _padded_attention(
     if q.is_meta:  # shapes alone: devices keep what the fused kernel keeps, meta would keep scores
         out = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, dropout, mask is None)[0]
         return plan.tokens(out.transpose(1, 2))
+    grouped = q.shape[1] != k.shape[1]
     out = F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        attn_mask=mask,
-        dropout_p=dropout,
-        is_causal=mask is None,
-        scale=scale,
-        enable_gqa=q.shape[1] != k.shape[1],
+        q, k, v, mask, dropout, is_causal=mask is None, scale=scale, enable_gqa=grouped
     )
     return plan.tokens(out.transpose(1, 2))
 

@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from rankscope.formatting import MAX_NAME, number, safe_text
-from rankscope.report.columns import Column
+from rankscope.report.columns import read_columns
 from rankscope.report.style import GRID, INK, MUTED, NEUTRAL, SURFACE
 from rankscope.report.table_formats import frame_rows
 
@@ -38,11 +38,11 @@ class Figure:
     title: str
     finding: str  # The finding, computed from the data; without a plot, what is missing
     data: pd.DataFrame
-    """Data as shown, by the plot, its hover texts, the table and the CSV file."""
+    """The frame that plot, hover texts, table and CSV file show."""
     plot: go.Figure | None = None
     caption: str = ""  # How to read the plot
     choices: Sequence[Choice] = ()
-    choice_name: str = "Arm"  # Kind of the drop-down's entries
+    choice_name: str = "Configuration"  # Kind of the drop-down's entries
     min_width: int = 0  # Pixels below which the plot scrolls sideways instead of shrinking
     texts: Sequence[Mapping[str, str]] = ()
     """Texts to read in place of a plot, by their titles, two side by side."""
@@ -69,10 +69,10 @@ def hover_texts(frame: pd.DataFrame, name: str, values: Mapping[str, str]) -> li
         name: column of the name.
         values: column by the word in front of the value.
     """
-    columns: Mapping[str, Column] = frame.attrs.get("columns", {})
+    columns = read_columns(frame.columns, frame.attrs.get("columns", {}))
 
     def line(row: Mapping[str, Any], word: str, title: str) -> str:
-        value, column = row[title], columns.get(title, Column())
+        value, column = row[title], columns[title]
         shown = plot_text(value) if isinstance(value, str) else column.number(value)
         if column.ends:
             low, high = (row[end] for end in column.ends)

@@ -62,7 +62,6 @@ class Panel(NamedTuple):
     frame: pd.DataFrame
     column: str  # Its title is the panel's heading, with the unit
     references: Sequence[Reference] = ()
-    words: Mapping[str, str] | None = None  # Words of the hover texts; the column alone if None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ class RankAxis:
 
     @property
     def against(self) -> str:
-        return "by arm" if self.is_by_arm else "against rank"
+        return "by configuration" if self.is_by_arm else "against rank"
 
     def bands_note(self, shown: str = "95 % intervals") -> str:
         """Write for captions what the bands or bars show."""
@@ -149,7 +148,7 @@ class _PanelDrawing:
         self.axis, self.panel = rank_axis, panel
         self.places = rank_axis.places()
         titles = [panel.column, f"{panel.column}, low", f"{panel.column}, high"]
-        texts = hover_texts(panel.frame, "arm", panel.words or {"": panel.column})
+        texts = hover_texts(panel.frame, "arm", {"": panel.column})
         self.values: dict[str, tuple[Any, Any, Any, str]] = {}
         """Value, low, high and hover text by arm."""
         for row, text in zip(records(panel.frame), texts, strict=True):

@@ -83,9 +83,9 @@ def paths_from_base(
     }
     base = _add_base(figure)
     near = [arm for arm in paths if arm in focus]
-    groups = {"all arms": [*near, *(arm for arm in paths if arm not in focus)]}
+    groups = {"all configurations": [*near, *(arm for arm in paths if arm not in focus)]}
     if near and len(near) < len(paths):
-        groups = {"arms of the answer": near, **groups}
+        groups = {"those of the answer": near, **groups}
     choices = []
     for label, arms in groups.items():
         shown = [path for arm in arms for path in paths[arm]]

@@ -66,7 +66,7 @@ def draw_curves(
 def _finding(curves: Sequence[tuple[ArmSummary, list[tuple[float, float]]]]) -> str:
     ends = [(curve[-1][1], arm.label) for arm, curve in curves]
     (low, lowest), (high, highest) = min(ends), max(ends)
-    text = f"at the end of the arms drawn: {low:#.3g} ({lowest})"
+    text = f"at the end of training: {low:#.3g} ({lowest})"
     return text + (f" to {high:#.3g} ({highest})." if len(ends) > 1 else ".")
 
 

@@ -9,7 +9,7 @@ from functools import cache, partial
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
-from rankscope.registry import extension_files, files_of, objects
+from rankscope.registry import by_name, extension_files, files_of, objects
 from rankscope.report.charts.figure import Figure
 
 
@@ -34,12 +34,12 @@ PLANES_SECTION = Section(
     "planes",
     10,
     "Learning against retention",
-    "What each arm learned in its domain and what it kept elsewhere.",
+    "What each configuration learned in its domain and what it kept elsewhere.",
 )
 TRANSFER_SECTION = Section(
     "transfer", 40, "Effect on other tasks", "Every tested task for every training task."
 )
-TRAINING_SECTION = Section("training", 70, "Training")
+TRAINING_SECTION = Section("training", 70, "Training curves", folded=True)
 
 Scope = Literal["task", "unit", "models"]
 Draw = Callable[..., Figure | None]
@@ -76,8 +76,9 @@ def figure_files() -> tuple[ModuleType, ...]:
 
 
 def all_sections() -> list[Section]:
-    """Return the sections in the order of the pages."""
-    return sorted(objects(Section, figure_files()), key=lambda section: section.place)
+    """Return the sections in the order of the pages. Raises UserError: two have one key."""
+    found = by_name("section", [(of.key, of) for of in objects(Section, figure_files())])
+    return sorted(found.values(), key=lambda section: section.place)
 
 
 def draw_section(section: str, per: Scope, *subject: Any) -> list[Figure]:

@@ -58,9 +58,7 @@ def _finding(view: StudyView, task: str) -> str:
     )
     scored = [arm for label in arms if (arm := view.arm(task, label)) and arm.score]
     if not any(arm.is_lora and arm.score for arm in view.arms(task)):
-        return (
-            "No arm with a known rank has a test score, so there is nothing to draw against rank."
-        )
+        return "No configuration with a known rank has a test score, so there is nothing to draw."
     texts = [f"{score_text(a.score.value, unit)} with {a.label}" for a in scored if a.score]
     if base:
         texts.append(f"{score_text(base.score, unit)} with the base")

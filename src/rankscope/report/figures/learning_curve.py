@@ -19,10 +19,10 @@ from rankscope.report.table_formats import shown, table
 
 SMALLEST, LARGEST = 5.0, 11.0  # Size of the first and the last marker of a line, pixels
 STEP = "optimizer step"
-_CAPTION = """One line per arm, the mean over its seeds, from the untuned base on. Each marker is \
-a moment of training, larger the later it is. Right is learned more, up is retained more; without \
-a retention task, the gain is drawn against the step. Scores are of the first items of the \
-validation split, by which early stopping decides; quote the other figures, which use all \
+_CAPTION = """One line per configuration, the mean over its seeds, from the untuned base on. Each \
+marker is a moment of training, larger the later it is. Right is learned more, up is retained \
+more; without a retention task, the gain is drawn against the step. Scores are of the first items \
+of the validation split, by which early stopping decides; quote the other figures, which use all \
 items."""
 
 
@@ -94,7 +94,7 @@ def _missing(view: StudyView, task: str) -> str:
     trials = [trial for arm in view.arms(task) for trial in view.trials(arm)]
     without = sum(not trial.curve for trial in trials)
     verb = "has" if without == 1 else "have"
-    return f" {count(without, 'trial')} of {len(trials)} {verb} no curve." if without else ""
+    return f" {count(without, 'run')} of {len(trials)} {verb} no curve." if without else ""
 
 
 # --- curves ------------------------------------------------------------------------------------

@@ -18,9 +18,9 @@ from rankscope.report.table_formats import shown, table
 ItemChanges = npt.NDArray[np.float64]
 ALIKE = "correlation with full fine-tuning"
 _CAPTION = """Of every test item, the change of its right answer's log-probability (of its score, \
-if one is unknown) against the base; the mean of the correlations of one seed of the arm with one \
-of full fine-tuning, bands are the range over such pairs. The line of full fine-tuning is the \
-correlation between its own seeds: as much as two trainings of one arm have in common."""
+if one is unknown) against the base; the mean of the correlations of one seed with one of \
+full fine-tuning, bands are the range over such pairs. The line of full fine-tuning is the \
+correlation between its own seeds: as much as two runs that differ in the seed have in common."""
 
 
 @in_section("ranks", 30)

@@ -32,9 +32,9 @@ def draw_loss(view: StudyView, task: str) -> Figure | None:
     if figure is None and trained:
         return None
     if figure is None:
-        missing = "No trial has a training record yet."
+        missing = "No run has a training record yet."
         return Figure(view.key("loss", task), title, missing, table([]))
     diverged = sum(t.status == "diverged" and t.spec.task == task for t in view.study.trials)
-    failed = f" {count(diverged, 'trial')} of this task diverged." if diverged else ""
+    failed = f" {count(diverged, 'run')} of this task diverged." if diverged else ""
     caption = f"{figure.caption} A low loss is no result yet."
     return replace(figure, finding=f"Loss {figure.finding}{failed}", caption=caption)

@@ -10,10 +10,10 @@ from rankscope.report.style import FULL_COLOR, MUTED
 from rankscope.report.table_formats import shown, table
 
 MAX_CROSSES = 60  # With more arms than this, only those on the front have crosses
-_CAPTION = """Each point is one arm, the mean over its seeds. Right is learned more, up is \
-retained more, so the good corner is top right. Crosses are 95 % intervals. Lines join the ranks \
-of one learning rate. The broad gray line is the Pareto front: no other arm learned more and \
-retained more. The ring marks the recommended arm. The table also has the cost of every arm."""
+_CAPTION = """Each point is one configuration, the mean over its seeds. Right is learned more, up \
+is retained more, so the good corner is top right. Crosses are 95 % intervals. Lines join the \
+ranks of one learning rate. The broad gray line is the Pareto front: no other configuration \
+learned more and retained more. The ring marks the recommendation. The table also has all costs."""
 
 
 @in_section("planes", 10)
@@ -29,7 +29,7 @@ def draw_plane(view: StudyView, task: str) -> Figure:
             "on the front": "yes" if arm.label in front else "no",
             "on the front with parameters counted": "yes" if arm.on_pareto_front else "no",
             "trainable parameters": arm.trainable_parameters,
-            "training time of one trial, s": arm.seconds,
+            "training time of one run, s": arm.seconds,
             "peak memory of its group, GiB": arm.peak_memory_bytes
             and arm.peak_memory_bytes / 2**30,
         }
@@ -38,7 +38,7 @@ def draw_plane(view: StudyView, task: str) -> Figure:
     frame = shown(table(rows, view.plane_columns(task, kept)))
     key, title = view.key("plane", task), f"Learning and retention, {task}"
     if not front:
-        return Figure(key, title, "No arm has both a gain and a retention score.", frame)
+        return Figure(key, title, "No configuration has both a gain and a retention score.", frame)
     placed = frame[frame[axes[0]].notna() & frame[axes[1]].notna()].set_index("arm", drop=False)
     arms = {arm.label: arm for arm in view.arms(task) if arm.label in placed.index}
     lines = [(line, MUTED) for line in view.lines(task).values()] + [(view.full(task), FULL_COLOR)]
@@ -74,10 +74,10 @@ def _finding(view: StudyView, task: str) -> str:
     unit, lost, front = view.unit(task), view.retention_unit(task), view.front(task)
     most, gain, kept = max(scored, key=lambda arm: (arm[1], arm[2]))
     least, _, best = max(scored, key=lambda arm: (arm[2], arm[1]))
-    highest = "The largest gain is" if gain > 0 else "No arm gained; the highest change is"
+    highest = "The largest gain is" if gain > 0 else "Nothing gained; the highest change is"
     return (
         f"{highest} {difference(gain, unit)} ({most.label}), with "
         f"{retention_text(kept, lost)}; the highest change of retention is "
-        f"{difference(best, lost)} ({least.label}). {count(len(front), 'arm')} of {len(scored)} "
-        f"{'is' if len(front) == 1 else 'are'} on the Pareto front."
+        f"{difference(best, lost)} ({least.label}). {count(len(front), 'configuration')} of "
+        f"{len(scored)} {'is' if len(front) == 1 else 'are'} on the Pareto front."
     )

@@ -12,10 +12,10 @@ from rankscope.report.figures import in_section
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import shown, table
 
-_CAPTION = """Each cell is the expected net gain of one arm. Blue is better than the base, orange \
-worse; an empty cell was not trained, and an arm without a score says why. Brackets: the 95 % \
-interval includes zero. The frame marks the recommended arm. If the best rate of a rank is at the \
-edge of its grid, a better one may be beyond it."""
+_CAPTION = """Each cell is the expected net gain of one configuration. Blue is better than the \
+base, orange worse; an empty cell was not trained, and one without a score says why. Brackets: \
+the 95 % interval includes zero. The frame marks the recommendation. If the best rate of a rank \
+is at the edge of its grid, a better one may be beyond it."""
 
 UNKNOWN_RATES = (
     "No rank was trained and scored at two learning rates, so it is unknown how much of the "

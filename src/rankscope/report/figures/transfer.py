@@ -34,7 +34,7 @@ def draw_transfer(view: StudyView, unit: Unit) -> Figure:
     arms = {a.label: (a.is_full, a.lr, a.rank or 0) for train in trains for a in view.arms(train)}
     labels = sorted(arms, key=arms.__getitem__)[:MAX_CHOICES]
     best = {train: arm.label for train in trains if (arm := view.focus(train))}
-    entries = {"answer's arm of each task": best} | {
+    entries = {"answer of each task": best} | {
         label: dict.fromkeys(trains, label) for label in labels
     }
     grids = {}
@@ -79,8 +79,8 @@ def _finding(view: StudyView, tests: list[str], unit: Unit) -> str:
         if test != train and (change := change_on(arm, test))
     ]
     if not changes:
-        return "No trained arm has been scored on another task, so transfer is unknown."
+        return "No trained configuration has been scored on another task, so transfer is unknown."
     (fall, worst), (rise, best) = min(changes), max(changes)
     text = f"the largest fall elsewhere is {worst}" if fall < 0 else "nothing else fell"
     text += f"; the largest rise is {best}" if rise > 0 else ""
-    return f"With the answer's arm of each task, {text}."
+    return f"With the answer of each task, {text}."

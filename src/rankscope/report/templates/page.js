@@ -182,32 +182,29 @@
 
   const MOST_FOUND = 50;
 
-  function itemNode([outcome, prompt, ...answers]) {
-    const node = document.createElement("li"), list = document.createElement("dl");
-    node.className = outcome;
-    const text = (tag, content, name) => {
+  function itemNode([outcome, prompt, gold, answers], names) {
+    const node = (tag, ...inner) => {
       const element = document.createElement(tag);
-      element.textContent = content;
-      if (name) element.className = name;
+      element.append(...inner);
       return element;
     };
-    ["gold", "before", "after"].forEach((name, place) => {
-      list.append(text("dt", name), text("dd", answers[place], name));
-    });
-    node.append(text("p", prompt, "prompt"), list);
-    return node;
+    const titled = (title, text) => node("div", node("dt", title), node("dd", text));
+    const texts = [titled("right answer", gold), ...answers.map((text, place) => titled(names[place], text))];
+    const item = node("li", node("details", node("summary", prompt), node("dl", ...texts)));
+    item.className = outcome;
+    return item;
   }
 
   document.querySelectorAll(".compared").forEach((block) => {
-    const { rows, shown: first } = itemData[block.dataset.items];
+    const [rows, first, names] = itemData[block.dataset.items];
     const input = block.querySelector("input"), outcome = block.querySelector("select");
     const search = () => {
       const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
       const isFound = (row) => (!outcome.value || row[0] === outcome.value)
-        && words.every((word) => row.slice(1).some((text) => text.toLowerCase().includes(word)));
+        && words.every((word) => row.slice(1).flat().some((text) => text.toLowerCase().includes(word)));
       const isAsked = words.length > 0 || outcome.value !== "";
       const found = isAsked ? rows.filter(isFound) : first.map((place) => rows[place]);
-      block.querySelector("ol").replaceChildren(...found.slice(0, MOST_FOUND).map(itemNode));
+      block.querySelector("ol").replaceChildren(...found.slice(0, MOST_FOUND).map((row) => itemNode(row, names)));
       block.querySelector("output").textContent = isAsked
         ? `${found.length} found${found.length > MOST_FOUND ? `, the first ${MOST_FOUND} shown` : ""}`
         : "";
@@ -233,7 +230,7 @@
   // A link to something in a fold opens the fold.
   addEventListener("hashchange", () => {
     const target = document.getElementById(location.hash.slice(1));
-    const inner = target && target.querySelector(":scope > details");
+    const inner = target && (target.matches("details") ? target : target.querySelector(":scope > details"));
     if (inner) inner.open = true;
   });
 

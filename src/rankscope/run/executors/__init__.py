@@ -76,12 +76,10 @@ class ExecutorSettings(ConfigSection):
 
         for key in keys:
             if getattr(self, key) and os.environ.get(ALLOWED) != "1":
-                raise UserError(
-                    f"executor.{self.name}.{key}",
-                    "a setting by which code of others can run",
-                    "--trust-task-code with it",
-                    "read it first, then add that option",
-                )
+                found = "a setting by which code of others can run"
+                expected = "--trust-task-code with it"
+                do = "read it first, then add that option"
+                raise UserError(f"executor.{self.name}.{key}", found, expected, do)
 
     @classmethod
     def withdraw(cls, units: Path) -> None:

@@ -109,12 +109,9 @@ class EvaluateStage(Stage[EvalBatch, Scored]):
                 base, data.encoder, task, split, models, settings, self.engine
             )
         for reason in failures.values():
-            raise NotFiniteError(
-                f"{where}: the base cannot be scored",
-                reason,
-                f"a model that runs in {study.config.dtype}",
-                "try 'dtype: float32', or another model",
-            )
+            expected = f"a model that runs in {study.config.dtype}"
+            do = "try 'dtype: float32', or another model"
+            raise NotFiniteError(f"{where}: the base cannot be scored", reason, expected, do)
         return list(evaluations.values()), ()
 
     def weights_folder(self, model: ScoredModel) -> Path:

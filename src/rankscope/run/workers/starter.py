@@ -150,7 +150,8 @@ def become_worker() -> list[str]:
                     other.close()
                 connection.detach()  # stays open: the driver waits for the end of both processes
                 arguments, environment = json.loads(order)
-                _begin_worker(environment, parent)
+                os.setsid()
+                os.environ.update(environment, **{DRIVER: str(parent)})
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 return list(arguments)
             running[connection] = process
@@ -158,13 +159,6 @@ def become_worker() -> list[str]:
             # Without a number the driver has given this worker up.
             os.kill(running[connection], int(connection.recv(ANSWER_BYTES) or signal.SIGTERM))
         _answer_ended(running)
-
-
-def _begin_worker(environment: Mapping[str, str], parent: int) -> None:
-    """Give the process of a worker its session and its variables."""
-    os.setsid()
-    os.environ.update(environment)
-    os.environ[DRIVER] = str(parent)
 
 
 def _answer_ended(running: dict[socket.socket, int]) -> None:
