@@ -56,7 +56,7 @@ assert run_command_line(["--help"]) == 0
 EXTENSIONS = {
     "analyze.heads.enabled=true": "is not a key. No key is known here.",
     "evaluate.engine=vllm": "expected one of auto, own",
-    "evaluate.scales=[0.5]": "expected one of cross_domain, retention",
+    "evaluate.scales=[0.5]": "Known here: cross_domain, retention",
     "executor=slurm": "expected one of local",
     "train.kernels=compiled": "expected one of plain",
     "tasks.0.scorer=rouge": "expected one of contains",

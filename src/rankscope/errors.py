@@ -390,8 +390,9 @@ def _free_address_space() -> float:
 
 
 def address_space_shortage(error: BaseException | None = None) -> OutOfMemory | None:
-    """Return an error if too little address space is left for libraries; they fail in any words
-    then.
+    """Return an error if too little address space is left for libraries.
+
+    Without enough of it they fail with any message, or abort.
 
     ``error`` is an unknown one that was met.
     """

@@ -70,9 +70,10 @@ def parts(kind: type[_Part], folder: str = "") -> dict[str, type[_Part]]:
     return found
 
 
-def objects(kind: type[_Part], modules: Iterable[ModuleType] = ()) -> list[_Part]:
+def objects(kind: type[_Part], modules: Iterable[ModuleType] | None = None) -> list[_Part]:
     """Return the objects of a kind in modules, by default those of extensions, each once."""
-    found = (value for module in modules or extensions() for value in vars(module).values())
+    modules = extensions() if modules is None else modules
+    found = (value for module in modules for value in vars(module).values())
     return list({id(value): value for value in found if isinstance(value, kind)}.values())
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from rankscope.models.init_context import InitContext
 from rankscope.models.lora import Adapter
+from rankscope.models.methods.dora import DoraMethod
 from rankscope.models.methods.lora import LoraMethod
 from rankscope.models.quantize import dense_weight
 
@@ -33,3 +34,13 @@ class OloraMethod(LoraMethod):
         a, b = r[: adapter.rank] / root, q[:, : adapter.rank] / root
         adapter.initial_factors[name] = (a, b)
         adapter.set_factors(name, a.clone(), b.clone())
+
+
+class HalfDoraMethod(DoraMethod):
+    """DoRA at half the scaling, which PEFT reads as DoRA."""
+
+    name, label = "half_dora", "half DoRA"
+    summary = "`dora` at half the scaling."
+
+    def rank_scale(self, rank: int) -> float:
+        return 2 * rank

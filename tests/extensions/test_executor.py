@@ -28,7 +28,7 @@ def test_an_unknown_executor_names_those_that_there_are(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"is not a key. Known here: {known}"):
         small_study(tmp_path, executor="dask")
     config = small_study(tmp_path).config
-    with pytest.raises(UserError, match=f"found 'dask', {known}"):
+    with pytest.raises(UserError, match=f"found 'dask', expected one of {known}"):
         with_executor(config, "dask")
     with pytest.raises(UserError, match="at least 1"):
         start_executor(config, 0)

@@ -12,6 +12,7 @@ from torch import Tensor
 from toy_training import protocol, toy_rows, trial
 
 from rankscope.config.arm import ArmConfig
+from rankscope.models.adapters.settings import AdapterSettings
 from rankscope.models.base import Base, Row, RowBatch
 from rankscope.models.methods import get_method
 from rankscope.train.loop import train_group
@@ -76,3 +77,9 @@ def test_it_starts_as_the_base_trains_and_is_stored_as_peft_reads_it(tmp_path: P
     with torch.inference_mode():
         expected = theirs(input_ids=torch.tensor([IDS])).logits[0]
     assert float((expected - tuned).norm()) < 1e-5 * float(tuned.norm())
+
+
+def test_a_mark_of_peft_is_read_as_the_method_that_defines_it() -> None:
+    dora = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "use_dora": True}
+    assert get_method("half_dora").rank_scale(8) == 16
+    assert AdapterSettings.model_validate(dora).scaling == 1

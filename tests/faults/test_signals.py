@@ -16,6 +16,14 @@ from rankscope.run.begin import interruptible
 from rankscope.store import Ledger
 
 
+def assert_stops(launcher: Launcher, *numbers: int) -> None:
+    for number in numbers:
+        launcher.send(number)
+    outcome = launcher.outcome()
+    assert outcome.code == 130, outcome
+    assert "the same command continues" in outcome.told
+
+
 @pytest.mark.pitfall(19, 35)
 def test_every_signal_that_asks_to_stop_saves_the_state(
     launcher: Launcher, long_file: Path, undisturbed: Undisturbed, tmp_path: Path
@@ -26,11 +34,7 @@ def test_every_signal_that_asks_to_stop_saves_the_state(
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         launcher.start("run", long_file, "--out", out, code=stopping_after(0))
         launcher.wait_until_stopped()
-        launcher.send(number)
-        launcher.send(signal.SIGCONT)
-        outcome = launcher.outcome()
-        assert outcome.code == 130, outcome
-        assert "the same command continues" in outcome.told
+        assert_stops(launcher, number, signal.SIGCONT)
         states = list(out.glob("checkpoints/*/step-*"))
         steps += [int(state.stem.removeprefix("step-")) for state in states]
         assert rankscope("verify", out).code == 0
@@ -58,10 +62,7 @@ def test_a_scheduler_stops_workers_with_their_driver(
         before = begun()
         launcher.start(*words, code=FORKED_WORKERS)
         launcher.wait_for(lambda before=before: bool(begun() - before))
-        launcher.send(number)
-        outcome = launcher.outcome()
-        assert outcome.code == 130, outcome
-        assert "the same command continues" in outcome.told
+        assert_stops(launcher, number)
         assert rankscope("verify", out).code == 0
     launcher.start(*words, code=FORKED_WORKERS)
     assert launcher.outcome().code == 0, launcher.said()
@@ -93,12 +94,7 @@ def test_the_second_interrupt_aborts_and_the_study_continues(
         while f"group {group}/" not in str(last_stage(out)["name"]):
             launcher.send(signal.SIGCONT)
             launcher.wait_until_stopped()
-        launcher.send(signal.SIGINT)
-        launcher.send(signal.SIGCONT)
-        launcher.send(signal.SIGINT)
-        outcome = launcher.outcome()
-        assert outcome.code == 130, outcome
-        assert "the same command continues" in outcome.told
+        assert_stops(launcher, signal.SIGINT, signal.SIGCONT, signal.SIGINT)
     assert launcher.run("run", long_file, "--out", out).code == 0
     undisturbed.assert_equal(out)
 

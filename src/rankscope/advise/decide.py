@@ -40,7 +40,7 @@ from rankscope.records import (
 
 CLOSE = 0.25  # Margins of expected regret for which fewer parameters are taken
 RIVALS_NAMED = 2  # Smaller ranks that have a row, the largest of those that may do
-HEADLINES = {"do_not_fine_tune": "Do not fine-tune.", "not_decided": "Not decided yet."}
+_HEADLINES = {"do_not_fine_tune": "Do not fine-tune.", "not_decided": "Not decided yet."}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +59,12 @@ class Answer:
 
     @property
     def chosen(self) -> ArmSummary | None:
-        return self.subject.summary if self.subject and self.decision not in HEADLINES else None
+        return self.subject.summary if self.subject and self.decision not in _HEADLINES else None
 
     @property
     def verdict(self) -> str:
         chosen = self.chosen
-        return f"Use {verdict_name(chosen)}." if chosen else HEADLINES[self.decision]
+        return f"Use {verdict_name(chosen)}." if chosen else _HEADLINES[self.decision]
 
 
 def decide(results: TaskResults) -> Answer:

@@ -28,7 +28,7 @@ from rankscope.records import BASE, AdviceKind, AdviceMessage, ArmSummary, Estim
 SATURATED = 0.95  # Base accuracy from which little is left to gain
 NEGATIVE_TRANSFER = 0.10
 """Relative fall on another task that counts as negative transfer (arXiv 2512.15634)."""
-LARGE = 0.25  # Share of the model's parameters from which an adapter is called large
+_LARGE = 0.25  # Share of the model's parameters from which an adapter is called large
 OVER_FORGETTING = 0.5  # Forgetting as a share of the gain from which it is reported
 
 
@@ -115,7 +115,7 @@ def _saturated(results: TaskResults) -> Iterator[str]:
 
 def _large(results: TaskResults, arm: ArmSummary) -> Iterator[str]:
     total = results.study.model.num_parameters
-    if arm.is_lora and total and arm.trainable_parameters >= LARGE * total:
+    if arm.is_lora and total and arm.trainable_parameters >= _LARGE * total:
         share = f"{100 * arm.trainable_parameters / total:.0f} % of the model's parameters"
         yield f"{arm_name(arm)} trains {share}, so it saves little over full fine-tuning."
 

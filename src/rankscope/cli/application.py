@@ -261,7 +261,9 @@ def _usage_error(error: Any) -> UserError:
     """Return a fault of the command line as a sentence, with the help or the key that it needs."""
     found = str(error.format_message()).partition(", unable to")[0].rstrip(".")
     if error.ctx is None:
-        return UserError("rankscope", found, "", "see: rankscope -h", (), f"{found}. See: -h")
+        return UserError(
+            "rankscope", found, "", "see: rankscope -h", (), f"{found}. See: rankscope -h"
+        )
     path, do = error.ctx.command_path, f"see: {error.ctx.command_path} -h"
     told = f"{path}: {found.replace('Input should', 'it must')}"
     kind, parameter = type(error).__name__, getattr(error, "param", None)

@@ -32,8 +32,8 @@ MIN_VALIDATION_ROWS = 50
 MAX_CUT = 500
 CUT_SHARE = 0.1
 FEW_ROWS, FEW_CUT_SHARE = 100, 0.2
-"""A training file of fewer rows gives up to this share. Few scored rows leave every answer open,
-and leaving so few rows untrained costs less."""
+"""A cut of up to so many rows may take this share of the file. Few scored rows leave every answer
+open, and leaving so few rows untrained costs less."""
 TEST_CUT_SHARE = 0.2
 
 # Purposes of the draws. They are part of the seed: another text would draw other rows.
@@ -77,10 +77,10 @@ def split_rows(
     """Assign the rows of a task's files to train, validation and test; also return notes on cuts.
 
     Validation is the validation file, if it is the user's own or has at least 50 rows. Otherwise it
-    is 10 % of the distinct train rows, at most 500, but up to 20 % of fewer than 100 rows. Without
-    train rows it is 20 % of the distinct test rows, unless ``keep_test_whole``. Test is the test
-    file without the validation rows cut from it; without a file, as many train rows. Copies go with
-    their original. Validation rows that repeat a test row, and training rows that repeat a
+    is 20 % of the distinct train rows, at most 100 of them; or 10 %, at most 500, if that is more.
+    Without train rows it is 20 % of the distinct test rows, unless ``keep_test_whole``. Test is the
+    test file without the validation rows cut from it; without a file, as many train rows. Copies go
+    with their original. Validation rows that repeat a test row, and training rows that repeat a
     validation row, are removed.
     """
     train, validation, test = ([*files.get(f, ())] for f in ("train", "validation", "test"))

@@ -94,8 +94,7 @@ def fit_to_context(split: EncodedSplit, where: str) -> EncodedSplit:
 
 
 def length_notes(splits: Sequence[EncodedSplit]) -> Iterator[str]:
-    """Note a task's cut items, and its gold answers longer than models may write, if not just a
-    few.
+    """Note cut items of a task, and gold answers longer than models may write. A few are not noted.
 
     Raises UserError: most gold answers are too long.
     """

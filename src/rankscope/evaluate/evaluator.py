@@ -72,20 +72,20 @@ def evaluate_task(
 
     Returns:
         The evaluations by adapter name. Also, for each model that gives no item a finite
-        likelihood, a sentence on why; with loss and perplexity one such item is enough.
+        likelihood, a sentence on why. For loss and perplexity one item without it is enough.
     """
     if not models:
         return {}, {}
     if task.parts:
         kept = {item.item_id for item in task.items(split)}
-        parts = [
-            evaluate_task(base, encoder, part, split, models, settings, engine)
-            for whole in task.parts
-            if (part := _with_items(whole, split, kept)).items(split)
-        ]
+        parts, of_engine = [], set[str]()
+        for whole in task.parts:
+            if (part := _with_items(whole, split, kept)).items(split):
+                parts.append(evaluate_task(base, encoder, part, split, models, settings, engine))
+                of_engine |= {name for n in models for name in engine.metrics(n)}
         failures = {name: why for _, of_part in parts for name, why in of_part.items()}
         return {
-            n: _merged_evaluation(task, split, [p[n] for p, _ in parts], engine.metrics(n))
+            n: _merged_evaluation(task, split, [p[n] for p, _ in parts], of_engine)
             for n in models
             if n not in failures
         }, failures

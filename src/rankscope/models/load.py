@@ -1,4 +1,4 @@
-"""Load the base that a study's ``model`` section names: pocket, cache, local folder or hub."""
+"""Load the base that a study's ``model`` section names: pocket, local folder or hub."""
 
 import re
 from functools import partial
@@ -102,6 +102,7 @@ def model_record(
 
 
 def load_trained_model(base: Base, folder: Path) -> Base:
+    base.shards.release("trained")  # before there is another one
     model = load_model(folder, base.model.dtype)
     if base.is_sharded:
         return base.shards.hold("trained", model, base.tokenizer, base.record, folder)

@@ -70,8 +70,10 @@ class LowRankUpdate:
         return self.gain[:, None] * (self.weight + self.B @ self.A) - self.weight
 
     def frobenius(self) -> float:
-        """Return |dW|_F. At low rank and without a gain dW is not formed: |B A|_F^2 = tr[(B^T B)(A
-        A^T)]."""
+        """Return |dW|_F. At low rank and without a gain dW is not formed.
+
+        |B A|_F^2 = tr[(B^T B)(A A^T)].
+        """
         if self.gain is not None or self.rank > max(len(self.B), self.A.shape[1]):
             return float(torch.linalg.matrix_norm(self.dense()))
         # The trace of a product of symmetric matrices is the sum of their elementwise product.
@@ -93,8 +95,8 @@ class LowRankUpdate:
     def scaled(self, factor: float) -> "LowRankUpdate":
         """Return ``factor`` dW, of the same rank.
 
-        With a gain: W0 + f (g (W0 + B A) - W0) = g' (W0 + B' A), g' = 1 + f (g - 1) and B' = f (g /
-        g') B.
+        With a gain: W0 + f (g (W0 + B A) - W0) = g' (W0 + B' A),
+        where g' = 1 + f (g - 1) and B' = f (g / g') B.
         """
         if self.gain is None:
             return replace(self, B=factor * self.B)

@@ -16,6 +16,8 @@ from rankscope.errors import UserError
 from rankscope.registry import parts
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from torch import Tensor, nn
     from transformers import PreTrainedModel
@@ -45,9 +47,10 @@ class Sharding:
 def sharding() -> Sharding:
     """Return the way of the extension. Raises UserError: there is none."""
     kinds: dict[str, type[Sharding]] = parts(Sharding)
-    for kind in kinds.values():
+    if kind := next(iter(kinds.values()), None):
         return kind()
-    raise UserError("train.devices", expected="'shards', an extension that is not there")
+    do = "set train.devices: 1, or restore the extension"
+    raise UserError("train.devices", expected="'shards', an extension that is not there", do=do)
 
 
 class Shards:
@@ -57,10 +60,14 @@ class Shards:
     size = 1
     replicates = False  # Frozen models are whole on every shard
 
-    def hold(self, name: str, model: PreTrainedModel, *of: Any) -> Base:
-        """Make a frozen model that all shards hold, from one on the CPU; ``of`` are its tokenizer,
-        record and folder."""
+    def hold(
+        self, name: str, model: PreTrainedModel | None, tokenizer: Any, record: Any, folder: Path
+    ) -> Base:
+        """Make a frozen model that all shards hold, from one on the CPU."""
         raise NotImplementedError
+
+    def release(self, name: str) -> None:
+        """Let go of the model of this name, if there is one; called on shard 0."""
 
     def trainable_copy(self, base: Base) -> Base:
         """Make a float32 copy that all shards hold, whose every parameter trains."""

@@ -165,7 +165,11 @@ class TrialSpec(Record):
         fields = {label: field for field, label in TRAIN_OVERRIDES.items()} | LABEL_FIELDS
         known = vars(self).get(fields.get(name, name))
         parts = {self.task, f"seed={self.seed}", *(text for _, text in self._label_parts)}
-        return term in parts or term.casefold() == self.method or value == known is not None
+        return (
+            not parts.isdisjoint({term, f"on {term}"})
+            or term.casefold() == self.method
+            or value == known is not None
+        )
 
     @property
     def arm_label(self) -> str:

@@ -49,18 +49,18 @@ ROW_ROLES = {
     "prompt": "Best prompt",
     "lora": "Best LoRA",
 }
-CLOSEST = {"do_not_fine_tune": "Best tried, not worth it", "not_decided": "Favored so far"}
+_CLOSEST = {"do_not_fine_tune": "Best tried, not worth it", "not_decided": "Favored so far"}
 """Role of the arm that an answer without a recommendation describes."""
 BYTES_PER_PARAMETER = 4
 FAILED_NOTE = "A run that failed counts as no net gain."
-MOST_COLUMNS = 10  # Ranks and other configurations that fit side by side on a phone
+_MOST_COLUMNS = 10  # Ranks and other configurations that fit side by side on a phone
 TOP, HEIGHT = 36, 170  # Pixels of the chart above its plot, and of the plot
 LEFT, RIGHT = 22, 91  # Percent of the chart's width where the first and the last column stand
 
 
 Cells = dict[str, tuple[str, ...]]
 """Numbers of an arm by column, each with its interval or other notes."""
-Steps = list[tuple[str, str]]
+_Steps = list[tuple[str, str]]
 """Texts and commands."""
 
 
@@ -69,9 +69,9 @@ class _AnswerCard:
     advice: TaskAdvice
     trust: str  # How much is open
     chart: Mapping[str, Any] | None
-    before: list[tuple[str, TrustCheck, Steps]]  # Each open check, with what settles it
+    before: list[tuple[str, TrustCheck, _Steps]]  # Each open check, with what settles it
     fine: str  # Names and facts of the other checks
-    further: Steps  # Steps that settle no check
+    further: _Steps  # _Steps that settle no check
     rows: tuple[tuple[str, str, Cells], ...]  # Role, label, numbers
     note: str  # Meaning of the numbers
 
@@ -95,7 +95,7 @@ def _trust_text(advice: TaskAdvice) -> str:
     return f"{text} {'to be mended first' if bad else 'open'}." if number else "Nothing is open."
 
 
-def _before_relying(advice: TaskAdvice) -> tuple[list[tuple[str, TrustCheck, Steps]], str, Steps]:
+def _before_relying(advice: TaskAdvice) -> tuple[list[tuple[str, TrustCheck, _Steps]], str, _Steps]:
     """Pair each open check with the steps that settle it; then name what is fine, and the other
     steps."""
     found, left = [], list(advice.next_steps)
@@ -107,7 +107,7 @@ def _before_relying(advice: TaskAdvice) -> tuple[list[tuple[str, TrustCheck, Ste
     return found, "; ".join(fine), _steps(left)
 
 
-def _steps(steps: Sequence[NextStep]) -> Steps:
+def _steps(steps: Sequence[NextStep]) -> _Steps:
     """Return each step with its time, if that is known, and its command."""
     times = [f", about {rough_duration(step.seconds)}" if step.seconds else "" for step in steps]
     return [(step.text + time, step.command) for step, time in zip(steps, times, strict=True)]
@@ -132,7 +132,7 @@ def _chart(view: StudyView, task: str) -> Mapping[str, Any] | None:
     by_rank = None not in ranks and (len(ranks) > 1 or len(arms) == 1)
     for arm in arms:
         found.setdefault(arm.rank if by_rank else arm.label, arm)
-    shown = sorted([*found.values()][:MOST_COLUMNS], key=lambda a: (a.rank or inf, a.label))
+    shown = sorted([*found.values()][:_MOST_COLUMNS], key=lambda a: (a.rank or inf, a.label))
     full = view.best_full(task)
     nets = {a.label: a.expected.net for a in (*shown, full) if a and a.expected}
     if not shown:
@@ -203,7 +203,7 @@ def _note(view: StudyView, task: str) -> str:
 
 
 def _role_text(advice: TaskAdvice, row: AnswerRow) -> str:
-    roles: dict[str, str] = {**ROW_ROLES, "closest": CLOSEST.get(advice.decision, "")}
+    roles: dict[str, str] = {**ROW_ROLES, "closest": _CLOSEST.get(advice.decision, "")}
     # A recommended arm with the highest net gain is not called too close to it.
     best_only = [role for role in row.roles if role != "best" or role == row.roles[0]]
     first, *others = (roles[role] for role in best_only)

@@ -82,7 +82,7 @@ def _is_numeric(column: "pd.Series[object]") -> bool:
     return len(cells) > 0 and not any(isinstance(cell, str) for cell in cells)
 
 
-HEADS = {"arm": "configuration", "trial": "run"}  # Words of a page for names of columns
+_HEADINGS = {"arm": "configuration", "trial": "run"}  # Words of a page for names of columns
 
 
 def html_table(frame: pd.DataFrame) -> Markup:
@@ -91,7 +91,7 @@ def html_table(frame: pd.DataFrame) -> Markup:
     frame = shown(frame)
     columns = [frame.attrs["columns"][title] for title in frame.columns]
     number = ' class="n"'
-    heads = {name: f' data-v="{name}">{word}' for name, word in HEADS.items()}
+    heads = {name: f' data-v="{name}">{word}' for name, word in _HEADINGS.items()}
     header = [
         f'<th scope="col"{number * _is_numeric(frame[title])}'
         + heads.get(title, f">{escape(title)}")

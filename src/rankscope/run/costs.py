@@ -85,7 +85,8 @@ class CostModel:
     def start(self) -> float:
         """Estimate the seconds until a new process trains.
 
-        It imports, hashes and loads the base, and makes its kernels as if none were in a cache.
+        The process imports its libraries, hashes and loads the base, and makes its kernels as if no
+        cache had them.
         """
         making = all_kernels()[self.inputs.config.train.kernels].start_seconds
         base_bytes = self.shapes.num_parameters * self.inputs.dtype.itemsize

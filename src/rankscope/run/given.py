@@ -73,8 +73,13 @@ def _copy_scores(
 
 
 def given_record(trial: TrialSpec, num_parameters: int) -> TrainRecord:
-    """Make the training record of a prompt, or of a given model with so many trained numbers."""
+    """Make the training record of a prompt, or of a given model with so many trained numbers.
+
+    All other figures of its training are 0 in this study.
+    """
+    figures = [name for name, field in TrainRecord.model_fields.items() if field.is_required()]
     record = {
+        **dict.fromkeys(figures, 0),
         "trial_id": trial.trial_id,
         "group_id": group_id((trial,)),
         "group_size": 1,
@@ -82,14 +87,7 @@ def given_record(trial: TrialSpec, num_parameters: int) -> TrainRecord:
         "losses": (),
         "weights_sha256": trial.given.sha256 if trial.given else "",
     }
-    return TrainRecord.model_validate(record | dict.fromkeys(NOT_TRAINED, 0))
-
-
-NOT_TRAINED = (
-    *("steps", "num_tokens", "num_label_tokens", "rows", "rows_dropped", "rows_truncated"),
-    *("seconds", "peak_memory_bytes"),
-)
-"""Training figures that a given model, or a prompt, lacks in this study."""
+    return TrainRecord.model_validate(record)
 
 
 def load_given(base: Base, trial: TrialSpec) -> Base:

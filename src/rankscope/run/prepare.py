@@ -20,7 +20,9 @@ def prepare(
     *,
     is_plan: bool = False,
 ) -> PreparedStudy:
-    """Fetch the model, encode the data, and check everything. Weights are hashed, not loaded.
+    """Fetch the model, encode the data, and check everything.
+
+    A run hashes the weights; nothing loads them. Raises UserError: the study cannot run.
 
     ``auto`` settings are resolved, so that trial ids name what was done.
 

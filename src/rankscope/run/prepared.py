@@ -85,7 +85,7 @@ class PreparedStudy:
 
     @cached_property
     def search_budget(self) -> BudgetConfig:
-        """Limit of a search: by default a quarter of the grid, and at least 12 trials a task."""
+        """Limit of a search: by default a quarter of the grid, at least 12 trials a task."""
         if self.config.budget is not None:
             return self.config.budget
         trained = sum(trial.trains for trial in self.trials)

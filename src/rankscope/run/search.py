@@ -29,7 +29,7 @@ from rankscope.run.study_clock import training_work
 
 NOT_NEEDED = "not needed for the answer"
 LAST_SHARE = 0.1  # Share of a time budget, held back for work after the last round
-FINALISTS = 4  # Arms that are scored on test items, as expected
+FINALISTS = 4  # Expected number of arms that are scored on test items
 UNMEASURED = 2.0
 """Factor by which an unmeasured kind of training is taken to be slower than the slowest one."""
 

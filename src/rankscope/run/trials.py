@@ -312,12 +312,9 @@ def _scored_trial(
     study, where = Ledger.read(folder, with_analyses=False), f"given: scores in {folder}"
     trial = _the_one(study, given.trial, where)
     again = "score its models again: rankscope eval"
-    for name, now in (
-        ("sha256", base.sha256),
-        ("dtype", config.dtype),
-        ("quantize", config.quantize),
-        ("prompt_format", config.model.prompt_format),
-    ):
+    needed = {"sha256": base.sha256, "dtype": config.dtype, "quantize": config.quantize}
+    needed["prompt_format"] = config.model.prompt_format
+    for name, now in needed.items():
         before = getattr(study.model, name)
         if before != now and now != NOT_READ:
             found = f"those of the base model {study.model.label} with {name} {before[:12]!r}"

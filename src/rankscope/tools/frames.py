@@ -26,8 +26,8 @@ from rankscope.report.table_formats import table
 from rankscope.report.tables import arms_table, study_tables
 from rankscope.store import Ledger
 
-SCORE_COLUMNS = {"task", "split", "metric", "score", "standard_error"}
-ITEM_COLUMNS = ("subject", "score", "gold", "prediction", "gold_logprob", "generated")
+_EVAL_COLUMNS = {"task", "split", "metric", "score", "standard_error"}
+_ITEM_COLUMNS = ("subject", "score", "gold", "prediction", "gold_logprob", "generated")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class StudyFrames:
         for (model, task, split), record in evals.items():
             base = evals.get((BASE, task, split))
             change = None if base is None else record.score - base.score
-            scored = record.model_dump(include=SCORE_COLUMNS) | {"items": record.n}
+            scored = record.model_dump(include=_EVAL_COLUMNS) | {"items": record.n}
             own = {"change": change, "seconds": record.seconds}
             rows.append(self._model_row(model) | scored | own)
         return table(rows)
@@ -99,7 +99,7 @@ class StudyFrames:
                 "task": task,
                 "split": split,
                 "item": item.item_id,
-                **{name: getattr(item, name) for name in ITEM_COLUMNS},
+                **{name: getattr(item, name) for name in _ITEM_COLUMNS},
                 "prompt": prompts.get((task, split, item.item_id)),
             }
             for (model, task, split) in self.records.results

@@ -180,7 +180,8 @@ def fit_to_minutes(
 ) -> tuple[str, dict[str, object]]:
     """Fit a study file to some minutes on this machine.
 
-    The search gets them as its budget, and arms are as long as a first design within them allows.
+    The search gets them as its budget. Arms are as long as they can be if a first design must end
+    within those minutes.
     ``file`` is the future place of the file, for relative paths. Raises UserError: the study cannot
     be planned, or, unless ``anyway``, is too short for an answer.
 

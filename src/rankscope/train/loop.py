@@ -79,7 +79,7 @@ def train_group(
                 raise Interrupted(f"stopped at step {first_step} of {num_steps}", do=CONTINUES)
         for step in range(first_step, num_steps):
             active = [state for state in states if state.is_active(step)]
-            # A pass lays its rows out by adapter, in the order of these.
+            # A pass lays its rows out by adapter, in the order in which adapters are stored.
             active.sort(key=lambda state: model.multi_lora.place(state.adapter_name))
             if not active:
                 break

@@ -134,7 +134,7 @@ def label_states(
 ) -> tuple[Tensor, Tensor]:
     """Compute the logits that predict the labels of rows, in order, (labels, vocabulary).
 
-    They are the inputs (labels, width) of an output layer that is apart.
+    Inside ``output_layer_apart`` the result is the layer's input instead, (labels, width).
 
     Args:
         parts: rows, their adapter, and whether neighbors with one prompt share it. Those run as one
@@ -142,7 +142,7 @@ def label_states(
             every answer.
 
     Returns:
-        The logits, and the labels.
+        The logits, or these inputs, and the labels.
     """
     batch, sources, num_kept, labels = list[Row](), list[int](), 0, list[int]()
     for rows, name, share in parts:

@@ -70,7 +70,9 @@ class TrialState:
     optimizer: torch.optim.Optimizer = field(init=False)
     losses: list[LossPoint] = field(default_factory=list)
     penalties: list[PenaltyPoint] = field(default_factory=list)
-    rewards: list[dict[str, float]] = field(default_factory=list)  # See TrainRecord
+    rewards: list[dict[str, float]] = field(
+        default_factory=list
+    )  # By step, as the objective notes them
     written: list[EncodedRow] = field(default_factory=list)  # Its own answers in this step
     num_tokens: int = 0
     num_label_tokens: int = 0

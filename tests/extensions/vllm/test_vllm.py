@@ -23,7 +23,7 @@ from rankscope.config.study import ModelConfig, StudyConfig
 from rankscope.errors import UserError
 from rankscope.evaluate.continuous_batching import GenerationLimits, generate
 from rankscope.evaluate.engines import resolved_engine
-from rankscope.extensions.vllm import Refused, VllmEngine, server
+from rankscope.extensions.vllm import Refused, VllmEngine, _is_readable, server
 from rankscope.extensions.vllm.comparison import parity
 from rankscope.extensions.vllm.server import serve_options
 from rankscope.extensions.vllm.serving import obstacle
@@ -334,3 +334,10 @@ def test_what_cannot_be_served_unmerged_is_said(settings: dict[str, object], rea
     assert reason in obstacle({"peft_type": "LORA", **settings})
     assert serving(**settings) == "vllm serve merged"
     assert obstacle({"peft_type": "LORA", "r": 8, "use_rslora": True}) == ""  # it reads that
+
+
+def test_adapters_of_other_programs_are_left_to_the_own_engine(tmp_path: Path) -> None:
+    settings = {"target_modules": ["q_proj"], "r": 8, "lora_alpha": 16}
+    for kind, readable in (({"peft_type": "LORA"}, True), ({"fine_tune_type": "lora"}, False)):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, **kind}))
+        assert _is_readable(tmp_path, "mine") is readable

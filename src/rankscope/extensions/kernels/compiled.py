@@ -44,7 +44,7 @@ def refusing(*faults: type[Exception]) -> Iterator[None]:
         yield
     except faults as error:
         found = f"functions that cannot be used: {first_line(error)}"
-        do = "make them work, or set 'plain', whose results differ by rounding"
+        do = "set 'plain': results so far are kept, and later ones differ by rounding"
         raise UserError("train.kernels", found, do=do) from error
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rankscope.errors import UserError
 from rankscope.extensions.kernels import compiled
 from rankscope.extensions.kernels.compiled import GATE, NORM, refusing
 
@@ -75,7 +76,8 @@ def check_triton(device: torch.device) -> None:
     They are called, because the package may be missing or of another version.
     """
     if device.type != "cuda":
-        raise RuntimeError("Liger's kernels run on a GPU")
+        found, do = "'liger', whose kernels run on a GPU", "set 'compiled' or 'plain'"
+        raise UserError("train.kernels", found, f"a kernel of device {device.type}", do)
     x = torch.ones(2, 64, device=device)
     norm, *gates = _functions()
     norm.apply(x, x[0], 1e-6, 0.0, "llama", False, True)

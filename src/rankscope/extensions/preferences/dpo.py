@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from rankscope.config.section import ConfigSection
-from rankscope.errors import UserError
 from rankscope.train.objectives.objective import Objective
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rankscope.config.study import TrainConfig
     from rankscope.data.encode import EncodedRow, EncodedRows
-    from rankscope.data.tasks import LoadedTask
     from rankscope.train.trial_state import TrialState
 
 
@@ -37,19 +34,6 @@ class Dpo(Objective):
     settings_type = DpoSettings
     by_row = needs_pairs = True
     rows_each = 2
-
-    def check_task(self, task: LoadedTask, train: TrainConfig) -> None:
-        super().check_task(task, train)
-        where = f"task {task.spec.name!r}, objective {self.name!r}"
-        if any(item.contexts for item in task.train):
-            raise UserError(where, "options inside the sentence", "options that follow a prompt")
-        if not all(item.choices for item in task.train):
-            raise UserError(
-                where,
-                f"rows of the shape {task.row_shape!r}, with one answer",
-                "a preferred and a rejected one (prompt, chosen, rejected), or multiple choice",
-                "give such rows, or choose another objective",
-            )
 
     def num_tokens(self, rows: EncodedRows) -> int:
         return sum(len(part.input_ids) for row in rows.rows for part in row.parts)

@@ -8,6 +8,7 @@ so that only gradients are exchanged.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -38,15 +39,16 @@ class ManyShards(Shards):
         self.models: dict[str, Base] = {}  # By name, the same on all shards
         self.is_in_step = False  # All shards run the same code: shard 0 announces nothing
 
-    def hold(self, name: str, model: PreTrainedModel | None, *of: Any) -> Base:
+    def hold(
+        self, name: str, model: PreTrainedModel | None, tokenizer: Any, record: Any, folder: Path
+    ) -> Base:
         """Make a frozen model that all shards hold together under ``name``, or each of them whole.
 
         Shard 0 calls this with the model. The other shards call it without, as the handler of shard
         0's announcement, and without the tokenizer.
         """
-        tokenizer, record, folder = of
         self.announce("shard", self.replicates, name, record, folder)
-        self.models.pop(name, None)  # before there is another one
+        self.release(name)  # before there is another one
         parts = frozen_shards(read_model_config(folder), getattr(torch, record.dtype), self, model)
         if self.replicates:
             block_output_layer(parts)
@@ -64,9 +66,12 @@ class ManyShards(Shards):
             check_rows_apart(base)
         return base
 
+    def release(self, name: str) -> None:
+        self.models.pop(name, None)
+
     def trainable_copy(self, base: Base) -> Base:
         name = "trained"
-        self.models.pop(name, None)  # before there is another one
+        self.release(name)  # before there is another one
         parts, rest = trainable_shards(base.model, self), (base.record, base.folder)
         made = Base(parts, base.tokenizer, *rest, MultiLora(parts), self, name)
         self.models[name] = made

@@ -187,6 +187,7 @@ def _is_readable(folder: Path, name: str | None) -> bool:
     targets, init = settings.get("target_modules"), settings.get("init_lora_weights")
     return not settings or (
         name is not None  # a model that runs by PEFT
+        and settings.get("peft_type") == "LORA"  # mlx-lm's own files have no such key
         and not obstacle(settings)
         and (not isinstance(init, str) or init == "gaussian")  # others may change the base
         and isinstance(targets, list)

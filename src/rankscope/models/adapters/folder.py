@@ -10,6 +10,7 @@ import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ from rankscope.models.adapters.settings import (
 )
 from rankscope.models.lora import Adapter
 from rankscope.models.low_rank_update import StoredFactors
-from rankscope.models.methods import LORA, get_method
+from rankscope.models.methods import get_method
 from rankscope.records import ModelRecord
 
 if TYPE_CHECKING:
@@ -90,10 +91,11 @@ def _lora_config(adapter: Adapter, base: ModelRecord) -> "LoraConfig":
     from peft import LoraConfig, TaskType
 
     method = get_method(adapter.method)
-    scale_of = (method if method.peft_fields else get_method(LORA)).rank_scale  # as PEFT has it
+    marks: Any = next(k for k in type(method).__mro__ if "peft_fields" in vars(k))
     double = 2 if adapter.initial_factors else 1
     ranks = {name: len(a) for name, a in adapter.a.items() if len(a) != adapter.rank}
     own_scale = method.rank_scale(adapter.rank)
+    scale_of = partial(marks.rank_scale, method)  # as PEFT has it, by the mark
     alphas = {name: adapter.alpha / own_scale * scale_of(r) for name, r in ranks.items()}
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM,

@@ -58,7 +58,8 @@ class AdapterSettings(BaseModel):
     def _marked(self, function: str) -> MethodKind:
         """Return the method that the flags mark and that overrides ``function``; else LoRA."""
         plain = get_method(LORA)
-        marked = (m for m in all_methods() if not m.peft_fields.keys().isdisjoint(self.flags))
+        own = (m for m in all_methods() if "peft_fields" in vars(type(m)))  # not a mark inherited
+        marked = (m for m in own if not m.peft_fields.keys().isdisjoint(self.flags))
         usual = getattr(type(plain), function)
         return next((m for m in marked if getattr(type(m), function) is not usual), plain)
 
@@ -77,7 +78,7 @@ class AdapterSettings(BaseModel):
     @property
     def methods(self) -> tuple[MethodKind, ...]:
         """The registered methods that write such a configuration."""
-        return tuple(m for m in all_methods() if [*m.peft_fields] == self.flags)
+        return tuple(m for m in all_methods() if m.has_rank and [*m.peft_fields] == self.flags)
 
     @property
     def method_name(self) -> str:

@@ -92,9 +92,9 @@ class RowLayout:
         queries out in the order of the products.
 
         Returns:
-            (L K,) indices into N K, where padding points at its row's first token; (N K,) indices
-                into
-            L K; and the places of padding.
+            (L K,) indices into N K, where padding points at its row's first token.
+            (N K,) indices into L K.
+            The places of padding.
         """
         if num_kv not in self._places:
             heads = torch.arange(num_kv)[:, None, None]

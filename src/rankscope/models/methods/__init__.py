@@ -1,4 +1,4 @@
-"""The registry of fine-tuning methods: files of this folder, and those of other packages.
+"""The registry of fine-tuning methods: the core's, those of extensions and of other packages.
 
 A method needs one file. Study files, records, labels, memory estimates and the documentation ask
 here. Import it freely: it loads neither torch nor transformers nor PEFT.

@@ -16,8 +16,7 @@ from rankscope.store import Artifact, TrialFailure, items_path, weights_path
 EvalBatch = tuple[str, Split, Mapping[str | None, ScoredModel]]
 """Task, split, and models by adapter name; the name None means no adapter."""
 Scored = tuple[Sequence[Evaluation], Sequence[TrialFailure]]
-"""Evaluations of a batch, and the trials that failed: some likelihood, or a variant's, is not
-finite."""
+"""Evaluations of a batch, and the trials that failed, for the reasons of ``evaluate_task``."""
 
 
 class EvaluateStage(Stage[EvalBatch, Scored]):

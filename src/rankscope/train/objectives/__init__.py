@@ -1,4 +1,4 @@
-"""The registry of training objectives: the files of this folder, and those of other packages.
+"""The registry of training objectives: the core's, those of extensions and of other packages.
 
 One file is all that an objective needs. Study files ask here. Import it freely: it loads neither
 torch nor transformers.

@@ -42,8 +42,17 @@ class Objective(ObjectiveKind):
 
     def check_task(self, task: LoadedTask, train: TrainConfig) -> None:
         """Raise UserError for a task, or a protocol, that the objective cannot be trained with."""
+        where = f"task {task.spec.name!r}, objective {self.name!r}"
+        if self.needs_pairs and any(item.contexts for item in task.train):
+            raise UserError(where, "options inside the sentence", "options that follow a prompt")
+        if self.needs_pairs and not all(item.choices for item in task.train):
+            raise UserError(
+                where,
+                f"rows of the shape {task.row_shape!r}, with one answer",
+                "a preferred and a rejected one (prompt, chosen, rejected), or multiple choice",
+                "give such rows, or choose another objective",
+            )
         if self.by_row and train.tokens is not None:
-            where = f"task {task.spec.name!r}, objective {self.name!r}"
             found = "'train.tokens', which counts the rows' own answers"
             raise UserError(where, found, "'epochs' or 'max_steps'")
 
