@@ -1,4 +1,4 @@
-# Rankscope in a container; docs/container.md has the commands.
+# Rankscope in a container; docs/your-model-and-data.md has the commands.
 FROM python:3.11-slim
 
 # Which build of PyTorch: cpu, or for NVIDIA GPUs the CUDA version, such as cu128. From its own

@@ -1,4 +1,4 @@
-"""Draw the rooms of Rankscope from their imports, as the picture of docs/architecture.md.
+"""Draw the rooms of Rankscope from their imports, as the picture of CONTRIBUTING.md.
 
     python scripts/architecture_picture.py
 

@@ -1,4 +1,4 @@
-"""The house's law of imports (docs/architecture.md), read off every source file."""
+"""The house's law of imports (CONTRIBUTING.md), read off every source file."""
 
 import ast
 from collections.abc import Iterator

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 import rankscope
 from pocket_world import pocket_rows
@@ -161,7 +160,7 @@ def test_the_study_file_in_llms_txt_is_one(tmp_path: Path) -> None:
 
 def test_a_broken_link_is_found() -> None:
     page = REPOSITORY / "docs" / "methods.md"
-    text = "[a](report.md#top) [b](../README.md) [c](nowhere.md) [d](https://arxiv.org)"
+    text = "[a](inspect.md#top) [b](../README.md) [c](nowhere.md) [d](https://arxiv.org)"
     assert missing_links(page, text) == ["nowhere.md"]
 
 
@@ -193,7 +192,7 @@ def test_the_own_data_walk_runs(
         code = run_command_line([verb, *arguments, *(settings if takes_settings else [])])
         assert code == 0, capsys.readouterr()
     shown = capsys.readouterr().out
-    # 80 rows: 16 are cut for the report, 16 for validation (docs/data.md), 48 are trained on.
+    # 80 rows: 16 are cut for the report, 16 for validation, 48 are trained on.
     assert "48 training rows" in shown
     assert "3 trials in 2 groups" in shown
     folder = Path("studies/rows")
@@ -221,11 +220,7 @@ def script(cells: list[str]) -> str:
 
 
 @pytest.mark.usefixtures("minutes")
-def test_the_first_lesson_runs_and_shows_an_answer_tables_and_an_adapter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on a machine without a GPU; with one, the lesson would download a model."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+def test_the_first_lesson_runs_and_shows_an_answer_tables_and_an_adapter(tmp_path: Path) -> None:
     cells = json.loads(NOTEBOOK.read_text("utf-8"))["cells"]
     program = tmp_path / "lesson.py"
     program.write_text(
@@ -234,11 +229,14 @@ def test_the_first_lesson_runs_and_shows_an_answer_tables_and_an_adapter(
     answer, scores, cost, files = (
         value for value in runpy.run_path(str(program))["shown"] if value is not None
     )
-    assert "pocket_med" in answer._repr_html_()
-    assert set(scores["score"].columns) == {"pocket_med", "pocket_general"}
-    # Three arms; the base has scores and no cost.
-    assert len(scores) == len(cost) + 1 == 4
-    assert scores.loc["base", ("change", "pocket_med")] == 0
+    assert "drugs" in answer._repr_html_()
+    assert set(scores["score"].columns) == {"drugs", "pocket_general"}
+    # Eight arms; the base has scores and no cost.
+    assert len(scores) == len(cost) + 1 == 9
+    assert scores.loc["base", ("change", "drugs")] == 0
+    page = (REPOSITORY / "docs" / "first-study.md").read_text("utf-8")
+    cell = next(c for c in map("".join, (c["source"] for c in cells)) if "name: drugs" in c)
+    assert re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) == [cell.split('"""')[1][2:]]
     assert cost.to_numpy().min() > 0
     assert {"README.md", "adapter_config.json", "adapter_model.safetensors"} <= set(files)
 

@@ -76,7 +76,7 @@ def test_the_walk_ends_well(walk: Walk) -> None:
     # Paths are written from the study file's folder and found from any other.
     assert f"model: {walk.out.parent / 'my-model'}\n" in walk.file.read_text("utf-8")
     assert f"train: {walk.out.parent / 'mine.jsonl'}\n" in walk.file.read_text("utf-8")
-    # 80 rows: 16 are cut for the test split, 16 for validation (docs/data.md), 48 are trained on.
+    # 80 rows: 16 are cut for the test split, 16 for validation, 48 are trained on.
     assert "48 training rows (plain prompts)" in walk.said["check"].told
     assert "3 trials in 2 groups: the study can run." in walk.said["check"].told
     assert "3 trials in 2 groups" in walk.said["plan"].told

@@ -1,4 +1,4 @@
-"""What docs/models.md says of each architecture, cell by cell, against transformers and PEFT."""
+"""Each cell of the architectures in docs/your-model-and-data.md, against transformers and PEFT."""
 
 import re
 from collections.abc import Callable
@@ -35,7 +35,7 @@ from rankscope.models.methods import get_method
 from rankscope.records import TrialSpec
 from rankscope.train.loop import GroupResult, train_group
 
-PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+PAGE = Path(__file__).parents[2] / "docs" / "your-model-and-data.md"
 STEPS = 3
 NEAR = 2e-5
 PROTOCOL = TrainConfig(max_steps=STEPS, batch_size=2, gradient_accumulation=3)

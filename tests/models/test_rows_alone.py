@@ -1,5 +1,6 @@
-"""Families of docs/models.md, most with a pass for each row, against transformers and PEFT."""
+"""Families of docs/your-model-and-data.md, a pass for each row, against transformers and PEFT."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from rankscope.models.output_layer import output_layer_apart
 from rankscope.train.loop import train_group
 from rankscope.train.memory import MemoryModel, RowCounts
 
-PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+PAGE = Path(__file__).parents[2] / "docs" / "your-model-and-data.md"
 CPU = torch.device("cpu")
 QUESTIONS = [([5, 9, 31, 7, 250], [[3], [77, 12], [77, 12, 9]]), ([8], [[4], [6]])]
 
@@ -45,11 +46,9 @@ def whole(model: Any, ids: list[int]) -> Tensor:
 
 
 def table() -> dict[str, str]:
-    """By architecture, whether rows share a pass, as the page says."""
-    lines = PAGE.read_text("utf-8").splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("| family "))
-    cells = [line.strip("|").split("|") for line in lines[start + 2 : lines.index("", start)]]
-    return {row[0].strip(): row[1].strip() for row in cells}
+    """By architecture, what a pass holds, as the page says."""
+    rows = re.findall(r"^\| (one row|many rows) \| (.*) \|$", PAGE.read_text("utf-8"), re.MULTILINE)
+    return {family: holds for holds, families in rows for family in families.split(", ")}
 
 
 def test_the_page_lists_what_is_tried() -> None:

@@ -36,10 +36,10 @@ def test_every_page_is_in_the_navigation_once() -> None:
         ("README.md", "docs/commands.md#log", "commands.md#log"),
         ("README.md", "docs/images/answer-card.png", "images/answer-card.png"),
         ("docs/commands.md", "../README.md", "index.md"),
-        ("docs/commands.md", "report.md#top", "report.md#top"),
+        ("docs/commands.md", "trust.md#top", "trust.md#top"),
         ("docs/commands.md", "../benchmarks/results/x.md", "benchmarks/results/x.md"),
         ("evidence/judges/claims.md", "../studies/claims/a.yaml", "../studies/claims/a.yaml"),
-        ("evidence/judges/claims.md", "../../docs/tasks.md", "../../tasks.md"),
+        ("evidence/judges/claims.md", "../../docs/trust.md", "../../trust.md"),
         ("LOG.md", "benchmarks", "benchmarks/README.md"),  # a folder that has a page
         ("LOG.md", "benchmarks/results", "benchmarks/results/index.md"),  # one that is listed
     ],

@@ -92,8 +92,8 @@ def override_values(overrides: Sequence[str]) -> dict[str, Any]:
 
 def load_task_file(path: Path) -> TaskConfig:
     """Read a task file; relative paths in it start at its folder."""
-    do = "write one with 'name:' and the place of the rows, such as 'test: rows.jsonl'"
-    document = _read_yaml(path, "'name:', 'test:' and 'scorer:'", f"{do} (docs/tasks.md)")
+    do = "write one with 'name:' and 'test: rows.jsonl' (docs/your-model-and-data.md)"
+    document = _read_yaml(path, "'name:', 'test:' and 'scorer:'", do)
     config = _validated(path, document, TaskConfig, [])
     if is_task_file(config.path):
         place = f"{document.mark_at(('path',))}: path"

@@ -199,11 +199,11 @@ def _rows_alone_notes(config: StudyConfig, grouping: Grouping) -> list[str]:
     architecture = type(grouping.model.base).__name__
     if config.train.devices > 1:
         found = f"{config.train.devices}, with {architecture}, whose rows run alone"
-        raise UserError("train.devices", found, "1 (docs/models.md)")
+        raise UserError("train.devices", found, "1 (docs/your-model-and-data.md)")
     shortest = min((of.mean_tokens for of in grouping.counts.values()), default=1.0)
     times = max(1.0, config.train.batch_tokens / shortest)
     return [
-        f"{architecture}: rows cannot share a pass (docs/models.md), so each row, and each answer "
-        f"of a question, runs alone: exact, in up to {times:,.0f} times as many passes as "
-        f"train.batch_tokens={config.train.batch_tokens:,} allows, and shared beginnings run again"
+        f"{architecture}: rows cannot share a pass (docs/your-model-and-data.md), so each row, "
+        f"and each answer of a question, runs alone: exact, in up to {times:,.0f} times as many "
+        f"passes as train.batch_tokens={config.train.batch_tokens:,} allows; beginnings run again"
     ]

@@ -271,11 +271,11 @@ def test_modules_of_one_name_are_those_of_their_own_folders(
     assert scores(0.125, 0.75) == [0.125, 0.75]  # edited
 
 
-PAGE = Path(__file__).parents[3] / "docs" / "tasks.md"
+PAGE = Path(__file__).parents[3] / "docs" / "your-model-and-data.md"
 
 
 def scorer_table() -> str:
-    """The table of docs/tasks.md."""
+    """The table of docs/your-model-and-data.md."""
     rows = ["| scorer | what runs | metrics; the first is the primary one |", "|---|---|---|"]
     for scorer in map(get_scorer, scorer_names()):
         metrics = [

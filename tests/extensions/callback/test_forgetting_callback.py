@@ -40,7 +40,7 @@ from rankscope.extensions.callback.forgetting import ForgettingCallback, live_ba
 from rankscope.models.model_folder import pocket_folder
 from rounding import rounding, terms_of_pass
 
-PAGE = Path(__file__).parents[3] / "docs" / "use-it.md"
+PAGE = Path(__file__).parents[3] / "docs" / "using-the-result.md"
 TASKS = ["pocket_cloze", "pocket_gsm"]  # Options are scored in one, numbers written in the other
 ITEMS = 12
 TOKENIZER = AutoTokenizer.from_pretrained(pocket_folder())

@@ -1,4 +1,4 @@
-"""The column of heads in docs/models.md, against scoring with heads set to zero."""
+"""The column of heads in docs/your-model-and-data.md, against scoring with heads set to zero."""
 
 from functools import partial
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The column of spectra in docs/models.md, against the weights that PEFT merges."""
+"""The column of spectra in docs/your-model-and-data.md, against the weights that PEFT merges."""
 
 from functools import partial
 from pathlib import Path

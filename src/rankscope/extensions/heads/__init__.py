@@ -60,7 +60,7 @@ class HeadsAnalysis(Analysis[HeadsConfig]):
         model = model_on_meta(study.base.config)
         HeadLayout.of(model)
         if not study.grouping.model.packs:
-            found = "rows that run alone, by an attention that is not Rankscope's (docs/models.md)"
+            found = "rows that run alone (docs/your-model-and-data.md)"
             raise UserError(f"heads of {type(model).__name__}", found, "a model whose rows pack")
 
     def needs_one_device(self, config: "StudyConfig", trials: Sequence["TrialSpec"]) -> str:

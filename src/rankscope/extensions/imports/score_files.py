@@ -95,7 +95,7 @@ def read_scores(
         table = _read_table(source, columns, task, said)
     else:
         expected = "a .csv or .parquet table, samples of lm-evaluation-harness or PEFT's results"
-        raise UserError(source, "no scores", expected, "see docs/data.md")
+        raise UserError(source, "no scores", expected, "see docs/your-model-and-data.md")
     for name in columns.keys() - known:
         expected = f"one of {', '.join(known)}" if known else "none for this source"
         said.append(UserError(f"--map {name}={columns[name]}", repr(name), expected))

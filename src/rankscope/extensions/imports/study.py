@@ -1,6 +1,6 @@
 """``rankscope import``: scores from elsewhere become the folder of a finished study.
 
-It has no weights; otherwise it reads like any other. docs/data.md lists the formats.
+It has no weights; otherwise it reads like any other. docs/your-model-and-data.md lists the formats.
 """
 
 import math
