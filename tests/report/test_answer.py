@@ -240,7 +240,7 @@ def test_the_terminal_has_the_base_every_arm_and_one_mark_per_task(view: StudyVi
 
 def test_an_arm_without_a_score_is_explained() -> None:
     study, advice = study_and_advice(Truth(num_items=20, seeds=(0,), failed={(2, 1e-3, 0): "oom"}))
-    explained = "–: the arm has no score on some task that counts."  # noqa: RUF001
+    explained = "–: the configuration has no score on some task that counts."  # noqa: RUF001
     assert explained in " ".join(terminal(StudyView(study, advice)))
     whole = StudyView(*study_and_advice(Truth(num_items=20, seeds=(0,))))
     assert explained not in " ".join(terminal(whole))
