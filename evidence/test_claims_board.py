@@ -209,7 +209,9 @@ def test_records_of_a_study_give_its_own_numbers(tmp_path: Path) -> None:
         assert grid.norms((rank, 2e-3))[0] == pytest.approx(norm, rel=1e-6)
     restore(tmp_path / "kept", tmp_path / "again")
     again = rankscope.load(tmp_path / "again")
-    assert again.answer.__repr__() == study.answer.__repr__()
+    # Kept records have no gold answers, so the most frequent one is not known.
+    answers = [re.sub(r"One can score .*", "", repr(of.answer)) for of in (again, study)]
+    assert answers[0] == answers[1]
     pd.testing.assert_frame_equal(again.arms, study.arms, rtol=1e-6)
     assert len(again.records.rounds) >= 1
     assert again.records.rounds == study.records.rounds

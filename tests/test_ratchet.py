@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 LIMITS = {
-    "code lines of the core": 26_483,
-    "code lines of extensions": 8_066,  # a cap: 7,000 and objectives, kernels, vLLM, shards
-    "lines of tests": 29_147,
-    "lines of tests of extensions": 9_449,
-    "words of docs and README": 36_243,
-    "words of README": 867,
-    "sentences over 40 words": 19,
+    "code lines of the core": 26_410,
+    "code lines of extensions": 8_058,  # a cap: 7,000 and objectives, kernels, vLLM, shards
+    "lines of tests": 28_780,
+    "lines of tests of extensions": 9_473,
+    "words of docs and README": 27_032,
+    "words of README": 866,
+    "sentences over 40 words": 2,
     "data types": 146,
     "public definitions": 905,
     "functions over 60 lines": 3,

@@ -16,11 +16,8 @@ from rankscope.report.columns import Column
 from rankscope.report.study_view import StudyView
 from rankscope.report.table_formats import (
     FORMATS,
-    comma_separated,
     frame_rows,
     html_table,
-    latex,
-    latex_text,
     markdown,
     shown,
     table,
@@ -113,7 +110,7 @@ def test_the_best_as_shown_is_bold_ties_included() -> None:
         "| a | **90.5** | **1.3 \\[1.0, 2.0\\]** |",
         "| b | **90.5** | **1.3 \\[1.0, 2.0\\]** |",
     ]
-    assert r"b & \textbf{90.5} & \textbf{1.3 {[}1.0, 2.0]} \\" in latex(made)
+    assert r"b & \textbf{90.5} & \textbf{1.3 {[}1.0, 2.0]} \\" in FORMATS["tex"](made).decode()
 
 
 def test_programs_get_names_and_plain_numbers_and_people_titles_and_units() -> None:
@@ -209,8 +206,8 @@ HTML = (
 
 def test_a_small_table_as_it_was_written_by_hand() -> None:
     assert markdown(SMALL) == MARKDOWN
-    assert comma_separated(SMALL) == CSV
-    assert latex(SMALL) == LATEX
+    assert FORMATS["csv"](SMALL).decode() == CSV
+    assert FORMATS["tex"](SMALL).decode() == LATEX
     assert html_table(SMALL) == HTML
     frame = pd.read_parquet(io.BytesIO(FORMATS["parquet"](SMALL)))
     assert frame_rows(frame) == frame_rows(SMALL)
@@ -226,8 +223,8 @@ def test_a_value_and_its_interval_are_one_column_but_in_csv() -> None:
         "| a | 3.1 \\[\N{MINUS SIGN}1.0, 7.2\\] | 12 |\n| b | 2.0 | 1 |\n"
         "| c | \N{EN DASH} | 0 |\n"
     )
-    assert r"a & 3.1 {[}$-$1.0, 7.2] & 12 \\" in latex(made)
-    assert comma_separated(made).splitlines() == [
+    assert r"a & 3.1 {[}$-$1.0, 7.2] & 12 \\" in FORMATS["tex"](made).decode()
+    assert FORMATS["csv"](made).decode().splitlines() == [
         "arm,gain,gain_low,gain_high,n",
         "a,3.14,-1.0,7.25,12",
         "b,2.0,,,1",
@@ -249,7 +246,7 @@ def test_frames_that_a_user_changes_or_reads_back_are_read_by_their_names() -> N
 def test_csv_reads_back_with_every_digit() -> None:
     numbers = (1 / 3, -1e-12, 12345678901234567890, 0)
     made = table([{"n": value} for value in numbers], {"n": Column(digits=1)})
-    _, *rows = csv.reader(io.StringIO(comma_separated(made), newline=""))
+    _, *rows = csv.reader(io.StringIO(FORMATS["csv"](made).decode(), newline=""))
     assert [float(row[0]) for row in rows] == [float(value) for value in numbers]
 
 
@@ -268,7 +265,7 @@ def test_csv_reads_back_with_every_digit() -> None:
 )  # fmt: skip
 def test_characters_that_mean_something_are_escaped(text: str, markdown_: str, latex_: str) -> None:
     assert markdown_text(text) == markdown_
-    assert latex_text(text) == latex_
+    assert f"\n{latex_} " in FORMATS["tex"](table([{"x": text}])).decode()
 
 
 def unescaped(text: str, special: str) -> list[str]:
@@ -284,13 +281,13 @@ def assert_inert(made: pd.DataFrame) -> None:
         plain = line.replace("| **", "| ").replace("** |", " |")  # the best of a column
         assert unescaped(plain.replace("| ", " ").replace(" |", " "), "<>|`[]*$") == []
         assert unescaped(line, "|") == unescaped(head, "|")
-    body = latex(made).partition("\\midrule\n")[2].partition("\\bottomrule")[0]
+    body = FORMATS["tex"](made).decode().partition("\\midrule\n")[2].partition("\\bottomrule")[0]
     assert len(body.splitlines()) == len(made)
     assert len({len(unescaped(line, "&")) for line in body.splitlines()}) == 1
     macros = set(re.findall(r"\\[a-zA-Z]+", body))
     assert macros <= {r"\textless", r"\textgreater", r"\textbackslash", r"\ldots",
                       r"\textbar", r"\textbf"}  # fmt: skip
-    _, *rows = csv.reader(io.StringIO(comma_separated(made), newline=""))
+    _, *rows = csv.reader(io.StringIO(FORMATS["csv"](made).decode(), newline=""))
     assert [len(row) for row in rows] == [len(made.columns)] * len(made)
     texts = [
         cell
@@ -299,7 +296,7 @@ def assert_inert(made: pd.DataFrame) -> None:
         if isinstance(value, str)
     ]
     assert all(cell[:1] not in ("=", "+", "-", "@", "\t", "\r") for cell in texts)
-    for text in (markdown(made), latex(made), comma_separated(made)):
+    for text in (markdown(made), FORMATS["tex"](made).decode(), FORMATS["csv"](made).decode()):
         assert not {"\u202e", "\x00"} & {*text}
 
 
@@ -307,7 +304,8 @@ def test_files_hold_an_answer_whole() -> None:
     answer = " ".join(f"sentence {i}." for i in range(250))
     made = table([{"answer": answer}])
     assert len(answer) > 3000
-    assert all(answer in write(made) for write in (markdown, latex, comma_separated))
+    written = [markdown(made), *(FORMATS[name](made).decode() for name in ("tex", "csv"))]
+    assert all(answer in text for text in written)
 
 
 def test_hostile_text_stays_text_in_every_format() -> None:

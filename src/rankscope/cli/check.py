@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import compress
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -12,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from rankscope.cli.terminal import folded, note_lines, terminal_table
-from rankscope.errors import UserError
 from rankscope.formatting import count, terminal_text
 from rankscope.records import TaskRecord
 
@@ -26,24 +24,6 @@ LABEL_STYLES = ("black on green", "black on bright_green")
 SPECIAL_STYLE = "bold magenta"
 LABELED_SPECIAL_STYLE = "bold magenta on green"
 MAX_TOKENS = 2000
-
-
-def check_that_rows_teach(prepared: PreparedStudy) -> None:
-    """Refuse rows whose answers all agree: a model learns nothing from them but that answer.
-
-    Raises:
-        UserError: every training row of a task has the same labels.
-    """
-    for name, encoded in prepared.data.rows.items():
-        rows = encoded.rows
-        if not encoded.judges and len(rows) > 1 and len({_labels(row) for row in rows}) == 1:
-            found = f"the same answer, as the model reads it, in all {len(rows):,} training rows"
-            told = f"{{where}} cannot teach anything: it has {found}."
-            raise UserError(f"task {name!r}", found, "several", "give other rows", (), told)
-
-
-def _labels(row: EncodedRow) -> tuple[int, ...]:
-    return tuple(i for part in row.parts for i in compress(part.input_ids, part.is_label))
 
 
 def check_result(prepared: PreparedStudy, rows_shown: int, next_step: str) -> RenderableType:

@@ -4,8 +4,9 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from itertools import compress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
@@ -24,6 +25,10 @@ from rankscope.errors import OK, UNFINISHED, UserError
 from rankscope.filesystem import make_folder, replace_text, user_path
 from rankscope.progress import ConsoleReporter
 from rankscope.registry import extension_file
+
+if TYPE_CHECKING:
+    from rankscope.data.encode import EncodedRow
+    from rankscope.run.prepared import PreparedStudy
 
 PRESET_LINES = "\n".join(f"  {name}: {purpose}" for name, purpose in PRESETS.items())
 
@@ -240,9 +245,7 @@ def _check_command(
     print_message(f"Reading the rows of {', '.join(names)} ...")
     with ConsoleReporter(err_console) as reporter:
         prepared = study.check(reporter)
-    from rankscope.cli.check import check_result, check_that_rows_teach
-
-    check_that_rows_teach(prepared)
+    _check_that_rows_teach(prepared)
     data = {
         "trials": len(prepared.trials),
         "groups": len(prepared.groups),
@@ -255,6 +258,26 @@ def _check_command(
     plan += ["--trust-task-code"] if trust_task_code else []
 
     def show() -> None:
+        from rankscope.cli.check import check_result
+
         print_result(check_result(prepared, rows, shlex.join(plan)))
 
     return Reply(data, show)
+
+
+def _check_that_rows_teach(prepared: "PreparedStudy") -> None:
+    """Refuse rows whose answers all agree: a model learns nothing from them but that answer.
+
+    Raises:
+        UserError: every training row of a task has the same labels.
+    """
+    for name, encoded in prepared.data.rows.items():
+        rows = encoded.rows
+        if not encoded.judges and len(rows) > 1 and len({_labels(row) for row in rows}) == 1:
+            found = f"the same answer, as the model reads it, in all {len(rows):,} training rows"
+            told = f"{{where}} cannot teach anything: it has {found}."
+            raise UserError(f"task {name!r}", found, "several", "give other rows", (), told)
+
+
+def _labels(row: "EncodedRow") -> tuple[int, ...]:
+    return tuple(i for part in row.parts for i in compress(part.input_ids, part.is_label))

@@ -124,15 +124,15 @@ def markdown(frame: pd.DataFrame) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def latex(frame: pd.DataFrame) -> str:
+def _latex(frame: pd.DataFrame) -> str:
     """Write a ``tabular`` for the booktabs package; numbers are flush right."""
-    cells, are_numbers = _texts(shown(frame), latex_text, r"\textbf{{{}}}")
+    cells, are_numbers = _texts(shown(frame), _latex_text, r"\textbf{{{}}}")
     kinds = "".join("r" if is_number else "l" for is_number in are_numbers)
     text = cells.to_latex(index=False, escape=False, column_format=kinds)
     return f"% \\usepackage{{booktabs}}\n{text}"
 
 
-def comma_separated(frame: pd.DataFrame) -> str:
+def _comma_separated(frame: pd.DataFrame) -> str:
     """Write CSV (RFC 4180): unknown is empty, and a number reads back as the same number."""
     safe = pd.DataFrame(
         {
@@ -145,8 +145,8 @@ def comma_separated(frame: pd.DataFrame) -> str:
 
 FORMATS: dict[str, Callable[[pd.DataFrame], bytes]] = {
     "md": lambda frame: markdown(frame).encode(),
-    "csv": lambda frame: comma_separated(frame).encode(),
-    "tex": lambda frame: latex(frame).encode(),
+    "csv": lambda frame: _comma_separated(frame).encode(),
+    "tex": lambda frame: _latex(frame).encode(),
     "parquet": lambda frame: bytes(pd.DataFrame(frame).to_parquet(index=False)),  # without attrs
 }
 """Maps a file ending to the function that gives the file's content."""
@@ -237,7 +237,7 @@ _LATEX = {
 }
 
 
-def latex_text(text: str) -> str:
+def _latex_text(text: str) -> str:
     """Escape text for LaTeX, every character that has a meaning in TeX."""
     line = " ".join(safe_text(text).split())
     escaped = "".join(_LATEX.get(character, character) for character in line)

@@ -30,7 +30,7 @@ _COLUMNS = (
 
 
 @in_section("ranks", 7)
-def draw_rows(view: StudyView, task: str) -> Figure | None:
+def _draw_rows(view: StudyView, task: str) -> Figure | None:
     """Draw the figure; None unless some arms differ in the number of rows."""
     lines: dict[str, list[ArmSummary]] = {}
     for arm in view.candidates(task):
