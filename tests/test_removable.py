@@ -57,7 +57,7 @@ EXTENSIONS = {
     "analyze.heads.enabled=true": "is not a key. No key is known here.",
     "evaluate.engine=vllm": "expected one of auto, own",
     "evaluate.scales=[0.5]": "Known here: cross_domain, retention",
-    "executor=slurm": "expected one of local",
+    "executor=slurm": "is not a key. Known here: local",
     "train.kernels=compiled": "expected one of plain",
     "tasks.0.scorer=rouge": "expected one of contains",
     "train.objective=dpo": "expected one of sft, or",
@@ -103,7 +103,7 @@ def test_without_extensions_the_smallest_study_runs(tmp_path: Path) -> None:
     for option in ("init --from", "export --patch"):
         assert f"{option}: expected 'trainers', an extension that is not there" in done.stderr
     assert "train.devices: expected 'shards', an extension that is not there" in done.stderr
-    assert "No such command 'import'" in done.stderr
+    assert "unknown command 'import'" in done.stderr
     assert "  quickstart " in done.stdout
     assert "  import " not in done.stdout
 

@@ -51,7 +51,7 @@ FAULTS = [
     ("name: mine\npath: x\ntrain: y\n", ":1: task", "'path' and 'train'", "one source", "give one"),
     ("name: mine\nstop: ['']\n", ":2: stop.0", "''", "at least 1 character", ""),
     ("path: other.yaml\nname: x\n", ":1: path", "another task file", "", "write the task out"),
-    ("", "", "an empty file", "keys such as 'name:'", "write one with 'name:' and the place of"),
+    ("", "", "an empty file", "keys such as 'name:'", "with 'name:' and 'test: rows.jsonl'"),
 ]  # fmt: skip
 
 

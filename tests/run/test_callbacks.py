@@ -94,7 +94,7 @@ def test_curves_asked_for_later_are_those_of_later_trials(tmp_path: Path) -> Non
     again = small_study(tmp_path, arms=arms, seeds=[0, 1], **changed_again).run(tmp_path / "out")
     assert again.trials == after.trials
     write_outputs(tmp_path / "out")
-    assert "1 trial of 2 has no curve" in (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "1 run of 2 has no curve" in (tmp_path / "out" / "report.html").read_text("utf-8")
 
 
 def test_the_plan_counts_them(tmp_path: Path) -> None:

@@ -177,6 +177,7 @@ def _filled_model(folder: Path, dtype: torch.dtype, options: dict[str, Any]) -> 
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
+                use_kernels=False,  # Transformers 5.25 would fetch compiled code from the hub
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # to say below which one it is
                 **options,

@@ -20,7 +20,7 @@ from rankscope.errors import UserError
 from rankscope.filesystem import check_outside, check_taken, folder_in_one_step, read_json_object
 from rankscope.hashing import weights_sha256
 from rankscope.models.adapters.settings import CONFIG
-from rankscope.models.load import check_stored_weights, load_tokenizer
+from rankscope.models.load import check_stored_weights, load_model, load_tokenizer
 from rankscope.models.model_folder import model_folder
 from rankscope.models.parameters import architecture, read_model_config
 from rankscope.records import StudyRecords, TaskRecord, TrialRecords, TrialSpec
@@ -220,10 +220,7 @@ def _merge_adapter(study: StudyRecords, adapter: Path, out: Path) -> None:
     """
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
     folder = model_folder(study.config.model)
     if weights_sha256(folder) != study.model.sha256:
         raise UserError(
@@ -233,15 +230,7 @@ def _merge_adapter(study: StudyRecords, adapter: Path, out: Path) -> None:
             "one that was scored",
             "restore them",
         )
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        config=read_model_config(folder),
-        dtype=torch.float32,
-        local_files_only=True,
-        use_safetensors=True,
-        attn_implementation="eager",
-        trust_remote_code=False,
-    )
+    model = load_model(folder, torch.float32)
     with warnings.catch_warnings():
         # PEFT asks transformers for an attribute that was renamed.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)

@@ -26,7 +26,7 @@ from rankscope.extensions.trainers.files import read_trainer_file
 from rankscope.models.model_folder import pocket_folder
 
 FILES = Path(__file__).with_name("trainer_files")
-WORDS = "ba do ma ti lo ku se ra".split()
+WORDS = "fox wolf bear otter heron eagle horse goat".split()  # known to the pocket tokenizer
 ALL = ["all-linear"]
 
 

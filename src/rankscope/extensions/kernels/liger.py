@@ -69,7 +69,6 @@ def _functions() -> tuple[Any, Any, Any]:
 
 
 @cache
-@refusing(Exception)  # of Liger, of Triton, of the compiler
 def check_triton(device: torch.device) -> None:
     """Raise UserError if the functions cannot run on a device.
 
@@ -78,8 +77,9 @@ def check_triton(device: torch.device) -> None:
     if device.type != "cuda":
         found, do = "'liger', whose kernels run on a GPU", "set 'compiled' or 'plain'"
         raise UserError("train.kernels", found, f"a kernel of device {device.type}", do)
-    x = torch.ones(2, 64, device=device)
-    norm, *gates = _functions()
-    norm.apply(x, x[0], 1e-6, 0.0, "llama", False, True)
-    for gate in gates:
-        gate.apply(x, x)
+    with refusing(Exception):  # of Liger, of Triton, of the compiler
+        x = torch.ones(2, 64, device=device)
+        norm, *gates = _functions()
+        norm.apply(x, x[0], 1e-6, 0.0, "llama", False, True)
+        for gate in gates:
+            gate.apply(x, x)
