@@ -13,6 +13,7 @@ No assertion is about time: pytest's limit ends what hangs.
 """
 
 import gc
+import os
 import signal
 from collections.abc import Generator, Iterator
 from itertools import islice
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 # As in a terminal: tests that are started in the background would ignore Ctrl-C, and so their runs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# As the command does: a peer that Transformers loads takes no compiled code from the hub either.
+os.environ.setdefault("USE_HUB_KERNELS", "NO")
 
 
 pytest_plugins = ["pytester"]

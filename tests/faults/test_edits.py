@@ -217,7 +217,7 @@ def test_results_of_other_versions_are_mixed_only_on_request(copied: Path) -> No
     with Ledger.open(copied, write=True) as ledger:
         here = ledger.load().provenance
         older = here.model_copy(
-            update={"rankscope": "0.1.0+0ld", "libraries": {**here.libraries, "torch": "2.0.0"}}
+            update={"rankscope": "0.0.1+0ld", "libraries": {**here.libraries, "torch": "2.0.0"}}
         )
         ledger.add_provenance(older, allow_mixed=True)
     assert run_again(copied).code == 0  # nothing is missing: nothing is mixed
@@ -232,7 +232,7 @@ def test_results_of_other_versions_are_mixed_only_on_request(copied: Path) -> No
     assert [trial.status for trial in study.trials] == ["done"] * 3
     (note,) = [note for note in study.notes if "more than one version" in note]
     assert "torch" in note
-    assert "rankscope 0.1.0+" in note
+    assert "rankscope 0.0.1+" in note
 
 
 def test_a_word_that_retry_does_not_know(copied: Path) -> None:

@@ -314,12 +314,12 @@ def _stop_like_interrupt() -> None:
 
 
 def _hide_hub_kernels() -> None:
-    """Let libraries see no package ``kernels``, unless ``USE_HUB_KERNELS`` is set.
+    """Let libraries see no package ``kernels``, unless ``USE_HUB_KERNELS`` asks for it.
 
-    Transformers (for some models) and bitsandbytes (on import) would download compiled code from
-    the hub with that package, and run it.
+    Transformers (on a load) and bitsandbytes (on import) would download compiled code from the hub
+    with that package, and run it.
     """
-    if "USE_HUB_KERNELS" not in os.environ:
+    if os.environ.setdefault("USE_HUB_KERNELS", "NO") == "NO":
         sys.modules["kernels"] = None  # type: ignore[assignment]  # as if it were not installed
 
 
