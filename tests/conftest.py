@@ -35,7 +35,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # As the command does: a peer that Transformers loads takes no compiled code from the hub either.
 os.environ.setdefault("USE_HUB_KERNELS", "NO")
 
-
 pytest_plugins = ["pytester"]
 
 
