@@ -319,7 +319,7 @@ def _hide_hub_kernels() -> None:
     Transformers (on a load) and bitsandbytes (on import) would download compiled code from the hub
     with that package, and run it.
     """
-    if os.environ.setdefault("USE_HUB_KERNELS", "NO") == "NO":
+    if os.environ.setdefault("USE_HUB_KERNELS", "NO").upper() not in ("1", "ON", "YES", "TRUE"):
         sys.modules["kernels"] = None  # type: ignore[assignment]  # as if it were not installed
 
 
