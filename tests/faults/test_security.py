@@ -88,9 +88,8 @@ def test_libraries_see_no_package_kernels(place: Path, mark: Path, set_to: dict[
     (place / "kernels").mkdir()
     (place / "kernels" / "__init__.py").write_text(MARKS.format(str(mark)))
     (place / "kernels-0.18.2.dist-info").mkdir()
-    (place / "kernels-0.18.2.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: kernels\nVersion: 0.18.2\n"
-    )
+    told = "Metadata-Version: 2.1\nName: kernels\nVersion: 0.18.2\n"
+    (place / "kernels-0.18.2.dist-info" / "METADATA").write_text(told)
     path = os.pathsep.join([str(place), *sys.path])
     kept = {name: text for name, text in os.environ.items() if name != "USE_HUB_KERNELS"}
     environment = {**kept, "PYTHONPATH": path, **set_to}

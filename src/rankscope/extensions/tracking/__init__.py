@@ -54,7 +54,7 @@ class Tracker(ProgressReporter):
     def write(self, run: _TrackedRun, points: History, status: str) -> None:
         """Add points to a run, which may not exist yet; with a status, end it.
 
-        The call returns once the points are stored.
+        The call returns once the tracker has the points.
         """
         raise NotImplementedError
 
@@ -192,4 +192,4 @@ class Wandb(Tracker):
             opened.log({"step": step, **values})
         if status:
             opened.summary["status"] = status
-        opened.finish(exit_code=int(status in FAILED))  # returns once all is written
+        opened.finish(exit_code=int(status in FAILED))  # its service writes the last of it
